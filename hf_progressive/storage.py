@@ -102,12 +102,11 @@ def atomic_folder(
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is not set.
+        OSError: The disk is full or not writable; what was at `path` is there still.
     """
     target = Path(path)
     if target.exists() and not overwrite:
-        raise FileExistsError(
-            f"{target} exists already; choose another folder, or allow it to be overwritten"
-        )
+        raise FileExistsError(f"{target} exists already; choose another folder, or allow it to be overwritten")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(target)
     temporary.mkdir()
