@@ -1,0 +1,235 @@
+"""YAML to frozen dataclasses: every key known, every value of its declared type, every error with its dotted path.
+
+This module imports neither torch nor transformers.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, of which YAML would silently keep the last."""
+
+
+def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    mapping: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in mapping:
+            raise ValueError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice; keep one")
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The mapping, with plain Python values.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not YAML, not a mapping, or names a key twice.
+    """
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; give the path of a YAML configuration") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds {type(value).__name__}, expected a mapping of keys to values")
+    return value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return advice on a misspelt name: the nearest right one, or all of them where none is near.
+
+    Args:
+        name: What was written.
+        known: The names that would be right.
+
+    Returns:
+        A clause to put behind a semicolon.
+
+    >>> nearest("lamda", ["lambda", "gamma"])
+    "did you mean 'lambda'?"
+    """
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
+
+
+def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of a mapping with dotted overrides applied.
+
+    Args:
+        mapping: Plain values, as read from YAML.
+        overrides: Items of the form `key.path=value`; the value is YAML, a number in the path indexes a list.
+
+    Returns:
+        The changed copy.
+
+    Raises:
+        ValueError: An item has no `=`, or its path runs through something that is no mapping or list.
+
+    >>> apply_overrides({"phi": {"gamma": 1.0}, "rungs": ["d4"]}, ["phi.gamma=0.5", "rungs.0=d6"])
+    {'phi': {'gamma': 0.5}, 'rungs': ['d6']}
+    """
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(mapping)))  # a deep copy of plain values
+    for item in overrides:
+        path, equals, text = item.partition("=")
+        if not equals or not path:
+            raise ValueError(f"override {item!r}: expected key.path=value")
+        try:
+            value = yaml.load(text, Loader=_UniqueKeyLoader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"override {item!r}: {text!r} is not a YAML value") from error
+        *parents, last = path.split(".")
+        node: Any = result
+        for depth, key in enumerate(parents):
+            node = _child(node, key, ".".join(parents[: depth + 1]), item)
+        if isinstance(node, list):
+            node[_list_index(node, last, path, item)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise ValueError(f"override {item!r}: {'.'.join(parents)} is a single value, it has no keys")
+    return result
+
+
+def _list_index(node: list[Any], key: str, path: str, item: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise ValueError(f"override {item!r}: {path} needs an index from 0 to {len(node) - 1}")
+    return int(key)
+
+
+def _child(node: Any, key: str, path: str, item: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, key, path, item)]
+    if isinstance(node, dict):
+        if node.get(key) is None:
+            node[key] = {}
+        return node[key]
+    raise ValueError(f"override {item!r}: {path} lies below a single value, which has no keys")
+
+
+def build(cls: type[T], value: Any, path: str = "") -> T:
+    """Build a dataclass from a mapping, checking every key and the type of every value.
+
+    A class may define `from_yaml(value, path)` to accept other forms than a mapping.
+
+    Args:
+        cls: A dataclass.
+        value: The mapping.
+        path: The dotted path to this mapping, for error messages.
+
+    Returns:
+        The dataclass.
+
+    Raises:
+        ValueError: A key is unknown or missing, or a value has the wrong type or is refused by the class.
+    """
+    where = path or "the top level"
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: expected a mapping of keys to values, got {value!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments = {}
+    for key, item in value.items():
+        here = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            raise ValueError(f"{here}: unknown key; {nearest(str(key), fields)}")
+        arguments[key] = convert(hints[key], item, here)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in arguments:
+            raise ValueError(f"{where}: {name} is missing; it has no default")
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}" if path else str(error)) from None
+
+
+def convert(hint: Any, value: Any, path: str) -> Any:
+    """Convert a plain value to a declared type, strictly.
+
+    Integers pass for floats, and so do strings such as `1e-3`, which YAML 1.1 takes for text.
+
+    Args:
+        hint: The type: a scalar, `Literal`, union, `tuple[X, ...]`, `dict[str, X]`, dataclass or `Any`.
+        value: The value.
+        path: Its dotted path, for error messages.
+
+    Returns:
+        The converted value.
+
+    Raises:
+        ValueError: The value does not have the type.
+    """
+    if hint is Any:
+        return value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            raise ValueError(f"{path}: {value!r} is not one of {', '.join(map(str, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, path)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{path}: expected a list, got {value!r}")
+        return tuple(convert(arguments[0], item, f"{path}.{i}") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{path}: expected a mapping, got {value!r}")
+        return {str(key): convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        from_yaml = getattr(hint, "from_yaml", None)
+        return from_yaml(value, path) if from_yaml else build(hint, value, path)  # type: ignore[arg-type]
+    return _convert_scalar(hint, value, path)
+
+
+def _convert_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
+    if value is None and type(None) in members:
+        return None
+    errors = []
+    for member in members:
+        if member is type(None):
+            continue
+        try:
+            return convert(member, value, path)
+        except ValueError as error:
+            errors.append(str(error))
+    raise ValueError(errors[0] if len(errors) == 1 else f"{path}: {value!r} fits none of the accepted forms")
+
+
+def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
+    if hint is float and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise ValueError(f"{path}: expected {names.get(hint, hint.__name__)}, got {value!r}")
+    return value
