@@ -1,0 +1,35 @@
+# Everything from a fresh machine: Python 3.11+ and make are all that is needed.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    ?= runs/ladder_small
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: ladder test test-slow lint types install clean
+
+ladder: $(STAMP)  ## grow, train, measure and report the default ladder
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml examples/run_ladder.py --output-dir $(RUN)
+
+test: $(STAMP)  ## the test suite, without the tests marked slow
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+
+test-slow: $(STAMP)  ## the tests marked slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+install: $(STAMP)
+
+# constraints.txt pins torch exactly, which on a machine without a GPU finds the CPU build.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

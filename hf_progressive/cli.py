@@ -1,0 +1,226 @@
+"""The command line, `hf-progressive`: argparse in front of the package's functions.
+
+Progress and logs go to stderr. With `--json` the last line on stdout is one JSON object. Exit codes: 0 done, 1 a check
+failed or training broke off, 2 bad input (one line that says what, where, and what would be right).
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_progressive import __version__, strict_yaml
+
+# Imports of torch and transformers stand inside the commands: `--help` answers at once without them.
+
+EXIT_DONE, EXIT_CHECK_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+
+Outcome = tuple[int, dict[str, Any]]
+"""Exit code and what `--json` prints."""
+
+
+def _parse_fields(items: Sequence[str]) -> dict[str, Any]:
+    mapping: dict[str, Any] = strict_yaml.apply_overrides({}, items)
+    return mapping
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _grow(options: argparse.Namespace) -> Outcome:
+    from hf_progressive.growth import grow_checkpoint
+
+    report = grow_checkpoint(
+        options.source,
+        options.output,
+        _parse_fields(options.set),
+        method=options.method,
+        seed=options.seed,
+        max_shard_size=options.max_shard_size,
+        optimizer=options.optimizer,
+        dtype=options.dtype,
+        overwrite=options.overwrite,
+        revision=options.revision,
+    )
+    record = report.to_dict()
+    before, after = report.parameters_source, report.parameters_target
+    _say(f"{options.source} ({before:,} parameters) grew into {options.output} ({after:,}) in {report.seconds:.1f} s")
+    check = report.verification
+    if check is not None:
+        _say(check.describe())
+    failed = report.preserves_function and check is not None and not check.preserved
+    return (EXIT_CHECK_FAILED if failed else EXIT_DONE), record
+
+
+def _verify(options: argparse.Namespace) -> Outcome:
+    from hf_progressive.growth import verify_growth
+
+    check = verify_growth(options.source, options.grown, dtype=options.dtype, sequences=options.sequences)
+    _say(check.describe())
+    return (EXIT_DONE if check.preserved else EXIT_CHECK_FAILED), check.to_dict()
+
+
+def _plan(options: argparse.Namespace) -> Outcome:
+    from hf_progressive.config import load_ladder_config
+    from hf_progressive.ladder_plan import plan_ladder
+
+    plan = plan_ladder(load_ladder_config(options.config, options.set))
+    if not options.json:
+        sys.stdout.write(plan.table() + "\n")
+    return EXIT_DONE, plan.to_dict()
+
+
+def run_ladder_command(options: argparse.Namespace) -> Outcome:
+    """Train the ladder that the options name; `examples/run_ladder.py` runs the same.
+
+    Args:
+        options: `config`, `set` and `output_dir`.
+
+    Returns:
+        The exit code, the run folder and a summary of each rung.
+    """
+    from hf_progressive.config import load_ladder_config
+    from hf_progressive.ladder import run_ladder
+
+    config = load_ladder_config(options.config, options.set)
+    output_dir = Path(options.output_dir or Path("runs") / config.name)
+    results = run_ladder(config, output_dir)
+    return EXIT_DONE, {"run": str(output_dir), "rungs": [result.summary() for result in results]}
+
+
+def _report(options: argparse.Namespace) -> Outcome:
+    from hf_progressive.report import write_report
+
+    paths = write_report(options.run_dir)
+    _say(f"report: {paths.html}")
+    return EXIT_DONE, {"html": str(paths.html), "markdown": str(paths.markdown)}
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line on stdout")
+
+
+def _add_ladder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output-dir", metavar="DIR", help="the run folder; default: runs/ and the ladder's name")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        help="overrides of the configuration",
+    )
+    _add_json(parser)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line.
+
+    Returns:
+        A parser whose results carry `run`, the function of the chosen command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="hf-progressive",
+        description="Grow language models: every model of a family inherits from the one before it.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf-progressive {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], Outcome], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    grow = command("grow", _grow, "grow a checkpoint into a wider or deeper one that computes the same function")
+    grow.add_argument("source", metavar="SRC", help="a checkpoint's folder or Hub name")
+    grow.add_argument("output", metavar="OUT", help="the folder to create")
+    grow.add_argument("--set", nargs="+", required=True, action="extend", metavar="FIELD=VALUE", help="target fields")
+    grow.add_argument("--method", default="exact", help="growth method (default: exact)")
+    grow.add_argument("--seed", type=int, default=0, help="seed of new random entries (default: 0)")
+    grow.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
+    grow.add_argument("--optimizer", metavar="FILE", help="AdamW state of a Trainer checkpoint to grow along")
+    grow.add_argument("--dtype", help="dtype of the output's weights; default: the source's")
+    grow.add_argument("--revision", help="branch, tag or commit of a Hub source")
+    grow.add_argument(
+        "--overwrite", action="store_true", help="replace an existing output once the new one is complete"
+    )
+    _add_json(grow)
+
+    verify = command("verify", _verify, "compare the logits of a checkpoint and of the one grown from it")
+    verify.add_argument("source", metavar="SRC", help="the parent's folder or Hub name")
+    verify.add_argument("grown", metavar="GROWN", help="the child's folder or Hub name")
+    verify.add_argument(
+        "--dtype", default="float32", choices=("float32", "float64"), help="precision of the comparison"
+    )
+    verify.add_argument("--sequences", type=int, default=4, help="random sequences to compare on (default: 4)")
+    _add_json(verify)
+
+    plan = command("plan", _plan, "show what a ladder would train, and what each rung costs, without training")
+    plan.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
+    plan.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY.PATH=VALUE", help="overrides")
+    _add_json(plan)
+
+    ladder = command(
+        "ladder", run_ladder_command, "train a ladder: grow, verify, train, measure and report every rung"
+    )
+    ladder.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
+    _add_ladder_options(ladder)
+
+    report = command("report", _report, "write the report of a run folder again from its records")
+    report.add_argument("run_dir", metavar="RUN_DIR", help="the run folder")
+    _add_json(report)
+    return parser
+
+
+def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Namespace) -> int:
+    """Run a command and turn its outcome, or its error, into an exit code and at most one line.
+
+    Args:
+        run: The command's function.
+        options: Its parsed options.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "datasets", "filelock", "urllib3", "absl", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        code, record = run(options)
+    except (ValueError, OSError) as error:
+        return _fail(error, EXIT_BAD_INPUT)
+    except FloatingPointError as error:
+        return _fail(error, EXIT_CHECK_FAILED)
+    if options.json and _is_main_process():
+        sys.stdout.write(json.dumps(record) + "\n")
+    return code
+
+
+def _fail(error: Exception, code: int) -> int:
+    if os.environ.get("HF_PROGRESSIVE_TRACEBACK"):
+        raise error
+    if _is_main_process():
+        _say(f"hf-progressive: error: {' '.join(str(error).split())}")
+    return code
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The words after the program's name; None takes them from `sys.argv`.
+
+    Returns:
+        The exit code.
+    """
+    options = build_parser().parse_args(arguments)
+    return execute(options.run, options)
