@@ -1,0 +1,148 @@
+"""FLOPs to match: where a model's validation curve reaches a target, and what inheritance saved by it.
+
+A child *matches* its cold twin, the same architecture trained from nothing on its full budget, at the training FLOPs
+at which the child's validation bits per byte first come down to the twin's final ones. The child's FLOPs start with
+what estimating its parent's Fisher information and subspace cost; they do not include the parent's training, which
+`transfer_efficiency` relates them to.
+
+This module imports neither torch nor transformers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+
+def crossing_interval(
+    curve: Sequence[Mapping[str, float]], target_bits_per_byte: float
+) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
+    """Return the two evaluations between which a curve first reaches a target.
+
+    Args:
+        curve: Evaluations in the order of training, each with `flops` (not falling) and `bits_per_byte`. Other keys
+            are ignored.
+        target_bits_per_byte: The value to reach, or to go below.
+
+    Returns:
+        The last evaluation above the target and the one after it; the first evaluation twice if it is not above the
+        target; None if the curve ends before it reaches the target.
+
+    Raises:
+        ValueError: The curve has no points, a value is not finite, or the FLOPs are negative or fall.
+
+    >>> curve = [{"flops": 1.0, "bits_per_byte": 3.0}, {"flops": 4.0, "bits_per_byte": 2.0}]
+    >>> [point["flops"] for point in crossing_interval(curve, 2.5)]
+    [1.0, 4.0]
+    """
+    _check_curve(curve)
+    if not math.isfinite(target_bits_per_byte):
+        raise ValueError(f"target_bits_per_byte: {target_bits_per_byte} is not a finite number")
+    before = curve[0]
+    for point in curve:
+        if point["bits_per_byte"] <= target_bits_per_byte:
+            return before, point
+        before = point
+    return None
+
+
+def flops_to_match(curve: Sequence[Mapping[str, float]], target_bits_per_byte: float) -> float | None:
+    """Return the FLOPs at which a validation curve first reaches a target.
+
+    Between two evaluations the bits per byte are taken to be linear in log FLOPs, since learning curves are nearly
+    straight there. An interval that starts at 0 FLOPs has no logarithm and is interpolated linearly in FLOPs, which
+    on a falling, convex curve puts the crossing later, not earlier. A curve that comes down to the target, leaves it
+    and returns counts from its first arrival.
+
+    Args:
+        curve: Evaluations in the order of training, each with `flops` (not falling) and `bits_per_byte`.
+        target_bits_per_byte: The cold twin's final bits per byte.
+
+    Returns:
+        FLOPs, or None if the curve ends before it reaches the target.
+
+    Raises:
+        ValueError: The curve has no points, a value is not finite, or the FLOPs are negative or fall.
+
+    >>> curve = [{"flops": 1.0, "bits_per_byte": 3.0}, {"flops": 4.0, "bits_per_byte": 2.0}]
+    >>> flops_to_match(curve, 2.5)
+    2.0
+    >>> flops_to_match(curve, 1.9) is None
+    True
+    """
+    interval = crossing_interval(curve, target_bits_per_byte)
+    if interval is None:
+        return None
+    before, after = interval
+    start, end = before["flops"], after["flops"]
+    fall = before["bits_per_byte"] - after["bits_per_byte"]
+    share = (before["bits_per_byte"] - target_bits_per_byte) / fall if fall > 0 else 1.0
+    crossing = start ** (1 - share) * end**share if start > 0 else end * share
+    return min(max(crossing, start), end)  # rounding must not carry it out of the interval
+
+
+def saving(*, child_flops: float, cold_flops: float) -> float:
+    """Return the share of a cold run's FLOPs that a child did not need: 1 − C_child / C_cold.
+
+    Args:
+        child_flops: FLOPs of the child to match, Fisher and subspace estimation included.
+        cold_flops: FLOPs of the cold twin's full budget.
+
+    Returns:
+        The share; negative if the child needed more than the cold twin.
+
+    Raises:
+        ValueError: `cold_flops` is not above 0, or `child_flops` is negative; neither may be NaN or infinite.
+
+    >>> saving(child_flops=26.0, cold_flops=100.0)
+    0.74
+    """
+    _require_flops("child_flops", child_flops, positive=False)
+    _require_flops("cold_flops", cold_flops, positive=True)
+    return 1 - child_flops / cold_flops
+
+
+def transfer_efficiency(*, child_flops: float, cold_flops: float, parent_flops: float) -> float:
+    """Return η = (C_cold − C_child) / C_parent, the share of the parent's compute that carries over to its child.
+
+    At η = 1 on every rung the sum over a family telescopes, and all of it costs what its largest member costs alone.
+    The saving of a single child is η · C_parent / C_cold.
+
+    Args:
+        child_flops: FLOPs of the child to match, Fisher and subspace estimation included.
+        cold_flops: FLOPs of the cold twin's full budget.
+        parent_flops: FLOPs of the parent's full cold budget, whatever part of it the parent trained for.
+
+    Returns:
+        η; 0 if nothing carried over, negative if inheritance did harm.
+
+    Raises:
+        ValueError: `parent_flops` or `cold_flops` is not above 0, or `child_flops` is negative; none may be NaN or
+            infinite.
+
+    >>> round(transfer_efficiency(child_flops=26.0, cold_flops=100.0, parent_flops=74.0), 3)
+    1.0
+    """
+    _require_flops("child_flops", child_flops, positive=False)
+    _require_flops("cold_flops", cold_flops, positive=True)
+    _require_flops("parent_flops", parent_flops, positive=True)
+    return (cold_flops - child_flops) / parent_flops
+
+
+def _require_flops(name: str, value: float, *, positive: bool) -> None:
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ValueError(f"{name}: {value} is not a finite number {'above 0' if positive else 'of 0 or more'}")
+
+
+def _check_curve(curve: Sequence[Mapping[str, float]]) -> None:
+    if not curve:
+        raise ValueError("curve: it has no points; evaluate at least once")
+    reached = 0.0
+    for index, point in enumerate(curve):
+        if not math.isfinite(point["bits_per_byte"]):
+            raise ValueError(f"curve: point {index} has {point['bits_per_byte']} bits per byte; drop unfinished runs")
+        _require_flops(f"curve: FLOPs of point {index}", point["flops"], positive=False)
+        if point["flops"] < reached:
+            raise ValueError(
+                f"curve: FLOPs fall from {reached:g} to {point['flops']:g} at point {index}; "
+                f"give the evaluations in the order of training"
+            )
+        reached = point["flops"]
