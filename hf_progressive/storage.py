@@ -9,11 +9,13 @@ This module imports neither torch nor transformers.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import math
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +25,8 @@ MANIFEST_NAME = "manifest.json"
 """Name of the manifest inside a folder written by `atomic_folder`."""
 
 _HASH_CHUNK_BYTES = 1 << 22
+_AT_FDCWD = -100  # linux/fcntl.h: a path is relative to the working directory
+_RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -113,21 +117,38 @@ def atomic_folder(
     try:
         yield temporary
         write_manifest(temporary, sha256=sha256)
-        if target.exists():
-            # A folder cannot be renamed over a full one: the old one steps aside, and is back if the move fails.
-            aside = _temporary_sibling(target)
-            os.rename(target, aside)
-            try:
-                os.rename(temporary, target)
-            except OSError:
-                os.rename(aside, target)
-                raise
-            shutil.rmtree(aside)
-        else:
+        if not target.exists():
             os.rename(temporary, target)
+        elif not _exchange(temporary, target):
+            _replace_in_two_steps(temporary, target)
         fsync_path(target.parent)
     finally:
+        # Holds the unfinished folder after an error, the replaced one after an exchange.
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    # A folder cannot be renamed over a full one, but Linux can swap two names at once, so that neither is ever absent.
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # a C library older than the call
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def _replace_in_two_steps(new: Path, target: Path) -> None:
+    # Elsewhere the old folder steps aside for an instant, and is back if the move fails.
+    aside = _temporary_sibling(target)
+    os.rename(target, aside)
+    try:
+        os.rename(new, target)
+    except OSError:
+        os.rename(aside, target)
+        raise
+    shutil.rmtree(aside)
 
 
 def write_manifest(folder: str | os.PathLike[str], *, sha256: Mapping[str, str] | None = None) -> None:

@@ -1,0 +1,195 @@
+"""Files and folders appear whole or not at all, and damage to them is noticed."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from hf_progressive import storage
+from hf_progressive.storage import (
+    MANIFEST_NAME,
+    atomic_file,
+    atomic_folder,
+    check_manifest,
+    finite_or_none,
+    is_complete,
+    read_json,
+    sha256_file,
+    write_json,
+)
+
+EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def fill(folder, text="new", **options):
+    with atomic_folder(folder, **options) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "a.txt").write_text(text)
+        (temporary / "sub" / "b.txt").write_text("b")
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_sha256_agrees_with_the_system(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(9 << 20))
+    expected = subprocess.run(["sha256sum", file], capture_output=True, text=True, check=True).stdout.split()[0]
+    assert sha256_file(file) == expected
+    (tmp_path / "empty").touch()
+    assert sha256_file(tmp_path / "empty") == EMPTY_SHA256
+
+
+def test_a_file_is_replaced_only_when_the_block_succeeds(tmp_path):
+    target = tmp_path / "new" / "file"
+    with atomic_file(target) as temporary:
+        temporary.write_text("one")
+        assert not target.exists()
+        assert temporary.parent == target.parent
+
+    def fail():
+        with atomic_file(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert target.read_text() == "one"
+    assert names(tmp_path / "new") == ["file"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_appears_whole_or_not_at_all(tmp_path, exists):
+    target = tmp_path / "out"
+    if exists:
+        fill(target, "old")
+
+    def fail():
+        with atomic_folder(target, overwrite=True) as temporary:
+            (temporary / "a.txt").write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert names(tmp_path) == (["out"] if exists else [])
+    assert not exists or (target / "a.txt").read_text() == "old"
+
+    fill(target, overwrite=True)
+    assert (target / "a.txt").read_text() == "new"
+    assert names(tmp_path) == ["out"]
+    check_manifest(target)
+    assert set(read_json(target / MANIFEST_NAME)["files"]) == {"a.txt", "sub/b.txt"}
+
+
+def test_an_existing_folder_is_refused(tmp_path):
+    fill(tmp_path / "out", "old")
+    with pytest.raises(FileExistsError, match="out exists already"):
+        fill(tmp_path / "out")
+    assert (tmp_path / "out" / "a.txt").read_text() == "old"
+
+
+def test_known_digests_are_used_and_the_others_computed(tmp_path):
+    fill(tmp_path / "out", sha256={"a.txt": "0" * 64})
+    files = read_json(tmp_path / "out" / MANIFEST_NAME)["files"]
+    assert files["a.txt"]["sha256"] == "0" * 64
+    assert files["sub/b.txt"]["sha256"] == sha256_file(tmp_path / "out" / "sub" / "b.txt")
+
+
+def test_a_folder_being_replaced_is_never_absent(tmp_path):
+    target = fill(tmp_path / "out")
+    if not storage._exchange(fill(tmp_path / "x"), fill(tmp_path / "y")):
+        pytest.skip("this file system cannot exchange two names")
+    absent, done = [], threading.Event()
+
+    def watch():
+        while not done.is_set():
+            if not (target / MANIFEST_NAME).exists():
+                absent.append(1)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(50):
+        fill(target, overwrite=True)
+    done.set()
+    watcher.join()
+    assert not absent
+    assert names(tmp_path) == ["out", "x", "y"]
+
+
+def test_without_an_exchange_a_failing_move_brings_the_old_folder_back(tmp_path, monkeypatch):
+    target = fill(tmp_path / "out", "old")
+    monkeypatch.setattr(storage, "_exchange", lambda first, second: False)
+    fill(target, "newer", overwrite=True)
+    assert (target / "a.txt").read_text() == "newer"
+
+    rename = os.rename
+
+    def failing(source, destination):
+        if destination == target and (tmp_path / "armed").exists():
+            (tmp_path / "armed").unlink()
+            raise OSError(errno.EIO, "the move failed")
+        rename(source, destination)
+
+    (tmp_path / "armed").touch()
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="the move failed"):
+        fill(target, "newest", overwrite=True)
+    assert (target / "a.txt").read_text() == "newer"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource limits are POSIX")
+def test_a_write_that_fails_leaves_the_old_folder(tmp_path):
+    target = fill(tmp_path / "out", "old")
+    code = (
+        "import resource, sys; from hf_progressive.storage import atomic_folder\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "with atomic_folder(sys.argv[1], overwrite=True) as folder: (folder / 'a.txt').write_text('x' * 2000)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "File too large" in run.stderr
+    assert (target / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "text", "seen_without_contents"),
+    [
+        (lambda f: (f / "sub" / "b.txt").unlink(), "sub/b.txt is missing", True),
+        (lambda f: (f / "a.txt").write_text("longer"), "6 bytes, the manifest says 3", True),
+        (lambda f: (f / "a.txt").write_text("nex"), "SHA-256 differs", False),
+        (lambda f: (f / MANIFEST_NAME).unlink(), "no such file", True),
+        (lambda f: (f / MANIFEST_NAME).write_text("{"), "not valid JSON", True),
+        (lambda f: (f / MANIFEST_NAME).write_text("{}"), 'no "files" table', True),
+    ],
+)
+def test_damage_to_a_folder_is_noticed(tmp_path, damage, text, seen_without_contents):
+    folder = fill(tmp_path / "out")
+    check_manifest(folder)
+    assert is_complete(folder)
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=text) as raised:
+        check_manifest(folder)
+    assert "\n" not in str(raised.value)
+    assert is_complete(folder) is not seen_without_contents
+
+
+def test_json_is_strict(tmp_path):
+    write_json(tmp_path / "x.json", {"é": [1, None]})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"é": [1, None]}
+    with pytest.raises(ValueError, match="not all finite"):
+        write_json(tmp_path / "x.json", {"x": float("nan")})
+    assert read_json(tmp_path / "x.json") == {"é": [1, None]}
+    (tmp_path / "y.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds a JSON list, expected an object"):
+        read_json(tmp_path / "y.json")
+    assert finite_or_none(float("-inf")) is None
+    assert finite_or_none(None) is None
+    assert finite_or_none(0.5) == 0.5
