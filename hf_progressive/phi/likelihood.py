@@ -1,0 +1,157 @@
+"""Log-likelihoods of a causal language model, token by token.
+
+What the Fisher information and the gradient subspaces are made of: the negative log-likelihood of every target token,
+unreduced, so that each sequence keeps its own sum.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORED_LABEL = -100
+"""Label of a position that is no target, as in Transformers and `torch.nn.functional.cross_entropy`."""
+
+LabelKind = Literal["empirical", "true"]
+"""Where target tokens come from: the data, or samples of the model's own distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceBatch:
+    """A batch of token sequences and the target of every position.
+
+    Attributes:
+        input_ids: Token ids, (B, T).
+        targets: Id of the token each position has to predict, -100 where there is none, (B, T).
+        attention_mask: 1 for tokens and 0 for padding, (B, T), or None.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    attention_mask: Tensor | None = None
+
+    @property
+    def tokens_per_sequence(self) -> Tensor:
+        """Number of targets of each sequence, (B,)."""
+        return (self.targets != IGNORED_LABEL).sum(dim=1)
+
+    def split(self) -> Iterator["SequenceBatch"]:
+        """Yield the sequences one by one, as batches of one."""
+        for row in range(len(self.input_ids)):
+            one = slice(row, row + 1)
+            mask = None if self.attention_mask is None else self.attention_mask[one]
+            yield SequenceBatch(input_ids=self.input_ids[one], targets=self.targets[one], attention_mask=mask)
+
+
+def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> SequenceBatch:
+    """Bring what a data loader yields into one form.
+
+    Labels follow Transformers' convention: they are aligned with `input_ids`, and position t is scored on the label of
+    position t + 1. Without labels every token of the attention mask is one.
+
+    Args:
+        batch: Token ids (B, T), or a mapping with `input_ids` and optionally `labels` and `attention_mask`, each
+            (B, T).
+        device: Where the model is.
+
+    Returns:
+        The batch on that device, with targets shifted to the position that predicts them.
+
+    Raises:
+        ValueError: The batch has no `input_ids`, or a tensor is not (B, T).
+
+    >>> read_batch(torch.tensor([[5, 6, 7]]), torch.device("cpu")).targets
+    tensor([[   6,    7, -100]])
+    """
+    fields = {"input_ids": batch} if isinstance(batch, Tensor) else batch
+    if "input_ids" not in fields:
+        raise ValueError(f"a batch has the keys {sorted(fields)}, but no input_ids; yield dicts with input_ids (B, T)")
+    input_ids = fields["input_ids"].to(device)
+    if input_ids.ndim != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; token ids of shape (B, T) are needed")
+    mask, labels = fields.get("attention_mask"), fields.get("labels")
+    for name, value in (("attention_mask", mask), ("labels", labels)):
+        if value is not None and value.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, input_ids {tuple(input_ids.shape)}; make them equal"
+            )
+    mask = None if mask is None else mask.to(device)
+    if labels is None:
+        labels = input_ids if mask is None else input_ids.masked_fill(mask == 0, IGNORED_LABEL)
+    targets = F.pad(labels.to(device)[:, 1:], (0, 1), value=IGNORED_LABEL)  # (B, T)
+    return SequenceBatch(input_ids=input_ids, targets=targets, attention_mask=mask)
+
+
+def forward_logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
+    """Run the model.
+
+    Args:
+        model: A causal language model of Transformers.
+        batch: B sequences of T tokens.
+
+    Returns:
+        Logits, (B, T, V), in float32 or, for a float64 model, float64.
+    """
+    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of every target.
+
+    Args:
+        logits: (B, T, V).
+        targets: (B, T), -100 where there is none.
+
+    Returns:
+        Nats, (B, T); 0 where there is no target.
+    """
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+    return nll.view_as(targets)
+
+
+@torch.no_grad()
+def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a target at every position that has one, from the model's distribution given the data before it.
+
+    Each draw inverts the distribution function at one uniform number taken from a CPU generator, sequence by sequence:
+    how the sequences are grouped into batches makes no difference, nor does the device.
+
+    Args:
+        logits: (B, T, V).
+        targets: (B, T), -100 where there is none.
+        generator: A CPU generator.
+
+    Returns:
+        Sampled ids, (B, T), -100 where `targets` has it.
+    """
+    sampled = targets.clone()
+    for row, row_logits in enumerate(logits):
+        uniform = torch.rand(row_logits.shape[0], generator=generator, dtype=torch.float64)  # (T,)
+        cumulative = row_logits.double().softmax(dim=-1).cumsum(dim=-1)  # (T, V)
+        threshold = uniform.to(cumulative.device) * cumulative[:, -1]
+        sampled[row] = torch.searchsorted(cumulative, threshold[:, None]).squeeze(1)
+    return sampled.masked_fill(targets == IGNORED_LABEL, IGNORED_LABEL)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off within the block, and give every module back the mode it had.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        Nothing.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
