@@ -10,6 +10,7 @@ This module imports neither torch nor transformers.
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -25,6 +26,7 @@ MANIFEST_NAME = "manifest.json"
 """Name of the manifest inside a folder written by `atomic_folder`."""
 
 _HASH_CHUNK_BYTES = 1 << 22
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD = -100  # linux/fcntl.h: a path is relative to the working directory
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -111,9 +113,13 @@ def atomic_folder(
     target = Path(path)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists already; choose another folder, or allow it to be overwritten")
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(target)
-    temporary.mkdir()
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{target}: cannot be created ({error.strerror}); choose a folder on a disk you may write to"
+        ) from error
     try:
         yield temporary
         write_manifest(temporary, sha256=sha256)
@@ -122,6 +128,13 @@ def atomic_folder(
         elif not _exchange(temporary, target):
             _replace_in_two_steps(temporary, target)
         fsync_path(target.parent)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise OSError(
+            error.errno,
+            f"{target}: {error.strerror}; free some space or choose another disk, nothing was changed here",
+        ) from error
     finally:
         # Holds the unfinished folder after an error, the replaced one after an exchange.
         shutil.rmtree(temporary, ignore_errors=True)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -154,9 +155,18 @@ def test_a_write_that_fails_leaves_the_old_folder(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert "File too large" in run.stderr
+    assert "out: File too large; free some space or choose another disk, nothing was changed" in run.stderr
     assert (target / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_cannot_be_created_is_refused_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"out: cannot be created \(Not a directory\); choose a folder") as raised:
+        fill(tmp_path / "file" / "out")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(OSError, match="out: cannot be created"):
+        fill(Path("/proc/out"))
 
 
 @pytest.mark.parametrize(
