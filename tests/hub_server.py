@@ -1,9 +1,10 @@
 """A loopback Hub: the HTTP interface of huggingface.co as far as publishing and loading models needs it.
 
 Checked against huggingface_hub 2.4.0 (httpx2 2.16, hf_xet 1.8), transformers 5.23 and the `hf` command line of that
-version, all of them unmodified: HF_ENDPOINT points the client here. Uploads are covered on the LFS path, in one piece
-and in parts (the client takes it with HF_HUB_DISABLE_XET=1). Downloads are covered on the HTTP path, which the client
-takes for every file that comes without an `X-Xet-Hash`. Models only; no pull requests, gating or quotas.
+version, all of them unmodified: HF_ENDPOINT points the client here. Uploads are covered on the Xet path, which is the
+client's default, and on the LFS path, in one piece and in parts (HF_HUB_DISABLE_XET=1). Downloads are covered on the
+HTTP path, which the client takes for every file that comes without an `X-Xet-Hash`. Models only; no pull requests,
+gating or quotas.
 
 Content lies on disk under its digest, a commit is an immutable file that names every path and digest, and a branch
 moves by replacing one small file. The server is strict where the Hub is: an upload must have the size and SHA-256 it
@@ -26,6 +27,7 @@ from hub_collections import Collections
 from hub_large_files import LargeFiles
 from hub_metadata import metadata_errors
 from hub_storage import FileEntry, HubStorage, lfs_entry
+from hub_xet import XetStorage
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 FaultKind = Literal["status", "cut", "lose response", "slow", "conflict"]
@@ -91,6 +93,7 @@ class HubServer:
     def __init__(self, root: Path, *, token: str, writable: tuple[str, ...] = ("org",), part_size: int = 0) -> None:
         self.storage, self.token, self.writable = HubStorage(root), token, writable
         self.large_files = LargeFiles(self.storage, part_size)
+        self.xet = XetStorage(self.storage)
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, int]] = []
         self._loop = asyncio.new_event_loop()
@@ -121,7 +124,7 @@ class HubServer:
 
     async def _start(self) -> None:
         app = web.Application(middlewares=[self._record, self._apply_faults], client_max_size=1 << 31)
-        app.add_routes([*self.routes(), *self.large_files.routes()])
+        app.add_routes([*self.routes(), *self.large_files.routes(), *self.xet.routes()])
         app.add_routes(Collections(self.storage, self._require_write).routes())
         self._runner = web.AppRunner(app, shutdown_timeout=1)
         await self._runner.setup()
@@ -144,6 +147,7 @@ class HubServer:
             web.post(API + "/preupload/{revision}", self.preupload),
             web.post("/{namespace}/{name}.git/info/lfs/objects/batch", self.lfs_batch),
             web.post("/api/lfs/verify", self.verify_object),
+            web.get(API + "/xet-write-token/{revision}", self.xet_connection),
             web.post(API + "/commit/{revision}", self.commit),
             web.get("/{namespace}/{name}/resolve/{revision}/{path:.+}", self.resolve),  # HEAD comes with GET
         ]
@@ -328,6 +332,10 @@ class HubServer:
         if not self.storage.has_object(body["oid"], body["size"]):
             return error(404, "the object has not arrived")
         return web.json_response({"message": "ok"})
+
+    async def xet_connection(self, request: web.Request) -> web.Response:
+        self._writable(request)
+        return self.xet.connection(self.storage_origin)
 
     async def commit(self, request: web.Request) -> web.Response:
         repository = self._writable(request)
