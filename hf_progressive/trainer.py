@@ -1,0 +1,373 @@
+"""A `Trainer` that adds the inheritance penalty Φ, stops on a loss that is not finite, and saves whole or not at all.
+
+Φ's gradient has a closed form, so it does not go through the loss: it is added to the averaged gradient once per
+optimizer step, after the last micro-batch's backward and before clipping. Gradient accumulation and the number of
+processes therefore cannot change it, and evaluation never sees it.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_progressive.phi.penalty import InheritancePenalty, PenaltyStep
+from hf_progressive.phi.schedule import schedule_factor
+from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete
+
+logger = logging.getLogger(__name__)
+
+_STAGING_NAME = ".saving"
+_TRAINER_STATE_NAME = "trainer_state.json"
+_TRAINING_ARGUMENTS_NAME = "training_args.bin"
+_CHECKPOINT_PATTERN = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss, or Φ, became NaN or infinite; the weights were not updated with it."""
+
+
+@dataclasses.dataclass
+class ProgressiveTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the schedule of Φ.
+
+    Args:
+        phi_schedule: How λ and γ move: `constant`, `linear` or `cosine` to zero.
+        phi_until: Fraction of `max_steps`, in (0, 1], at which λ and γ are zero.
+
+    Raises:
+        ValueError: A schedule is unknown, `phi_until` is outside (0, 1], or a Hub token was passed: it would be
+            written into every checkpoint's training_args.bin.
+    """
+
+    phi_schedule: str = dataclasses.field(
+        default="constant", metadata={"help": "How λ and γ move over the run: constant, linear or cosine."}
+    )
+    phi_until: float = dataclasses.field(
+        default=1.0, metadata={"help": "Fraction of the run, in (0, 1], at which λ and γ reach zero."}
+    )
+
+    def __post_init__(self) -> None:
+        schedule_factor(self.phi_schedule, 0.0, self.phi_until)
+        if self.hub_token is not None:
+            raise ValueError(
+                "hub_token would be written into every checkpoint's training_args.bin; "
+                "set the HF_TOKEN environment variable instead"
+            )
+        super().__post_init__()
+
+
+class ProgressiveTrainer(Trainer):
+    """`Trainer` plus `penalty`; without one it trains exactly as `Trainer` does.
+
+    The logged `loss` is the task's loss plus Φ, as optimised; beside it stand `phi/ewc` and `phi/subspace` (the two
+    weighted terms, which sum to Φ), `phi/grad_ratio` (norm of Φ's gradient over the task's, before clipping), each
+    averaged over the steps since the last log, and `phi/lambda` and `phi/gamma` as last applied.
+
+    Checkpoints are written aside and renamed, with a manifest of sizes and SHA-256, so that a `checkpoint-N` is
+    complete whenever it exists. `train(resume_from_checkpoint=True)` takes the newest complete one.
+
+    Args:
+        *args: As for `Trainer`.
+        penalty: Φ, its anchor in the coordinates of the model; None for none.
+        **kwargs: As for `Trainer`; `args` should be `ProgressiveTrainingArguments`.
+
+    Raises:
+        ValueError: `penalty` is given with arguments that hold no schedule for it, or does not fit the model.
+    """
+
+    def __init__(self, *args: Any, penalty: InheritancePenalty | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if penalty is not None and not isinstance(self.args, ProgressiveTrainingArguments):
+            raise ValueError(
+                f"a penalty needs args of class ProgressiveTrainingArguments, got {type(self.args).__name__}"
+            )
+        self.penalty = penalty
+        self._phi_log = _PhiLog()
+        self._all_finite: Tensor | None = None
+        self._save_root: str | None = None
+        if penalty is not None:
+            penalty.validate(self.model)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from the start or from a checkpoint that is complete.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or True for the newest complete one in `output_dir`.
+            *args: As for `Trainer.train`.
+            **kwargs: As for `Trainer.train`.
+
+        Returns:
+            `TrainOutput`, as `Trainer.train`.
+
+        Raises:
+            ValueError: There is no complete checkpoint, or the one named is damaged.
+            NonFiniteLossError: The loss is NaN or infinite.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = _existing_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            _check_checkpoint(Path(resume_from_checkpoint))
+        if self.args.should_save:
+            _remove_leftovers(Path(self.args.output_dir))
+        self._all_finite = None
+        self._phi_log = _PhiLog()
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        """Compute the task's loss as `Trainer` does, and stop while training if it is not finite.
+
+        Args:
+            model: The wrapped model.
+            inputs: A micro-batch.
+            return_outputs: Return the model's outputs too.
+            **kwargs: As for `Trainer.compute_loss`.
+
+        Returns:
+            The loss, or the loss and the outputs.
+        """
+        computed = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        if model.training:
+            self._stop_unless_finite(computed[0] if return_outputs else computed)
+        return computed
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Run one micro-batch; on the last before an optimizer step, add Φ's gradient once.
+
+        Args:
+            model: The wrapped model.
+            inputs: A micro-batch.
+            *args: As for `Trainer.training_step`.
+            **kwargs: As for `Trainer.training_step`.
+
+        Returns:
+            The micro-batch's share of the loss, with Φ on the last one.
+        """
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if self.penalty is not None and self.accelerator.sync_gradients:
+            loss = loss + self._add_penalty_gradient(self.penalty, model).to(loss)
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with Φ's figures beside the training loss.
+
+        Args:
+            logs: Figures by name.
+            *args: As for `Trainer.log`.
+            **kwargs: As for `Trainer.log`.
+        """
+        if "loss" in logs:
+            logs.update(self._phi_log.drain())
+        super().log(logs, *args, **kwargs)
+
+    def _add_penalty_gradient(self, penalty: InheritancePenalty, model: nn.Module) -> Tensor:
+        factor = schedule_factor(
+            self.args.phi_schedule, self.state.global_step / self.state.max_steps, self.args.phi_until
+        )
+        scaler = self.accelerator.scaler  # fp16: the gradients are scaled until they are clipped
+        step = penalty.add_gradient(
+            self.accelerator.unwrap_model(model, keep_torch_compile=False),
+            factor=factor,
+            gradient_scale=1.0 if scaler is None else scaler.get_scale(),
+        )
+        if not torch.isfinite(step.value):  # the same on every process
+            raise self._non_finite("Φ", step.value)
+        self._phi_log.add(step, ewc_lambda=penalty.ewc_lambda * factor, gamma=penalty.gamma * factor)
+        return step.value
+
+    def _stop_unless_finite(self, loss: Tensor) -> None:
+        # One process's bad loss spoils every process's gradient, so all must stop, and at the same place: before the
+        # backward of the last micro-batch, where DeepSpeed would take the optimizer's step.
+        finite = torch.isfinite(loss.detach()).all()
+        self._all_finite = finite if self._all_finite is None else self._all_finite & finite
+        if not self.accelerator.sync_gradients:
+            return
+        everywhere = self.accelerator.reduce((~self._all_finite).float(), reduction="sum") == 0
+        self._all_finite = None
+        if not everywhere:
+            raise self._non_finite("the loss", loss)
+
+    def _non_finite(self, what: str, value: Tensor) -> NonFiniteLossError:
+        shown = value.detach().float().mean().item()
+        figure = f"is {shown}" if not math.isfinite(shown) else "is not finite in another process or micro-batch"
+        checkpoint = newest_complete_checkpoint(self.args.output_dir)
+        last_good = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+        return NonFiniteLossError(f"step {self.state.global_step + 1}: {what} {figure}; {last_good}")
+
+    # Saving: everything is written below `.saving`, on every process, then moved into place by one.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        root: str = self._save_root or super()._get_output_dir(trial)
+        return root
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_dir = Path(self._get_output_dir(trial))
+        target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with self._saved_whole(target) as staged:
+            self._save_root = str(staged.parent)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._save_root = None
+            if self.state.best_model_checkpoint == str(staged):
+                self.state.best_model_checkpoint = str(target)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / _TRAINER_STATE_NAME))
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(target))
+        if self.args.should_save:
+            _rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Wait until the checkpoint stands at its own name."""
+
+    def save_pretrained_whole(self, folder: str | os.PathLike[str]) -> None:
+        """Save the model and tokenizer as a stock checkpoint, complete or not at all; every process must call it.
+
+        Args:
+            folder: Where to; replaced if it exists.
+        """
+        with self._saved_whole(Path(folder)) as staged:
+            self.save_model(str(staged), _internal_call=True)
+            if self.args.should_save:
+                (staged / _TRAINING_ARGUMENTS_NAME).unlink(missing_ok=True)
+
+    @contextmanager
+    def _saved_whole(self, target: Path) -> Iterator[Path]:
+        staged = target.parent / _STAGING_NAME / target.name
+        if self.args.should_save:
+            shutil.rmtree(staged, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        yield staged
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            with atomic_folder(target, overwrite=True) as empty:
+                os.replace(staged, empty)
+            staged.parent.rmdir()
+        self.accelerator.wait_for_everyone()
+
+
+class KeepStableCheckpoint(TrainerCallback):
+    """Keep the weights as they are where the warm-down begins: the model to continue training from.
+
+    Args:
+        trainer: The trainer it is added to, with `trainer.add_callback`.
+        folder: Where the model and tokenizer go, as `save_pretrained` writes them.
+        step: The optimizer step after which to save; for `warmup_stable_decay`, `max_steps - num_decay_steps`.
+    """
+
+    def __init__(self, trainer: ProgressiveTrainer, folder: str | os.PathLike[str], step: int) -> None:
+        self._trainer, self._folder, self._step = trainer, folder, step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save if this was the step.
+
+        Args:
+            args: As for any callback.
+            state: As for any callback.
+            control: As for any callback.
+            **kwargs: As for any callback.
+        """
+        if state.global_step == self._step:
+            self._trainer.save_pretrained_whole(self._folder)
+
+
+def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """Return the checkpoint of the highest step whose manifest is there and whose files have its sizes.
+
+    Args:
+        folder: A Trainer's `output_dir`.
+
+    Returns:
+        A `checkpoint-N` folder, or None where there is none.
+
+    >>> import tempfile
+    >>> from hf_progressive.storage import write_manifest
+    >>> run = Path(tempfile.mkdtemp())
+    >>> for step in (9, 10, 11):
+    ...     (run / f"checkpoint-{step}").mkdir()
+    >>> write_manifest(run / "checkpoint-9"), write_manifest(run / "checkpoint-10")
+    (None, None)
+    >>> newest_complete_checkpoint(run).name
+    'checkpoint-10'
+    """
+    return next((path for path in reversed(_checkpoints(Path(folder))) if is_complete(path)), None)
+
+
+@dataclasses.dataclass
+class _PhiLog:
+    """Φ's figures since the last log, kept on their device until then."""
+
+    sums: Tensor | None = None  # ewc, subspace, gradient ratio
+    steps: int = 0
+    ewc_lambda: float = 0.0
+    gamma: float = 0.0
+
+    def add(self, step: PenaltyStep, *, ewc_lambda: float, gamma: float) -> None:
+        figures = torch.stack([step.ewc, step.subspace, step.gradient_ratio])
+        self.sums = figures if self.sums is None else self.sums + figures
+        self.steps += 1
+        self.ewc_lambda, self.gamma = ewc_lambda, gamma
+
+    def drain(self) -> dict[str, float]:
+        if self.sums is None:
+            return {}
+        ewc, subspace, ratio = (self.sums / self.steps).tolist()
+        self.sums, self.steps = None, 0
+        return {
+            "phi/ewc": ewc,
+            "phi/subspace": subspace,
+            "phi/grad_ratio": ratio,
+            "phi/lambda": self.ewc_lambda,
+            "phi/gamma": self.gamma,
+        }
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    # checkpoint-N folders, whole or not, in the order of their steps
+    if not folder.is_dir():
+        return []
+    steps = ((_CHECKPOINT_PATTERN.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
+    return [path for _, path in sorted((int(match[1]), path) for match, path in steps if match)]
+
+
+def _existing_checkpoint(folder: str) -> str:
+    checkpoint = newest_complete_checkpoint(folder)
+    if checkpoint is None:
+        raise ValueError(f"{folder}: holds no complete checkpoint to resume from; train without resuming")
+    return str(checkpoint)
+
+
+def _check_checkpoint(checkpoint: Path) -> None:
+    if (checkpoint / MANIFEST_NAME).exists():
+        check_manifest(checkpoint)
+    else:
+        logger.warning("%s has no manifest, so nothing tells whether it is complete; resuming from it", checkpoint)
+
+
+def _rotate(folder: Path, limit: int | None, best: str | None) -> None:
+    # Only complete checkpoints count, and only they are deleted: a plain Trainer's have no manifest, and stay.
+    if limit is None or limit <= 0:
+        return
+    complete = [path for path in _checkpoints(folder) if is_complete(path)]
+    spared = {complete[-1], Path(best)} if best else {complete[-1]}
+    for path in complete[:-limit]:
+        if path not in spared:
+            shutil.rmtree(path)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    # What a killed process was writing: never under a checkpoint's own name.
+    shutil.rmtree(folder / _STAGING_NAME, ignore_errors=True)
+    for path in folder.glob(f".{PREFIX_CHECKPOINT_DIR}-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)

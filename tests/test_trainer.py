@@ -1,0 +1,284 @@
+"""The trainer against the stock one, and against itself killed, resumed and accumulated."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
+
+from hf_progressive.phi import InheritancePenalty
+from hf_progressive.storage import is_complete
+from hf_progressive.trainer import (
+    KeepStableCheckpoint,
+    NonFiniteLossError,
+    ProgressiveTrainer,
+    ProgressiveTrainingArguments,
+    newest_complete_checkpoint,
+)
+
+VOCABULARY = 64
+
+
+class Blocks(Dataset):
+    """Packed blocks of a fixed random text."""
+
+    def __init__(self, count=64, length=16):
+        self.blocks = torch.randint(VOCABULARY, (count, length), generator=torch.Generator().manual_seed(5))
+
+    def __len__(self):
+        return len(self.blocks)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
+
+
+def build_model(dropout=0.0):
+    set_seed(3)
+    config = GPT2Config(
+        n_layer=2, n_embd=16, n_head=2, vocab_size=VOCABULARY, n_positions=16,
+        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def build_penalty(model, ewc_lambda=30.0, gamma=0.5):
+    """Anchor a little beside the start, so that Φ pulls from the first step."""
+    generator = torch.Generator().manual_seed(11)
+    anchor = {
+        name: p.detach() + 0.05 * torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()
+    }
+    fisher = {name: torch.rand(p.shape, generator=generator) for name, p in model.named_parameters()}
+    subspace = {}
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            subspace[name] = torch.linalg.qr(torch.randn(p.shape[1], 5, generator=generator)).Q  # Conv1D, Embedding
+    return InheritancePenalty(anchor, fisher, subspace, ewc_lambda=ewc_lambda, gamma=gamma)
+
+
+def arguments(folder, *, kind=ProgressiveTrainingArguments, **changes):
+    settings = {
+        "per_device_train_batch_size": 8, "learning_rate": 1e-2, "max_steps": 6, "logging_steps": 1, "use_cpu": True,
+        "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "seed": 7,
+    }  # fmt: skip
+    return kind(output_dir=str(folder), **settings | changes)
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def assert_same_weights(first, second):
+    assert {n for n in first if not torch.equal(first[n], second[n])} == set()
+
+
+def test_without_a_penalty_it_is_the_stock_trainer_to_the_bit(tmp_path):
+    stock = Trainer(build_model(0.1), arguments(tmp_path, kind=TrainingArguments), train_dataset=Blocks())
+    stock.train()
+    ours = ProgressiveTrainer(build_model(0.1), arguments(tmp_path), train_dataset=Blocks())
+    ours.train()
+    assert logged(ours, "loss") == logged(stock, "loss")
+    assert logged(ours, "grad_norm") == logged(stock, "grad_norm")
+    assert_same_weights(weights(ours.model), weights(stock.model))
+
+
+def test_the_step_is_that_of_a_loss_with_the_penalty_in_it(tmp_path):
+    """The oracle adds Φ to the loss through plain autograd, as anyone would write it."""
+    model = build_model()
+    penalty = build_penalty(model)
+
+    class NaiveTrainer(Trainer):
+        def compute_loss(self, model, inputs, **kwargs):
+            loss = super().compute_loss(model, inputs, **kwargs)
+            value = 0.0
+            for name, p in model.named_parameters():
+                delta = p - penalty._anchor[name]
+                value = value + 0.5 * penalty.ewc_lambda * (penalty._fisher[name] * delta**2).sum()
+                if name in penalty._subspace:
+                    basis = penalty._subspace[name]
+                    value = value + penalty.gamma * (delta - delta @ basis @ basis.T).square().sum()
+            return loss + value
+
+    naive = NaiveTrainer(build_model(), arguments(tmp_path, kind=TrainingArguments), train_dataset=Blocks())
+    naive.train()
+    ours = ProgressiveTrainer(model, arguments(tmp_path), train_dataset=Blocks(), penalty=penalty)
+    ours.train()
+    assert logged(ours, "loss") == pytest.approx(logged(naive, "loss"), rel=1e-5)
+    assert logged(ours, "grad_norm") == pytest.approx(logged(naive, "grad_norm"), rel=1e-5)
+    torch.testing.assert_close(weights(ours.model), weights(naive.model), rtol=1e-4, atol=1e-5)
+
+
+def test_accumulation_does_not_change_the_trajectory(tmp_path):
+    runs = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        model = build_model()
+        args = arguments(tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+        runs.append(ProgressiveTrainer(model, args, train_dataset=Blocks(), penalty=build_penalty(model)))
+        runs[-1].train()
+    for key in ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/grad_ratio"):
+        assert logged(runs[1], key) == pytest.approx(logged(runs[0], key), rel=1e-4), key
+    torch.testing.assert_close(weights(runs[1].model), weights(runs[0].model), rtol=1e-4, atol=1e-5)
+
+
+def test_logs_average_the_terms_since_the_last_log_and_evaluation_has_none(tmp_path):
+    every = {}
+    for steps in (1, 3):
+        model = build_model()
+        trainer = ProgressiveTrainer(
+            model,
+            arguments(tmp_path, logging_steps=steps, phi_schedule="linear", phi_until=0.5, eval_strategy="steps"),
+            train_dataset=Blocks(),
+            eval_dataset=Blocks(8),
+            penalty=build_penalty(model),
+        )
+        trainer.train()
+        every[steps] = trainer
+    assert logged(every[1], "phi/lambda") == pytest.approx([30.0, 20.0, 10.0, 0.0, 0.0, 0.0])
+    assert logged(every[1], "phi/gamma") == pytest.approx([0.5, 1 / 3, 1 / 6, 0.0, 0.0, 0.0])
+    for key in ("phi/ewc", "phi/subspace", "phi/grad_ratio", "loss"):
+        singles = logged(every[1], key)
+        thirds = [sum(singles[:3]) / 3, sum(singles[3:]) / 3]
+        assert logged(every[3], key) == pytest.approx(thirds, rel=1e-5, abs=1e-6), key
+    evaluations = [entry for entry in every[1].state.log_history if "eval_loss" in entry]
+    assert not any(key.startswith("phi/") for entry in evaluations for key in entry)
+    trained = every[1]
+    plain = Trainer(trained.model, arguments(tmp_path, kind=TrainingArguments), eval_dataset=Blocks(8))
+    assert trained.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+
+
+RESUMABLE = {
+    "max_steps": 9, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2,
+    "per_device_train_batch_size": 4, "phi_schedule": "cosine", "phi_until": 0.8,
+    "lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 2,
+    "lr_scheduler_kwargs": {"num_decay_steps": 4, "decay_type": "linear"},
+}  # fmt: skip
+
+
+def resumable_trainer(folder, **changes):
+    model = build_model(dropout=0.1)
+    return ProgressiveTrainer(
+        model, arguments(folder, **RESUMABLE | changes), train_dataset=Blocks(40), penalty=build_penalty(model)
+    )
+
+
+def test_resuming_gives_the_same_bits(tmp_path):
+    """9 steps of 8 sequences over 40: the second epoch begins within the run."""
+    whole = resumable_trainer(tmp_path / "whole")
+    whole.train()
+    for stop in (4, 6):
+        folder = tmp_path / f"stopped-{stop}"
+        folder.mkdir()
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{stop}", folder / f"checkpoint-{stop}")
+        resumed = resumable_trainer(folder)
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == 9
+        assert_same_weights(weights(resumed.model), weights(whole.model))
+        assert logged(resumed, "loss") == logged(whole, "loss")
+
+
+def test_a_checkpoint_is_complete_or_ignored(tmp_path):
+    trainer = resumable_trainer(tmp_path)
+    trainer.train()
+    assert newest_complete_checkpoint(tmp_path).name == "checkpoint-9"
+    assert json.loads((tmp_path / "checkpoint-9" / "manifest.json").read_text())["files"].keys() >= {
+        "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
+    }  # fmt: skip
+    (tmp_path / "checkpoint-9" / "manifest.json").unlink()  # as if killed before the end
+    with open(tmp_path / "checkpoint-8" / "optimizer.pt", "r+b") as file:
+        file.truncate(100)
+    (tmp_path / "checkpoint-100").mkdir()
+    (tmp_path / ".saving" / "checkpoint-7").mkdir(parents=True)
+    assert newest_complete_checkpoint(tmp_path).name == "checkpoint-6"
+    again = resumable_trainer(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert is_complete(tmp_path / "checkpoint-8")
+    assert is_complete(tmp_path / "checkpoint-9")
+    assert not (tmp_path / ".saving").exists()
+
+
+def test_a_flipped_bit_is_found_on_resuming(tmp_path):
+    resumable_trainer(tmp_path, max_steps=2).train()
+    file = tmp_path / "checkpoint-2" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors: its SHA-256 differs"):
+        resumable_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_save_total_limit_spares_the_complete_ones(tmp_path):
+    (tmp_path / "checkpoint-70").mkdir(parents=True)  # newer by its number, and incomplete
+    resumable_trainer(tmp_path, save_total_limit=1).train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-70", "checkpoint-9"]
+    assert is_complete(tmp_path / "checkpoint-9")
+
+
+def test_the_best_checkpoint_is_named_where_it_stands(tmp_path):
+    model = build_model()
+    args = arguments(
+        tmp_path, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="loss", save_total_limit=1,
+    )  # fmt: skip
+    trainer = ProgressiveTrainer(model, args, train_dataset=Blocks(8), eval_dataset=Blocks(8))
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best == str(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
+    assert json.loads((tmp_path / best / "trainer_state.json").read_text())["best_model_checkpoint"] == best
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, bad):
+    class Spoiled(ProgressiveTrainer):
+        def compute_loss(self, model, inputs, **kwargs):
+            if self.state.global_step == 3:
+                inputs = {**inputs, "position_ids": torch.zeros_like(inputs["input_ids"])}
+                self.before = weights(model)
+                with torch.no_grad():
+                    model.transformer.wpe.weight[0, 0] = bad
+                    self.before = weights(model)
+            return super().compute_loss(model, inputs, **kwargs)
+
+    trainer = Spoiled(build_model(), arguments(tmp_path, save_strategy="steps", save_steps=2), train_dataset=Blocks())
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.train()
+    assert str(caught.value) == f"step 4: the loss is nan; the last good checkpoint is {tmp_path / 'checkpoint-2'}"
+    after = weights(trainer.model)
+    assert all(torch.equal(after[n].nan_to_num(), p.nan_to_num()) for n, p in trainer.before.items())
+
+
+def test_the_stable_checkpoint_is_the_model_where_the_warm_down_begins(tmp_path):
+    trainer = resumable_trainer(tmp_path, save_steps=5)
+    trainer.add_callback(KeepStableCheckpoint(trainer, tmp_path / "stable", 5))
+    trainer.train()
+    assert is_complete(tmp_path / "stable")
+    assert not (tmp_path / "stable" / "training_args.bin").exists()
+    stable = GPT2LMHeadModel.from_pretrained(tmp_path / "stable")
+    at_step = GPT2LMHeadModel.from_pretrained(tmp_path / "checkpoint-5")
+    assert_same_weights(weights(stable), weights(at_step))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phi_schedule": "exponential"}, "phi_schedule is 'exponential'; it must be one of constant, linear, cosine"),
+        ({"phi_until": 0.0}, r"phi_until is 0.0; it must be a fraction of the run above 0 and at most 1"),
+        ({"hub_token": "secret"}, "set the HF_TOKEN environment variable instead"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        arguments(tmp_path, **changes)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_penalty_needs_its_arguments_and_a_resume_needs_a_checkpoint(tmp_path):
+    model = build_model()
+    with pytest.raises(ValueError, match="needs args of class ProgressiveTrainingArguments, got TrainingArguments"):
+        ProgressiveTrainer(model, arguments(tmp_path, kind=TrainingArguments), penalty=build_penalty(model))
+    with pytest.raises(ValueError, match="holds no complete checkpoint to resume from"):
+        ProgressiveTrainer(model, arguments(tmp_path), train_dataset=Blocks()).train(resume_from_checkpoint=True)
