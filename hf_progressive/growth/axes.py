@@ -1,0 +1,232 @@
+"""The mathematics of exact growth: from the sizes of parent and child to the factors on every axis.
+
+**The residual stream.** The child's D' channels hold k whole copies of the parent's D, and new channels. A norm that
+subtracts the mean (LayerNorm) sees the same mean if every new channel carries the mean of the old; one that does not
+(RMSNorm), if it carries zero. The centred sum of squares is then k times the parent's, over D' channels instead of D:
+
+    variance' = ρ² · variance,   ρ² = k·D/D'.
+
+With ε' = ρ²·ε, the normalised value of an old channel is 1/ρ of the parent's, and a gain multiplied by ρ restores it.
+New channels are normalised to zero, so whatever reads them may be random. A norm without gain cannot restore
+anything: there whatever writes the stream is multiplied by 1/ρ instead, ρ becomes 1 and ε stays.
+
+**Copies.** A unit copied k times is read with shares c₁ … c_k that add up to 1.
+
+**Tied embeddings** are written into the stream and read by the output head with one and the same factor w, so the
+last norm's gain and bias carry the head's share: c/w.
+
+**Attention.** Scores are q·k/√d. When head_dim grows from d to d', queries are multiplied by √(d'/d); new dimensions
+hold zero keys against random queries. Under RoPE pair i turns at θ^(−2i/d), which is pair m·i's rate in a head of
+m·d dimensions: an integer multiple is exact, anything else is not. Query and key norms with the same ε as the stream's
+see ε' = ρ²·ε, so queries and keys are multiplied by ρ. Query head h reads key/value head h // (heads / kv_heads): the
+parent's groups are kept together, their key/value heads copied where a group must be divided.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hf_progressive.growth.family import AxisName, Family, Sizes
+from hf_progressive.growth.methods import Method, UnitOrigin
+from hf_progressive.growth.operators import Axis, Fill, Segment
+
+Head = tuple[int | None, float]
+"""A head's source (None if new) and the share that readers take from it."""
+
+
+def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple[dict[AxisName, Axis], float]:
+    """Work out every axis of the child.
+
+    Args:
+        family: The family of both configs.
+        source: The parent's config.
+        target: The child's config.
+        method: The growth method.
+
+    Returns:
+        The axes by name, and the factor of the norms' epsilon.
+
+    Raises:
+        ValueError: The sizes cannot be reached exactly; the message says why.
+    """
+    old, new = family.sizes(source), family.sizes(target)
+    tied = target.tie_word_embeddings
+    axes, rho = _stream_axes(family, method, old.width, new.width, tied=tied)
+    axes |= _attention_axes(family, method, old, new, query_scale=rho if family.normed_queries else 1.0)
+    axes["mlp"] = _unit_axis(old.mlp, _width(method, "MLP width", old.mlp, new.mlp)).filled("fresh", "zero")
+    axes["vocab"] = _appended(old.vocab, new.vocab).filled("near_mean", "near_mean")
+    axes["positions"] = _appended(old.positions, new.positions)
+    if not method.rescales:
+        axes = {name: axis.filled("zero", "zero") for name, axis in axes.items()}
+    return axes, rho**2
+
+
+def _appended(old: int, new: int) -> Axis:
+    return Axis.of(old, [Segment(old, source=0), Segment(new - old)])
+
+
+def _stream_axes(
+    family: Family, method: Method, old: int, new: int, *, tied: bool
+) -> tuple[dict[AxisName, Axis], float]:
+    if tied and family.norm == "weightless_rms" and old != new:
+        raise ValueError(
+            f"width {old} → {new} is not exact for {family.model_type} with tied embeddings: no gain can absorb the"
+            " head's share; set tie_word_embeddings=False in the target"
+        )
+    units, copies = _whole_copies(_width(method, "width", old, new), old)
+    stream = _unit_axis(old, units)  # write 1, read the share
+    rho = math.sqrt(copies * old / new) if method.rescales else 1.0
+    weightless = family.norm == "weightless_rms"
+    wider = 1 / rho if weightless else 1.0  # factor of what the stream carries
+    gain = 1.0 if weightless else rho
+    embedding = wider
+    if family.scaled_embedding and method.rescales:
+        embedding *= _embedding_scale(old) / _embedding_scale(new)
+    silent: Fill = "mean" if family.norm == "layer" else "zero"
+    handed = wider if weightless else 1.0  # factor of what a norm hands on
+    axes: dict[AxisName, Axis] = {
+        "embedding": stream.scaled(embedding, 1 / embedding).filled(silent),
+        "residual": stream.scaled(wider, 1 / wider).filled(silent),
+        "normed": stream.scaled(handed, 1 / handed),
+        "gain": stream.scaled(gain, 1 / gain).filled("mean"),
+        "shift": stream.filled("zero"),
+        "final": stream.scaled(handed, 1 / handed),
+        "final_gain": stream.scaled(gain, 1 / gain).filled("mean"),
+        "final_shift": stream.filled("zero"),
+    }
+    if tied:
+        for name in ("final_gain", "final_shift"):
+            axes[name] = _shared_by_head(axes[name], embedding)
+    return axes, 1.0 if weightless else rho
+
+
+def _shared_by_head(axis: Axis, embedding: float) -> Axis:
+    # The head cannot take its share itself: its weights are the embedding's. The last norm hands on share / embedding.
+    segments = [
+        s if s.source is None else replace(s, write=s.write * share / embedding, read=s.read * embedding / share)
+        for s in axis.segments
+        for share in [s.read * s.write]
+    ]
+    return Axis.of(axis.parent_size, segments)
+
+
+def _embedding_scale(width: int) -> float:
+    # As the model holds it: rounded to float32.
+    return torch.tensor(width**0.5, dtype=torch.float32).item()
+
+
+def _width(method: Method, what: str, old: int, new: int) -> Sequence[UnitOrigin]:
+    if old == new:
+        return [UnitOrigin(unit) for unit in range(old)]
+    try:
+        return method.width(old, new)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+
+
+def _whole_copies(units: Sequence[UnitOrigin], old: int) -> tuple[list[UnitOrigin], int]:
+    # Keep as many copies of every unit as the rarest one has, and make the rest new.
+    counts = Counter(unit.source for unit in units if unit.source is not None)
+    copies = min(counts[unit] for unit in range(old))
+    seen: Counter[int] = Counter()
+    totals: dict[int, float] = defaultdict(float)
+    kept = []
+    for unit in units:
+        if unit.source is not None and seen[unit.source] < copies:
+            seen[unit.source] += 1
+            totals[unit.source] += unit.share
+            kept.append(unit)
+        else:
+            kept.append(UnitOrigin(None))
+    return [u if u.source is None else replace(u, share=u.share / totals[u.source]) for u in kept], copies
+
+
+def _unit_axis(old: int, units: Sequence[UnitOrigin]) -> Axis:
+    return Axis.of(old, [Segment(1, source=u.source, read=u.share if u.source is not None else 1.0) for u in units])
+
+
+def _attention_axes(
+    family: Family, method: Method, old: Sizes, new: Sizes, *, query_scale: float
+) -> dict[AxisName, Axis]:
+    queries, keys = _heads(method, old, new)
+    turned = _turned_dims(family, old.head_dim, new.head_dim)
+    plain = [*range(old.head_dim), *[None] * (new.head_dim - old.head_dim)]
+    score = math.sqrt(new.head_dim / old.head_dim) if method.rescales else 1.0
+    key_axis = _head_axis(keys, old.kv_heads, old.head_dim, turned, new_dims="zero")
+    query_axis = _head_axis(queries, old.heads, old.head_dim, turned)
+    return {
+        "query": query_axis.scaled(query_scale * score, 1 / (query_scale * score)),
+        "key": key_axis.scaled(query_scale, 1 / query_scale),
+        "value": _head_axis(keys, old.kv_heads, old.head_dim, plain),
+        "context": _head_axis(queries, old.heads, old.head_dim, plain).filled("fresh", "zero"),
+        "head_dim": Axis.unchanged(old.head_dim),
+    }
+
+
+def _head_axis(
+    heads: Sequence[Head], old_heads: int, old_dim: int, dims: Sequence[int | None], *, new_dims: Fill = "fresh"
+) -> Axis:
+    segments = []
+    for head, share in heads:
+        for dim in dims:
+            if head is None:
+                segments.append(Segment(1))
+            elif dim is None:
+                segments.append(Segment(1, written_as=new_dims))
+            else:
+                segments.append(Segment(1, source=head * old_dim + dim, read=share))
+    return Axis.of(old_heads * old_dim, segments)
+
+
+def _turned_dims(family: Family, old: int, new: int) -> list[int | None]:
+    # One head's query and key dimensions: the parent's dimension for each of the child's, None if it is new.
+    dims: list[int | None] = [None] * new
+    if not family.rotary or old == new:
+        dims[:old] = range(old)
+        return dims
+    if family.normed_queries:
+        raise ValueError(
+            f"head_dim {old} → {new} is not exact for {family.model_type}: its query and key norms average over"
+            f" head_dim; keep head_dim={old} and grow the number of heads"
+        )
+    if new % old:
+        raise ValueError(
+            f"head_dim {old} → {new} is not exact under RoPE: the rotation rates θ^(−2i/head_dim) of the parent are"
+            f" among the child's only for whole multiples; take {new - new % old + old}, or keep {old} and grow the"
+            " number of heads"
+        )
+    step, half = new // old, old // 2
+    dims[0 : new // 2 : step] = range(half)
+    dims[new // 2 : new : step] = range(half, old)
+    return dims
+
+
+def _heads(method: Method, old: Sizes, new: Sizes) -> tuple[list[Head], list[Head]]:
+    # Query heads, and key/value heads. A key/value head serves `before` query heads in the parent and `after` in the
+    # child; if that is fewer, each of the parent's groups is divided, and its key/value head copied for every part.
+    before, after = old.heads // old.kv_heads, new.heads // new.kv_heads
+    parts = -(-before // after)
+    if old.kv_heads * parts > new.kv_heads:
+        raise ValueError(
+            f"{new.heads} heads over {new.kv_heads} key/value heads cannot hold the parent's {old.kv_heads} groups of"
+            f" {before}: groups of {after} need {old.kv_heads * parts} key/value heads"
+        )
+    queries: list[Head] = []
+    keys: list[Head] = []
+    for place in _width(method, "key/value heads", old.kv_heads * parts, new.kv_heads):
+        if place.source is None:
+            queries += [(None, 1.0)] * after
+            keys.append((None, 1.0))
+            continue
+        group, part = divmod(place.source, parts)
+        first = group * before + part * after
+        members = min(after, before - part * after)
+        within = _width(method, "heads per key/value head", members, after)
+        served = [(None, 1.0) if u.source is None else (first + u.source, place.share * u.share) for u in within]
+        queries += served
+        keys.append((group, sum(share for head, share in served if head is not None) / before))
+    return queries, keys

@@ -1,0 +1,34 @@
+"""The families that can grow, by `model_type`. Adding one adds a file with its table and a line here."""
+
+from typing import Any
+
+from hf_progressive.growth.family import Family, WeightRule
+from hf_progressive.growth.gpt2 import GPT2
+
+__all__ = ["FAMILIES", "Family", "WeightRule", "family_of"]
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": GPT2,
+}
+"""Every family, by the `model_type` of its configs."""
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of a config.
+
+    Args:
+        config: A `PreTrainedConfig`.
+
+    Returns:
+        The family.
+
+    Raises:
+        ValueError: The family is unknown, or the config has an option that growth cannot map.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ValueError(f"model_type {config.model_type!r} cannot be grown; families known: {', '.join(FAMILIES)}")
+    for name, reason in family.unsupported.items():
+        if getattr(config, name, False):
+            raise ValueError(f"{name}={getattr(config, name)!r} cannot be grown: {reason}; set it to False")
+    return family

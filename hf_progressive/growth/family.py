@@ -1,0 +1,293 @@
+"""What a family of models is to the growth engine: a table of its tensors and of the config fields that size them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from hf_progressive.growth.operators import Fresh, Role
+
+AxisName = Literal[
+    "vocab",  # tokens
+    "positions",  # learned position embeddings
+    "embedding",  # residual channels as the embeddings write them
+    "residual",  # residual channels as attention and MLP write them
+    "normed",  # residual channels as a norm hands them to attention and MLP
+    "gain",  # gains of those norms
+    "shift",  # their biases
+    "final",  # residual channels as the last norm hands them to the output head
+    "final_gain",
+    "final_shift",
+    "query",  # heads · head_dim
+    "key",  # key/value heads · head_dim
+    "value",  # key/value heads · head_dim
+    "context",  # heads · head_dim, what attention hands to its output projection
+    "head_dim",  # one head's dimensions, the gains of query and key norms
+    "mlp",  # hidden units of the MLP
+]
+
+Init = Literal["normal", "scaled_normal", "ones", "zeros"]
+"""How a new model initialises a tensor; `scaled_normal` divides the standard deviation by √(2 · layers)."""
+
+
+@dataclass(frozen=True)
+class DimRule:
+    """One dimension in a family's table.
+
+    Attributes:
+        role: Whether the tensor reads or writes the units.
+        axes: The axis, or the axes that a fused tensor stores one after the other.
+    """
+
+    role: Role
+    axes: tuple[AxisName, ...]
+
+
+def reads(*axes: AxisName) -> DimRule:
+    """Describe an input dimension.
+
+    Args:
+        *axes: Names of the axes read.
+
+    Returns:
+        The rule.
+    """
+    return DimRule("read", axes)
+
+
+def writes(*axes: AxisName) -> DimRule:
+    """Describe an output dimension.
+
+    Args:
+        *axes: Names of the axes written.
+
+    Returns:
+        The rule.
+    """
+    return DimRule("write", axes)
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """One line of a family's table: a tensor, or the same tensor of every layer.
+
+    Attributes:
+        name: The name `save_pretrained` writes, `{layer}` in place of the layer's index.
+        dims: The dimensions in the order of storage: `Conv1D` (read, write), `Linear` (write, read), `Embedding`
+            (read the token, write the features), vectors one.
+        init: How a new model initialises it.
+        closes: It is the last of its branch: zero here, and the branch adds nothing to the residual stream.
+        offset: The working value is the stored value plus this (Gemma stores gain − 1).
+        when: A config field that must be true for the tensor to exist; empty if it always does.
+        tied_to: The tensor that it shares if the config ties word embeddings; it is not stored then.
+    """
+
+    name: str
+    dims: tuple[DimRule, ...]
+    init: Init = "normal"
+    closes: bool = False
+    offset: float = 0.0
+    when: str = ""
+    tied_to: str = ""
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether every layer has one."""
+        return "{layer}" in self.name
+
+    def exists(self, config: Any) -> bool:
+        """Tell whether a model has this tensor as one of its own.
+
+        Args:
+            config: The model's config.
+
+        Returns:
+            False if the config does without it or ties it to another.
+        """
+        if self.tied_to and config.tie_word_embeddings:
+            return False
+        return not self.when or bool(getattr(config, self.when))
+
+    def fresh(self, std: float, layers: int) -> Fresh:
+        """Return the distribution that a new model draws the tensor from.
+
+        Args:
+            std: Standard deviation of the model's weights.
+            layers: Number of layers.
+
+        Returns:
+            The distribution, of working values.
+        """
+        match self.init:
+            case "normal":
+                return Fresh(std=std)
+            case "scaled_normal":
+                return Fresh(std=std / (2 * layers) ** 0.5)
+            case "ones":
+                return Fresh(mean=1.0)
+            case "zeros":
+                return Fresh()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What can grow, in the words every family shares.
+
+    Attributes:
+        width: Channels of the residual stream.
+        layers: Number of layers.
+        heads: Attention (query) heads.
+        kv_heads: Key/value heads.
+        head_dim: Dimensions per head.
+        mlp: Hidden units of the MLP.
+        vocab: Tokens.
+        positions: Longest context.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocab: int
+    positions: int
+
+    def items(self) -> Iterator[tuple[str, int]]:
+        """Iterate over the sizes.
+
+        Yields:
+            Name and value.
+        """
+        yield from ((entry.name, getattr(self, entry.name)) for entry in fields(self))
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models: its tensors, its config fields and the few facts that decide which growth is exact.
+
+    Attributes:
+        model_type: The config's `model_type`.
+        size_fields: Config field of each of the `Sizes`.
+        rules: The tensors, in the order of the stock class's `named_parameters`.
+        norm: `layer` subtracts the mean, `rms` does not, `weightless_rms` has no gain either.
+        eps_field: Config field of the norms' epsilon.
+        prefix: Prefix of the base model's tensors, which files of the base model alone lack.
+        head_prefixes: Names that never carry it.
+        ignored: Names (`{layer}` in place of the index) of buffers that old files carry: masks, rotary frequencies.
+        neutral_fields: Config fields of the family, beside the sizes, that may differ between parent and child.
+        rotary: Positions enter by rotating queries and keys (RoPE), and not by learned embeddings.
+        normed_queries: Queries and keys are normalised over each head's dimensions, with the epsilon of `eps_field`.
+        scaled_embedding: The embedding is multiplied by √width on the way into the residual stream.
+        unsupported: Config fields that must be false, with the reason.
+    """
+
+    model_type: str
+    size_fields: Mapping[str, str]
+    rules: tuple[WeightRule, ...]
+    norm: Literal["layer", "rms", "weightless_rms"]
+    eps_field: str
+    prefix: str
+    head_prefixes: tuple[str, ...] = ("lm_head.",)
+    ignored: tuple[str, ...] = ()
+    neutral_fields: frozenset[str] = frozenset()
+    rotary: bool = False
+    normed_queries: bool = False
+    scaled_embedding: bool = False
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+
+    def sizes(self, config: Any) -> Sizes:
+        """Read the sizes from a config.
+
+        Args:
+            config: A config of the family.
+
+        Returns:
+            The sizes; an MLP width of None stands for 4 · width, a missing head_dim for width / heads.
+        """
+        values: dict[str, Any] = {
+            name: getattr(config, config_field, None) for name, config_field in self.size_fields.items()
+        }
+        values["mlp"] = values["mlp"] or 4 * values["width"]
+        values["kv_heads"] = values.get("kv_heads") or values["heads"]
+        values["head_dim"] = values.get("head_dim") or values["width"] // values["heads"]
+        return Sizes(**values)
+
+    def tensors(self, config: Any) -> Iterator[tuple[str, WeightRule, int | None]]:
+        """Iterate over the tensors of a model.
+
+        Args:
+            config: The model's config.
+
+        Yields:
+            The name, the rule and the layer (None outside the layers).
+        """
+        rules = [rule for rule in self.rules if rule.exists(config)]
+        layered = [rule for rule in rules if rule.per_layer]
+        first = rules.index(layered[0])
+        yield from ((rule.name, rule, None) for rule in rules[:first])
+        for layer in range(self.sizes(config).layers):
+            yield from ((rule.name.format(layer=layer), rule, layer) for rule in layered)
+        yield from ((rule.name, rule, None) for rule in rules[first:] if not rule.per_layer)
+
+    def shape(self, rule: WeightRule, config: Any) -> tuple[int, ...]:
+        """Return the shape of a tensor.
+
+        Args:
+            rule: Its line in the table.
+            config: The model's config.
+
+        Returns:
+            The shape.
+        """
+        lengths = axis_lengths(self.sizes(config))
+        return tuple(sum(lengths[axis] for axis in dim.axes) for dim in rule.dims)
+
+    def canonical_name(self, key: str) -> str:
+        """Return the name that `save_pretrained` of the stock class gives a tensor.
+
+        Args:
+            key: A name found in a file; files of the base model alone, such as the Hub's GPT-2, lack the prefix.
+
+        Returns:
+            The name with the prefix.
+        """
+        if key.startswith((self.prefix, *self.head_prefixes)):
+            return key
+        return self.prefix + key
+
+    def ignored_names(self, config: Any) -> Iterator[str]:
+        """Iterate over the names that a checkpoint may hold and growth does without.
+
+        Args:
+            config: The model's config.
+
+        Yields:
+            Canonical names: causal masks and rotary frequencies of old files, and an output head that is tied.
+        """
+        for name in self.ignored:
+            yield from dict.fromkeys(name.format(layer=layer) for layer in range(self.sizes(config).layers))
+        yield from (rule.name for rule in self.rules if rule.tied_to and not rule.exists(config))
+
+
+def axis_lengths(sizes: Sizes) -> dict[AxisName, int]:
+    """Return the number of units along every axis.
+
+    Args:
+        sizes: A model's sizes.
+
+    Returns:
+        The lengths by axis.
+    """
+    channels: dict[AxisName, int] = dict.fromkeys(
+        ("embedding", "residual", "normed", "gain", "shift", "final", "final_gain", "final_shift"), sizes.width
+    )
+    return channels | {
+        "vocab": sizes.vocab,
+        "positions": sizes.positions,
+        "query": sizes.heads * sizes.head_dim,
+        "key": sizes.kv_heads * sizes.head_dim,
+        "value": sizes.kv_heads * sizes.head_dim,
+        "context": sizes.heads * sizes.head_dim,
+        "head_dim": sizes.head_dim,
+        "mlp": sizes.mlp,
+    }

@@ -1,0 +1,454 @@
+"""The plan of a growth: from two configs to every tensor of the child and the rule that makes it. Reads no weights.
+
+    plan = plan_growth(parent.config, {"n_layer": 11, "n_embd": 704, "n_head": 11})
+    for tensor in plan.tensors:
+        weight = tensor.produce(read, torch.Generator().manual_seed(...))
+
+`read` returns a tensor of the parent by its canonical name. Tensors can be produced in any order, one at a time.
+
+What grows with the weights grows through the same plan: `map_diagonal` carries squared-gradient statistics,
+`map_subspace` orthonormal bases of the weights' output sides. The *output side* of a weight is what it writes:
+dimension 0 of a `Linear` (out, in), dimension 1 of a `Conv1D` (in, out) and of an `Embedding` (token, feature).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_progressive.growth.axes import grow_axes
+from hf_progressive.growth.families import family_of
+from hf_progressive.growth.family import AxisName, Family, WeightRule
+from hf_progressive.growth.methods import (
+    DepthPosition,
+    GrowthOptions,
+    LayerOrigin,
+    Method,
+    NewLayers,
+    method_named,
+)
+from hf_progressive.growth.operators import Axis, Dim, Fresh, add_noise, fill_new, joined, place, working_dtype
+from hf_progressive.growth.target import complete_target
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the child and how to make it.
+
+    Attributes:
+        name: The name `save_pretrained` of the stock class writes.
+        shape: The child's shape.
+        sources: Canonical names of the parent's tensors that it is made from; empty if it is new.
+        rule: What is done, for people.
+        dims: Its dimensions.
+        fresh: How a new model initialises it.
+        offset: The working value is the stored value plus this.
+        heir: It inherits its source's statistics too; a copied layer beside the original does not.
+        noise: Symmetry-breaking noise, relative to the root mean square of the weight.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    rule: str
+    dims: tuple[Dim, ...] = field(repr=False)
+    fresh: Fresh = field(repr=False)
+    offset: float = field(default=0.0, repr=False)
+    heir: bool = True
+    noise: float = field(default=0.0, repr=False)
+
+    def produce(self, read: Callable[[str], Tensor], generator: torch.Generator) -> Tensor:
+        """Make the tensor.
+
+        Args:
+            read: Returns a tensor of the parent by its canonical name.
+            generator: Source of random numbers; seed it by the tensor's name, and the order does not matter.
+
+        Returns:
+            The tensor in float64 if its source is float64, else in float32. It may share memory with what `read`
+            returned.
+
+        Raises:
+            ValueError: What `read` returned has another shape than the parent's config says.
+        """
+        if not self.sources:
+            return self.fresh.draw(self.shape, torch.float32, generator) - self.offset
+        parent = read(self.sources[0])
+        expected = tuple(dim.axis.parent_size for dim in self.dims)
+        if tuple(parent.shape) != expected:
+            raise ValueError(f"{self.sources[0]} has shape {tuple(parent.shape)}, the config says {expected}")
+        dtype = working_dtype(parent.dtype)
+        if self.is_copy:
+            return parent.to(dtype)
+        if self.offset:
+            parent = parent.to(dtype) + self.offset
+        child = torch.empty(self.shape, dtype=dtype)
+        place(parent, self.dims, power=0, out=child)
+        add_noise(child, self.dims, self.noise, generator)
+        fill_new(child, self.dims, fresh=self.fresh, generator=generator)
+        return child - self.offset if self.offset else child
+
+    def carry(self, statistic: Tensor, power: int) -> Tensor:
+        """Carry a gradient statistic of the parent's tensor into the child's coordinates.
+
+        Args:
+            statistic: Of the shape of the parent's tensor.
+            power: 1 if it scales as a gradient does, 2 as a squared gradient.
+
+        Returns:
+            A tensor of the child's shape, 0 where nothing is inherited; where W' = a·W, the statistic is divided by
+            a to that power, and copies of a unit get their share.
+        """
+        child = statistic.new_zeros(self.shape)
+        if self.sources and self.heir:
+            place(statistic, self.dims, power=power, out=child)
+        return child
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the child's tensor equals the parent's."""
+        return bool(self.sources) and all(dim.axis == Axis.unchanged(dim.axis.parent_size) for dim in self.dims)
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """What growth from one config to another does to every tensor.
+
+    Attributes:
+        source_config: The parent's config.
+        target_config: The child's whole config, its norms' epsilon rescaled.
+        family: Their family.
+        method: Name of the growth method.
+        options: What the method left open.
+        preserves_function: The child computes the parent's function, up to rounding. With a larger vocabulary, that
+            is about the logits of the parent's tokens: new tokens have logits of their own, so probabilities change.
+        tensors: The child's tensors in the order of the stock class's parameters; a tied output head is none.
+        ignored_sources: Canonical names of what the parent's files may hold and the child does without: buffers, a
+            tied output head.
+        layers: The origin of every layer.
+        axes: The axes by name.
+    """
+
+    source_config: Any
+    target_config: Any
+    family: Family
+    method: str
+    options: GrowthOptions
+    preserves_function: bool
+    tensors: tuple[TensorPlan, ...] = field(repr=False)
+    ignored_sources: tuple[str, ...] = field(repr=False)
+    layers: tuple[LayerOrigin, ...] = field(repr=False)
+    axes: Mapping[AxisName, Axis] = field(repr=False)
+
+    def check_source_keys(self, keys_with_shapes: Mapping[str, Sequence[int]]) -> None:
+        """Raise unless a checkpoint holds exactly the parent's tensors.
+
+        Args:
+            keys_with_shapes: Names as found in the files, and shapes.
+
+        Raises:
+            ValueError: Lists every tensor that is unmapped, missing, there twice or of another shape than the config
+                says.
+        """
+        family, config = self.family, self.source_config
+        expected = {name: family.shape(rule, config) for name, rule, _ in family.tensors(config)}
+        found: dict[str, tuple[int, ...]] = {}
+        faults = []
+        for key, shape in keys_with_shapes.items():
+            name = family.canonical_name(key)
+            if name in self.ignored_sources:
+                continue
+            if name in found:
+                faults.append(f"{name} is there twice, with and without the prefix {family.prefix!r}")
+            elif name not in expected:
+                faults.append(f"{key} is not a tensor of {family.model_type}")
+            elif tuple(shape) != expected[name]:
+                faults.append(f"{key} has shape {tuple(shape)}, the config says {expected[name]}")
+            found[name] = tuple(shape)
+        faults += [f"{name} is missing" for name in expected if name not in found]
+        if faults:
+            raise ValueError(f"{len(faults)} tensors do not fit the config: {'; '.join(faults)}")
+
+    def map_diagonal(self, mapping: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Carry the parent's diagonal Fisher information into the child's coordinates.
+
+        Args:
+            mapping: By parameter name of the parent's stock class; each of the parameter's shape.
+
+        Returns:
+            By parameter name of the child. Where W' = a·W, Ω' = Ω/a²; 0 where nothing is inherited: new units, and
+            layers that are new or mere copies. Parameters whose source is not in the mapping are left out.
+
+        Raises:
+            ValueError: A name is not a parameter of the parent.
+        """
+        return self._carried(mapping, power=2)
+
+    def map_gradient(self, mapping: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Carry gradients, or averages of them such as Adam's first moment, into the child's coordinates.
+
+        Args:
+            mapping: By parameter name of the parent's stock class; each of the parameter's shape.
+
+        Returns:
+            By parameter name of the child. Where W' = a·W, G' = G/a; 0 where nothing is inherited.
+
+        Raises:
+            ValueError: A name is not a parameter of the parent.
+        """
+        return self._carried(mapping, power=1)
+
+    def _carried(self, mapping: Mapping[str, Tensor], power: int) -> dict[str, Tensor]:
+        self._check_parameters(mapping)
+        return {
+            tensor.name: tensor.carry(mapping[tensor.sources[0]], power)
+            for tensor in self.tensors
+            if tensor.sources and tensor.sources[0] in mapping
+        }
+
+    def map_subspace(self, bases: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Carry orthonormal bases of the weights' output sides into the child's coordinates.
+
+        Args:
+            bases: By parameter name of the parent's stock class; each (out, r) with orthonormal columns.
+
+        Returns:
+            By parameter name of the child; each (out', r), orthonormal, its rows zero for new output units. A layer
+            that is new or a mere copy has a basis of no columns, (out', 0): P_S is zero there, and γ restrains it
+            whole.
+
+        Raises:
+            ValueError: A name is not a 2-D parameter of the parent, or a basis has another number of rows.
+        """
+        self._check_parameters(bases)
+        return {
+            tensor.name: _grown_basis(tensor, bases[tensor.sources[0]])
+            for tensor in self.tensors
+            if tensor.sources and tensor.sources[0] in bases
+        }
+
+    def _check_parameters(self, mapping: Mapping[str, Any]) -> None:
+        known = {name for name, _, _ in self.family.tensors(self.source_config)}
+        unknown = [name for name in mapping if name not in known]
+        if unknown:
+            raise ValueError(f"not parameters of the parent: {', '.join(unknown)}")
+
+    def inherited_mask(self, name: str) -> Tensor:
+        """Tell which entries of a tensor come from the parent.
+
+        Args:
+            name: A parameter of the child.
+
+        Returns:
+            A boolean tensor of the child's shape; False in layers that are new or mere copies.
+        """
+        tensor = self.tensor(name)
+        mask = torch.zeros(tensor.shape, dtype=torch.bool)
+        if tensor.sources and tensor.heir:
+            ones = torch.ones((), dtype=torch.bool).expand([dim.axis.parent_size for dim in tensor.dims])
+            place(ones, [Dim(_unscaled(dim.axis), dim.role) for dim in tensor.dims], power=0, out=mask)
+        return mask
+
+    def tensor(self, name: str) -> TensorPlan:
+        """Return the plan of one tensor.
+
+        Args:
+            name: Its name in the child.
+
+        Returns:
+            The plan.
+
+        Raises:
+            KeyError: The child has none of that name.
+        """
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        raise KeyError(name)
+
+    def summary(self) -> dict[str, Any]:
+        """Summarise the plan in values that JSON can hold.
+
+        Returns:
+            Sizes from → to, layers, numbers of tensors and parameters, factors, and the rules used.
+        """
+        old, new = self.family.sizes(self.source_config), self.family.sizes(self.target_config)
+        eps = self.family.eps_field
+        rules: dict[str, int] = {}
+        for tensor in self.tensors:
+            rules[tensor.rule] = rules.get(tensor.rule, 0) + 1
+        before = sum(
+            math.prod(self.family.shape(rule, self.source_config))
+            for _, rule, _ in self.family.tensors(self.source_config)
+        )
+        return {
+            "family": self.family.model_type,
+            "method": self.method,
+            "preserves_function": self.preserves_function,
+            "sizes": {name: [value, getattr(new, name)] for name, value in old.items()},
+            "layers": [{"source": layer.source, "heir": layer.heir, "silent": layer.silent} for layer in self.layers],
+            "tensors": {
+                "inherited": sum(bool(t.sources) and t.heir for t in self.tensors),
+                "copied": sum(bool(t.sources) and not t.heir for t in self.tensors),
+                "new": sum(not t.sources for t in self.tensors),
+            },
+            "parameters": [before, sum(math.prod(tensor.shape) for tensor in self.tensors)],
+            "factors": {
+                name: sorted({segment.write for _, segment in axis.inherited()} - {1.0})
+                for name, axis in self.axes.items()
+                if any(segment.write != 1.0 for _, segment in axis.inherited())
+            },
+            eps: [getattr(self.source_config, eps), getattr(self.target_config, eps)],
+            "rules": rules,
+        }
+
+
+def plan_growth(
+    source_config: Any,
+    target_config: Any | Mapping[str, Any],
+    *,
+    method: str = "exact",
+    depth_position: DepthPosition = "append",
+    new_layers: NewLayers = "copy",
+    init_std: float | None = None,
+    noise: float = 0.0,
+) -> GrowthPlan:
+    """Plan the growth of a model, from configs alone.
+
+    Args:
+        source_config: The parent's `PreTrainedConfig`; not changed.
+        target_config: The child's config, or a dict of the family's own config fields; what a dict does not name is
+            kept, or derived where the family derives it. Not changed.
+        method: A growth method; see `hf_progressive.growth.methods`.
+        depth_position: Where new layers go: `append`, `spread`, or a list of the parent's layers after which to put
+            one each. Methods that repeat layers have their own order.
+        new_layers: `copy` a neighbour or draw `fresh` ones; both add nothing at first.
+        init_std: Standard deviation of new entries; None takes the config's `initializer_range`.
+        noise: Symmetry-breaking noise on what reads the copies of one unit, relative to the weight's root mean
+            square; the function is kept.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: Unknown family, method or field; a size that shrinks or cannot be reached exactly; a change of the
+            function.
+
+    >>> from transformers import GPT2Config
+    >>> parent = GPT2Config(n_layer=2, n_embd=96, n_head=6, vocab_size=64, n_positions=16)
+    >>> plan = plan_growth(parent, {"n_embd": 112, "n_head": 7})
+    >>> plan.preserves_function, round(plan.target_config.layer_norm_epsilon * 1e6, 3)
+    (True, 8.571)
+    >>> plan.tensor("transformer.h.0.attn.c_attn.weight").shape
+    (112, 336)
+    """
+    options = GrowthOptions(depth_position=depth_position, new_layers=new_layers, init_std=init_std, noise=noise)
+    family = family_of(source_config)
+    chosen = method_named(method)
+    target = complete_target(family, source_config, target_config)
+    axes, eps_factor = grow_axes(family, source_config, target, chosen)
+    old, new = family.sizes(source_config), family.sizes(target)
+    layers = _layer_origins(chosen, old.layers, new.layers, options)
+    setattr(target, family.eps_field, getattr(source_config, family.eps_field) * eps_factor)
+    wider = replace(old, layers=new.layers) != new
+    return GrowthPlan(
+        source_config=source_config,
+        target_config=target,
+        family=family,
+        method=method,
+        options=options,
+        preserves_function=(chosen.keeps_width or not wider) and (chosen.keeps_depth or old.layers == new.layers),
+        tensors=_tensor_plans(family, source_config, target, axes, layers, chosen, options),
+        ignored_sources=tuple(family.ignored_names(source_config)),
+        layers=tuple(layers),
+        axes=axes,
+    )
+
+
+def _layer_origins(method: Method, old: int, new: int, options: GrowthOptions) -> Sequence[LayerOrigin]:
+    if old == new:
+        return [LayerOrigin(layer) for layer in range(old)]
+    return method.depth(old, new, options)
+
+
+def _tensor_plans(
+    family: Family,
+    source: Any,
+    target: Any,
+    axes: Mapping[AxisName, Axis],
+    layers: Sequence[LayerOrigin],
+    method: Method,
+    options: GrowthOptions,
+) -> tuple[TensorPlan, ...]:
+    std = target.initializer_range if options.init_std is None else options.init_std
+    plans = []
+    for name, rule, layer in family.tensors(target):
+        origin = LayerOrigin(None) if layer is None else layers[layer]
+        dims = _dims(rule, axes)
+        shape = tuple(dim.axis.size for dim in dims)
+        fresh = rule.fresh(std, len(layers))
+        if origin.silent and rule.closes:
+            plans.append(
+                TensorPlan(name, shape, (), "zero, so that the new layer is silent", dims, Fresh(), heir=False)
+            )
+        elif not method.inherits or (layer is not None and origin.source is None):
+            plans.append(TensorPlan(name, shape, (), "fresh", dims, fresh, rule.offset, heir=False))
+        else:
+            parent = rule.name.format(layer=origin.source)
+            if not rule.exists(source):
+                parent = rule.tied_to  # an output head that is tied in the parent and is not in the child
+            plans.append(
+                TensorPlan(
+                    name,
+                    shape,
+                    (parent,),
+                    _describe(rule, dims, origin),
+                    dims,
+                    fresh,
+                    rule.offset,
+                    origin.heir,
+                    options.noise,
+                )
+            )
+    return tuple(plans)
+
+
+def _dims(rule: WeightRule, axes: Mapping[AxisName, Axis]) -> tuple[Dim, ...]:
+    return tuple(Dim(joined([axes[axis] for axis in dim.axes]), dim.role) for dim in rule.dims)
+
+
+def _describe(rule: WeightRule, dims: Sequence[Dim], origin: LayerOrigin) -> str:
+    words = ["inherited" if origin.heir else "copied from a neighbour"]
+    for dim_rule, dim in zip(rule.dims, dims, strict=True):
+        fills = sorted({dim.fill(segment) for _, segment in dim.axis.new()})
+        if fills:
+            words.append(f"new {'|'.join(dim_rule.axes)} {'/'.join(fills)}")
+        factors = sorted({dim.value_factor(segment) for _, segment in dim.axis.inherited()} - {1.0})
+        if factors:
+            words.append(f"{'|'.join(dim_rule.axes)} × {', '.join(f'{factor:.6g}' for factor in factors)}")
+    return "; ".join(words)
+
+
+def _unscaled(axis: Axis) -> Axis:
+    return replace(axis, segments=tuple(replace(s, write=1.0, read=1.0) for s in axis.segments))
+
+
+def _grown_basis(tensor: TensorPlan, basis: Tensor) -> Tensor:
+    (output,) = (dim for dim in tensor.dims if dim.role == "write")
+    if basis.ndim != 2 or basis.shape[0] != output.axis.parent_size or len(tensor.dims) != 2:
+        raise ValueError(
+            f"basis of {tensor.sources[0]}: shape {tuple(basis.shape)}, expected ({output.axis.parent_size}, r)"
+        )
+    columns = basis.shape[1] if tensor.heir else 0
+    grown = basis.new_zeros((output.axis.size, columns))
+    if columns == 0:
+        return grown
+    rows = (output, Dim(Axis.unchanged(columns), "read"))
+    place(basis, rows, power=0, out=grown)
+    # Copies and factors that differ between rows (queries against keys) leave a basis that spans the right space
+    # without being orthonormal.
+    orthonormal: Tensor = torch.linalg.qr(grown.to(working_dtype(basis.dtype))).Q
+    return orthonormal.to(basis.dtype)

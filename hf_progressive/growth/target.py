@@ -1,0 +1,121 @@
+"""Complete a target: from what a user names to the child's whole config, with everything else kept."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+from hf_progressive.growth.family import Family
+
+_NEUTRAL_FIELDS = frozenset(
+    {
+        "attn_pdrop",
+        "embd_pdrop",
+        "resid_pdrop",
+        "attention_dropout",
+        "initializer_range",
+        "use_cache",
+        "pretraining_tp",
+    }
+)
+_NEUTRAL_ENDINGS = ("_token_id",)
+_FOLLOWING_FIELDS = ("layer_types",)
+
+
+def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]) -> Any:
+    """Return the child's config, before its epsilon is rescaled.
+
+    Args:
+        family: The family of the source.
+        source: The parent's config; not changed.
+        target: A whole config of the same family, or some of its fields; the others are kept, or derived where the
+            family derives them. Not changed.
+
+    Returns:
+        A new config of the source's class.
+
+    Raises:
+        ValueError: A field is unknown, would shrink, or would change the function; or the config is not valid.
+    """
+    if isinstance(target, Mapping):
+        config = _from_fields(family, source, target)
+    elif target.model_type != source.model_type:
+        raise ValueError(f"a {source.model_type} cannot grow into a {target.model_type}; the family must stay")
+    else:
+        kept = {family.eps_field: getattr(source, family.eps_field)}
+        if target.architectures is None:
+            kept["architectures"] = source.architectures
+        config = _built(type(source), target.to_dict() | kept)
+    _check_sizes(family, source, config)
+    _check_function(family, source, config)
+    return config
+
+
+def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
+    aliases = type(source).attribute_map
+    own = {entry.name for entry in fields(type(source)) if not entry.name.startswith("_")}
+    for name in target:
+        if name not in own and name not in aliases:
+            near = difflib.get_close_matches(name, [*own, *aliases], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; the sizes are {', '.join(_size_fields(family))}"
+            raise ValueError(f"{name!r} is not a field of {type(source).__name__}{hint}")
+    if family.eps_field in target:
+        raise ValueError(f"{family.eps_field} follows from the growth and cannot be chosen; leave it out")
+    named = {aliases.get(name, name): value for name, value in target.items()}
+    if len(named) < len(target):
+        raise ValueError(f"the target names a field twice: {', '.join(target)}")
+    derived = _derived_fields(family, source, named)
+    kept = {name: value for name, value in source.to_dict().items() if name not in _FOLLOWING_FIELDS}
+    return _built(type(source), kept | derived | named)
+
+
+def _derived_fields(family: Family, source: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+    heads, kv_heads = family.size_fields["heads"], family.size_fields.get("kv_heads")
+    if kv_heads and heads in named and getattr(source, kv_heads) == getattr(source, heads):
+        return {kv_heads: named[heads]}
+    return {}
+
+
+def _built(config_class: type[Any], values: Mapping[str, Any]) -> Any:
+    try:
+        return config_class.from_dict(dict(values))
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"not a valid {config_class.__name__}: {' '.join(str(error).split())}") from None
+
+
+def _size_fields(family: Family) -> list[str]:
+    return list(dict.fromkeys(family.size_fields.values()))
+
+
+def _check_sizes(family: Family, source: Any, target: Any) -> None:
+    old, new = family.sizes(source), family.sizes(target)
+    if "head_dim" not in family.size_fields and new.width % new.heads:
+        width, heads = family.size_fields["width"], family.size_fields["heads"]
+        raise ValueError(
+            f"{width}={new.width} is not divisible by {heads}={new.heads}; at the parent's head_dim of {old.head_dim}"
+            f" take {heads}={new.width // old.head_dim} and {width}={new.width // old.head_dim * old.head_dim}"
+        )
+    if new.heads % new.kv_heads:
+        raise ValueError(f"{new.heads} heads are not divisible by {new.kv_heads} key/value heads")
+    smaller = [
+        f"{name} {before} → {getattr(new, name)}" for name, before in old.items() if getattr(new, name) < before
+    ]
+    if smaller:
+        raise ValueError(f"growth never shrinks: {', '.join(smaller)}; take at least the parent's sizes")
+
+
+def _check_function(family: Family, source: Any, target: Any) -> None:
+    general = {entry.name for entry in fields(PreTrainedConfig)} - {"tie_word_embeddings"}
+    exempt = general | _NEUTRAL_FIELDS | family.neutral_fields | set(_size_fields(family)) | set(_FOLLOWING_FIELDS)
+    changed = [
+        f"{name} {getattr(source, name)!r} → {getattr(target, name)!r}"
+        for name in (entry.name for entry in fields(type(source)))
+        if name not in exempt and not name.startswith("_") and not name.endswith(_NEUTRAL_ENDINGS)
+        if getattr(source, name) != getattr(target, name)
+        if not (name == "tie_word_embeddings" and source.tie_word_embeddings)  # untying is growth
+    ]
+    if changed:
+        raise ValueError(f"growth cannot change {', '.join(changed)}; keep the parent's")
