@@ -1,1 +1,18 @@
-"""growth."""
+"""Growth: from a checkpoint to a larger one that computes the same function."""
+
+from hf_progressive.growth.grow import GrowthReport, grow_checkpoint, grow_model
+from hf_progressive.growth.methods import register_method
+from hf_progressive.growth.plan import GrowthPlan, TensorPlan, plan_growth
+from hf_progressive.growth.verify import GrowthCheck, verify_growth
+
+__all__ = [
+    "GrowthCheck",
+    "GrowthPlan",
+    "GrowthReport",
+    "TensorPlan",
+    "grow_checkpoint",
+    "grow_model",
+    "plan_growth",
+    "register_method",
+    "verify_growth",
+]

@@ -105,9 +105,11 @@ class CheckpointReader:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.files, weight_map = _find_weight_files(self.folder)
+        shards, weight_map = _find_weight_files(self.folder)
+        self.files = [*shards, INDEX_NAME] if weight_map else shards
+        """Names of the files read."""
         self._entries: dict[str, _Entry] = {}
-        for file in self.files:
+        for file in shards:
             for name, entry in _read_header(self.folder / file).items():
                 if name in self._entries:
                     first = self._entries[name].path.name
@@ -278,24 +280,25 @@ class CheckpointWriter:
         self.folder = Path(folder)
         self.sha256: dict[str, str] = {}
         """SHA-256 of every finished file, by name."""
-        self._specs = dict(specs)
-        for name, spec in self._specs.items():
+        self.specs = dict(specs)
+        """Shape and dtype of every tensor, by name."""
+        for name, spec in self.specs.items():
             if spec.dtype not in _CODES:
                 raise ValueError(f"tensor {name}: safetensors files cannot hold {spec.dtype} here; give another dtype")
         split = split_state_dict_into_shards_factory(
-            self._specs,
+            self.specs,
             get_storage_size=lambda spec: spec.nbytes,
             filename_pattern=_SHARD_PATTERN,
             max_shard_size=max_shard_size,
         )
         # Wide dtypes come first so that every tensor is aligned to its own size.
         self._shards = {
-            file: sorted(names, key=lambda name: -self._specs[name].dtype.itemsize)
+            file: sorted(names, key=lambda name: -self.specs[name].dtype.itemsize)
             for file, names in split.filename_to_tensors.items()
         }
         self.order = [name for names in self._shards.values() for name in names]
         """The names of the tensors in the order in which `write` takes them."""
-        self.total_bytes = sum(spec.nbytes for spec in self._specs.values())
+        self.total_bytes = sum(spec.nbytes for spec in self.specs.values())
         self._weight_map = split.tensor_to_filename
         self._remaining = deque(self.order)
         self._file: _HashedFile | None = None
@@ -330,7 +333,7 @@ class CheckpointWriter:
             OSError: A write failed, this one or an earlier one.
         """
         assert name == self._remaining.popleft(), f"{name} is out of order"
-        planned = self._specs[name]
+        planned = self.specs[name]
         assert TensorSpec(shape=tuple(tensor.shape), dtype=tensor.dtype) == planned, f"{name} is not as planned"
         file = self._weight_map[name]
         if self._file is None or self._file.path.name != file:
@@ -349,7 +352,7 @@ class CheckpointWriter:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         position = 0
         for name in names:
-            spec = self._specs[name]
+            spec = self.specs[name]
             end = position + spec.nbytes
             header[name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
             position = end

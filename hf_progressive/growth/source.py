@@ -1,0 +1,181 @@
+"""The checkpoint that growth starts from: where it is, what it is, and whether it is sound.
+
+A source is a local folder or a repository of the Hub. Of the latter only configuration, safetensors weights and
+tokenizer files are fetched, and nothing in a source is ever run.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import CONFIG_MAPPING, AutoConfig
+
+from hf_progressive.storage import MANIFEST_NAME, read_json, sha256_file
+
+CONFIG_NAME = "config.json"
+"""Name of a model's configuration."""
+
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+)
+"""Patterns of the files that a grown checkpoint takes over unchanged; all others stay behind."""
+
+_WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthSource:
+    """A checkpoint on this machine and where it came from.
+
+    Args:
+        name: The folder or Hub id, as it was given.
+        folder: Where its files are.
+        revision: The commit, for a Hub id.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None = None
+
+    def read_config(self) -> Any:
+        """Return the model's configuration.
+
+        Returns:
+            A `PreTrainedConfig`.
+
+        Raises:
+            FileNotFoundError: There is no config.json.
+            ValueError: The model needs code of its own, or Transformers does not know it.
+        """
+        for file in (CONFIG_NAME, "tokenizer_config.json"):
+            path = self.folder / file
+            if (file == CONFIG_NAME or path.is_file()) and "auto_map" in read_json(path):
+                raise ValueError(f"{path}: has an auto_map, so it needs remote code; only stock classes are grown")
+        model_type = read_json(self.folder / CONFIG_NAME).get("model_type")
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(f"{self.folder / CONFIG_NAME}: model_type is {model_type!r}, unknown to Transformers")
+        return AutoConfig.from_pretrained(self.folder)
+
+    def companions(self) -> list[str]:
+        """Return the files that the grown checkpoint takes over, by name relative to the folder."""
+        found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
+        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
+    def copy_companions(self, folder: Path) -> None:
+        """Copy those files.
+
+        Args:
+            folder: Where to.
+        """
+        for name in self.companions():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(self.folder / name, folder / name)
+
+    def check_sizes(self, files: Iterable[str]) -> None:
+        """Compare sizes with the source's manifest, if it has one.
+
+        Args:
+            files: Names of the files to check; those that the manifest does not list pass.
+
+        Raises:
+            ValueError: A file is truncated or altered.
+        """
+        listed = self._manifest()
+        for name in files:
+            size = (self.folder / name).stat().st_size
+            if name in listed and size != listed[name]["size"]:
+                raise ValueError(
+                    f"{self.folder / name}: {size} bytes, {MANIFEST_NAME} says {listed[name]['size']}; "
+                    "the file is truncated or altered"
+                )
+
+    def digest(self, files: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Read files whole and compare them with what is known of them.
+
+        Known are the SHA-256 of the source's manifest, if it has one, and of large files in the Hub's cache, where it
+        is the name of the file that a snapshot links to.
+
+        Args:
+            files: Names relative to the folder.
+
+        Returns:
+            Size in bytes and SHA-256 of each file.
+
+        Raises:
+            ValueError: A file is not what it was.
+        """
+        listed = self._manifest()
+        digests = {}
+        for name in files:
+            path = self.folder / name
+            actual = sha256_file(path)
+            blob = path.resolve().name
+            expected = blob if _SHA256.fullmatch(blob) else listed.get(name, {}).get("sha256", actual)
+            if actual != expected:
+                raise ValueError(f"{path}: its SHA-256 is not the one recorded; the file is damaged, fetch it again")
+            digests[name] = {"size": path.stat().st_size, "sha256": actual}
+        return digests
+
+    def _manifest(self) -> dict[str, Any]:
+        if not (self.folder / MANIFEST_NAME).is_file():
+            return {}
+        files = read_json(self.folder / MANIFEST_NAME).get("files")
+        return files if isinstance(files, dict) else {}  # a manifest of another tool says nothing here
+
+
+def locate_source(source: str | os.PathLike[str], revision: str | None = None) -> GrowthSource:
+    """Find a checkpoint on this machine, or fetch it from the Hub.
+
+    `HF_HUB_OFFLINE` and the other variables of huggingface_hub apply; offline, only its cache is searched.
+
+    Args:
+        source: A local folder, which goes first, or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+
+    Returns:
+        The source.
+
+    Raises:
+        FileNotFoundError: It is neither a folder nor a repository within reach.
+        ValueError: A revision is given for a local folder.
+    """
+    name = os.fspath(source)
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(f"{name}: a local folder has no revision {revision!r}; leave the revision out")
+        return GrowthSource(name=name, folder=Path(name))
+    if not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"{name}: no such folder")
+    try:
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, *_WEIGHT_PATTERNS, *COMPANIONS])
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"{name}: neither a folder here nor a repository within reach ({reason})") from error
+    return GrowthSource(name=name, folder=folder, revision=folder.name)

@@ -1,0 +1,181 @@
+"""Measure whether a grown model computes what its parent computes.
+
+Both models read the same random tokens in their stock classes, and their logits are compared: the largest difference
+relative to the largest logit, and the Kullback-Leibler divergence of the predictions. Random tokens reach every row of
+the embedding and every position, which text would not.
+"""
+
+import copy
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_progressive.growth.checkpoint import is_finite
+from hf_progressive.growth.source import locate_source
+
+ModelSource: TypeAlias = str | os.PathLike[str] | PreTrainedModel
+"""A local folder, a Hub id or a model in memory."""
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""The largest difference of logits, in units of the largest logit, that counts as rounding. float64 and float32 are
+dtypes of the arithmetic. The other two are dtypes of the grown weights alone: rounding a scaled weight once moves it
+by 2⁻¹¹ or 2⁻⁸ of its size, whatever the arithmetic."""
+
+_COMPUTED_IN = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthCheck:
+    """How far the logits of a grown model are from its parent's.
+
+    Args:
+        max_abs_logit_diff: The largest difference of two logits.
+        max_abs_logit: The largest logit of the parent, the scale of the above.
+        kl: Mean over tokens of the Kullback-Leibler divergence of the child's prediction from the parent's, in nat.
+        tolerance: The largest difference, in units of `max_abs_logit`, that counts as rounding.
+        dtype: The dtype of the arithmetic.
+        sequences: Number of token sequences compared.
+        length: Tokens in each.
+    """
+
+    max_abs_logit_diff: float
+    max_abs_logit: float
+    kl: float
+    tolerance: float
+    dtype: str
+    sequences: int
+    length: int
+
+    @property
+    def preserved(self) -> bool:
+        """Whether the difference is no more than rounding."""
+        return self.max_abs_logit_diff <= self.tolerance * self.max_abs_logit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and `preserved`, for JSON."""
+        return {**asdict(self), "preserved": self.preserved}
+
+    def describe(self) -> str:
+        """Return one line for a reader."""
+        verdict = "preserved" if self.preserved else "NOT preserved"
+        return (
+            f"function {verdict}: max |Δlogit| {self.max_abs_logit_diff:.2e} at a scale of {self.max_abs_logit:.3g} "
+            f"(relative tolerance {self.tolerance:.0e}), KL {self.kl:.1e} nat, {self.sequences} × {self.length} "
+            f"random tokens in {self.dtype}"
+        )
+
+
+def verify_growth(
+    source: ModelSource,
+    grown: ModelSource,
+    *,
+    dtype: str = "float32",
+    sequences: int = 4,
+    max_length: int = 1024,
+    seed: int = 0,
+    revision: str | None = None,
+) -> GrowthCheck:
+    """Compare the logits of a model and of the one grown from it on random token sequences.
+
+    Where the grown model knows more tokens, only the logits of the old ones are compared.
+
+    Args:
+        source: The parent: a local folder, a Hub id, or a model, which is left as it is.
+        grown: The child, likewise.
+        dtype: `"float32"` or `"float64"`, the arithmetic of both models.
+        sequences: Number of sequences, each compared by itself.
+        max_length: Tokens in a sequence, at most; the parent's context if that is shorter.
+        seed: Of the random tokens.
+        revision: Revision of a parent on the Hub.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        FileNotFoundError: There is no such folder or repository.
+        ValueError: `dtype` is neither of the two, a count is not positive, the grown model knows fewer tokens or has
+            a shorter context than its parent, or logits are not finite.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=16))
+    >>> verify_growth(model, model).preserved
+    True
+    """
+    if dtype not in _COMPUTED_IN:
+        raise ValueError(f"dtype is {dtype!r}; growth is verified in {' or '.join(_COMPUTED_IN)}")
+    for name, count in (("sequences", sequences), ("max_length", max_length)):
+        if count < 1:
+            raise ValueError(f"{name} is {count}; at least 1 is needed to compare anything")
+    computed_in = _COMPUTED_IN[dtype]
+    parent, _ = _load(source, computed_in, revision)
+    child, stored_in = _load(grown, computed_in, None)
+    vocabulary, context = _vocabulary(parent), _context(parent)
+    if _vocabulary(child) < vocabulary or _context(child) < context:
+        raise ValueError(
+            f"the grown model knows {_vocabulary(child)} tokens in a context of {_context(child)}, its parent "
+            f"{vocabulary} in {context}; a child has no less than its parent"
+        )
+    length = min(context, max_length)
+    total = torch.zeros((), dtype=torch.float64)
+    largest = largest_difference = 0.0
+    for tokens in _random_tokens(vocabulary, sequences, length, seed):
+        expected = _logits(parent, tokens)  # (length, V)
+        actual = _logits(child, tokens)[:, :vocabulary]  # (length, V)
+        largest = max(largest, expected.abs().max().item())
+        largest_difference = max(largest_difference, (actual - expected).abs().max().item())
+        total += _divergence(expected, actual)
+    return GrowthCheck(
+        max_abs_logit_diff=largest_difference,
+        max_abs_logit=largest,
+        kl=total.item() / sequences,
+        tolerance=max(TOLERANCES[computed_in], TOLERANCES[stored_in]),
+        dtype=dtype,
+        sequences=sequences,
+        length=length,
+    )
+
+
+# The model in evaluation mode, with its arithmetic in `dtype`, and the dtype its weights had before.
+def _load(source: ModelSource, dtype: torch.dtype, revision: str | None) -> tuple[PreTrainedModel, torch.dtype]:
+    if not isinstance(source, PreTrainedModel):
+        located = locate_source(source, revision)
+        model = AutoModelForCausalLM.from_pretrained(located.folder, config=located.read_config(), dtype="auto")
+        stored_in = model.dtype
+        return model.to(dtype).eval(), stored_in
+    stored_in = source.dtype
+    if source.training or stored_in != dtype:
+        source = copy.deepcopy(source).to(dtype).eval()
+    return source, stored_in
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _context(model: PreTrainedModel) -> int:
+    return int(model.config.max_position_embeddings)
+
+
+def _random_tokens(vocabulary: int, sequences: int, length: int, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(sequences):
+        yield torch.randint(vocabulary, (1, length), generator=generator)  # (1, length)
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
+    if not is_finite(logits):
+        raise ValueError(f"the logits of {model.name_or_path or type(model).__name__} are not finite; it is damaged")
+    return logits[0].double().cpu()  # (length, V)
+
+
+# KL(expected ‖ actual) in nat, mean over tokens.
+def _divergence(expected: Tensor, actual: Tensor) -> Tensor:
+    log_p, log_q = expected.log_softmax(-1), actual.log_softmax(-1)  # (length, V)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
