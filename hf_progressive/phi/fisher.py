@@ -13,15 +13,18 @@ where training has converged and in expectation falls as 1/N with the batch, whi
 squares Σ_n g_n² / N, does neither.
 """
 
+import contextlib
+import functools
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hf_progressive.phi.capture import UnfitLayerError
 from hf_progressive.phi.likelihood import (
     LabelKind,
     SequenceBatch,
@@ -31,6 +34,7 @@ from hf_progressive.phi.likelihood import (
     sample_targets,
     token_nll,
 )
+from hf_progressive.phi.per_sequence import PerSequenceSquares
 
 logger = logging.getLogger(__name__)
 
@@ -80,19 +84,31 @@ def estimate_fisher(
         name: torch.zeros_like(parameter, dtype=_accumulation_dtype(parameter), requires_grad=False)
         for name, parameter in parameters.items()
     }
+    squares = PerSequenceSquares(model, fisher)
     generator = torch.Generator().manual_seed(seed)
     device = next(iter(parameters.values())).device
     tokens = 0
-    with evaluation_mode(model), torch.enable_grad():
-        for item in tqdm(batches, desc="Fisher", unit="batch", disable=not progress):
+    with evaluation_mode(model), _all_trainable(model), torch.enable_grad():
+        for index, item in enumerate(tqdm(batches, desc="Fisher", unit="batch", disable=not progress)):
             batch = read_batch(item, device)
             tokens += int(batch.tokens_per_sequence.sum())
+            loss = functools.partial(_signed_nll, model, kind=kind, definition=definition, generator=generator)
+            if batched:
+                try:
+                    squares.add(len(batch.input_ids), functools.partial(loss, batch))
+                    continue
+                except UnfitLayerError as error:
+                    if index > 0:
+                        raise ValueError(
+                            f"batch {index} cannot be taken at once: {error}; pass batched=False"
+                        ) from error
+                    logger.warning("per-sequence gradients one by one, which is slower: %s", error)
+                    batched = False
+                    generator.manual_seed(seed)
+                    for total in fisher.values():
+                        total.zero_()
             for sequence in batch.split():
-                loss = _signed_nll(model, sequence, kind, definition, generator)
-                gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-                for name, gradient in zip(parameters, gradients, strict=True):
-                    if gradient is not None:
-                        fisher[name] += gradient.to(fisher[name].dtype).square()
+                _add_one_by_one(fisher, parameters, loss(sequence))
     if tokens == 0:
         raise ValueError("the batches hold no target token; give at least one sequence of two tokens")
     for name, value in fisher.items():
@@ -106,8 +122,29 @@ def estimate_fisher(
     return fisher
 
 
+def _add_one_by_one(totals: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], loss: Tensor) -> None:
+    """Add the squared gradient of one sequence."""
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    for name, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            totals[name] += gradient.to(totals[name].dtype).square()
+
+
+@contextlib.contextmanager
+def _all_trainable(model: nn.Module) -> Iterator[None]:
+    """Let every parameter require a gradient within the block, frozen ones too."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def _signed_nll(
-    model: nn.Module, batch: SequenceBatch, kind: LabelKind, definition: Definition, generator: torch.Generator
+    model: nn.Module, batch: SequenceBatch, *, kind: LabelKind, definition: Definition, generator: torch.Generator
 ) -> Tensor:
     """Return the scalar whose gradient, one sequence at a time, is squared."""
     logits = forward_logits(model, batch)  # (B, T, V)

@@ -278,7 +278,11 @@ def output_covariances(
         for item in tqdm(batches, desc=source, unit="batch", disable=not progress):
             batch = read_batch(item, first.device)
             if source == "gradients":
-                with torch.enable_grad(), kept_gradients(model), captured_gradients(sums, add_gradient):
+                with (
+                    torch.enable_grad(),
+                    kept_gradients(model),
+                    captured_gradients(sums, add_gradient, len(batch.input_ids)),
+                ):
                     torch.autograd.backward(_summed_nll(model, batch, kind, generator))
             else:
                 with torch.no_grad(), _captured_outputs(sums, batch.attention_mask, add):

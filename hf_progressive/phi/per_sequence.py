@@ -1,0 +1,227 @@
+"""Squares of the gradients of single sequences, for a whole batch in one backward pass.
+
+The gradient a sequence b gives a layer's parameters follows from the layer's input x_b and the gradient g_b of its
+output alone. For a matrix it is a product, g_bᵀ x_b, which costs for all sequences together what the product for
+their sum costs. Only its square is kept, and it is computed tile by tile, so that memory does not grow with the
+number of sequences times the size of the layer.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_progressive.phi.capture import UnfitLayerError, captured_gradients, kept_gradients
+
+_TILE_ENTRIES = {"cpu": 1 << 18}  # 1 MiB of float32: a core's own cache
+_TILE_ENTRIES_ELSEWHERE = 1 << 26  # 256 MiB of float32: large enough to fill an accelerator
+
+
+class GradientPart(Protocol):
+    """What one use of a parameter adds to its gradient, for each of B sequences."""
+
+    def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
+        """Add the part to a tile (sequences, rows, columns) of the gradients."""
+
+
+@dataclass(frozen=True)
+class ProductPart:
+    """Σ_t left_bt right_btᵀ.
+
+    Attributes:
+        left: (B, T, rows).
+        right: (B, T, columns).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
+        """Add the part to a tile (sequences, rows, columns) of the gradients."""
+        left = self.left[sequences, :, rows].to(tile.dtype)
+        tile.baddbmm_(left.mT, self.right[sequences].to(tile.dtype))
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """Vectors added to single rows.
+
+    Attributes:
+        rows: Row numbers, (B, T).
+        values: (B, T, columns).
+    """
+
+    rows: Tensor
+    values: Tensor
+
+    def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
+        """Add the part to a tile (sequences, rows, columns) of the gradients."""
+        numbers = self.rows[sequences]
+        inside = (numbers >= rows.start) & (numbers < rows.stop)  # (b, T)
+        sequence = inside.nonzero()[:, 0]
+        tile_rows = sequence * tile.shape[1] + numbers[inside] - rows.start
+        tile.flatten(0, 1).index_add_(0, tile_rows, self.values[sequences][inside].to(tile.dtype))
+
+
+@dataclass(frozen=True)
+class WholePart:
+    """The gradient itself.
+
+    Attributes:
+        values: (B, *shape of the parameter).
+    """
+
+    values: Tensor
+
+    def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
+        """Add the part to a tile (sequences, rows, columns) of the gradients."""
+        tile += self.values[sequences, rows].reshape(tile.shape)
+
+
+def _positions_summed(values: Tensor, dimensions: int = 1) -> WholePart:
+    """Return (B, ..., *shape) summed over all but the first and the last dimensions."""
+    return WholePart(values.flatten(1, -1 - dimensions).sum(1))
+
+
+def _linear(module: nn.Linear, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
+    weight = ProductPart(gradient.flatten(1, -2), x.flatten(1, -2))  # (B, T, out), (B, T, in)
+    return {"weight": weight} if module.bias is None else {"weight": weight, "bias": _positions_summed(gradient)}
+
+
+def _conv1d(module: Conv1D, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
+    weight = ProductPart(x.flatten(1, -2), gradient.flatten(1, -2))  # (B, T, in), (B, T, out)
+    return {"weight": weight, "bias": _positions_summed(gradient)}
+
+
+def _embedding(module: nn.Embedding, ids: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
+    if module.max_norm is not None or module.scale_grad_by_freq:
+        raise UnfitLayerError("an Embedding rescales its rows by what a batch holds")
+    if module.padding_idx is not None:  # that row is never trained
+        gradient = gradient.masked_fill((ids == module.padding_idx)[..., None], 0)
+    return {"weight": RowPart(ids.flatten(1), gradient.flatten(1, -2))}
+
+
+def _layer_norm(module: nn.LayerNorm, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
+    dimensions = len(module.normalized_shape)
+    normalized = F.layer_norm(x, module.normalized_shape, eps=module.eps)
+    parts: dict[str, GradientPart] = {"weight": _positions_summed(gradient * normalized, dimensions)}
+    return parts if module.bias is None else parts | {"bias": _positions_summed(gradient, dimensions)}
+
+
+def _any_layer(module: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
+    # No closed form is known: run the layer once more for each sequence and pull its gradient back.
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters(recurse=False)}
+
+    def product(values: dict[str, Tensor], one_x: Tensor, one_gradient: Tensor) -> Tensor:
+        output: Tensor = torch.func.functional_call(module, values, (one_x[None],))
+        return (output * one_gradient[None]).sum()
+
+    try:
+        values = torch.func.vmap(torch.func.grad(product), in_dims=(None, 0, 0))(parameters, x, gradient)
+    except RuntimeError as error:
+        raise UnfitLayerError(f"a {type(module).__name__} cannot be run sequence by sequence: {error}") from error
+    return {name: WholePart(value) for name, value in values.items()}
+
+
+_Rule = Callable[..., dict[str, GradientPart]]
+_RULES: dict[type[nn.Module], _Rule] = {
+    nn.Linear: _linear,
+    Conv1D: _conv1d,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+}
+"""Closed forms by exact class: a subclass may compute something else."""
+
+
+def add_squares(total: Tensor, parts: list[GradientPart], sequences: int) -> None:
+    """Add Σ_b (Σ parts)_b² to a running sum.
+
+    Args:
+        total: The sum, of the parameter's shape; changed in place.
+        parts: What each use of the parameter gave, for the same sequences.
+        sequences: B.
+
+    >>> total, ones = torch.zeros(2, 3), torch.ones(4, 5, 3)  # 4 sequences of 5 tokens
+    >>> add_squares(total, [ProductPart(ones[..., :2], ones), ProductPart(ones[..., :2], ones)], sequences=4)
+    >>> total  # 4 · (5 + 5)²
+    tensor([[400., 400., 400.],
+            [400., 400., 400.]])
+    """
+    if len(parts) == 1 and isinstance(parts[0], RowPart):
+        _add_row_squares(total, parts[0])
+        return
+    matrix = total.view(len(total), -1)  # (rows, columns)
+    entries = _TILE_ENTRIES.get(total.device.type, _TILE_ENTRIES_ELSEWHERE)
+    height = min(len(matrix), max(1, entries // matrix.shape[1]))
+    count = min(sequences, max(1, entries // (height * matrix.shape[1])))
+    for start in range(0, len(matrix), height):
+        rows = slice(start, min(start + height, len(matrix)))
+        for first in range(0, sequences, count):
+            group = slice(first, min(first + count, sequences))
+            tile = matrix.new_zeros(group.stop - group.start, rows.stop - rows.start, matrix.shape[1])
+            for part in parts:
+                part.add_to(tile, group, rows)
+            matrix[rows] += tile.square_().sum(0)
+
+
+def _add_row_squares(total: Tensor, part: RowPart) -> None:
+    """Add the squares of an embedding's gradient, touching only the rows of tokens that occur."""
+    batch = torch.arange(len(part.rows), device=part.rows.device)[:, None]
+    places, place = torch.unique(batch * len(total) + part.rows, return_inverse=True)  # (sequence, row) pairs
+    gradients = total.new_zeros(len(places), total.shape[1])
+    gradients.index_add_(0, place.flatten(), part.values.flatten(0, 1).to(total.dtype))
+    total.index_add_(0, places % len(total), gradients.square_())
+
+
+class PerSequenceSquares:
+    """Sums of the squares of single sequences' gradients, by parameter name.
+
+    Args:
+        model: A causal language model.
+        totals: The sums to add to, one per name of `model.named_parameters()`.
+    """
+
+    def __init__(self, model: nn.Module, totals: Mapping[str, Tensor]):
+        self._model = model
+        self._totals = totals
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._names: dict[nn.Module, dict[str, str]] = {}
+        self._users: dict[str, set[nn.Module]] = defaultdict(set)
+        for module in model.modules():
+            for attribute, parameter in module.named_parameters(recurse=False):
+                name = names[id(parameter)]
+                self._names.setdefault(module, {})[attribute] = name
+                self._users[name].add(module)
+
+    def add(self, sequences: int, loss: Callable[[], Tensor]) -> None:
+        """Run one forward and backward pass and add the squares.
+
+        Args:
+            sequences: B, the number of sequences in the batch.
+            loss: Runs the model and returns a scalar, a sum of terms each of which depends on one sequence.
+
+        Raises:
+            UnfitLayerError: The gradients of single sequences cannot be told apart in this model.
+        """
+        waiting: dict[str, list[GradientPart]] = defaultdict(list)
+
+        def receive(module: nn.Module, x: Tensor, gradient: Tensor) -> None:
+            parts = _RULES.get(type(module), _any_layer)(module, x, gradient)
+            for attribute, part in parts.items():
+                name = self._names[module][attribute]
+                waiting[name].append(part)
+                if not any(outstanding[user] for user in self._users[name]):
+                    add_squares(self._totals[name], waiting.pop(name), sequences)
+
+        with kept_gradients(self._model), captured_gradients(self._names, receive, sequences) as outstanding:
+            torch.autograd.backward(loss())
+            for name, parameter in self._model.named_parameters():
+                if parameter.grad is not None:
+                    raise UnfitLayerError(f"{name} is used outside the layer that holds it")
+        for name, parts in waiting.items():  # some of the layer's uses never reached the loss
+            add_squares(self._totals[name], parts, sequences)
