@@ -1,0 +1,50 @@
+"""Fetching a published rung: everything that somebody who goes on from it needs, checked against its manifest."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from hf_progressive.hub.lineage import check_repo_id
+from hf_progressive.hub.publication import PUBLISHED
+from hf_progressive.hub.transport import HubError, reason
+from hf_progressive.storage import MANIFEST_NAME, check_manifest
+
+
+def fetch_rung(repo_id: str, *, revision: str | None = None) -> Path:
+    """Fetch a published rung with its record, Fisher information and subspace, or find it in the cache.
+
+    HF_HUB_OFFLINE, HF_HOME and HF_ENDPOINT apply; offline, only the cache is searched.
+
+    Args:
+        repo_id: The repository, ORG/NAME.
+        revision: Branch, tag or commit; None takes the newest. A tag or a commit pins the rung.
+
+    Returns:
+        A folder of the Hub's cache that can be loaded, grown and compared like a local rung. Nothing in it may be
+        changed.
+
+    Raises:
+        FileNotFoundError: There is no such repository or revision, or offline, none in the cache.
+        ValueError: The repository is no published rung, or a file is damaged.
+        HubError: The Hub refused or failed.
+    """
+    check_repo_id(repo_id)
+    where = f"{repo_id} at {revision}" if revision else repo_id
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(PUBLISHED)))
+    except LocalEntryNotFoundError:
+        raise FileNotFoundError(f"{where}: not in the cache, and the Hub could not be asked") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise FileNotFoundError(f"{where}: {reason(error)}") from None
+    except HfHubHTTPError as error:
+        raise HubError(f"{where}: {reason(error)}") from None
+    if not (folder / MANIFEST_NAME).is_file():
+        raise ValueError(f"{where}: has no {MANIFEST_NAME}, so it was not published as a rung; load it by its name")
+    check_manifest(folder)
+    return folder
