@@ -1,0 +1,20 @@
+"""The report of a ladder: tables, figures and pages, made from the records of its rungs alone."""
+
+from hf_progressive.report.page import ReportPaths, write_report
+from hf_progressive.report.reading import read_run, read_rung
+from hf_progressive.report.records import Run, Rung
+from hf_progressive.report.table import results_markdown, results_table
+from hf_progressive.report.totals import FamilyTotals, family_totals
+
+__all__ = [
+    "FamilyTotals",
+    "ReportPaths",
+    "Run",
+    "Rung",
+    "family_totals",
+    "read_run",
+    "read_rung",
+    "results_markdown",
+    "results_table",
+    "write_report",
+]

@@ -1,0 +1,189 @@
+"""How every figure looks, and how it becomes a PNG or an SVG that follows the page's light or dark colours.
+
+Figures are drawn without pyplot, so that no window system and no global state is touched.
+"""
+
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_progressive.storage import atomic_file
+
+if TYPE_CHECKING:  # matplotlib is imported where it draws
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+INK = "#1c2530"
+"""Text that is read first."""
+
+MUTED = "#5d6875"
+"""Text that is read second, and axes."""
+
+GRID = "#e2e6ea"
+"""Grid lines."""
+
+SURFACE = "#ffffff"
+"""The background."""
+
+COLD = "#6f8aa5"
+"""What was trained from nothing."""
+
+INHERITED = "#d4500f"
+"""What was grown."""
+
+OVERHEAD = "#f0b08a"
+"""What inheritance costs before training: Fisher information and subspace."""
+
+SECOND_TERM = "#0f766e"
+"""The second of two parts of one thing."""
+
+CSS_NAMES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    SURFACE: "surface",
+    COLD: "cold",
+    INHERITED: "inherited",
+    OVERHEAD: "overhead",
+    SECOND_TERM: "second",
+}
+"""Custom properties of the page that stand for these colours."""
+
+WIDTH = 10.0
+"""Inches of a figure over the full width of a page."""
+
+_LEAST_PIXELS = 680  # of a figure over the full width; a narrower window scrolls
+_DPI = 200  # twice a plain screen's
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so figures are the same everywhere
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "figure.facecolor": SURFACE,
+    "axes.facecolor": SURFACE,
+    "savefig.facecolor": SURFACE,
+    "svg.hashsalt": "hf_progressive",  # the same records give the same bytes
+}
+
+
+def style() -> Any:
+    """Return the context in which figures are drawn and saved.
+
+    Returns:
+        A context manager.
+    """
+    import matplotlib as mpl
+
+    return mpl.rc_context(_STYLE)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure.
+
+    Args:
+        width: Inches.
+        height: Inches.
+
+    Returns:
+        A figure that lays out its axes so that nothing overlaps.
+    """
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def settle(figure: "Figure") -> None:
+    """Lay a finished figure out, once for all formats that it is saved in.
+
+    Args:
+        figure: The figure.
+    """
+    with style():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def write_png(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Args:
+        figure: The figure.
+        path: The file.
+    """
+    with style(), atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
+
+
+def svg(figure: "Figure", name: str) -> str:
+    """Return a figure as an SVG element for a page that defines the colours of `CSS_NAMES`.
+
+    Args:
+        figure: The figure.
+        name: A word that no other figure of the page uses, to keep identifiers apart.
+
+    Returns:
+        The element. Text is drawn as outlines, so it needs no font; nothing in it refers to anything outside.
+    """
+    buffer = io.StringIO()
+    with style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text, share = buffer.getvalue(), figure.get_figwidth() / WIDTH
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text)
+    size = f'style="width:{share:.1%};min-width:{share * _LEAST_PIXELS:.0f}px"'  # the page scales it
+    text = re.sub(r'^(<svg[^>]*?) width="[^"]*"', r"\1", text)
+    text = re.sub(r'^(<svg[^>]*?) height="[^"]*"', rf"\1 {size}", text)
+    text = text.replace("xlink:href=", "href=")
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    for colour, css in CSS_NAMES.items():
+        text = text.replace(colour, f"var(--{css})")
+    return text.strip()
+
+
+def halo(text: "Text") -> None:
+    """Keep a text legible where a line passes behind it.
+
+    Args:
+        text: The text.
+    """
+    from matplotlib.patheffects import withStroke
+
+    text.set_path_effects([withStroke(linewidth=2.5, foreground=SURFACE)])
+
+
+def panel_title(axes: "Axes", title: str, subtitle: str = "", colour: str = MUTED) -> None:
+    """Put a bold title and, under it, a plain line over a panel, both at its left edge.
+
+    Args:
+        axes: The panel.
+        title: The first line.
+        subtitle: The second line.
+        colour: The second line's colour.
+    """
+    axes.set_title(f"{title}\n", loc="left", color=INK, fontweight="bold", linespacing=1.65, y=1.0)  # a given y stays
+    axes.annotate(
+        subtitle,
+        (0, 1),
+        xytext=(0, 6),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=colour,
+        va="bottom",
+    )

@@ -1,0 +1,21 @@
+"""What the words of a report mean."""
+
+DEFINITIONS: dict[str, str] = {
+    "Cold twin": "The same architecture trained from nothing on its full budget, on the same corpus in the same order.",
+    "FLOPs to match": (
+        "What the grown model had spent, Fisher and subspace included and its parent's training not, when its "
+        "validation bits per byte first came down to those its twin ended with. Between two validation points, bits "
+        "per byte are taken to be linear in log FLOPs."
+    ),
+    "Saving": "1 − FLOPs to match / FLOPs of the cold twin.",
+    "Transfer efficiency η": (
+        "(FLOPs of the cold twin − FLOPs to match) / FLOPs of the parent's full cold budget. At η = 1 on every rung, "
+        "the whole family costs what its last member costs alone."
+    ),
+    "Schedule": (
+        "A grown model's schedule runs to the end of its own budget; a run planned to end at the crossing was not "
+        "trained."
+    ),
+    "FLOPs": "Those of training, forward and backward. Growing and evaluating are not counted; the times show them.",
+}
+"""Each term, as a report uses it."""

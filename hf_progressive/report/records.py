@@ -1,0 +1,200 @@
+"""What is known of a run: its settings and, of each finished rung, what was trained and measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One point of a validation curve."""
+
+    flops: float
+    """FLOPs of the run so far; for a grown rung, those of Fisher and subspace included."""
+
+    bits_per_byte: float
+    """Validation bits per byte."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdTwin:
+    """The same architecture trained from nothing on its full budget."""
+
+    bits_per_byte: float
+    """Final validation bits per byte."""
+
+    flops: float
+    """Training FLOPs."""
+
+    curve: tuple[Evaluation, ...]
+    """Evaluations in the order of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataUse:
+    """Which part of the corpus a rung trained on."""
+
+    source: str
+    """The corpus."""
+
+    first_epoch: int
+    """Epoch of the rung's first block, counted from 0 over all rungs."""
+
+    repeats_from_token: int | None
+    """The rung's token from which on it trained on blocks that it or an earlier rung had read; None if on none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One trained model of the ladder."""
+
+    index: int
+    """Place in the ladder, from 0."""
+
+    name: str
+    """The rung's name, which is its folder's too."""
+
+    parent: str | None
+    """The rung it was grown from; None for the first, which was trained from nothing."""
+
+    layers: int | None
+    """Layers; None where the configuration does not tell."""
+
+    width: int | None
+    """Width of the residual stream; None where the configuration does not tell."""
+
+    parameters: int
+    """Distinct parameters."""
+
+    tokens: int
+    """Tokens trained on."""
+
+    tokens_per_parameter: float
+    """Tokens trained on per parameter of the budget."""
+
+    cold_tokens: int
+    """Tokens of a full cold budget."""
+
+    flops_per_token: float
+    """Training FLOPs per token."""
+
+    train_flops: float
+    """FLOPs of the rung's own training."""
+
+    fisher_flops: float
+    """FLOPs of estimating the parent's Fisher information."""
+
+    subspace_flops: float
+    """FLOPs of learning the parent's subspace."""
+
+    bits_per_byte: float
+    """Final validation bits per byte."""
+
+    curve: tuple[Evaluation, ...]
+    """Evaluations in the order of training."""
+
+    training_log: tuple[Mapping[str, float], ...]
+    """Logged steps: `step` and whatever numbers the trainer logged there."""
+
+    cold: ColdTwin | None
+    """The cold twin; None if none was trained."""
+
+    flops_to_match: float | None
+    """Own FLOPs at which the curve first reaches the cold twin's final bits per byte; None if it does not."""
+
+    gap: float | None
+    """Final bits per byte less the cold twin's: negative if the rung ended better."""
+
+    saving: float | None
+    """1 − flops_to_match / the cold twin's FLOPs."""
+
+    eta: float | None
+    """Transfer efficiency: (the cold twin's FLOPs − flops_to_match) / the parent's full cold budget."""
+
+    parent_share: float | None
+    """The parent's full cold budget over the rung's own, in FLOPs."""
+
+    max_abs_logit_diff: float | None
+    """Largest |Δlogit| between the parent and the grown, untrained rung."""
+
+    max_abs_logit: float | None
+    """Largest |logit| in that comparison."""
+
+    phi: Mapping[str, Any] | None
+    """The inheritance penalty's settings; None without one."""
+
+    data: DataUse
+    """What it trained on."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by step of the work."""
+
+    @property
+    def grown(self) -> bool:
+        """Whether the rung has a parent."""
+        return self.parent is not None
+
+    @property
+    def lineage(self) -> str:
+        """The rung's name, with its parent's where it has one."""
+        return f"{self.parent} → {self.name}" if self.grown else self.name
+
+    @property
+    def flops(self) -> float:
+        """FLOPs spent on the rung itself: training, Fisher and subspace."""
+        return self.train_flops + self.fisher_flops + self.subspace_flops
+
+    @property
+    def cold_flops(self) -> float:
+        """FLOPs of the full cold budget: the twin's, the first rung's own, or else as planned."""
+        if self.cold is not None:
+            return self.cold.flops
+        return self.cold_tokens * self.flops_per_token if self.grown else self.train_flops
+
+    @property
+    def cold_is_planned(self) -> bool:
+        """Whether `cold_flops` is a plan, because no cold twin was trained."""
+        return self.grown and self.cold is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder's records."""
+
+    name: str
+    """The ladder's name."""
+
+    family: str
+    """The `model_type` of its models."""
+
+    created: str | None
+    """When the run began; None where the record does not say."""
+
+    seed: int
+    """The one seed of all its rungs."""
+
+    planned: tuple[str, ...]
+    """Names of all rungs, in order."""
+
+    rungs: tuple[Rung, ...]
+    """The finished rungs, in order."""
+
+    config: Mapping[str, Any]
+    """The ladder's configuration."""
+
+    environment: Mapping[str, Any]
+    """Versions and machine."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the planned rungs that are not finished."""
+        finished = {rung.name for rung in self.rungs}
+        return tuple(name for name in self.planned if name not in finished)
+
+    @property
+    def pending_twins(self) -> tuple[str, ...]:
+        """Names of finished, grown rungs whose cold twin the configuration asks for and no record holds yet."""
+        asked = self.config.get("cold", "none")
+        return tuple(
+            rung.name for rung in self.rungs if rung.cold_is_planned and (asked == "all" or rung.name in asked)
+        )

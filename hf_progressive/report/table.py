@@ -1,0 +1,242 @@
+"""The results as tables: cells for any renderer, plain text for the terminal, Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_progressive.report.quantities import NOTHING, FlopUnit, count, minus, percent
+from hf_progressive.report.records import Rung
+from hf_progressive.report.totals import FamilyTotals, family_totals
+
+PLANNED = "*"
+"""Marks a cold cost that no run has measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of text; the first column names the row, the others hold numbers."""
+
+    groups: tuple[tuple[str, int], ...]
+    """What stands over the header: titles and how many columns each spans; over a single one, its first words."""
+
+    header: tuple[str, ...]
+    """Column titles."""
+
+    rows: tuple[tuple[str, ...], ...]
+    """Cells."""
+
+    def plain(self) -> str:
+        """Return the table for a terminal.
+
+        Returns:
+            Lines of aligned columns.
+        """
+        widths = [max(len(cells[i]) for cells in (self.header, *self.rows)) for i in range(len(self.header))]
+        lines = [_aligned(self.header, widths), *(_aligned(row, widths) for row in self.rows)]
+        if self.groups:
+            lines.insert(0, self._group_line(widths))
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, with the groups written into the column titles.
+
+        Returns:
+            A pipe table; cells are escaped.
+        """
+        over = [f"{title}:" if span > 1 and title else title for title, span in self.groups for _ in range(span)]
+        over = over or [""] * len(self.header)
+        titles = [f"{words} {title}".strip() for words, title in zip(over, self.header, strict=True)]
+        rule = ["---", *["---:"] * (len(self.header) - 1)]
+        cells = [[escape_markdown(cell) for cell in row] for row in (titles, *self.rows)]
+        return "\n".join("| " + " | ".join(row) + " |" for row in (cells[0], rule, *cells[1:]))
+
+    def _group_line(self, widths: Sequence[int]) -> str:
+        parts, first = [], 0
+        for title, span in self.groups:
+            width = sum(widths[first : first + span]) + 2 * (span - 1)
+            parts.append(f" {title} ".center(width, "─") if title and span > 1 else f"{title:>{width}}")
+            first += span
+        return "  ".join(parts).rstrip()
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)]).rstrip()
+
+
+def escape_markdown(text: str) -> str:
+    r"""Escape what Markdown, or HTML inside it, would take for markup.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Text that is shown as it was given, on one line.
+
+    >>> escape_markdown("a|b<c>_d_")
+    'a\\|b\\<c\\>\\_d\\_'
+    """
+    return "".join(f"\\{char}" if char in "\\`*_{}[]<>|#!~&$" else char for char in " ".join(text.split()))
+
+
+def flop_unit(rungs: Sequence[Rung]) -> FlopUnit:
+    """Return the unit for all FLOPs of a run.
+
+    Args:
+        rungs: Its finished rungs.
+
+    Returns:
+        The unit that suits the dearest rung.
+    """
+    return FlopUnit.for_values(max(rung.cold_flops, rung.flops) for rung in rungs)
+
+
+def rung_table(rungs: Sequence[Rung]) -> Table:
+    """Lay out what was measured on every rung.
+
+    Args:
+        rungs: The finished rungs, from the smallest.
+
+    Returns:
+        One row per rung.
+    """
+    unit = flop_unit(rungs)
+    return Table(
+        groups=(
+            *(("", 2), ("layers", 1), ("", 1), ("tokens", 1), ("max", 1)),
+            *(("bits per byte", 3), (unit.name, 3), ("", 2), ("parent", 1)),
+        ),
+        header=(
+            *("rung", "parent", "×width", "params", ": params", "|Δlogit|"),
+            *("own", "cold", "gap", "spent", "to match", "cold", "saving", "η", "/ cold"),
+        ),
+        rows=tuple(_rung_row(rung, unit) for rung in rungs),
+    )
+
+
+def _rung_row(rung: Rung, unit: FlopUnit) -> tuple[str, ...]:
+    twin = rung.cold
+    return (
+        rung.name,
+        rung.parent or NOTHING,
+        f"{rung.layers or '?'}×{rung.width or '?'}",
+        count(rung.parameters),
+        f"{rung.tokens_per_parameter:.2f}",
+        NOTHING if rung.max_abs_logit_diff is None else minus(f"{rung.max_abs_logit_diff:.1e}"),
+        f"{rung.bits_per_byte:.4f}",
+        NOTHING if twin is None else f"{twin.bits_per_byte:.4f}",
+        NOTHING if rung.gap is None else minus(f"{rung.gap:+.4f}"),
+        unit.number(rung.flops),
+        _to_match(rung, unit),
+        unit.number(rung.cold_flops) + (PLANNED if rung.cold_is_planned else ""),
+        NOTHING if rung.saving is None else percent(rung.saving),
+        NOTHING if rung.eta is None else minus(f"{rung.eta:.2f}"),
+        NOTHING if rung.parent_share is None else f"{rung.parent_share:.2f}",
+    )
+
+
+def _to_match(rung: Rung, unit: FlopUnit) -> str:
+    if rung.flops_to_match is not None:
+        return unit.number(rung.flops_to_match)
+    return NOTHING if rung.cold is None else "not matched"
+
+
+def totals_table(totals: FamilyTotals, unit: FlopUnit) -> Table:
+    """Lay out what the family costs, counted four ways side by side.
+
+    Args:
+        totals: The totals.
+        unit: The unit of FLOPs.
+
+    Returns:
+        One row for each way of counting.
+    """
+    mark_all = PLANNED if totals.planned_cold else ""
+    mark_last = PLANNED if totals.last_is_planned else ""
+    ways: list[tuple[str, float | None, str]] = [
+        ("every rung cold", totals.all_cold, mark_all),
+        ("every rung inherited, as trained", totals.inherited_as_trained, ""),
+        ("every rung inherited, to match", totals.inherited_to_match, ""),
+        (f"{totals.names[-1]} alone, cold", totals.last_alone, mark_last),
+    ]
+    return Table(
+        groups=(),
+        header=("the family", unit.name, "of all cold", "of the last alone"),
+        rows=tuple(
+            (title, NOTHING, NOTHING, NOTHING)
+            if flops is None
+            else (
+                title,
+                unit.number(flops) + mark,
+                percent(flops / totals.all_cold) + mark_all,
+                f"{flops / totals.last_alone:.2f} ×{mark_last}",
+            )
+            for title, flops, mark in ways
+        ),
+    )
+
+
+def table_notes(rungs: Sequence[Rung]) -> list[str]:
+    """Return what must be said under the table.
+
+    Args:
+        rungs: The finished rungs.
+
+    Returns:
+        Sentences: the unit, what is planned, and from where on data repeat.
+    """
+    notes = [f"{flop_unit(rungs).definition}; those of Fisher and subspace are counted."]
+    planned = [rung.name for rung in rungs if rung.cold_is_planned]
+    if planned:
+        notes.append(f"{PLANNED} planned: no cold twin of {', '.join(planned)} has been trained.")
+    return [*notes, data_repetition(rungs)]
+
+
+def data_repetition(rungs: Sequence[Rung]) -> str:
+    """Say from which epoch on data repeat.
+
+    Args:
+        rungs: The finished rungs.
+
+    Returns:
+        A sentence.
+    """
+    for rung in rungs:
+        token = rung.data.repeats_from_token
+        if token is not None:
+            epoch = max(rung.data.first_epoch, 1) + 1  # people count epochs from 1; data first repeat in the second
+            where = "its first token" if token == 0 else f"its token {count(token)}"
+            return f"Data repeat from {where} of {rung.name} on, in epoch {epoch} of the corpus."
+    return "No rung trained on a block of the corpus that it or an earlier rung had read."
+
+
+def results_table(rungs: Sequence[Rung]) -> str:
+    """Return the results for the terminal.
+
+    Args:
+        rungs: The finished rungs, from the smallest.
+
+    Returns:
+        Plain text: a row per rung, the family's totals, and what must be said about both.
+
+    Raises:
+        ValueError: There is no rung.
+    """
+    totals = totals_table(family_totals(rungs), flop_unit(rungs))
+    return "\n\n".join([rung_table(rungs).plain(), totals.plain(), "\n".join(table_notes(rungs))])
+
+
+def results_markdown(rungs: Sequence[Rung]) -> str:
+    """Return the results in Markdown.
+
+    Args:
+        rungs: The finished rungs, from the smallest.
+
+    Returns:
+        The same tables and sentences as `results_table`.
+
+    Raises:
+        ValueError: There is no rung.
+    """
+    totals = totals_table(family_totals(rungs), flop_unit(rungs))
+    notes = "\n".join(f"- {escape_markdown(note)}" for note in table_notes(rungs))
+    return "\n\n".join([rung_table(rungs).markdown(), totals.markdown(), notes])
