@@ -30,9 +30,11 @@ from typing import Any
 
 import torch
 
-from hf_progressive.growth.family import AxisName, Family, Sizes
+from hf_progressive.growth.family import AxisName, Family, Sizes, axis_lengths
 from hf_progressive.growth.methods import Method, UnitOrigin
 from hf_progressive.growth.operators import Axis, Fill, Segment
+
+_STEADY_ROTATIONS = ("default", "linear", "llama3")  # rates depend on i/head_dim alone
 
 Head = tuple[int | None, float]
 """A head's source (None if new) and the share that readers take from it."""
@@ -54,15 +56,38 @@ def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple
         ValueError: The sizes cannot be reached exactly; the message says why.
     """
     old, new = family.sizes(source), family.sizes(target)
+    if not method.inherits:
+        lengths = axis_lengths(old)
+        return {name: Axis.of(lengths[name], [Segment(size)]) for name, size in axis_lengths(new).items()}, 1.0
     tied = target.tie_word_embeddings
+    if family.rotary:
+        _check_rotation(family, source, old, new)
     axes, rho = _stream_axes(family, method, old.width, new.width, tied=tied)
-    axes |= _attention_axes(family, method, old, new, query_scale=rho if family.normed_queries else 1.0)
+    query_scale = key_scale = rho if family.normed_queries else 1.0
+    if method.rescales and scores_fall_with_head_dim(family, source):
+        query_scale *= math.sqrt(new.head_dim / old.head_dim)
+    axes |= _attention_axes(family, method, old, new, query_scale, key_scale)
     axes["mlp"] = _unit_axis(old.mlp, _width(method, "MLP width", old.mlp, new.mlp)).filled("fresh", "zero")
     axes["vocab"] = _appended(old.vocab, new.vocab).filled("near_mean", "near_mean")
     axes["positions"] = _appended(old.positions, new.positions)
     if not method.rescales:
         axes = {name: axis.filled("zero", "zero") for name, axis in axes.items()}
     return axes, rho**2
+
+
+def scores_fall_with_head_dim(family: Family, config: Any) -> bool:
+    """Tell whether attention scores are divided by √head_dim.
+
+    Args:
+        family: The family of the config.
+        config: A model's config.
+
+    Returns:
+        What the family says, or the config field that it names.
+    """
+    if isinstance(family.scaled_scores, str):
+        return bool(getattr(config, family.scaled_scores))
+    return family.scaled_scores
 
 
 def _appended(old: int, new: int) -> Axis:
@@ -150,20 +175,19 @@ def _unit_axis(old: int, units: Sequence[UnitOrigin]) -> Axis:
 
 
 def _attention_axes(
-    family: Family, method: Method, old: Sizes, new: Sizes, *, query_scale: float
+    family: Family, method: Method, old: Sizes, new: Sizes, query_scale: float, key_scale: float
 ) -> dict[AxisName, Axis]:
     queries, keys = _heads(method, old, new)
-    turned = _turned_dims(family, old.head_dim, new.head_dim)
     plain = [*range(old.head_dim), *[None] * (new.head_dim - old.head_dim)]
-    score = math.sqrt(new.head_dim / old.head_dim) if method.rescales else 1.0
-    key_axis = _head_axis(keys, old.kv_heads, old.head_dim, turned, new_dims="zero")
-    query_axis = _head_axis(queries, old.heads, old.head_dim, turned)
+    turned = _turned_dims(old.head_dim, new.head_dim) if family.rotary else plain
+    query = _head_axis(queries, old.heads, old.head_dim, turned)
+    key = _head_axis(keys, old.kv_heads, old.head_dim, turned, new_dims="zero")
     return {
-        "query": query_axis.scaled(query_scale * score, 1 / (query_scale * score)),
-        "key": key_axis.scaled(query_scale, 1 / query_scale),
+        "query": query.scaled(query_scale, 1 / query_scale),
+        "key": key.scaled(key_scale, 1 / key_scale),
         "value": _head_axis(keys, old.kv_heads, old.head_dim, plain),
         "context": _head_axis(queries, old.heads, old.head_dim, plain).filled("fresh", "zero"),
-        "head_dim": Axis.unchanged(old.head_dim),
+        "head_dim": Axis.unchanged(old.head_dim),  # of query and key norms, which fix it
     }
 
 
@@ -182,27 +206,35 @@ def _head_axis(
     return Axis.of(old_heads * old_dim, segments)
 
 
-def _turned_dims(family: Family, old: int, new: int) -> list[int | None]:
-    # One head's query and key dimensions: the parent's dimension for each of the child's, None if it is new.
-    dims: list[int | None] = [None] * new
-    if not family.rotary or old == new:
-        dims[:old] = range(old)
-        return dims
-    if family.normed_queries:
-        raise ValueError(
-            f"head_dim {old} → {new} is not exact for {family.model_type}: its query and key norms average over"
-            f" head_dim; keep head_dim={old} and grow the number of heads"
-        )
-    if new % old:
-        raise ValueError(
-            f"head_dim {old} → {new} is not exact under RoPE: the rotation rates θ^(−2i/head_dim) of the parent are"
-            f" among the child's only for whole multiples; take {new - new % old + old}, or keep {old} and grow the"
-            " number of heads"
-        )
+def _turned_dims(old: int, new: int) -> list[int | None]:
+    # One head's query and key dimensions under RoPE: the parent's for each of the child's, None if it is new.
     step, half = new // old, old // 2
+    dims: list[int | None] = [None] * new
     dims[0 : new // 2 : step] = range(half)
     dims[new // 2 : new : step] = range(half, old)
     return dims
+
+
+def _check_rotation(family: Family, source: Any, old: Sizes, new: Sizes) -> None:
+    rope = source.rope_parameters
+    if rope["rope_type"] not in _STEADY_ROTATIONS and (old.positions, old.head_dim) != (new.positions, new.head_dim):
+        raise ValueError(
+            f"rope_type {rope['rope_type']!r} turns at rates that depend on head_dim and context length; keep"
+            f" head_dim={old.head_dim} and {family.size_fields['positions']}={old.positions}"
+        )
+    if old.head_dim == new.head_dim:
+        return
+    if family.normed_queries:
+        raise ValueError(
+            f"head_dim {old.head_dim} → {new.head_dim} is not exact for {family.model_type}: its query and key norms"
+            f" average over head_dim; keep head_dim={old.head_dim} and grow the number of heads"
+        )
+    if new.head_dim % old.head_dim or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            f"head_dim {old.head_dim} → {new.head_dim} is not exact under RoPE: the rotation rates θ^(−2i/head_dim) of"
+            f" the parent are among the child's for whole multiples only; take"
+            f" {-(-new.head_dim // old.head_dim) * old.head_dim}, or keep {old.head_dim} and grow the number of heads"
+        )
 
 
 def _heads(method: Method, old: Sizes, new: Sizes) -> tuple[list[Head], list[Head]]:

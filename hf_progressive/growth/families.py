@@ -4,11 +4,21 @@ from typing import Any
 
 from hf_progressive.growth.family import Family, WeightRule
 from hf_progressive.growth.gpt2 import GPT2
+from hf_progressive.growth.llama import GEMMA, GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from hf_progressive.growth.nanochat import NANOCHAT
 
 __all__ = ["FAMILIES", "Family", "WeightRule", "family_of"]
 
 FAMILIES: dict[str, Family] = {
     "gpt2": GPT2,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "gemma": GEMMA,
+    "granite": GRANITE,
+    "smollm3": SMOLLM3,
+    "nanochat": NANOCHAT,
 }
 """Every family, by the `model_type` of its configs."""
 

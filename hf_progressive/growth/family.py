@@ -174,7 +174,10 @@ class Family:
         prefix: Prefix of the base model's tensors, which files of the base model alone lack.
         head_prefixes: Names that never carry it.
         ignored: Names (`{layer}` in place of the index) of buffers that old files carry: masks, rotary frequencies.
+        layer_fields: Config fields that hold a list with one entry per layer; layers take theirs along.
         neutral_fields: Config fields of the family, beside the sizes, that may differ between parent and child.
+        scaled_scores: Attention scores are divided by √head_dim: always, never, or if the config field named is true.
+        layered_scores: Config field that, if true, divides them by the layer's number.
         rotary: Positions enter by rotating queries and keys (RoPE), and not by learned embeddings.
         normed_queries: Queries and keys are normalised over each head's dimensions, with the epsilon of `eps_field`.
         scaled_embedding: The embedding is multiplied by √width on the way into the residual stream.
@@ -189,7 +192,10 @@ class Family:
     prefix: str
     head_prefixes: tuple[str, ...] = ("lm_head.",)
     ignored: tuple[str, ...] = ()
+    layer_fields: tuple[str, ...] = ()
     neutral_fields: frozenset[str] = frozenset()
+    scaled_scores: bool | str = True
+    layered_scores: str = ""
     rotary: bool = False
     normed_queries: bool = False
     scaled_embedding: bool = False

@@ -51,5 +51,7 @@ GPT2 = Family(
             "summary_first_dropout",
         }
     ),
+    scaled_scores="scale_attn_weights",
+    layered_scores="scale_attn_by_inverse_layer_idx",
     unsupported={"add_cross_attention": "growth maps decoders only"},
 )

@@ -1,16 +1,14 @@
 """Growth methods: what a wider model's units and a deeper model's layers inherit from.
 
-| method       | width                         | depth                        | function | source                          |
-|--------------|-------------------------------|------------------------------|----------|---------------------------------|
-| `exact`      | new units, silent at first    | new layers, silent at first  | kept     | padding of LEMON, 2310.07999    |
-| `tile`       | every unit copied k times     | as `exact`                   | kept     | HyperCloning, 2409.12903        |
-| `split`      | copies read in uneven shares  | as `exact`                   | kept     | Net2Net, 1511.05641; LEMON      |
-| `stack`      | as `exact`                    | the stack on top of itself   | changed  | G_stack, 2405.15319             |
-| `interleave` | as `exact`                    | every layer repeated         | changed  | interpolation, 1710.10348       |
-| `pad`        | zeros, nothing rescaled       | as `exact`                   | changed  | the naive baseline              |
-| `random`     | fresh weights                 | fresh weights                | changed  | a model trained cold            |
-
-(Sources are arXiv numbers.)
+| method       | width                        | depth                       | function | source (arXiv)              |
+|--------------|------------------------------|-----------------------------|----------|-----------------------------|
+| `exact`      | new units, silent at first   | new layers, silent at first | kept     | padding of LEMON 2310.07999 |
+| `tile`       | every unit copied k times    | as `exact`                  | kept     | HyperCloning 2409.12903     |
+| `split`      | copies read in uneven shares | as `exact`                  | kept     | Net2Net 1511.05641; LEMON   |
+| `stack`      | as `exact`                   | the stack on top of itself  | changed  | G_stack 2405.15319          |
+| `interleave` | as `exact`                   | every layer repeated        | changed  | interpolation 1710.10348    |
+| `pad`        | zeros, nothing rescaled      | as `exact`                  | changed  | the naive baseline          |
+| `random`     | fresh weights                | fresh weights               | changed  | a model trained cold        |
 
 `exact` is the default, for any sizes, and the one to train on with: new units are random on their input side and zero
 on their output side, so gradients reach them within two steps and none is the twin of another. `tile` and `split`
@@ -221,14 +219,18 @@ def stack_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigin
     Args:
         old: Number of the parent's layers.
         new: Number of the child's layers.
-        options: Not used.
+        options: Left as they are by default: the order is the method's own.
 
     Returns:
         One origin per layer of the child.
 
+    Raises:
+        ValueError: An option asks for another order, or for fresh layers.
+
     >>> [layer.source for layer in stack_layers(2, 4, GrowthOptions())]
     [0, 1, 0, 1]
     """
+    _refuse_choice(options)
     return [LayerOrigin(layer % old, heir=layer < old) for layer in range(new)]
 
 
@@ -238,16 +240,28 @@ def interleave_layers(old: int, new: int, options: GrowthOptions) -> list[LayerO
     Args:
         old: Number of the parent's layers.
         new: Number of the child's layers.
-        options: Not used.
+        options: Left as they are by default: the order is the method's own.
 
     Returns:
         One origin per layer of the child.
 
+    Raises:
+        ValueError: An option asks for another order, or for fresh layers.
+
     >>> [layer.source for layer in interleave_layers(2, 4, GrowthOptions())]
     [0, 0, 1, 1]
     """
+    _refuse_choice(options)
     sources = [layer * old // new for layer in range(new)]
     return [LayerOrigin(source, heir=index == sources.index(source)) for index, source in enumerate(sources)]
+
+
+def _refuse_choice(options: GrowthOptions) -> None:
+    if options.depth_position != "append" or options.new_layers != "copy":
+        raise ValueError(
+            f"depth_position={options.depth_position!r} and new_layers={options.new_layers!r} are for methods that"
+            " insert silent layers; 'stack' and 'interleave' repeat layers in their own order, leave them out"
+        )
 
 
 @dataclass(frozen=True)

@@ -359,28 +359,27 @@ class Fresh:
         return torch.empty(tuple(shape), dtype=dtype).normal_(self.mean, self.std, generator=generator)
 
 
-def add_noise(out: Tensor, dims: Sequence[Dim], relative: float, generator: torch.Generator) -> None:
+def add_noise(out: Tensor, dims: Sequence[Dim], std: float, generator: torch.Generator) -> None:
     """Tell the copies of a unit apart: add noise in place where they are read, zero in sum over the copies of a unit.
 
     Args:
         out: The child's tensor, its inherited entries in place.
         dims: Its dimensions; only what reads copies is changed.
-        relative: Size of the noise relative to the root mean square of the inherited entries.
+        std: Standard deviation of the noise before its mean over the copies of a unit is taken off.
         generator: Source of random numbers.
     """
     for index, dim in enumerate(dims):
-        if not relative or dim.role != "read":
+        if dim.role != "read":
             continue
         units, sources = dim.axis.unit_sources()
         if len(units) == len(set(sources)):
             continue
-        copies = out.index_select(index, torch.tensor(units))
         origin = torch.tensor(sources)
-        noise = torch.randn(copies.shape, dtype=out.dtype, generator=generator)
+        shape = [*out.shape[:index], len(units), *out.shape[index + 1 :]]
+        noise = torch.empty(shape, dtype=out.dtype).normal_(0.0, std, generator=generator)
         count = torch.bincount(origin, minlength=dim.axis.parent_size).clamp(min=1).to(out.dtype)
         totals = noise.new_zeros([*out.shape[:index], dim.axis.parent_size, *out.shape[index + 1 :]])
         totals.index_add_(index, origin, noise)
         mean = totals / count.view([-1 if axis == index else 1 for axis in range(out.ndim)])
         noise -= mean.index_select(index, origin)
-        scale = relative * copies.square().mean().sqrt().item()
-        out.index_add_(index, torch.tensor(units), noise, alpha=scale)
+        out.index_add_(index, torch.tensor(units), noise)

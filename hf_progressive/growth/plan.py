@@ -12,105 +12,22 @@ dimension 0 of a `Linear` (out, in), dimension 1 of a `Conv1D` (in, out) and of 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hf_progressive.growth.axes import grow_axes
 from hf_progressive.growth.families import family_of
-from hf_progressive.growth.family import AxisName, Family, WeightRule
-from hf_progressive.growth.methods import (
-    DepthPosition,
-    GrowthOptions,
-    LayerOrigin,
-    Method,
-    NewLayers,
-    method_named,
-)
-from hf_progressive.growth.operators import Axis, Dim, Fresh, add_noise, fill_new, joined, place, working_dtype
+from hf_progressive.growth.family import AxisName, Family
+from hf_progressive.growth.methods import DepthPosition, GrowthOptions, LayerOrigin, Method, NewLayers, method_named
+from hf_progressive.growth.operators import Axis
 from hf_progressive.growth.target import complete_target
+from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
 
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """One tensor of the child and how to make it.
-
-    Attributes:
-        name: The name `save_pretrained` of the stock class writes.
-        shape: The child's shape.
-        sources: Canonical names of the parent's tensors that it is made from; empty if it is new.
-        rule: What is done, for people.
-        dims: Its dimensions.
-        fresh: How a new model initialises it.
-        offset: The working value is the stored value plus this.
-        heir: It inherits its source's statistics too; a copied layer beside the original does not.
-        noise: Symmetry-breaking noise, relative to the root mean square of the weight.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    sources: tuple[str, ...]
-    rule: str
-    dims: tuple[Dim, ...] = field(repr=False)
-    fresh: Fresh = field(repr=False)
-    offset: float = field(default=0.0, repr=False)
-    heir: bool = True
-    noise: float = field(default=0.0, repr=False)
-
-    def produce(self, read: Callable[[str], Tensor], generator: torch.Generator) -> Tensor:
-        """Make the tensor.
-
-        Args:
-            read: Returns a tensor of the parent by its canonical name.
-            generator: Source of random numbers; seed it by the tensor's name, and the order does not matter.
-
-        Returns:
-            The tensor in float64 if its source is float64, else in float32. It may share memory with what `read`
-            returned.
-
-        Raises:
-            ValueError: What `read` returned has another shape than the parent's config says.
-        """
-        if not self.sources:
-            return self.fresh.draw(self.shape, torch.float32, generator) - self.offset
-        parent = read(self.sources[0])
-        expected = tuple(dim.axis.parent_size for dim in self.dims)
-        if tuple(parent.shape) != expected:
-            raise ValueError(f"{self.sources[0]} has shape {tuple(parent.shape)}, the config says {expected}")
-        dtype = working_dtype(parent.dtype)
-        if self.is_copy:
-            return parent.to(dtype)
-        if self.offset:
-            parent = parent.to(dtype) + self.offset
-        child = torch.empty(self.shape, dtype=dtype)
-        place(parent, self.dims, power=0, out=child)
-        add_noise(child, self.dims, self.noise, generator)
-        fill_new(child, self.dims, fresh=self.fresh, generator=generator)
-        return child - self.offset if self.offset else child
-
-    def carry(self, statistic: Tensor, power: int) -> Tensor:
-        """Carry a gradient statistic of the parent's tensor into the child's coordinates.
-
-        Args:
-            statistic: Of the shape of the parent's tensor.
-            power: 1 if it scales as a gradient does, 2 as a squared gradient.
-
-        Returns:
-            A tensor of the child's shape, 0 where nothing is inherited; where W' = a·W, the statistic is divided by
-            a to that power, and copies of a unit get their share.
-        """
-        child = statistic.new_zeros(self.shape)
-        if self.sources and self.heir:
-            place(statistic, self.dims, power=power, out=child)
-        return child
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether the child's tensor equals the parent's."""
-        return bool(self.sources) and all(dim.axis == Axis.unchanged(dim.axis.parent_size) for dim in self.dims)
+__all__ = ["GrowthPlan", "TensorPlan", "plan_growth"]
 
 
 @dataclass(frozen=True)
@@ -176,65 +93,64 @@ class GrowthPlan:
         """Carry the parent's diagonal Fisher information into the child's coordinates.
 
         Args:
-            mapping: By parameter name of the parent's stock class; each of the parameter's shape.
+            mapping: By parameter name of the parent's stock class, each of the parameter's shape. It need not hold
+                every parameter.
 
         Returns:
-            By parameter name of the child. Where W' = a·W, Ω' = Ω/a²; 0 where nothing is inherited: new units, and
-            layers that are new or mere copies. Parameters whose source is not in the mapping are left out.
+            By parameter name of the child, for the kinds of parameters that the mapping holds. Where W' = a·W,
+            Ω' = Ω/a²; 0 where nothing is inherited: new units, and layers that are new or mere copies.
 
         Raises:
-            ValueError: A name is not a parameter of the parent.
+            ValueError: A name is not a parameter of the parent, or a shape is another.
         """
-        return self._carried(mapping, power=2)
+        return self._carried(mapping, lambda tensor, value: tensor.carry(value, power=2))
 
     def map_gradient(self, mapping: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry gradients, or averages of them such as Adam's first moment, into the child's coordinates.
 
         Args:
-            mapping: By parameter name of the parent's stock class; each of the parameter's shape.
+            mapping: As for `map_diagonal`.
 
         Returns:
-            By parameter name of the child. Where W' = a·W, G' = G/a; 0 where nothing is inherited.
+            As from `map_diagonal`, but where W' = a·W, G' = G/a.
 
         Raises:
-            ValueError: A name is not a parameter of the parent.
+            ValueError: A name is not a parameter of the parent, or a shape is another.
         """
-        return self._carried(mapping, power=1)
-
-    def _carried(self, mapping: Mapping[str, Tensor], power: int) -> dict[str, Tensor]:
-        self._check_parameters(mapping)
-        return {
-            tensor.name: tensor.carry(mapping[tensor.sources[0]], power)
-            for tensor in self.tensors
-            if tensor.sources and tensor.sources[0] in mapping
-        }
+        return self._carried(mapping, lambda tensor, value: tensor.carry(value, power=1))
 
     def map_subspace(self, bases: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry orthonormal bases of the weights' output sides into the child's coordinates.
 
         Args:
-            bases: By parameter name of the parent's stock class; each (out, r) with orthonormal columns.
+            bases: By parameter name of the parent's stock class; each (out, r) with orthonormal columns. It need not
+                hold every weight.
 
         Returns:
-            By parameter name of the child; each (out', r), orthonormal, its rows zero for new output units. A layer
-            that is new or a mere copy has a basis of no columns, (out', 0): P_S is zero there, and γ restrains it
-            whole.
+            By parameter name of the child, for the kinds of weights that `bases` holds; each (out', r), orthonormal,
+            its rows zero for new output units. A layer that is new or a mere copy has a basis of no columns,
+            (out', 0): P_S is zero there, and γ restrains it whole.
 
         Raises:
             ValueError: A name is not a 2-D parameter of the parent, or a basis has another number of rows.
         """
-        self._check_parameters(bases)
-        return {
-            tensor.name: _grown_basis(tensor, bases[tensor.sources[0]])
-            for tensor in self.tensors
-            if tensor.sources and tensor.sources[0] in bases
-        }
+        return self._carried(bases, TensorPlan.carry_basis)
 
-    def _check_parameters(self, mapping: Mapping[str, Any]) -> None:
-        known = {name for name, _, _ in self.family.tensors(self.source_config)}
-        unknown = [name for name in mapping if name not in known]
+    def _carried(
+        self, mapping: Mapping[str, Tensor], carry: Callable[[TensorPlan, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        kinds = {name: rule.name for name, rule, _ in self.family.tensors(self.source_config)}
+        unknown = [name for name in mapping if name not in kinds]
         if unknown:
             raise ValueError(f"not parameters of the parent: {', '.join(unknown)}")
+        examples = {kinds[name]: value for name, value in mapping.items()}
+        carried = {}
+        for tensor in self.tensors:
+            if tensor.heir and tensor.sources[0] in mapping:
+                carried[tensor.name] = carry(tensor, mapping[tensor.sources[0]])
+            elif not tensor.heir and tensor.kind in examples:
+                carried[tensor.name] = carry(tensor, examples[tensor.kind])  # shape and dtype alone count
+        return carried
 
     def inherited_mask(self, name: str) -> Tensor:
         """Tell which entries of a tensor come from the parent.
@@ -245,12 +161,7 @@ class GrowthPlan:
         Returns:
             A boolean tensor of the child's shape; False in layers that are new or mere copies.
         """
-        tensor = self.tensor(name)
-        mask = torch.zeros(tensor.shape, dtype=torch.bool)
-        if tensor.sources and tensor.heir:
-            ones = torch.ones((), dtype=torch.bool).expand([dim.axis.parent_size for dim in tensor.dims])
-            place(ones, [Dim(_unscaled(dim.axis), dim.role) for dim in tensor.dims], power=0, out=mask)
-        return mask
+        return self.tensor(name).inherited()
 
     def tensor(self, name: str) -> TensorPlan:
         """Return the plan of one tensor.
@@ -277,9 +188,6 @@ class GrowthPlan:
         """
         old, new = self.family.sizes(self.source_config), self.family.sizes(self.target_config)
         eps = self.family.eps_field
-        rules: dict[str, int] = {}
-        for tensor in self.tensors:
-            rules[tensor.rule] = rules.get(tensor.rule, 0) + 1
         before = sum(
             math.prod(self.family.shape(rule, self.source_config))
             for _, rule, _ in self.family.tensors(self.source_config)
@@ -302,7 +210,7 @@ class GrowthPlan:
                 if any(segment.write != 1.0 for _, segment in axis.inherited())
             },
             eps: [getattr(self.source_config, eps), getattr(self.target_config, eps)],
-            "rules": rules,
+            "rules": dict(Counter(tensor.rule for tensor in self.tensors)),
         }
 
 
@@ -352,7 +260,10 @@ def plan_growth(
     axes, eps_factor = grow_axes(family, source_config, target, chosen)
     old, new = family.sizes(source_config), family.sizes(target)
     layers = _layer_origins(chosen, old.layers, new.layers, options)
-    setattr(target, family.eps_field, getattr(source_config, family.eps_field) * eps_factor)
+    if chosen.inherits:
+        setattr(target, family.eps_field, getattr(source_config, family.eps_field) * eps_factor)
+        for name in family.layer_fields:
+            setattr(target, name, _follow(layers, getattr(source_config, name)))
     wider = replace(old, layers=new.layers) != new
     return GrowthPlan(
         source_config=source_config,
@@ -361,7 +272,7 @@ def plan_growth(
         method=method,
         options=options,
         preserves_function=(chosen.keeps_width or not wider) and (chosen.keeps_depth or old.layers == new.layers),
-        tensors=_tensor_plans(family, source_config, target, axes, layers, chosen, options),
+        tensors=tuple(plan_tensors(family, source_config, target, axes, layers, chosen, options)),
         ignored_sources=tuple(family.ignored_names(source_config)),
         layers=tuple(layers),
         axes=axes,
@@ -374,81 +285,10 @@ def _layer_origins(method: Method, old: int, new: int, options: GrowthOptions) -
     return method.depth(old, new, options)
 
 
-def _tensor_plans(
-    family: Family,
-    source: Any,
-    target: Any,
-    axes: Mapping[AxisName, Axis],
-    layers: Sequence[LayerOrigin],
-    method: Method,
-    options: GrowthOptions,
-) -> tuple[TensorPlan, ...]:
-    std = target.initializer_range if options.init_std is None else options.init_std
-    plans = []
-    for name, rule, layer in family.tensors(target):
-        origin = LayerOrigin(None) if layer is None else layers[layer]
-        dims = _dims(rule, axes)
-        shape = tuple(dim.axis.size for dim in dims)
-        fresh = rule.fresh(std, len(layers))
-        if origin.silent and rule.closes:
-            plans.append(
-                TensorPlan(name, shape, (), "zero, so that the new layer is silent", dims, Fresh(), heir=False)
-            )
-        elif not method.inherits or (layer is not None and origin.source is None):
-            plans.append(TensorPlan(name, shape, (), "fresh", dims, fresh, rule.offset, heir=False))
-        else:
-            parent = rule.name.format(layer=origin.source)
-            if not rule.exists(source):
-                parent = rule.tied_to  # an output head that is tied in the parent and is not in the child
-            plans.append(
-                TensorPlan(
-                    name,
-                    shape,
-                    (parent,),
-                    _describe(rule, dims, origin),
-                    dims,
-                    fresh,
-                    rule.offset,
-                    origin.heir,
-                    options.noise,
-                )
-            )
-    return tuple(plans)
-
-
-def _dims(rule: WeightRule, axes: Mapping[AxisName, Axis]) -> tuple[Dim, ...]:
-    return tuple(Dim(joined([axes[axis] for axis in dim.axes]), dim.role) for dim in rule.dims)
-
-
-def _describe(rule: WeightRule, dims: Sequence[Dim], origin: LayerOrigin) -> str:
-    words = ["inherited" if origin.heir else "copied from a neighbour"]
-    for dim_rule, dim in zip(rule.dims, dims, strict=True):
-        fills = sorted({dim.fill(segment) for _, segment in dim.axis.new()})
-        if fills:
-            words.append(f"new {'|'.join(dim_rule.axes)} {'/'.join(fills)}")
-        factors = sorted({dim.value_factor(segment) for _, segment in dim.axis.inherited()} - {1.0})
-        if factors:
-            words.append(f"{'|'.join(dim_rule.axes)} × {', '.join(f'{factor:.6g}' for factor in factors)}")
-    return "; ".join(words)
-
-
-def _unscaled(axis: Axis) -> Axis:
-    return replace(axis, segments=tuple(replace(s, write=1.0, read=1.0) for s in axis.segments))
-
-
-def _grown_basis(tensor: TensorPlan, basis: Tensor) -> Tensor:
-    (output,) = (dim for dim in tensor.dims if dim.role == "write")
-    if basis.ndim != 2 or basis.shape[0] != output.axis.parent_size or len(tensor.dims) != 2:
-        raise ValueError(
-            f"basis of {tensor.sources[0]}: shape {tuple(basis.shape)}, expected ({output.axis.parent_size}, r)"
-        )
-    columns = basis.shape[1] if tensor.heir else 0
-    grown = basis.new_zeros((output.axis.size, columns))
-    if columns == 0:
-        return grown
-    rows = (output, Dim(Axis.unchanged(columns), "read"))
-    place(basis, rows, power=0, out=grown)
-    # Copies and factors that differ between rows (queries against keys) leave a basis that spans the right space
-    # without being orthonormal.
-    orthonormal: Tensor = torch.linalg.qr(grown.to(working_dtype(basis.dtype))).Q
-    return orthonormal.to(basis.dtype)
+def _follow(layers: Sequence[LayerOrigin], values: Sequence[Any]) -> list[Any]:
+    # A fresh layer does as the one before it.
+    followed: list[Any] = []
+    for layer in layers:
+        fallback = followed[-1] if followed else values[0]
+        followed.append(fallback if layer.source is None else values[layer.source])
+    return followed

@@ -22,7 +22,6 @@ _NEUTRAL_FIELDS = frozenset(
     }
 )
 _NEUTRAL_ENDINGS = ("_token_id",)
-_FOLLOWING_FIELDS = ("layer_types",)
 
 
 def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]) -> Any:
@@ -45,10 +44,8 @@ def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]
     elif target.model_type != source.model_type:
         raise ValueError(f"a {source.model_type} cannot grow into a {target.model_type}; the family must stay")
     else:
-        kept = {family.eps_field: getattr(source, family.eps_field)}
-        if target.architectures is None:
-            kept["architectures"] = source.architectures
-        config = _built(type(source), target.to_dict() | kept)
+        architectures = target.architectures or source.architectures
+        config = _built(type(source), target.to_dict() | {"architectures": architectures})
     _check_sizes(family, source, config)
     _check_function(family, source, config)
     return config
@@ -56,19 +53,20 @@ def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]
 
 def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
     aliases = type(source).attribute_map
-    own = {entry.name for entry in fields(type(source)) if not entry.name.startswith("_")}
+    own = set(source.to_dict()) | {entry.name for entry in fields(type(source))}
     for name in target:
         if name not in own and name not in aliases:
             near = difflib.get_close_matches(name, [*own, *aliases], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; the sizes are {', '.join(_size_fields(family))}"
             raise ValueError(f"{name!r} is not a field of {type(source).__name__}{hint}")
-    if family.eps_field in target:
-        raise ValueError(f"{family.eps_field} follows from the growth and cannot be chosen; leave it out")
+    for name in (family.eps_field, *family.layer_fields):
+        if name in target:
+            raise ValueError(f"{name} follows from the growth and cannot be chosen; leave it out of the target")
     named = {aliases.get(name, name): value for name, value in target.items()}
     if len(named) < len(target):
         raise ValueError(f"the target names a field twice: {', '.join(target)}")
     derived = _derived_fields(family, source, named)
-    kept = {name: value for name, value in source.to_dict().items() if name not in _FOLLOWING_FIELDS}
+    kept = {name: value for name, value in source.to_dict().items() if name not in family.layer_fields}
     return _built(type(source), kept | derived | named)
 
 
@@ -92,7 +90,7 @@ def _size_fields(family: Family) -> list[str]:
 
 def _check_sizes(family: Family, source: Any, target: Any) -> None:
     old, new = family.sizes(source), family.sizes(target)
-    if "head_dim" not in family.size_fields and new.width % new.heads:
+    if new.width % new.heads and getattr(target, family.size_fields.get("head_dim", ""), None) is None:
         width, heads = family.size_fields["width"], family.size_fields["heads"]
         raise ValueError(
             f"{width}={new.width} is not divisible by {heads}={new.heads}; at the parent's head_dim of {old.head_dim}"
@@ -109,7 +107,13 @@ def _check_sizes(family: Family, source: Any, target: Any) -> None:
 
 def _check_function(family: Family, source: Any, target: Any) -> None:
     general = {entry.name for entry in fields(PreTrainedConfig)} - {"tie_word_embeddings"}
-    exempt = general | _NEUTRAL_FIELDS | family.neutral_fields | set(_size_fields(family)) | set(_FOLLOWING_FIELDS)
+    exempt = (
+        general
+        | _NEUTRAL_FIELDS
+        | family.neutral_fields
+        | set(_size_fields(family))
+        | {family.eps_field, *family.layer_fields}
+    )
     changed = [
         f"{name} {getattr(source, name)!r} → {getattr(target, name)!r}"
         for name in (entry.name for entry in fields(type(source)))

@@ -1,0 +1,130 @@
+"""Adam's moments through the plan of a growth, so that training can go on with them.
+
+A gradient of the child equals the parent's, scaled as the plan says, on every inherited entry (equation 2 of
+`hf_progressive.growth.operators`); Adam's averages of gradients and of their squares scale with it. In models with
+LayerNorm the gradients of what writes a *widened* residual stream differ by a constant over the channels, which the
+norm does not see; everywhere else, and for RMSNorm everywhere, the moments are those that the child would have had.
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, Trainer
+
+from hf_progressive.growth.plan import GrowthPlan
+from hf_progressive.growth.tensor_plan import TensorPlan
+
+_POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
+"""Adam's moments, and the power of the gradient that each averages."""
+
+
+def read_optimizer_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read an optimizer's state dict without running any code that the file may carry.
+
+    Args:
+        path: `optimizer.pt` of a Trainer checkpoint, or a file of the same layout.
+
+    Returns:
+        The state dict, its tensors mapped from the file and not yet in memory.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds anything but tensors and plain values, or is not an optimizer's state.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; Trainer calls it optimizer.pt") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "truncated"
+        raise ValueError(f"{path}: not a readable optimizer state ({reason}); take Trainer's optimizer.pt") from None
+    if not isinstance(state, dict) or not {"state", "param_groups"} <= set(state):
+        raise ValueError(f"{path}: has no 'state' and 'param_groups'; take Trainer's optimizer.pt")
+    return state
+
+
+def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str, Any]:
+    """Grow the state of Adam or AdamW.
+
+    Args:
+        state: The parent's `state_dict()`. Its parameters may be numbered, as `torch.optim` and Trainer number them,
+            or named, as `torch.distributed.checkpoint.state_dict.get_optimizer_state_dict` with
+            `StateDictOptions(full_state_dict=True)` gathers them from FSDP.
+        plan: The plan that grew the weights.
+
+    Returns:
+        The child's state in the same form, its parameters grouped and ordered as Trainer does. Moments are scaled as
+        gradients are, and zero where nothing is inherited; `step` is kept, and starts at 0 for tensors that inherit
+        nothing.
+
+    Raises:
+        ValueError: The groups are not those Trainer builds for the parent, or the state is not Adam's.
+    """
+    parents, children = parameter_groups(plan.source_config), parameter_groups(plan.target_config)
+    entries = _entries_by_name(state, parents)
+    example = next((entry for entry in entries.values() if entry), {})
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    names = [*chain(*children)]
+    named = any(isinstance(key, str) for key in state["state"])
+    keys = {name: name if named else index for index, name in enumerate(names)}
+    grown = {}
+    for name in names:
+        tensor = tensors[name]
+        entry = _grown_entry(tensor, entries[tensor.sources[0]]) if tensor.heir else _new_entry(tensor, example)
+        if entry:
+            grown[keys[name]] = entry
+    groups = [
+        {**group, "params": [keys[name] for name in members]}
+        for group, members in zip(state["param_groups"], children, strict=True)
+    ]
+    return {**state, "state": grown, "param_groups": groups}
+
+
+def parameter_groups(config: Any) -> tuple[list[str], list[str]]:
+    """Name the parameters of a model in the groups and the order of Trainer's optimizer.
+
+    Args:
+        config: The model's config.
+
+    Returns:
+        The parameters with weight decay and those without.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    # A method of Trainer that does not look at the instance; asking it keeps in step with the installed version.
+    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if name in decayed], [name for name in names if name not in decayed]
+
+
+def _entries_by_name(state: Mapping[str, Any], groups: tuple[list[str], ...]) -> dict[str, dict[str, Any]]:
+    found = [group["params"] for group in state["param_groups"]]
+    if any(isinstance(key, str) for keys in found for key in keys):
+        fits = [set(keys) for keys in found] == [set(names) for names in groups]
+        names_of = {name: name for names in groups for name in names}
+    else:
+        fits = [len(keys) for keys in found] == [len(names) for names in groups]
+        pairs = zip(found, groups, strict=False)
+        names_of = {name: key for keys, names in pairs for key, name in zip(keys, names, strict=False)}
+    if not fits:
+        raise ValueError(
+            f"the optimizer's groups hold {[len(keys) for keys in found]} parameters, Trainer's for this model hold"
+            f" {[len(names) for names in groups]}; grow the state that Trainer saved for all parameters of the parent"
+        )
+    return {name: state["state"].get(key, {}) for name, key in names_of.items()}
+
+
+def _grown_entry(tensor: TensorPlan, entry: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = [name for name in entry if name not in {"step", *_POWERS}]
+    if unknown:
+        raise ValueError(f"the optimizer keeps {', '.join(unknown)}; only the state of Adam and AdamW can grow")
+    return {name: value if name == "step" else tensor.carry(value, _POWERS[name]) for name, value in entry.items()}
+
+
+def _new_entry(tensor: TensorPlan, example: Mapping[str, Any]) -> dict[str, Any]:
+    zeros: dict[str, Any] = {name: example[name].new_zeros(tensor.shape) for name in _POWERS if name in example}
+    return {"step": example["step"] * 0, **zeros} if zeros else {}

@@ -1,0 +1,200 @@
+"""One tensor of the child: what it is made from, and how its weights and statistics follow from the parent's."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_progressive.growth.family import AxisName, Family, WeightRule
+from hf_progressive.growth.methods import GrowthOptions, LayerOrigin, Method
+from hf_progressive.growth.operators import Axis, Dim, Fresh, add_noise, fill_new, joined, place, working_dtype
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the child and how to make it.
+
+    Attributes:
+        name: The name `save_pretrained` of the stock class writes.
+        shape: The child's shape.
+        sources: Canonical names of the parent's tensors that it is made from; empty if it is new.
+        rule: What is done, for people.
+        dims: Its dimensions.
+        fresh: How a new model initialises it.
+        kind: The name with `{layer}` in place of the layer's index.
+        offset: The working value is the stored value plus this.
+        heir: It inherits its source's statistics too; a copied layer beside the original does not.
+        noise: Symmetry-breaking noise, relative to the root mean square of the weight.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    rule: str
+    dims: tuple[Dim, ...] = field(repr=False)
+    fresh: Fresh = field(repr=False)
+    kind: str = field(repr=False)
+    offset: float = field(default=0.0, repr=False)
+    heir: bool = True
+    noise: float = field(default=0.0, repr=False)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the child's tensor equals the parent's."""
+        return bool(self.sources) and all(dim.axis == Axis.unchanged(dim.axis.parent_size) for dim in self.dims)
+
+    def produce(self, read: Callable[[str], Tensor], generator: torch.Generator) -> Tensor:
+        """Make the tensor.
+
+        Args:
+            read: Returns a tensor of the parent by its canonical name.
+            generator: Source of random numbers; seed it by the tensor's name, and the order does not matter.
+
+        Returns:
+            The tensor in float64 if its source is float64, else in float32. It may share memory with what `read`
+            returned.
+
+        Raises:
+            ValueError: What `read` returned has another shape than the parent's config says.
+        """
+        if not self.sources:
+            return self.fresh.draw(self.shape, torch.float32, generator) - self.offset
+        parent = read(self.sources[0])
+        expected = tuple(dim.axis.parent_size for dim in self.dims)
+        if tuple(parent.shape) != expected:
+            raise ValueError(f"{self.sources[0]} has shape {tuple(parent.shape)}, the config says {expected}")
+        dtype = working_dtype(parent.dtype)
+        if self.is_copy:
+            return parent.to(dtype)
+        if self.offset:
+            parent = parent.to(dtype) + self.offset
+        child = torch.empty(self.shape, dtype=dtype)
+        place(parent, self.dims, power=0, out=child)
+        if self.noise:
+            add_noise(child, self.dims, self.noise * parent.to(dtype).square().mean().sqrt().item(), generator)
+        fill_new(child, self.dims, fresh=self.fresh, generator=generator)
+        return child - self.offset if self.offset else child
+
+    def carry(self, statistic: Tensor, power: int) -> Tensor:
+        """Carry a gradient statistic of the parent's tensor into the child's coordinates.
+
+        Args:
+            statistic: Of the shape of the parent's tensor.
+            power: 1 if it scales as a gradient does, 2 as a squared gradient.
+
+        Returns:
+            A tensor of the child's shape, 0 where nothing is inherited; where W' = a·W, the statistic is divided by
+            a to that power, and copies of a unit get their share.
+
+        Raises:
+            ValueError: The statistic has another shape than the parent's tensor.
+        """
+        expected = tuple(dim.axis.parent_size for dim in self.dims)
+        if tuple(statistic.shape) != expected:
+            raise ValueError(f"statistic of {self.sources[0]}: shape {tuple(statistic.shape)}, expected {expected}")
+        child = statistic.new_zeros(self.shape)
+        if self.heir:
+            place(statistic, self.dims, power=power, out=child)
+        return child
+
+    def carry_basis(self, basis: Tensor) -> Tensor:
+        """Carry an orthonormal basis of the output side of the parent's weight into the child's coordinates.
+
+        Args:
+            basis: (out, r), orthonormal columns.
+
+        Returns:
+            (out', r), orthonormal columns, rows zero for new output units; (out', 0) if this tensor is no heir.
+
+        Raises:
+            ValueError: The weight is no matrix, or the basis has another number of rows.
+        """
+        output = next(dim for dim in self.dims if dim.role == "write")
+        if len(self.dims) != 2 or basis.ndim != 2 or basis.shape[0] != output.axis.parent_size:
+            raise ValueError(
+                f"basis of {self.sources[0]}: shape {tuple(basis.shape)}, expected ({output.axis.parent_size}, r) for"
+                " a weight of two dimensions"
+            )
+        columns = basis.shape[1] if self.heir else 0
+        grown = basis.new_zeros((output.axis.size, columns))
+        if columns == 0:
+            return grown
+        place(basis, (output, Dim(Axis.unchanged(columns), "read")), power=0, out=grown)
+        # Copies of rows, and factors that differ between rows (queries against keys), leave columns that span the
+        # right space without being orthonormal.
+        orthonormal: Tensor = torch.linalg.qr(grown.to(working_dtype(basis.dtype))).Q
+        return orthonormal.to(basis.dtype)
+
+    def inherited(self) -> Tensor:
+        """Tell which entries come from the parent.
+
+        Returns:
+            A boolean tensor of the child's shape; False throughout if this tensor is no heir.
+        """
+        mask = torch.zeros(self.shape, dtype=torch.bool)
+        if self.heir:
+            parent = torch.ones((), dtype=torch.bool).expand([dim.axis.parent_size for dim in self.dims])
+            place(parent, [Dim(_unscaled(dim.axis), dim.role) for dim in self.dims], power=0, out=mask)
+        return mask
+
+
+def plan_tensors(
+    family: Family,
+    source: Any,
+    target: Any,
+    axes: Mapping[AxisName, Axis],
+    layers: Sequence[LayerOrigin],
+    method: Method,
+    options: GrowthOptions,
+) -> Iterator[TensorPlan]:
+    """Plan every tensor of the child.
+
+    Args:
+        family: The family of both configs.
+        source: The parent's config.
+        target: The child's config.
+        axes: The axes by name.
+        layers: The origin of every layer.
+        method: The growth method.
+        options: What the method leaves open.
+
+    Yields:
+        The plans, in the order of the stock class's parameters.
+    """
+    std = target.initializer_range if options.init_std is None else options.init_std
+    layered = bool(family.layered_scores and getattr(source, family.layered_scores))
+    for name, rule, layer in family.tensors(target):
+        origin = LayerOrigin(None) if layer is None else layers[layer]
+        here = axes
+        if layered and layer is not None and origin.source is not None:
+            later = (layer + 1) / (origin.source + 1)  # scores are divided by the layer's number
+            here = {**axes, "query": axes["query"].scaled(later, 1 / later)}
+        dims = tuple(Dim(joined([here[axis] for axis in dim.axes]), dim.role) for dim in rule.dims)
+        shape = tuple(dim.axis.size for dim in dims)
+        plan = TensorPlan(name, shape, (), "fresh", dims, rule.fresh(std, len(layers)), rule.name, rule.offset, False)
+        if origin.silent and rule.closes:
+            yield replace(plan, rule="zero: the new layer is silent", fresh=Fresh(), offset=0.0)
+        elif not method.inherits or (layer is not None and origin.source is None):
+            yield plan
+        else:
+            # An output head that is tied in the parent and is not in the child is made from the embedding.
+            parent = rule.name.format(layer=origin.source) if rule.exists(source) else rule.tied_to
+            words = _describe(rule, dims, origin)
+            yield replace(plan, sources=(parent,), rule=words, heir=origin.heir, noise=options.noise)
+
+
+def _describe(rule: WeightRule, dims: Sequence[Dim], origin: LayerOrigin) -> str:
+    words = ["inherited" if origin.heir else "copied from a neighbour"]
+    for dim_rule, dim in zip(rule.dims, dims, strict=True):
+        name = "|".join(dim_rule.axes)
+        fills = sorted({dim.fill(segment) for _, segment in dim.axis.new()})
+        factors = sorted({dim.value_factor(segment) for _, segment in dim.axis.inherited()} - {1.0})
+        words += [f"new {name}: {' or '.join(fills)}"] if fills else []
+        words += [f"{name} × {', '.join(f'{factor:.6g}' for factor in factors)}"] if factors else []
+    return "; ".join(words)
+
+
+def _unscaled(axis: Axis) -> Axis:
+    return replace(axis, segments=tuple(replace(s, write=1.0, read=1.0) for s in axis.segments))
