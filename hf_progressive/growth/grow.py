@@ -11,6 +11,7 @@ import errno
 import hashlib
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ RECORD_NAME = "growth.json"
 """Name of the record that a grown checkpoint carries."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_LAYER = re.compile(r"\d+(?=\.)")
 _CHECK_LENGTH = 256  # tokens per sequence of the check that grow_checkpoint makes; verify_growth alone reads more
 
 
@@ -234,7 +236,7 @@ class _ParentTensors:
         self._tensors = tensors
         names = {key: plan.family.canonical_name(key) for key in tensors.specs}
         self._keys = {name: key for key, name in names.items() if name not in plan.ignored_sources}
-        self._main_dtype = self._spec(next(iter(self._keys))).dtype
+        self._rule_dtypes = {_LAYER.sub("", name): self._spec(name).dtype for name in self._keys}
 
     def _spec(self, name: str) -> TensorSpec:
         return self._tensors.specs[self._keys[name]]
@@ -250,9 +252,11 @@ class _ParentTensors:
     def dtypes(self) -> set[torch.dtype]:
         return {self._spec(name).dtype for name in self._keys}
 
-    # That of the tensor it is made from; for a new one, that of the parent at large.
+    # That of the tensor it is made from; for a new one, that of the same tensor of any layer.
     def stored_dtype(self, tensor: TensorPlan) -> torch.dtype:
-        return self._spec(tensor.sources[0]).dtype if tensor.sources else self._main_dtype
+        if tensor.sources:
+            return self._spec(tensor.sources[0]).dtype
+        return self._rule_dtypes.get(_LAYER.sub("", tensor.name), next(iter(self._rule_dtypes.values())))
 
 
 def _named_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

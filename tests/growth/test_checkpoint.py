@@ -145,7 +145,7 @@ def test_finite_agrees_with_isfinite(dtype):
         assert is_finite(torch.tensor(values, dtype=dtype)) is finite
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals ---
 
 
 def single(folder):

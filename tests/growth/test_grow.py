@@ -1,13 +1,24 @@
 """Growth end to end: the stock class loads the result and computes what the parent computes."""
 
 import copy
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
 
+import pytest
 import torch
-from growth_checkpoints import gpt2, save
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from growth_checkpoints import gpt2, save, write_tensors
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from hf_progressive.growth import GrowthReport, grow_checkpoint, grow_model
-from hf_progressive.storage import check_manifest
+import hf_progressive
+from hf_progressive.growth import GrowthReport, grow, grow_checkpoint, grow_model, verify_growth
+from hf_progressive.growth.checkpoint import INDEX_NAME, CheckpointReader
+from hf_progressive.growth.grow import RECORD_NAME
+from hf_progressive.storage import check_manifest, read_json, sha256_file, write_manifest
 
 WIDER = {"n_embd": 40, "n_head": 5, "n_layer": 3}
 
@@ -71,3 +82,440 @@ def test_a_model_grows_in_memory_into_what_is_written_to_disk(parent, tmp_path):
         for parameter in child.parameters():
             parameter.zero_()
     assert all(torch.equal(mother.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+# --- the Hub's own layout ---
+
+
+def hub_layout(model):
+    """Tensors as the Hub's GPT-2 files hold them: no prefix, causal masks among them."""
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in model.transformer.state_dict().items()}
+    context = model.config.n_positions
+    for layer in range(model.config.n_layer):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(context, context).tril().view(1, 1, context, context)
+        tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    return tensors
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_gpt2_in_the_hubs_layout_grows(parent, tmp_path, shards):
+    tensors = hub_layout(gpt2())
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    GPT2Config.from_pretrained(parent).save_pretrained(folder)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    write_tensors(folder, tensors, max_shard_size=size if shards == 1 else size * 2 // 5)
+    assert len(list(folder.glob("*.safetensors"))) == shards
+    config = read_json(folder / "config.json")
+    del config["architectures"]  # as in old repositories
+    (folder / "config.json").write_text(json.dumps(config))
+
+    report = grow_checkpoint(folder, tmp_path / "child", WIDER)
+    assert report.verification.preserved
+    grow_checkpoint(parent, tmp_path / "stock", WIDER)
+    assert weights(tmp_path / "child") == weights(tmp_path / "stock")
+    recorded = read_json(tmp_path / "child" / RECORD_NAME)["source"]["files"]
+    assert recorded == {
+        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(folder.iterdir())
+    }
+
+
+def weights(folder):
+    reader = CheckpointReader(folder)
+    return {name: reader.read(name).numpy().tobytes() for name in reader.specs}
+
+
+# --- bytes ---
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_same_seed_and_inputs_give_the_same_bytes(parent, tmp_path):
+    for name in ("one", "two"):
+        grow_checkpoint(parent, tmp_path / name, WIDER, seed=3)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    grow_checkpoint(parent, tmp_path / "other", WIDER, seed=4)
+    one, other = weights(tmp_path / "one"), weights(tmp_path / "other")
+    assert {name for name in one if one[name] != other[name]} >= {"transformer.h.0.attn.c_attn.weight"}
+
+
+def test_neither_shards_nor_threads_change_a_weight(parent, tmp_path):
+    grow_checkpoint(parent, tmp_path / "whole", WIDER)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        report = grow_checkpoint(parent, tmp_path / "shards", WIDER, max_shard_size="50KB")
+    finally:
+        torch.set_num_threads(threads)
+    assert len(report.files) > 2
+    assert (tmp_path / "shards" / INDEX_NAME).is_file()
+    assert weights(tmp_path / "whole") == weights(tmp_path / "shards")
+    assert report.verification.preserved
+
+
+# --- dtypes ---
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_grown_in_float32_and_rounded_once(tmp_path, dtype):
+    mother = gpt2(dtype)
+    save(mother, tmp_path / "parent")
+    report = grow_checkpoint(tmp_path / "parent", tmp_path / "child", WIDER)
+    assert {spec.dtype for spec in CheckpointReader(tmp_path / "child").specs.values()} == {dtype}
+    assert GPT2LMHeadModel.from_pretrained(tmp_path / "child", dtype="auto").dtype == dtype
+    assert report.verification.preserved
+
+    save(mother.float(), tmp_path / "wide")  # the same values, exactly
+    grow_checkpoint(tmp_path / "wide", tmp_path / "exact", WIDER)
+    stored, exact = CheckpointReader(tmp_path / "child"), CheckpointReader(tmp_path / "exact")
+    for name in exact.specs:
+        assert torch.equal(stored.read(name), exact.read(name).to(dtype)), name
+
+    converted = grow_checkpoint(tmp_path / "parent", tmp_path / "converted", WIDER, dtype="float32")
+    assert weights(tmp_path / "converted") == weights(tmp_path / "exact")
+    assert converted.verification.tolerance == 1e-5
+    assert converted.verification.preserved
+
+
+def test_every_tensor_keeps_its_own_dtype(parent, tmp_path):
+    reader = CheckpointReader(parent)
+    mixed = {name: reader.read(name).to(torch.float32 if "ln_" in name else torch.bfloat16) for name in reader.specs}
+    (tmp_path / "parent").mkdir()
+    write_tensors(tmp_path / "parent", mixed)
+    GPT2Config.from_pretrained(parent).save_pretrained(tmp_path / "parent")
+    grow_checkpoint(tmp_path / "parent", tmp_path / "child", WIDER)
+    specs = CheckpointReader(tmp_path / "child").specs
+    assert all(spec.dtype == (torch.float32 if "ln_" in name else torch.bfloat16) for name, spec in specs.items())
+
+
+def test_a_value_that_does_not_fit_the_dtype_is_refused(tmp_path):
+    mother = gpt2()
+    mother.transformer.wpe.weight.data[0, 0] = 1e6
+    save(mother, tmp_path / "parent")
+    with pytest.raises(ValueError, match=r"transformer.wpe.weight overflows torch.float16; choose dtype='bfloat16'"):
+        grow_checkpoint(tmp_path / "parent", tmp_path / "child", WIDER, dtype="float16")
+    assert not (tmp_path / "child").exists()
+
+
+# --- what goes along ---
+
+
+def test_tokenizer_and_generation_config_go_along_and_nothing_else(parent, tmp_path):
+    source = tmp_path / "parent"
+    shutil.copytree(parent, source)
+    along = {
+        "generation_config.json": '{"eos_token_id": 2, "do_sample": true, "temperature": 0.6}',
+        "tokenizer.json": "{}",
+        "tokenizer_config.json": '{"model_max_length": 32}',
+        "chat_template.jinja": "{{ messages }}",
+        "additional_chat_templates/rag.jinja": "{{ documents }}",
+        "LICENSE": "a licence",
+    }
+    behind = {
+        "modeling_custom.py": "raise SystemExit",
+        "training_args.bin": "a token",
+        "optimizer.pt": "",
+        "README.md": "the parent's card",
+        ".hidden": "",
+        "notes/vocab.json": "",
+    }
+    for name, text in (along | behind).items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(text)
+    grow_checkpoint(source, tmp_path / "child", WIDER)
+
+    written = contents(tmp_path / "child")
+    own = {"config.json", "model.safetensors", "growth.json", "manifest.json"}
+    assert set(written) == own | set(along)
+    assert {name: written[name].decode() for name in along} == along
+    assert GPT2LMHeadModel.from_pretrained(tmp_path / "child").generation_config.temperature == 0.6
+    check_manifest(tmp_path / "child")
+
+
+def test_the_record_says_how_to_repeat_the_growth(parent, tmp_path):
+    report = grow_checkpoint(parent, tmp_path / "child", {**WIDER, "n_layer": 4}, seed=11, depth_position="spread")
+    record = read_json(tmp_path / "child" / RECORD_NAME)
+    assert record["version"] == hf_progressive.__version__
+    assert record["source"]["name"] == str(parent)
+    assert record["source"]["files"]["model.safetensors"]["sha256"] == sha256_file(parent / "model.safetensors")
+    assert record["verification"] == report.verification.to_dict()
+    assert record["preserves_function"] is True
+    assert record["plan"]["sizes"]["width"] == [24, 40]
+    assert json.loads(json.dumps(report.to_dict()))["parameters_target"] == report.parameters_target
+
+    target = GPT2Config(**record["target"])
+    again = {"method": record["method"], "seed": record["seed"], **record["options"]}
+    grow_checkpoint(parent, tmp_path / "again", target, **again)
+    assert weights(tmp_path / "again") == weights(tmp_path / "child")
+
+
+def test_a_method_that_does_not_preserve_the_function_says_so(parent, tmp_path):
+    report = grow_checkpoint(parent, tmp_path / "child", WIDER, method="random")
+    assert not report.preserves_function
+    assert not report.verification.preserved
+    assert "NOT preserved" in report.verification.describe()
+    assert grow_checkpoint(parent, tmp_path / "unchecked", WIDER, verify=False).verification is None
+    assert read_json(tmp_path / "unchecked" / RECORD_NAME)["verification"] is None
+
+
+# --- generation ---
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_generation_with_a_cache_gives_the_parents_tokens(tmp_path, seed):
+    mother = gpt2(torch.float64)
+    save(mother, tmp_path / "parent")
+    grow_checkpoint(tmp_path / "parent", tmp_path / "child", {**WIDER, "n_positions": 48}, seed=seed, verify=False)
+    child = GPT2LMHeadModel.from_pretrained(tmp_path / "child").eval()
+    prompt = torch.randint(3, 96, (4, 5), generator=torch.Generator().manual_seed(seed))
+    options = {"max_new_tokens": 27, "do_sample": False, "use_cache": True, "eos_token_id": None, "pad_token_id": 0}
+    expected = mother.generate(prompt, **options)
+    assert torch.equal(child.generate(prompt, **options), expected)
+    assert expected.unique().numel() > 10  # not one token over and over
+
+
+# --- refusals ---
+
+
+def edit_json(path, **fields):
+    path.write_text(json.dumps({**(read_json(path) if path.exists() else {}), **fields}))
+
+
+def drop(folder, *names):
+    reader = CheckpointReader(folder)
+    kept = {name: reader.read(name) for name in reader.specs if name not in names}
+    (folder / "model.safetensors").unlink()
+    write_tensors(folder, kept)
+
+
+def add(folder, **tensors):
+    reader = CheckpointReader(folder)
+    all_tensors = {name: reader.read(name) for name in reader.specs} | tensors
+    (folder / "model.safetensors").unlink()
+    write_tensors(folder, all_tensors)
+
+
+def poison(folder, name, value):
+    reader = CheckpointReader(folder)
+    tensors = {key: reader.read(key) for key in reader.specs}
+    tensors[name].view(-1)[3] = value
+    (folder / "model.safetensors").unlink()
+    write_tensors(folder, tensors)
+
+
+def with_manifest(folder, damage):
+    write_manifest(folder)
+    damage(folder / "model.safetensors")
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+def add_metadata(path):
+    save_file(load_file(path), path, metadata={"format": "pt", "note": "the same tensors in another file"})
+
+
+def only_pickles(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+REFUSALS = {
+    "shrinking": (None, {"n_embd": 16, "n_head": 2}, ValueError, r"never shrinks: width 24 → 16"),
+    "unknown field": (None, {"n_embed": 48}, ValueError, "'n_embed' is not a field of GPT2Config.*'n_embd'"),
+    "unknown family": (lambda f: edit_json(f / "config.json", model_type="bert"), {}, ValueError, "'bert' cannot be"),
+    "unknown to Transformers": (
+        lambda f: edit_json(f / "config.json", model_type="gpt-nine"),
+        {},
+        ValueError,
+        "model_type is 'gpt-nine', unknown to Transformers",
+    ),
+    "no config": (lambda f: (f / "config.json").unlink(), {}, FileNotFoundError, "config.json: no such file"),
+    "remote code": (
+        lambda f: edit_json(f / "config.json", auto_map={"AutoModel": "x--y.Z"}),
+        {},
+        ValueError,
+        "config.json: has an auto_map, so it needs remote code",
+    ),
+    "tokenizer with remote code": (
+        lambda f: edit_json(f / "tokenizer_config.json", auto_map={"AutoTokenizer": ["t.T", None]}),
+        {},
+        ValueError,
+        "tokenizer_config.json: has an auto_map",
+    ),
+    "missing and unmapped tensors": (
+        lambda f: (
+            drop(f, "transformer.h.1.mlp.c_fc.bias", "transformer.ln_f.weight"),
+            add(f, extra=torch.zeros(2), **{"transformer.h.7.attn.bias.scale": torch.zeros(1)}),
+        ),
+        {},
+        ValueError,
+        "(?=.*extra)(?=.*h.7.attn.bias.scale)(?=.*h.1.mlp.c_fc.bias is missing)(?=.*ln_f.weight is missing)",
+    ),
+    "shape against config": (
+        lambda f: edit_json(f / "config.json", vocab_size=95),
+        {},
+        ValueError,
+        r"transformer.wte.weight has shape \(96, 24\), the config says \(95, 24\)",
+    ),
+    "NaN": (lambda f: poison(f, "transformer.wpe.weight", float("nan")), {}, ValueError, "wpe.weight holds NaN"),
+    "infinity": (
+        lambda f: poison(f, "transformer.h.1.ln_2.bias", float("-inf")),
+        {},
+        ValueError,
+        "transformer.h.1.ln_2.bias holds NaN or infinite",
+    ),
+    "truncated": (
+        lambda f: os.truncate(f / "model.safetensors", 5000),
+        {},
+        ValueError,
+        "model.safetensors: 5000 bytes, its header says",
+    ),
+    "size against the manifest": (
+        lambda f: with_manifest(f, lambda path: add_metadata(path)),
+        {},
+        ValueError,
+        "model.safetensors: .* bytes, manifest.json says",
+    ),
+    "content against the manifest": (
+        lambda f: with_manifest(f, flip_a_bit),
+        {},
+        ValueError,
+        "model.safetensors: its SHA-256 is not the one recorded; the file is damaged",
+    ),
+    "pickled weights": (only_pickles, {}, ValueError, "pytorch_model.bin is a pickle.*convert it"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), {}, FileNotFoundError, "has neither model.safet"),
+    "dtype": (None, {"dtype": "int8"}, ValueError, "'int8'; weights are stored in one of float32"),
+    "method": (None, {"method": "magic"}, ValueError, "method 'magic' is not known"),
+    "revision": (None, {"revision": "main"}, ValueError, "a local folder has no revision 'main'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_are_one_clear_line_and_leave_nothing(parent, tmp_path, case):
+    damage, fields, error, text = REFUSALS[case]
+    source = tmp_path / "parent"
+    shutil.copytree(parent, source)
+    if damage is not None:
+        damage(source)
+    options = {name: value for name, value in fields.items() if name in ("dtype", "method", "revision")}
+    target = {name: value for name, value in fields.items() if name not in options} or WIDER
+    output = tmp_path / "out" / "child"
+    with pytest.raises(error, match=text) as raised:
+        grow_checkpoint(source, output, target, **options)
+    assert "\n" not in str(raised.value)
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+@pytest.mark.parametrize("source", ["no/such/folder", "./gone", "nobody/nothing"])
+def test_a_source_that_is_nowhere_is_refused(tmp_path, source):
+    with pytest.raises(FileNotFoundError, match=source) as raised:
+        grow_checkpoint(source, tmp_path / "child", WIDER)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_existing_output_is_refused_or_replaced_when_the_new_one_is_complete(parent, tmp_path):
+    output = tmp_path / "child"
+    grow_checkpoint(parent, output, WIDER, verify=False)
+    old = contents(output)
+    with pytest.raises(FileExistsError, match="child exists already"):
+        grow_checkpoint(parent, output, WIDER)
+    with pytest.raises(ValueError, match="never shrinks"):
+        grow_checkpoint(parent, output, {"n_layer": 1}, overwrite=True)
+    assert contents(output) == old
+    grow_checkpoint(parent, output, WIDER, seed=1, overwrite=True)
+    assert contents(output) != old
+    assert [path.name for path in tmp_path.iterdir()] == ["child"]
+
+
+def test_the_source_is_never_replaced(parent, tmp_path):
+    shutil.copytree(parent, tmp_path / "parent")
+    with pytest.raises(ValueError, match="is the source itself"):
+        grow_checkpoint(tmp_path / "parent", tmp_path / "parent", WIDER, overwrite=True)
+    assert contents(tmp_path / "parent") == contents(parent)
+
+
+def test_a_full_disk_leaves_the_old_output(parent, tmp_path):
+    output = tmp_path / "child"
+    grow_checkpoint(parent, output, WIDER, verify=False)
+    old = contents(output)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="child: File too large; free some space or choose another disk") as raised:
+            grow_checkpoint(parent, output, WIDER, seed=1, overwrite=True, verify=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(raised.value)
+    assert contents(output) == old
+    assert [path.name for path in tmp_path.iterdir()] == ["child"]
+
+
+def test_space_is_asked_for_before_anything_is_written(parent, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    with pytest.raises(OSError, match=r"child: .*257,440 bytes are needed, 1,000 are free; free some space") as raised:
+        grow_checkpoint(parent, tmp_path / "child", WIDER)
+    assert raised.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_cannot_be_written_is_refused(parent):
+    with pytest.raises(OSError, match="/proc/child: cannot be created"):
+        grow_checkpoint(parent, "/proc/child", WIDER)
+
+
+def test_a_process_killed_midway_leaves_no_output(parent, tmp_path, monkeypatch):
+    def die(*args, **options):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = os.fork()
+    if process == 0:
+        monkeypatch.setattr(grow, "verify_growth", die)  # everything is written then
+        try:
+            grow_checkpoint(parent, tmp_path / "child", {"n_layer": 3})
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "child").exists()
+    grow_checkpoint(parent, tmp_path / "child", {"n_layer": 3}, verify=False)
+    check_manifest(tmp_path / "child")
+
+
+# --- the Hub ---
+
+
+@pytest.fixture
+def hub_cache(parent, tmp_path, monkeypatch):
+    """The Hub's cache as a download leaves it: snapshots of links to blobs named by their SHA-256."""
+    repo = tmp_path / "cache" / "models--org--tiny"
+    commit = "c" * 40
+    snapshot = repo / "snapshots" / commit
+    for folder in (snapshot, repo / "blobs", repo / "refs"):
+        folder.mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    shutil.copy(parent / "config.json", snapshot)
+    digest = sha256_file(parent / "model.safetensors")
+    shutil.copy(parent / "model.safetensors", repo / "blobs" / digest)
+    (snapshot / "model.safetensors").symlink_to(f"../../blobs/{digest}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return repo
+
+
+def test_a_source_on_the_hub_is_found_in_the_cache_when_offline(parent, tmp_path, hub_cache):
+    report = grow_checkpoint("org/tiny", tmp_path / "child", WIDER)
+    assert report.revision == "c" * 40
+    assert read_json(tmp_path / "child" / RECORD_NAME)["source"]["revision"] == "c" * 40
+    grow_checkpoint(parent, tmp_path / "local", WIDER)
+    assert weights(tmp_path / "child") == weights(tmp_path / "local")
+    assert verify_growth("org/tiny", tmp_path / "child").preserved
+
+
+def test_damage_to_the_hubs_cache_is_noticed(tmp_path, hub_cache):
+    (blob,) = (hub_cache / "blobs").iterdir()
+    flip_a_bit(blob)
+    with pytest.raises(ValueError, match="SHA-256 is not the one recorded"):
+        grow_checkpoint("org/tiny", tmp_path / "child", WIDER)

@@ -1,0 +1,251 @@
+"""Measure growth on disk against a plain copy of the same bytes, and against growing in memory.
+
+    python examples/benchmarks/bench_growth.py --gb 3
+
+builds a synthetic GPT-2, grows it into one of the size asked for and prints one JSON line. The arms:
+
+- `growth`: `grow_checkpoint`, manifest and SHA-256 of every file included, without the comparison of logits, which is
+  a forward pass of both models and no part of the writing;
+- `half_the_layers`: the same with half as many layers, for the memory;
+- `copy`: `cp` of the grown files, then fsync;
+- `hashed_copy`: the same, and the SHA-256 of source and copy: what a copy costs whose content is to be vouched for;
+- `in_memory`: load the parent, `grow_model`, `save_pretrained`, fsync.
+
+Each arm runs in a process of its own, `--repeats` times in turn with the others, and the medians are compared.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HEAD_DIM = 64
+VOCABULARY = 50257
+CONTEXT = 1024
+BYTES_PER_PARAMETER = 4
+ARMS = ("growth", "half_the_layers", "copy", "hashed_copy", "in_memory")
+
+
+def child_layers(gigabytes: float, width: int) -> int:
+    """Return the number of layers of a GPT-2 of about this size in float32.
+
+    Args:
+        gigabytes: Size of the weights, in 1e9 bytes.
+        width: `n_embd`.
+
+    Returns:
+        At least 2.
+
+    >>> child_layers(3.0, 1280)
+    35
+    """
+    embeddings = (VOCABULARY + CONTEXT) * width
+    return max(2, round((gigabytes * 1e9 / BYTES_PER_PARAMETER - embeddings) / (12 * width**2)))
+
+
+def build_parent(folder: Path, width: int, layers: int) -> None:
+    """Write a GPT-2 with random weights, tensor by tensor.
+
+    Args:
+        folder: The folder to create.
+        width: `n_embd`.
+        layers: `n_layer`.
+    """
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from hf_progressive.growth.checkpoint import CheckpointWriter, TensorSpec
+
+    config = GPT2Config(
+        n_embd=width, n_layer=layers, n_head=width // HEAD_DIM, n_positions=CONTEXT, vocab_size=VOCABULARY
+    )
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        parameters = dict(GPT2LMHeadModel(config).named_parameters())
+    specs = {name: TensorSpec(shape=tuple(tensor.shape), dtype=torch.float32) for name, tensor in parameters.items()}
+    with CheckpointWriter(folder, specs) as writer:
+        for name in writer.order:
+            writer.write(name, torch.empty(specs[name].shape).normal_(0.0, 0.02))
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder and its files to the disk.
+
+    Args:
+        folder: The folder.
+    """
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def grow_on_disk(parent: Path, output: Path, target: dict[str, int]) -> None:
+    """Run the `growth` arm."""
+    from hf_progressive import grow_checkpoint
+
+    grow_checkpoint(parent, output, target, verify=False)
+
+
+def grow_in_memory(parent: Path, output: Path, target: dict[str, int]) -> None:
+    """Run the `in_memory` arm."""
+    from transformers import GPT2LMHeadModel
+
+    from hf_progressive import grow_model
+
+    grow_model(GPT2LMHeadModel.from_pretrained(parent), target).save_pretrained(output)
+    sync_folder(output)
+
+
+def copy(grown: Path, output: Path) -> None:
+    """Run the `copy` arm."""
+    output.mkdir()
+    subprocess.run(["cp", *grown.iterdir(), output], check=True)
+    sync_folder(output)
+
+
+def hashed_copy(parent: Path, grown: Path, output: Path) -> None:
+    """Run the `hashed_copy` arm: the files that growth reads are hashed too, and at the same time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from hf_progressive.storage import sha256_file
+
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(sha256_file, [*parent.iterdir(), *grown.iterdir()])
+        copy(grown, output)
+        list(digests)
+
+
+def peak_memory() -> int:
+    """Return the peak resident memory of this process, in bytes."""
+    # Not ru_maxrss: Linux carries the parent process's over a fork.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM; this benchmark needs Linux")
+
+
+def run_arm(arm: str, folder: Path, target: dict[str, int]) -> dict[str, Any]:
+    """Run one arm in this process.
+
+    Args:
+        arm: One of `ARMS`.
+        folder: The working folder.
+        target: The child's sizes.
+
+    Returns:
+        Seconds, peak resident memory and bytes written.
+    """
+    output = folder / "output"
+    half = folder / "half"
+    runs: dict[str, Callable[[], None]] = {
+        "growth": lambda: grow_on_disk(folder / "parent", output, target),
+        "half_the_layers": lambda: grow_on_disk(half, output, {**target, "n_layer": target["n_layer"] // 2}),
+        "copy": lambda: copy(folder / "grown", output),
+        "hashed_copy": lambda: hashed_copy(folder / "parent", folder / "grown", output),
+        "in_memory": lambda: grow_in_memory(folder / "parent", output, target),
+    }
+    if arm not in ("copy", "hashed_copy"):
+        import hf_progressive  # the libraries are loaded before the clock starts
+
+        assert hf_progressive.grow_checkpoint
+        assert hf_progressive.grow_model
+    os.sync()
+    started = time.perf_counter()
+    runs[arm]()
+    seconds = time.perf_counter() - started
+    size = sum(path.stat().st_size for path in output.iterdir())
+    shutil.rmtree(output)
+    return {"seconds": seconds, "peak_rss_mb": peak_memory() / 1e6, "bytes": size}
+
+
+def in_subprocess(folder: Path, target: dict[str, int], arm: str) -> dict[str, Any]:
+    """Run one arm in a process of its own; see `run_arm`."""
+    command = [sys.executable, __file__, "--folder", folder, "--target", json.dumps(target), "--arm", arm]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return result
+
+
+def sha256_speed() -> float:
+    """Return what one thread hashes in a second, in 1e6 bytes: it bounds every arm that hashes."""
+    import hashlib
+
+    block = bytes(1 << 26)
+    started = time.perf_counter()
+    hashlib.sha256(block).digest()
+    return len(block) / 1e6 / (time.perf_counter() - started)
+
+
+def measure(folder: Path, gigabytes: float, width: int, repeats: int, arms: list[str]) -> dict[str, Any]:
+    """Run all arms.
+
+    Args:
+        folder: A folder with room for three times the size.
+        gigabytes: Size of the child.
+        width: `n_embd` of the child.
+        repeats: Runs of each arm.
+        arms: Which of them.
+
+    Returns:
+        What is printed.
+    """
+    layers = child_layers(gigabytes, width)
+    target = {"n_embd": width, "n_head": width // HEAD_DIM, "n_layer": layers}
+    parent_width, parent_layers = width // HEAD_DIM * 9 // 10 * HEAD_DIM, max(1, layers * 9 // 10)
+    builder = [sys.executable, __file__, "--folder", folder, "--target", json.dumps(target), "--build"]
+    subprocess.run([*builder, "parent", str(parent_width), str(parent_layers)], check=True)
+    subprocess.run([*builder, "half", str(parent_width), str(max(1, parent_layers // 2))], check=True)
+    subprocess.run([*builder, "grown", str(width), str(layers)], check=True)
+    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    for _ in range(repeats):
+        for arm in arms:
+            runs[arm].append(in_subprocess(folder, target, arm))
+    results = {
+        arm: {
+            "seconds": round(statistics.median(run["seconds"] for run in of_arm), 2),
+            "all_seconds": [round(run["seconds"], 2) for run in of_arm],
+            "peak_rss_mb": round(max(run["peak_rss_mb"] for run in of_arm)),
+            "gb": round(of_arm[0]["bytes"] / 1e9, 3),
+        }
+        for arm, of_arm in runs.items()
+    }
+    growth = results["growth"]["seconds"]
+    ratios = {f"growth_to_{arm}": round(growth / results[arm]["seconds"], 2) for arm in arms if arm != "growth"}
+    machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "sha256_mb_per_s": round(sha256_speed())}
+    sizes = {"parent": {"n_embd": parent_width, "n_layer": parent_layers}, "child": target}
+    return {**sizes, **results, "ratios": ratios, "machine": machine}
+
+
+def main() -> None:
+    """Read the arguments and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gb", type=float, default=3.0, help="size of the grown checkpoint, in 1e9 bytes")
+    parser.add_argument("--width", type=int, default=1280, help="n_embd of the grown model, a multiple of 64")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each arm; medians are compared")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    for hidden, options in {"--arm": {}, "--target": {"type": json.loads}, "--build": {"nargs": 3}}.items():
+        parser.add_argument(hidden, help=argparse.SUPPRESS, **options)
+    options = parser.parse_args()
+    if options.build:
+        name, width, layers = options.build
+        build_parent(options.folder / name, int(width), int(layers))
+    elif options.arm:
+        print(json.dumps(run_arm(options.arm, options.folder, options.target)))
+    else:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            print(json.dumps(measure(Path(folder), options.gb, options.width, options.repeats, options.arms)))
+
+
+if __name__ == "__main__":
+    main()
