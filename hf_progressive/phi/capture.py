@@ -54,7 +54,7 @@ def captured_gradients(
         for parameter in excluded.pop():
             parameter.requires_grad_(True)
         _check_layer(module, inputs, output, sequences)
-        kept, version = inputs[0].detach(), inputs[0]._version
+        kept = inputs[0].detach()
         if len(output) < sequences:
             kept, output = kept.expand(sequences, *kept.shape[1:]), output.expand(sequences, *output.shape[1:])
         if not output.requires_grad:
@@ -63,8 +63,6 @@ def captured_gradients(
 
         def on_gradient(gradient: Tensor) -> None:
             nonlocal receiving
-            if kept._version != version:
-                raise UnfitLayerError(f"the input of a {type(module).__name__} was overwritten after the layer ran")
             outstanding[module] -= 1
             receiving = True
             try:

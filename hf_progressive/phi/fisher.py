@@ -151,8 +151,8 @@ def _signed_nll(
     targets = sample_targets(logits, batch.targets, generator) if kind == "true" else batch.targets
     nll = token_nll(logits, targets)  # (B, T)
     if definition == "token" and kind == "empirical":
-        bits = torch.stack([torch.randint(2, row.shape, generator=generator) for row in targets])
-        nll = nll * (2 * bits - 1).to(nll)  # ±1 per token: products of different tokens' gradients vanish on average
+        signs = 2 * torch.randint(2, targets.shape, generator=generator) - 1
+        nll = nll * signs.to(nll)  # products of different tokens' gradients vanish on average
     return nll.sum()
 
 

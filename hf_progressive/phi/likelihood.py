@@ -16,6 +16,8 @@ from torch import Tensor, nn
 IGNORED_LABEL = -100
 """Label of a position that is no target, as in Transformers and `torch.nn.functional.cross_entropy`."""
 
+_SAMPLED_ENTRIES = 1 << 22  # probabilities held at a time: 32 MiB in float64
+
 LabelKind = Literal["empirical", "true"]
 """Where target tokens come from: the data, or samples of the model's own distribution."""
 
@@ -118,8 +120,8 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a target at every position that has one, from the model's distribution given the data before it.
 
-    Each draw inverts the distribution function at one uniform number taken from a CPU generator, sequence by sequence:
-    how the sequences are grouped into batches makes no difference, nor does the device.
+    Each draw inverts the distribution function at one uniform number from a CPU generator, taken in the order of the
+    sequences: how they are grouped into batches makes no difference, nor does the device.
 
     Args:
         logits: (B, T, V).
@@ -129,13 +131,16 @@ def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator) 
     Returns:
         Sampled ids, (B, T), -100 where `targets` has it.
     """
-    sampled = targets.clone()
-    for row, row_logits in enumerate(logits):
-        uniform = torch.rand(row_logits.shape[0], generator=generator, dtype=torch.float64)  # (T,)
-        cumulative = row_logits.double().softmax(dim=-1).cumsum(dim=-1)  # (T, V)
-        threshold = uniform.to(cumulative.device) * cumulative[:, -1]
-        sampled[row] = torch.searchsorted(cumulative, threshold[:, None]).squeeze(1)
-    return sampled.masked_fill(targets == IGNORED_LABEL, IGNORED_LABEL)
+    uniform = torch.rand(targets.shape, generator=generator, dtype=torch.float64).flatten()  # (B·T,)
+    tokens_at_once = max(1, _SAMPLED_ENTRIES // logits.shape[-1])
+    drawn = []
+    for first in range(0, len(uniform), tokens_at_once):
+        some = slice(first, first + tokens_at_once)
+        cumulative = logits.flatten(0, 1)[some].double().softmax(dim=-1).cumsum(dim=-1)  # (tokens, V)
+        height = uniform[some, None].to(cumulative.device) * cumulative[:, -1:]
+        ids = torch.searchsorted(cumulative, height, right=True).squeeze(1)
+        drawn.append(ids.clamp(max=logits.shape[-1] - 1))  # rounding may lift the height to the very top
+    return torch.cat(drawn).view_as(targets).masked_fill(targets == IGNORED_LABEL, IGNORED_LABEL)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.phi.capture import UnfitLayerError, captured_gradients, kept_gradients
 
-_TILE_ENTRIES = {"cpu": 1 << 18}  # 1 MiB of float32: a core's own cache
-_TILE_ENTRIES_ELSEWHERE = 1 << 26  # 256 MiB of float32: large enough to fill an accelerator
+_TILE_ENTRIES = {"cpu": 1 << 21, "accelerator": 1 << 26}
+"""Entries of gradient held at a time, 8 and 256 MiB in float32: enough for matrix products to run at full speed."""
 
 
 class GradientPart(Protocol):
@@ -43,8 +43,8 @@ class ProductPart:
 
     def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
         """Add the part to a tile (sequences, rows, columns) of the gradients."""
-        left = self.left[sequences, :, rows].to(tile.dtype)
-        tile.baddbmm_(left.mT, self.right[sequences].to(tile.dtype))
+        left, right = self.left[sequences, :, rows].to(tile.dtype), self.right[sequences].to(tile.dtype)
+        torch.baddbmm(tile, left.mT, right, out=tile)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def add_squares(total: Tensor, parts: list[GradientPart], sequences: int) -> Non
         _add_row_squares(total, parts[0])
         return
     matrix = total.view(len(total), -1)  # (rows, columns)
-    entries = _TILE_ENTRIES.get(total.device.type, _TILE_ENTRIES_ELSEWHERE)
+    entries = _TILE_ENTRIES["cpu" if total.device.type == "cpu" else "accelerator"]
     height = min(len(matrix), max(1, entries // matrix.shape[1]))
     count = min(sequences, max(1, entries // (height * matrix.shape[1])))
     for start in range(0, len(matrix), height):
