@@ -1,3 +1,84 @@
-"""Grow language models: every model of a family inherits from the one before it."""
+"""Grow language models: every model of a family inherits from the one before it.
+
+The names below are the public API. They are loaded when first used, so that `import hf_progressive` and the command
+line's `--help` answer without importing torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_progressive.config import LadderConfig, load_ladder_config
+    from hf_progressive.growth import (
+        GrowthCheck,
+        GrowthPlan,
+        GrowthReport,
+        grow_checkpoint,
+        grow_model,
+        plan_growth,
+        register_method,
+        verify_growth,
+    )
+    from hf_progressive.ladder import RungResult, run_ladder
+    from hf_progressive.ladder_plan import LadderPlan, plan_ladder
+    from hf_progressive.phi import InheritancePenalty, estimate_fisher, learn_subspace
+    from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 __version__ = "0.1.0"
+
+__all__ = [
+    # growth: checkpoint to checkpoint
+    "grow_checkpoint",
+    "grow_model",
+    "plan_growth",
+    "verify_growth",
+    "register_method",
+    "GrowthPlan",
+    "GrowthReport",
+    "GrowthCheck",
+    # phi: the inheritance penalty
+    "InheritancePenalty",
+    "estimate_fisher",
+    "learn_subspace",
+    # training
+    "ProgressiveTrainer",
+    "ProgressiveTrainingArguments",
+    # the ladder
+    "LadderConfig",
+    "LadderPlan",
+    "RungResult",
+    "load_ladder_config",
+    "plan_ladder",
+    "run_ladder",
+]
+
+_MODULES = {
+    "growth": (
+        "grow_checkpoint",
+        "grow_model",
+        "plan_growth",
+        "verify_growth",
+        "register_method",
+        "GrowthPlan",
+        "GrowthReport",
+        "GrowthCheck",
+    ),
+    "phi": ("InheritancePenalty", "estimate_fisher", "learn_subspace"),
+    "trainer": ("ProgressiveTrainer", "ProgressiveTrainingArguments"),
+    "config": ("LadderConfig", "load_ladder_config"),
+    "ladder_plan": ("LadderPlan", "plan_ladder"),
+    "ladder": ("RungResult", "run_ladder"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -86,10 +86,15 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
     """
     from hf_progressive.config import load_ladder_config
     from hf_progressive.ladder import run_ladder
+    from hf_progressive.report import read_run, results_table, write_report
 
     config = load_ladder_config(options.config, options.set)
     output_dir = Path(options.output_dir or Path("runs") / config.name)
-    results = run_ladder(config, output_dir)
+    results = run_ladder(config, output_dir, on_record=write_report)
+    if _is_main_process():
+        if not options.json:
+            sys.stdout.write(results_table(read_run(output_dir).rungs) + "\n")
+        _say(f"report: {output_dir / 'report.html'}")
     return EXIT_DONE, {"run": str(output_dir), "rungs": [result.summary() for result in results]}
 
 
@@ -187,9 +192,7 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
     Returns:
         The exit code.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "filelock", "urllib3", "absl", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _quieten()
     try:
         code, record = run(options)
     except (ValueError, OSError) as error:
@@ -199,6 +202,16 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
     if options.json and _is_main_process():
         sys.stdout.write(json.dumps(record) + "\n")
     return code
+
+
+def _quieten() -> None:
+    # Our own progress and messages are what a person watches; libraries speak up when something is wrong.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hf_progressive").setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -1,0 +1,363 @@
+"""One training run of a ladder: an initial checkpoint, a stretch of the corpus, a schedule; out comes a curve.
+
+A rung and its cold twin are two arms: they differ in their initial checkpoint, their penalty and how long they train,
+and in nothing else. An arm stopped at any moment continues from its newest complete checkpoint.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, default_data_collator
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from hf_progressive import storage, strict_yaml
+from hf_progressive.config import TrainingConfig
+from hf_progressive.data import Corpus, rung_blocks
+from hf_progressive.phi import InheritancePenalty
+from hf_progressive.trainer import (
+    KeepStableCheckpoint,
+    ProgressiveTrainer,
+    ProgressiveTrainingArguments,
+    newest_complete_checkpoint,
+)
+
+logger = logging.getLogger(__name__)
+
+_LOGS_PER_RUN = 50
+_OWN_ARGUMENTS = {
+    "output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "seed", "data_seed",
+    "adam_beta1", "adam_beta2", "max_grad_norm", "train_sampling_strategy", "phi_schedule", "phi_until",
+    "resume_from_checkpoint", "eval_strategy", "save_strategy", "eval_on_start",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What one training run starts from and does."""
+
+    title: str
+    """What the progress bar and the logs call it."""
+
+    init: Path
+    """Folder of the initial checkpoint."""
+
+    folder: Path
+    """Where its checkpoints go, in `checkpoints/`."""
+
+    training: TrainingConfig
+    """Batch, schedule and optimizer."""
+
+    learning_rate: float
+    """Peak learning rate."""
+
+    steps: int
+    """Optimizer steps."""
+
+    first_block: int
+    """The first block of the corpus that it reads; it reads on from there."""
+
+    flops_per_token: float
+    """Training FLOPs per token, to put FLOPs beside every validation point."""
+
+    flops_before: float = 0.0
+    """FLOPs spent on this arm before its first step: the estimates of Fisher information and subspace."""
+
+    seed: int = 0
+    """Seed of whatever the run draws (dropout)."""
+
+    stable: Path | None = None
+    """Folder for the weights from before the warm-down; None keeps none."""
+
+    phi_schedule: str = "constant"
+    """Course of λ and γ."""
+
+    phi_until: float = 1.0
+    """Share of the steps after which λ and γ have reached 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """What one training run measured."""
+
+    loss: float
+    """Validation loss at the last step, in nats per token."""
+
+    bits_per_byte: float
+    """Validation bits per byte at the last step."""
+
+    tokens: int
+    """Tokens trained on."""
+
+    flops: float
+    """FLOPs of the training alone."""
+
+    curve: list[dict[str, Any]]
+    """Validation points from step 0 to the last: step, tokens, flops, loss, bits_per_byte."""
+
+    training_log: list[dict[str, Any]]
+    """What the trainer logged along the way."""
+
+    seconds: float
+    """Wall-clock seconds of this process's part of the training."""
+
+
+class _Milestones(TrainerCallback):
+    """Evaluate, save and log at chosen steps, the last one included."""
+
+    def __init__(self, steps: int, training: TrainingConfig) -> None:
+        self.evaluations = _evenly_spaced(steps, training.evaluations)
+        self.checkpoints = _evenly_spaced(steps, training.checkpoints)
+        self.logs = _evenly_spaced(steps, _LOGS_PER_RUN)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_evaluate = state.global_step in self.evaluations
+        # A request to save that came from elsewhere, such as a signal to stop, stands.
+        control.should_save = control.should_save or state.global_step in self.checkpoints
+        control.should_log = state.global_step in self.logs
+        return control
+
+
+class _ProgressBar(TrainerCallback):
+    """One bar per arm: step, time left, training loss, validation bits per byte."""
+
+    def __init__(self, title: str, bits_per_nat_token: float) -> None:
+        self.title, self.bits_per_nat_token = title, bits_per_nat_token
+        self.bar: Any = None
+        self.shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if self.bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.shown["loss"] = f"{float(logs['loss']):.3f}"
+        if "eval_loss" in logs:
+            self.shown["bits/byte"] = f"{logs['eval_loss'] * self.bits_per_nat_token:.4f}"
+        self.bar.set_postfix(self.shown)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def _evenly_spaced(steps: int, count: int) -> set[int]:
+    """Return `count` steps, or all where there are fewer, evenly spaced up to and including the last."""
+    return {math.ceil(steps * i / count) for i in range(1, min(count, steps) + 1)}
+
+
+def micro_batches(training: TrainingConfig, context: int, processes: int) -> tuple[int, int]:
+    """Split a step's blocks over processes and micro-batches.
+
+    Args:
+        training: Tokens per step and the largest micro-batch.
+        context: Tokens per block.
+        processes: Processes that train together.
+
+    Returns:
+        Blocks per micro-batch and process, and micro-batches per step: the fewest that fit.
+
+    Raises:
+        ValueError: The step's blocks do not divide among the processes.
+
+    >>> micro_batches(TrainingConfig(batch_tokens=4096, micro_batch_size=6), context=256, processes=2)
+    (4, 2)
+    """
+    blocks = training.batch_tokens // context
+    if blocks % processes:
+        raise ValueError(
+            f"training.batch_tokens: {training.batch_tokens} is {blocks} blocks of {context}, not divisible among"
+            f" {processes} processes; use a multiple of {context * processes}"
+        )
+    per_process = blocks // processes
+    size = next(n for n in range(min(training.micro_batch_size, per_process), 0, -1) if per_process % n == 0)
+    return size, per_process // size
+
+
+def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
+    """Translate an arm into Trainer's arguments.
+
+    Args:
+        arm: The run.
+        context: Tokens per block.
+
+    Returns:
+        The arguments: warm-up, constant rate, linear warm-down; blocks in order; evaluation and saving left to the
+        arm's own milestones.
+
+    Raises:
+        ValueError: The configuration's `training.arguments` name an unknown argument, or one that the ladder sets.
+    """
+    training = arm.training
+    check_arguments(training.arguments)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    size, accumulation = micro_batches(training, context, processes)
+    warmup, warmdown = schedule_steps(training, arm.steps)
+    settings: dict[str, Any] = {
+        "report_to": "none",
+        "save_total_limit": 2,
+        "dataloader_num_workers": 0,
+        "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        "disable_tqdm": True,
+        "run_name": arm.title,
+        **training.arguments,
+    }
+    return ProgressiveTrainingArguments(
+        output_dir=str(arm.folder / "checkpoints"),
+        max_steps=arm.steps,
+        per_device_train_batch_size=size,
+        per_device_eval_batch_size=settings.pop("per_device_eval_batch_size", training.micro_batch_size),
+        gradient_accumulation_steps=accumulation,
+        learning_rate=arm.learning_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={
+            "num_decay_steps": warmdown,
+            "decay_type": "linear",
+            "min_lr_ratio": training.final_lr_ratio,
+        },
+        warmup_steps=warmup,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        max_grad_norm=training.max_grad_norm,
+        train_sampling_strategy="sequential",
+        prediction_loss_only=True,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        seed=arm.seed,
+        phi_schedule=arm.phi_schedule,
+        phi_until=arm.phi_until,
+        **settings,
+    )
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Raise if a ladder's `training.arguments` cannot be handed to Trainer.
+
+    Args:
+        arguments: The mapping from the configuration.
+
+    Raises:
+        ValueError: An argument is unknown, or is one that the ladder sets itself.
+    """
+    known = {field.name for field in dataclasses.fields(ProgressiveTrainingArguments)}
+    for name in arguments:
+        if name in _OWN_ARGUMENTS:
+            raise ValueError(
+                f"training.arguments.{name}: the ladder sets it from the keys of `training`; leave it out"
+            )
+        if name not in known:
+            raise ValueError(f"training.arguments.{name}: unknown argument; {strict_yaml.nearest(name, known)}")
+
+
+def schedule_steps(training: TrainingConfig, steps: int) -> tuple[int, int]:
+    """Return the steps of warm-up and of warm-down.
+
+    Args:
+        training: Their shares.
+        steps: All steps.
+
+    Returns:
+        Warm-up and warm-down steps, at least one of each where the share is not 0.
+
+    >>> schedule_steps(TrainingConfig(warmup_fraction=0.02, warmdown_fraction=0.5), 200)
+    (4, 100)
+    """
+    warmup = math.ceil(training.warmup_fraction * steps)
+    return warmup, min(math.ceil(training.warmdown_fraction * steps), steps - warmup)
+
+
+def train_arm(
+    arm: Arm, corpus: Corpus, penalty: InheritancePenalty | None = None
+) -> tuple[ArmResult, ProgressiveTrainer]:
+    """Train one arm, from its start or from its newest complete checkpoint.
+
+    Args:
+        arm: The run.
+        corpus: What to train and to validate on.
+        penalty: Φ, in the coordinates of the arm's model; None for none.
+
+    Returns:
+        What was measured, and the trainer, which holds the trained model.
+
+    Raises:
+        FloatingPointError: The loss is no longer finite.
+    """
+    started = time.monotonic()
+    context = corpus.context
+    args = training_arguments(arm, context)
+    blocks_per_step = arm.training.batch_tokens // context
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arm.init, dtype=torch.float32)
+    trainer = ProgressiveTrainer(
+        model=model,
+        args=args,
+        train_dataset=rung_blocks(corpus, arm.first_block, arm.steps * blocks_per_step),
+        eval_dataset=corpus.validation,
+        processing_class=corpus.tokenizer,
+        data_collator=default_data_collator,  # blocks are of one length: nothing to pad, and GPT-2 has no pad token
+        penalty=penalty,
+        callbacks=[
+            _Milestones(arm.steps, arm.training),
+            _ProgressBar(arm.title, corpus.bits_per_nat_token),
+        ],
+    )
+    if arm.stable is not None:
+        _, warmdown = schedule_steps(arm.training, arm.steps)
+        trainer.add_callback(KeepStableCheckpoint(trainer, arm.stable, step=arm.steps - warmdown))
+    for stock in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(stock)
+    checkpoint = newest_complete_checkpoint(arm.folder / "checkpoints")
+    if checkpoint is None:
+        args.eval_on_start = True  # the curve's first point; a resumed run has it in its log already
+    else:
+        logger.info("%s: continues from %s", arm.title, checkpoint.name)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return _measure(arm, corpus, trainer, time.monotonic() - started), trainer
+
+
+def _measure(arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer, seconds: float) -> ArmResult:
+    history: Sequence[dict[str, Any]] = trainer.state.log_history
+    curve, training_log = [], []
+    for entry in history:
+        tokens = entry["step"] * arm.training.batch_tokens
+        if "eval_loss" in entry:
+            curve.append(
+                {
+                    "step": entry["step"],
+                    "tokens": tokens,
+                    "flops": arm.flops_before + tokens * arm.flops_per_token,
+                    "loss": entry["eval_loss"],
+                    "bits_per_byte": entry["eval_loss"] * corpus.bits_per_nat_token,
+                }
+            )
+        elif "loss" in entry:
+            training_log.append({key: storage.finite_or_none(value) for key, value in entry.items()})
+    last = curve[-1]
+    assert last["step"] == arm.steps, f"the last validation was at step {last['step']} of {arm.steps}"
+    return ArmResult(
+        loss=last["loss"],
+        bits_per_byte=last["bits_per_byte"],
+        tokens=last["tokens"],
+        flops=last["tokens"] * arm.flops_per_token,
+        curve=curve,
+        training_log=training_log,
+        seconds=seconds,
+    )

@@ -1,0 +1,209 @@
+"""What a trained rung hands to its successor: Fisher information and subspace, estimated, stored, and made into Φ.
+
+Here growth and penalty meet: estimates are in the parent's coordinates, a `GrowthPlan` maps them into the child's.
+"""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch.utils.data import IterableDataset
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_progressive import storage
+from hf_progressive.config import PhiConfig
+from hf_progressive.data import Corpus, rung_blocks
+from hf_progressive.growth import GrowthPlan
+from hf_progressive.growth.checkpoint import CheckpointReader
+from hf_progressive.phi.fisher import estimate_fisher, fisher_flops
+from hf_progressive.phi.penalty import InheritancePenalty
+from hf_progressive.phi.records import (
+    FisherRecord,
+    SubspaceRecord,
+    load_fisher,
+    load_subspace,
+    save_fisher,
+    save_subspace,
+)
+from hf_progressive.phi.subspace import learn_subspace
+
+_FISHER_FILE, _SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"
+
+
+def estimate_inheritance(
+    checkpoint: Path,
+    phi: PhiConfig,
+    corpus: Corpus,
+    span: range,
+    *,
+    flops_per_token: float,
+    state: PartialState,
+) -> dict[str, Any]:
+    """Estimate what Φ needs of a trained model and store it in `phi/` beside the weights.
+
+    Under several processes each reads its own share of the blocks; the first writes.
+
+    Args:
+        checkpoint: The trained checkpoint's folder.
+        phi: What to estimate, and how. A term whose weight is 0 needs nothing.
+        corpus: The corpus that the model was trained on.
+        span: The blocks of it that the model read; the last ones are used.
+        flops_per_token: Training FLOPs per token of this model.
+        state: The processes.
+
+    Returns:
+        For `fisher` and `subspace`, as far as they were estimated: how, from how many sequences, and the FLOPs spent.
+    """
+    if phi.ewc_lambda == 0 and phi.gamma == 0:
+        return {}
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(state.device)
+    estimator = _Estimator(
+        model=model, phi=phi, corpus=corpus, span=span, flops_per_token=flops_per_token, state=state
+    )
+    weights = _weights_hash(checkpoint)
+    costs: dict[str, Any] = {}
+    if phi.ewc_lambda > 0:
+        fisher, fisher_record, flops = estimator.fisher()
+        costs["fisher"] = {**_described(fisher_record), "flops": flops}
+        if state.is_main_process:
+            made = dataclasses.replace(fisher_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
+            save_fisher(checkpoint / _FISHER_FILE, fisher, made)
+    if phi.gamma > 0:
+        bases, subspace_record, flops = estimator.subspace()
+        costs["subspace"] = {**_described(subspace_record), "flops": flops}
+        if state.is_main_process:
+            learned = dataclasses.replace(subspace_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
+            save_subspace(checkpoint / _SUBSPACE_FILE, bases, learned)
+    state.wait_for_everyone()
+    return costs
+
+
+def _weights_hash(checkpoint: Path) -> str:
+    # One digest for one file or many: that of the manifest's digests.
+    files = storage.read_json(checkpoint / storage.MANIFEST_NAME)["files"]
+    digests = [entry["sha256"] for name, entry in sorted(files.items()) if name.endswith(".safetensors")]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _described(record: FisherRecord | SubspaceRecord) -> dict[str, Any]:
+    values = dataclasses.asdict(record)
+    return {name: value for name, value in values.items() if name not in ("model_hash", "data_fingerprint")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Estimator:
+    """The two estimates of one model, with what they cost."""
+
+    model: PreTrainedModel
+    phi: PhiConfig
+    corpus: Corpus
+    span: range
+    flops_per_token: float
+    state: PartialState
+
+    def fisher(self) -> tuple[dict[str, torch.Tensor], FisherRecord, float]:
+        options = self.phi.fisher
+        count, batches = self._last(options.sequences, options.batch_size)
+        fisher = estimate_fisher(
+            self.model, batches, kind=options.kind, reduce=self._is_distributed, progress=self.state.is_main_process
+        )
+        tokens = count * self.corpus.context
+        flops = fisher_flops(
+            tokens=tokens,
+            sequences=count,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            training_flops_per_token=self.flops_per_token,
+        )
+        record = FisherRecord(kind=options.kind, definition="sequence", sequences=count, tokens=tokens)
+        return fisher, record, flops
+
+    def subspace(self) -> tuple[dict[str, torch.Tensor], SubspaceRecord, float]:
+        options = self.phi.subspace
+        reads_data = options.source != "weights"
+        count, batches = self._last(options.sequences if reads_data else 0, self.phi.fisher.batch_size)
+        bases = learn_subspace(
+            self.model,
+            batches if reads_data else None,
+            source=options.source,
+            energy=options.energy,
+            reduce=reads_data and self._is_distributed,
+            progress=self.state.is_main_process,
+        )
+        tokens = count * self.corpus.context
+        flops = tokens * self.flops_per_token + _decomposition_flops(self.model, bases, tokens)
+        record = SubspaceRecord(source=options.source, energy=options.energy, sequences=count, tokens=tokens)
+        return bases, record, flops
+
+    @property
+    def _is_distributed(self) -> bool:
+        return bool(self.state.num_processes > 1)
+
+    def _last(self, wanted: int, size: int) -> tuple[int, list[torch.Tensor]]:
+        # The number of blocks over all processes, and this process's share of them in batches of token ids (B, T).
+        indices = self.span[len(self.span) - min(wanted, len(self.span)) :]
+        rows = _read(self.corpus, indices)[self.state.process_index :: self.state.num_processes]
+        return len(indices), [torch.stack(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def _read(corpus: Corpus, indices: range) -> list[torch.Tensor]:
+    # Token ids of consecutive blocks, each (T,), of a corpus at hand or a streamed one.
+    blocks = rung_blocks(corpus, indices.start, len(indices))
+    items = blocks if isinstance(blocks, IterableDataset) else (blocks[i] for i in range(len(indices)))
+    return [torch.as_tensor(item["input_ids"]) for item in items]
+
+
+def _decomposition_flops(model: PreTrainedModel, bases: dict[str, torch.Tensor], tokens: int) -> float:
+    """Count what the bases cost beyond forward and backward passes.
+
+    A matrix with `out` outputs and `n` columns (its inputs, or the tokens whose outputs or gradients were summed)
+    takes 2·out²·n for its (out, out) product and 9·out³ for a symmetric eigendecomposition (Golub & Van Loan, Matrix
+    Computations, section 8.3.3); a singular value decomposition of W costs no more.
+
+    Args:
+        model: The model.
+        bases: The bases learned, by parameter name.
+        tokens: Tokens read; 0 where the weights themselves were decomposed.
+
+    Returns:
+        Floating-point operations.
+    """
+    parameters = dict(model.named_parameters())
+    total = 0.0
+    for name, basis in bases.items():
+        outputs = len(basis)
+        columns = tokens or parameters[name].numel() // outputs
+        total += 2 * outputs**2 * columns + 9 * outputs**3
+    return total
+
+
+def load_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) -> InheritancePenalty | None:
+    """Build Φ for a grown rung from its initial checkpoint and its parent's estimates.
+
+    Args:
+        phi: The weights of the two terms.
+        anchor: The grown, untrained checkpoint: W₀.
+        parent: The parent's checkpoint, with its estimates in `phi/`.
+        growth: The plan by which the one was grown from the other; it maps the estimates.
+
+    Returns:
+        The penalty, or None where both weights are 0.
+
+    Raises:
+        FileNotFoundError: An estimate that a term needs is not there.
+    """
+    if phi.ewc_lambda == 0 and phi.gamma == 0:
+        return None
+    reader = CheckpointReader(anchor)
+    fisher = growth.map_diagonal(load_fisher(parent / _FISHER_FILE)[0]) if phi.ewc_lambda > 0 else None
+    bases = growth.map_subspace(load_subspace(parent / _SUBSPACE_FILE)[0]) if phi.gamma > 0 else None
+    return InheritancePenalty(
+        {name: reader.read(name) for name in reader.specs},
+        fisher,
+        bases,
+        ewc_lambda=phi.ewc_lambda,
+        gamma=phi.gamma,
+    )

@@ -1,0 +1,347 @@
+"""The rung loop: grow, verify, train with Φ, measure, record; then the cold twins.
+
+Every step leaves complete files or none, so that a run killed at any moment and started again in the same folder goes
+on where it was and ends with the same bits. Under `accelerate launch` the first process writes and the others wait.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from hf_progressive import storage
+from hf_progressive.arm import Arm, train_arm
+from hf_progressive.config import LadderConfig
+from hf_progressive.data import Corpus, prepare_corpus
+from hf_progressive.growth import grow_checkpoint, plan_growth
+from hf_progressive.inheritance import estimate_inheritance, load_penalty
+from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
+from hf_progressive.record import ladder_record, matched, rung_record
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungResult:
+    """A finished rung: its checkpoint's folder and its record."""
+
+    folder: Path
+    """The trained checkpoint, `RUN/NAME/final`."""
+
+    record: dict[str, Any]
+    """What `rung.json` holds."""
+
+    @property
+    def name(self) -> str:
+        """The rung's name."""
+        return str(self.record["name"])
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Validation bits per byte after training."""
+        return float(self.record["bits_per_byte"])
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures that a script asks for first.
+
+        Returns:
+            A few entries of the record, and the checkpoint's folder.
+        """
+        keys = ("name", "parent", "tokens", "bits_per_byte", "flops_to_match", "saving", "eta", "max_abs_logit_diff")
+        return {**{key: self.record[key] for key in keys}, "folder": str(self.folder)}
+
+
+def run_ladder(
+    config: LadderConfig, output_dir: str | os.PathLike[str], *, on_record: Callable[[Path], object] | None = None
+) -> list[RungResult]:
+    """Train a ladder, or the rest of one.
+
+    Args:
+        config: The ladder.
+        output_dir: The run folder. If it holds a run of the same configuration, that run is continued.
+        on_record: Called on the first process with the run folder whenever a record was written, for a report.
+
+    Returns:
+        The rungs, from the smallest.
+
+    Raises:
+        ValueError: The configuration is wrong, the corpus unusable, or the folder holds a run of another one.
+        OSError: A file could not be read or written.
+        FloatingPointError: A loss is no longer finite; the message names the last good checkpoint.
+    """
+    state = PartialState()
+    plan = plan_ladder(config)
+    folder = Path(output_dir)
+    with _exclusive(folder, state):
+        _claim(folder, config, state)
+        with state.main_process_first():
+            corpus = prepare_corpus(config.data, config.model.context, folder / "data")
+        run = _Run(config=config, plan=plan, folder=folder, corpus=corpus, state=state, on_record=on_record)
+        for rung in plan.rungs:
+            run.train_rung(rung)
+        for rung in plan.rungs:
+            if rung.trains_cold:
+                run.train_cold_twin(rung)
+        return [RungResult(folder=run.final(rung.name), record=run.record(rung.name)) for rung in plan.rungs]
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path, state: PartialState) -> Iterator[None]:
+    # Keeps a second run out of the same folder; the lock goes with the process, however it ends.
+    if not state.is_main_process:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another run is working in this folder; wait for it or choose another"
+            ) from None
+        yield
+
+
+def _claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
+    # Write the configuration into a new run folder, or compare it with the one that is there.
+    path = folder / "ladder.json"
+    if path.exists():
+        differences = list(_differences(storage.read_json(path)["config"], config.to_dict()))
+        if differences:
+            raise ValueError(
+                f"{folder}: holds a run of another configuration ({'; '.join(differences)}); "
+                f"go back to that configuration or choose another output folder"
+            )
+    elif state.is_main_process:
+        with storage.atomic_file(folder / "ladder.yaml") as temporary:
+            temporary.write_text(
+                yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
+            )
+        storage.write_json(path, ladder_record(config, finished=[], state=state))
+    state.wait_for_everyone()
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            yield from _differences(*pair, f"{path}.{index}")
+    elif old != new:
+        yield f"{path}: {old!r} there, {new!r} here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run under way: what its steps share."""
+
+    config: LadderConfig
+    plan: LadderPlan
+    folder: Path
+    corpus: Corpus
+    state: PartialState
+    on_record: Callable[[Path], object] | None
+
+    def final(self, name: str) -> Path:
+        return self.folder / name / "final"
+
+    def record(self, name: str) -> dict[str, Any]:
+        return storage.read_json(self.final(name) / "rung.json")
+
+    def train_rung(self, rung: RungPlan) -> None:
+        """Grow, verify, train, estimate and record one rung, unless that is done."""
+        if storage.is_complete(self.final(rung.name)):
+            return
+        folder = self.folder / rung.name
+        started = time.monotonic()
+        self._initialize(rung, folder / "init")
+        seconds = {"grow": time.monotonic() - started}
+        growth = self._checked_growth(rung, folder / "init")
+        penalty = None
+        if rung.parent is not None:
+            plan = self._actual_plan(rung, folder / "init")
+            penalty = load_penalty(self.config.phi, anchor=folder / "init", parent=self._parent(rung), growth=plan)
+        result, trainer = train_arm(self._arm(rung), self.corpus, penalty)
+        seconds["train"] = result.seconds
+        trainer.save_pretrained_whole(folder / "trained")
+        del trainer, penalty
+        started = time.monotonic()
+        estimates = self._estimate(rung)
+        seconds["phi"] = time.monotonic() - started
+        if self.state.is_main_process:
+            record = rung_record(
+                self.config,
+                rung,
+                result,
+                self.corpus,
+                model_config=storage.read_json(folder / "trained" / "config.json"),
+                growth=growth,
+                estimates=estimates,
+                parent=self._parent_record(rung),
+                seconds=seconds,
+                state=self.state,
+            )
+            self._publish(rung.name, source=folder / "trained", record=record)
+            shutil.rmtree(folder / "trained")
+        self._recorded()
+
+    def train_cold_twin(self, rung: RungPlan) -> None:
+        """Train the same architecture from nothing on its full budget and add it to the rung's record."""
+        record = self.record(rung.name)
+        if record["cold"] is not None:
+            return
+        folder = self.folder / rung.name / "cold"
+        if self.state.is_main_process and not storage.is_complete(folder / "init"):
+            self._write_fresh(rung, folder / "init")
+        self.state.wait_for_everyone()
+        result, trainer = train_arm(self._arm(rung, cold=True), self.corpus)
+        trainer.save_pretrained_whole(folder / "final")
+        if self.state.is_main_process:
+            parent = self._parent_record(rung)
+            assert parent is not None
+            record = matched(record, cold=dataclasses.asdict(result), parent=parent)
+            self._publish(rung.name, source=self.final(rung.name), record=record)
+        self._recorded()
+
+    def _arm(self, rung: RungPlan, *, cold: bool = False) -> Arm:
+        folder, training, phi = self.folder / rung.name, self.config.training, self.config.phi
+        arm = Arm(
+            title=rung.name,
+            init=folder / "init",
+            folder=folder,
+            training=training,
+            learning_rate=training.learning_rate,
+            steps=rung.steps,
+            first_block=rung.first_block,
+            flops_per_token=rung.size.flops_per_token,
+            seed=self.config.seed,
+            stable=folder / "stable" if self._keeps_stable else None,
+        )
+        if cold:
+            folder, title = folder / "cold", f"{rung.name} cold"
+            return dataclasses.replace(
+                arm, title=title, init=folder / "init", folder=folder, steps=rung.size.steps, stable=None
+            )
+        parent = self._parent_record(rung)
+        if parent is None:
+            return arm
+        return dataclasses.replace(
+            arm,
+            learning_rate=training.inherited_learning_rate or training.learning_rate,
+            flops_before=sum(estimate["flops"] for estimate in parent["estimates"].values()),
+            phi_schedule=phi.schedule,
+            phi_until=phi.until,
+        )
+
+    @property
+    def _keeps_stable(self) -> bool:
+        return self.config.training.keep_stable or self.config.growth.parent == "stable"
+
+    def _initialize(self, rung: RungPlan, init: Path) -> None:
+        """Make the rung's initial checkpoint: fresh weights on the first rung, grown ones on the others."""
+        if self.state.is_main_process and not storage.is_complete(init):
+            if rung.parent is None:
+                self._write_fresh(rung, init)
+            else:
+                grow_checkpoint(
+                    self._parent(rung),
+                    init,
+                    rung.target,
+                    method=self.config.growth.method,
+                    seed=self.config.seed + rung.index,
+                    overwrite=True,
+                    **self.config.growth.options,
+                )
+        self.state.wait_for_everyone()
+
+    def _write_fresh(self, rung: RungPlan, folder: Path) -> None:
+        config = AutoConfig.for_model(**rung.size.config.to_dict())
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, name, getattr(self.corpus.tokenizer, name))
+        set_seed(self.config.seed + rung.index)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with storage.atomic_folder(folder, overwrite=True) as temporary:
+            model.save_pretrained(temporary)
+            self.corpus.tokenizer.save_pretrained(temporary)
+
+    def _checked_growth(self, rung: RungPlan, init: Path) -> dict[str, Any] | None:
+        # The growth's record, once the measured difference is what its method promises.
+        if rung.parent is None:
+            return None
+        growth = storage.read_json(init / "growth.json")
+        check, limit = growth["verification"], self.config.growth.max_relative_logit_difference
+        if growth["preserves_function"] and check["max_abs_logit_diff"] > limit * check["max_abs_logit"]:
+            raise ValueError(
+                f"rung {rung.name}: its logits differ from its parent's by {check['max_abs_logit_diff']:.3g}"
+                f" at a scale of {check['max_abs_logit']:.3g}, above growth.max_relative_logit_difference {limit:.0e}"
+            )
+        return growth
+
+    def _actual_plan(self, rung: RungPlan, init: Path) -> Any:
+        source, target = (AutoConfig.from_pretrained(path) for path in (self._parent(rung), init))
+        return plan_growth(source, target, method=self.config.growth.method, **self.config.growth.options)
+
+    def _parent(self, rung: RungPlan) -> Path:
+        assert rung.parent is not None
+        return self.folder / rung.parent / self.config.growth.parent
+
+    def _parent_record(self, rung: RungPlan) -> dict[str, Any] | None:
+        return None if rung.parent is None else self.record(rung.parent)
+
+    def _estimate(self, rung: RungPlan) -> dict[str, Any]:
+        # What the next rung's Φ needs, on the weights that the next rung grows from.
+        folder = self.folder / rung.name
+        source = folder / ("stable" if self.config.growth.parent == "stable" else "trained")
+        blocks = rung.tokens // self.config.model.context
+        estimates = estimate_inheritance(
+            source,
+            self.config.phi,
+            self.corpus,
+            range(rung.first_block, rung.first_block + blocks),
+            flops_per_token=rung.size.flops_per_token,
+            state=self.state,
+        )
+        if self.state.is_main_process and estimates:
+            storage.write_manifest(source)
+        self.state.wait_for_everyone()
+        return estimates
+
+    def _publish(self, name: str, *, source: Path, record: dict[str, Any]) -> None:
+        """Make the rung's final folder of a folder's files, linked and not copied, and a record."""
+        files = storage.read_json(source / storage.MANIFEST_NAME)["files"]
+        hashes = {file: entry["sha256"] for file, entry in files.items() if file != "rung.json"}
+        with storage.atomic_folder(self.final(name), overwrite=True, sha256=hashes) as temporary:
+            shutil.copytree(source, temporary, copy_function=_link, dirs_exist_ok=True)
+            (temporary / storage.MANIFEST_NAME).unlink()
+            storage.write_json(temporary / "rung.json", record)
+
+    def _recorded(self) -> None:
+        # Bring the ladder's own record up to date.
+        if self.state.is_main_process:
+            names = [rung.name for rung in self.plan.rungs if storage.is_complete(self.final(rung.name))]
+            storage.write_json(
+                self.folder / "ladder.json", ladder_record(self.config, finished=names, state=self.state)
+            )
+            if self.on_record is not None:
+                self.on_record(self.folder)
+        self.state.wait_for_everyone()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)

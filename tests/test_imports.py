@@ -1,0 +1,66 @@
+"""The house's order: a module imports only what stands above it, and importing the package loads nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_progressive
+
+PACKAGE = Path(hf_progressive.__file__).parent
+
+ROOMS = [
+    "storage", "strict_yaml", "config", "sizing", "growth", "phi", "data", "trainer", "evaluation", "arm",
+    "ladder_plan", "inheritance", "record", "ladder", "study", "report", "hub", "cli", "__main__",
+]  # fmt: skip
+STRANGERS = {("growth", "phi"), ("phi", "growth")}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "hf_progressive":
+            rooms |= {alias.name for alias in node.names if alias.name != "__version__"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_progressive."):
+            rooms.add(node.module.split(".")[1])
+    return rooms
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_up(path: Path) -> None:
+    room = room_of(path)
+    for other in imported_rooms(path) - {room}:
+        assert ROOMS.index(other) < ROOMS.index(room), f"{room} imports {other}, which stands below it"
+        assert (room, other) not in STRANGERS, f"{room} and {other} do not know each other"
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import hf_progressive", ["torch", "transformers", "matplotlib", "deepspeed"]),
+        ("import hf_progressive.ladder", ["matplotlib", "deepspeed"]),
+        ("import hf_progressive.cli; hf_progressive.cli.build_parser()", ["torch", "transformers", "datasets"]),
+        ("import hf_progressive.config", ["torch", "transformers"]),
+    ],
+)
+def test_nothing_heavy_is_loaded(statement: str, absent: list[str]) -> None:
+    program = f"import sys; {statement}; print([name for name in {absent!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_loaded() -> None:
+    assert set(hf_progressive._HOMES) == set(hf_progressive.__all__)
+    for name in hf_progressive.__all__:
+        assert getattr(hf_progressive, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hf_progressive.nothing
