@@ -11,12 +11,13 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DeepSpeedEngineWrapper
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -154,9 +155,11 @@ class ProgressiveTrainer(Trainer):
             The micro-batch's share of the loss, with Φ on the last one.
         """
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        if self.penalty is not None and self.accelerator.sync_gradients:
-            loss = loss + self._add_penalty_gradient(self.penalty, model).to(loss)
-        return loss
+        if self.penalty is None or not self.accelerator.sync_gradients:
+            return loss
+        if not self.is_deepspeed_enabled:
+            self._add_penalty_gradient()
+        return loss + self._phi_log.last_value.to(loss)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with Φ's figures beside the training loss.
@@ -170,20 +173,35 @@ class ProgressiveTrainer(Trainer):
             logs.update(self._phi_log.drain())
         super().log(logs, *args, **kwargs)
 
-    def _add_penalty_gradient(self, penalty: InheritancePenalty, model: nn.Module) -> Tensor:
-        factor = schedule_factor(
-            self.args.phi_schedule, self.state.global_step / self.state.max_steps, self.args.phi_until
-        )
-        scaler = self.accelerator.scaler  # fp16: the gradients are scaled until they are clipped
-        step = penalty.add_gradient(
-            self.accelerator.unwrap_model(model, keep_torch_compile=False),
-            factor=factor,
-            gradient_scale=1.0 if scaler is None else scaler.get_scale(),
-        )
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.penalty is not None:
+            if self.is_deepspeed_enabled:
+                self.accelerator.deepspeed_engine_wrapped = _PenalizedEngine(
+                    self.deepspeed, self._add_penalty_gradient
+                )
+            self.penalty.bind(self._bare_model())
+        return prepared
+
+    def _bare_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        return model
+
+    def _add_penalty_gradient(self) -> None:
+        assert self.penalty is not None
+        progress = self.state.global_step / self.state.max_steps
+        factor = schedule_factor(self.args.phi_schedule, progress, self.args.phi_until)
+        step = self.penalty.add_gradient(self._bare_model(), factor=factor, gradient_scale=self._gradient_scale())
         if not torch.isfinite(step.value):  # the same on every process
             raise self._non_finite("Φ", step.value)
-        self._phi_log.add(step, ewc_lambda=penalty.ewc_lambda * factor, gamma=penalty.gamma * factor)
-        return step.value
+        self._phi_log.add(step, ewc_lambda=self.penalty.ewc_lambda * factor, gamma=self.penalty.gamma * factor)
+
+    def _gradient_scale(self) -> float:
+        # Where fp16 needs one, the gradients are multiplied by it until they are clipped.
+        if self.is_deepspeed_enabled:
+            return float(getattr(self.deepspeed.optimizer, "loss_scale", 1.0))
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _stop_unless_finite(self, loss: Tensor) -> None:
         # One process's bad loss spoils every process's gradient, so all must stop, and at the same place: before the
@@ -257,6 +275,21 @@ class ProgressiveTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
 
+class _PenalizedEngine(DeepSpeedEngineWrapper):
+    """Accelerate's wrapper, with Φ added where its backward has averaged the gradient and not yet taken the step."""
+
+    def __init__(self, engine: Any, add_penalty_gradient: Callable[[], None]) -> None:
+        super().__init__(engine)
+        self._add_penalty_gradient = add_penalty_gradient
+
+    def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
+        self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
+        self.engine.backward(loss, **kwargs)
+        if sync_gradients:
+            self._add_penalty_gradient()
+            self.engine.step()
+
+
 class KeepStableCheckpoint(TrainerCallback):
     """Keep the weights as they are where the warm-down begins: the model to continue training from.
 
@@ -310,6 +343,7 @@ class _PhiLog:
 
     sums: Tensor | None = None  # ewc, subspace, gradient ratio
     steps: int = 0
+    last_value: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
     ewc_lambda: float = 0.0
     gamma: float = 0.0
 
@@ -317,6 +351,7 @@ class _PhiLog:
         figures = torch.stack([step.ewc, step.subspace, step.gradient_ratio])
         self.sums = figures if self.sums is None else self.sums + figures
         self.steps += 1
+        self.last_value = step.value
         self.ewc_lambda, self.gamma = ewc_lambda, gamma
 
     def drain(self) -> dict[str, float]:

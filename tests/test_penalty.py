@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.phi import InheritancePenalty, schedule_factor
-from hf_progressive.phi import penalty as penalty_module
+from hf_progressive.phi import restraint as restraint_module
 
 
 class Mixed(nn.Module):
@@ -71,7 +71,7 @@ def test_value_and_gradient_equal_the_dense_formula(shape, rank, weights, chunk,
     model = Mixed(*shape).double()
     penalty, tensors = random_penalty(model, ewc_lambda=ewc_lambda, gamma=gamma, rank=rank, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(penalty_module.CHUNK_ELEMENTS, "cpu", chunk)
+        patch.setitem(restraint_module.CHUNK_ELEMENTS, "cpu", chunk)
         value, terms = penalty.value(model), penalty.terms(model)
         (2.5 * value).backward()
         gradients = [p.grad.clone() for p in model.parameters()]

@@ -9,27 +9,24 @@ same Frobenius norm.
 
 Φ is quadratic, so nothing needs a graph: value and gradient, λ Ω ⊙ ΔW + 2γ (ΔW − U (Uᵀ ΔW)), are formed together,
 chunk by chunk, in at least float32 whatever the parameters' dtype. Beyond W₀, Ω and U, `add_gradient` needs about six
-chunks of memory (`CHUNK_ELEMENTS`), `value` one more gradient while its backward runs.
+chunks of memory (`restraint.CHUNK_ELEMENTS`), or six pieces of the largest matrix where an engine divides it under γ;
+`value` needs one more gradient while its backward runs.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.autograd.function import once_differentiable
-from transformers.pytorch_utils import Conv1D
 
-CHUNK_ELEMENTS = {"cpu": 1 << 17}
-"""Elements worked on at once, by device type: what fits a core's cache on a CPU."""
-_CHUNK_ELEMENTS_ELSEWHERE = 1 << 24  # an accelerator wants few, large kernels
-
-_ORTHONORMALITY_LIMIT = 1e-3
-_NAMES_SHOWN = 5
+from hf_progressive.phi.fit import canonical_names, check_fit, output_dimension, require_known
+from hf_progressive.phi.restraint import Restraint, working_dtype
+from hf_progressive.phi.shards import HeldPiece, held_piece, rows_held, shared_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +38,9 @@ class PenaltyStep:
     subspace: Tensor
     """γ·‖(I − UUᵀ)ΔW‖_F², a scalar."""
     gradient_norm: Tensor
-    """Euclidean norm of Φ's gradient over the trainable parameters."""
+    """Euclidean norm of Φ's gradient over the trainable parameters it speaks of."""
     task_gradient_norm: Tensor
-    """Norm of the gradient found there, over the parameters Φ speaks of."""
+    """Norm of the gradient found there."""
 
     @property
     def value(self) -> Tensor:
@@ -65,6 +62,9 @@ class InheritancePenalty:
     none in `subspace` none in the γ term. With all-ones `fisher` the λ term is L2-SP (Li et al. 2018, arXiv
     1802.01483).
 
+    Where DeepSpeed ZeRO or FSDP2 divides the model among processes, each keeps the pieces of W₀ and Ω that belong to
+    its own weights, and the mappings are let go. To keep no full copy anywhere, pass mappings that read from files.
+
     Args:
         anchor: W₀: name → tensor of the parameter's shape. It must hold every name of the other two.
         fisher: Ω: name → tensor of the parameter's shape, entries ≥ 0.
@@ -73,6 +73,10 @@ class InheritancePenalty:
             dimension 1; other matrices are taken as (out, in).
         ewc_lambda: λ ≥ 0.
         gamma: γ ≥ 0.
+        storage_dtype: What W₀ and Ω are kept in; None keeps theirs. bfloat16 halves them, and is exact for W₀ where
+            the parent's weights are bfloat16; otherwise ΔW carries W₀'s rounding, 2⁻⁹ of the weight.
+        storage_device: Where W₀ and Ω are kept, such as "cpu"; chunks go to the parameter's device as they are needed.
+            None keeps them beside the parameters.
 
     Raises:
         ValueError: λ or γ is negative, or has no Fisher or subspace to act on, or a name has no anchor.
@@ -95,6 +99,8 @@ class InheritancePenalty:
         *,
         ewc_lambda: float = 0.0,
         gamma: float = 0.0,
+        storage_dtype: torch.dtype | None = None,
+        storage_device: torch.device | str | None = None,
     ) -> None:
         for symbol, value, tensors, source in (
             ("ewc_lambda", ewc_lambda, fisher, "fisher=estimate_fisher(...)"),
@@ -104,49 +110,45 @@ class InheritancePenalty:
                 raise ValueError(f"{symbol} is {value}; it must be a finite number of at least 0")
             if value > 0.0 and not tensors:
                 raise ValueError(f"{symbol} is {value} but there is nothing for it to act on; pass {source}")
+        for kind, tensors in (("fisher", fisher or {}), ("subspace", subspace or {})):
+            require_known(kind, tensors, anchor, "the anchor")
         self.ewc_lambda = ewc_lambda
         self.gamma = gamma
         self._anchor, self._fisher, self._subspace = anchor, fisher or {}, subspace or {}
-        for kind, tensors in (("fisher", self._fisher), ("subspace", self._subspace)):
-            _require_known(kind, tensors, anchor, "the anchor")
-        self._restraints: list[_Restraint] = []
-        self._bound_model: weakref.ref[nn.Module] | None = None
-
-    def validate(self, model: nn.Module) -> None:
-        """Check every name and shape against a model, and bring the tensors to its devices.
-
-        Args:
-            model: The model the names belong to.
-
-        Raises:
-            ValueError: A name or shape does not fit, a Fisher entry is negative, a basis is not orthonormal, or an
-                anchor is the model's own parameter.
-        """
-        self._bind(model)
+        self._storage_dtype, self._storage_device = storage_dtype, storage_device
+        self._validated: weakref.ref[nn.Module] | None = None
+        self._bound: weakref.ref[nn.Module] | None = None
+        self._restraints: dict[str, Restraint] = {}  # by the name model.named_parameters() has
+        self._group: dist.ProcessGroup | None = None
+        self._let_go = False  # the mappings, once pieces of them are all this process needs
+        self._fingerprint: dict[str, str] = {}  # theirs, from then on
 
     def value(self, model: nn.Module, *, factor: float = 1.0) -> Tensor:
         """Return Φ with a gradient with respect to the model's parameters.
 
         Args:
-            model: The model the names belong to.
+            model: The model the names belong to, not divided among processes.
             factor: A schedule's factor on both λ and γ.
 
         Returns:
             A scalar. Its backward recomputes ΔW, so the parameters must not change before it.
 
         Raises:
-            ValueError: A name or shape does not fit the model.
+            ValueError: A name or shape does not fit the model, or an engine has divided it.
         """
-        restraints, parameters = self._bind(model), dict(model.named_parameters())
-        involved = [parameters[restraint.name] for restraint in restraints]
-        value: Tensor = _differentiable_value(restraints, self.ewc_lambda * factor, self.gamma * factor, *involved)
+        pieces = self._bind(model)
+        if not all(piece.is_whole for piece in pieces.values()):
+            raise ValueError("value() needs whole parameters; for a model that an engine divides use add_gradient()")
+        parameters = [piece.parameter for piece in pieces.values()]
+        restraints = list(self._restraints.values())
+        value: Tensor = _differentiable_value(restraints, self.ewc_lambda * factor, self.gamma * factor, *parameters)
         return value
 
     def terms(self, model: nn.Module, *, factor: float = 1.0) -> dict[str, Tensor]:
         """Return the two weighted terms of Φ; they sum to its value.
 
         Args:
-            model: The model the names belong to.
+            model: The model the names belong to. Where it is divided, every process must call.
             factor: A schedule's factor on both λ and γ.
 
         Returns:
@@ -155,28 +157,27 @@ class InheritancePenalty:
         Raises:
             ValueError: A name or shape does not fit the model.
         """
-        sums = self._sums(model, factor, add_gradient=False)
+        sums = self._sums(model, factor, gradient_scale=None)
         return {"ewc": sums[0], "subspace": sums[1]}
 
     def add_gradient(self, model: nn.Module, *, factor: float = 1.0, gradient_scale: float = 1.0) -> PenaltyStep:
-        """Add Φ's gradient to the `.grad` of the model's trainable parameters.
+        """Add Φ's gradient to that of the model's trainable parameters.
 
         Called once between the last backward and the optimizer's step, it is the same as having added Φ to the loss.
+        The gradients must be those the optimizer will see: averaged over processes.
 
         Args:
-            model: The model the names belong to.
+            model: The model the names belong to. Where it is divided, every process must call.
             factor: A schedule's factor on both λ and γ.
             gradient_scale: By what the gradients found are multiplied, where a loss scaler is at work.
 
         Returns:
-            The terms and the two gradient norms, without the gradient scale.
+            The terms and the two gradient norms, without the gradient scale; the same on every process.
 
         Raises:
             ValueError: A name or shape does not fit the model.
         """
-        ewc, subspace, penalty_square, task_square = self._sums(
-            model, factor, add_gradient=True, gradient_scale=gradient_scale
-        )
+        ewc, subspace, penalty_square, task_square = self._sums(model, factor, gradient_scale=gradient_scale)
         return PenaltyStep(
             ewc=ewc, subspace=subspace, gradient_norm=penalty_square.sqrt(), task_gradient_norm=task_square.sqrt()
         )
@@ -187,159 +188,132 @@ class InheritancePenalty:
         Returns:
             `anchor`, `fisher`, `subspace` → 64 hexadecimal digits, over names, dtypes, shapes and bytes.
         """
-        return {
-            "anchor": _digest(self._anchor),
-            "fisher": _digest(self._fisher),
-            "subspace": _digest(self._subspace),
-        }
+        if self._let_go:
+            return dict(self._fingerprint)
+        mappings = {"anchor": self._anchor, "fisher": self._fisher, "subspace": self._subspace}
+        return {kind: _digest(tensors) for kind, tensors in mappings.items()}
+
+    def held_bytes(self) -> int:
+        """Return what this process holds of W₀, Ω and U since the penalty was first used, in bytes.
+
+        Returns:
+            A number of bytes, 0 before the first use.
+        """
+        tensors = (t for r in self._restraints.values() for t in (r.anchor, r.fisher, r.basis) if t is not None)
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    def validate(self, model: nn.Module) -> None:
+        """Check every name and shape against a model.
+
+        Args:
+            model: The model the names belong to.
+
+        Raises:
+            ValueError: A name or shape does not fit, a Fisher entry is negative, a basis is not orthonormal, or an
+                anchor is the model's own parameter.
+        """
+        if self._validated is not None and self._validated() is model:
+            return
+        check_fit(model, self._anchor, self._fisher, self._subspace)
+        self._validated = weakref.ref(model)
+
+    def bind(self, model: nn.Module) -> None:
+        """Take this process's pieces of W₀, Ω and U, as the first use would.
+
+        Args:
+            model: The model as its engine has prepared it. Where it is divided, every process must call.
+
+        Raises:
+            ValueError: A name or shape does not fit the model, or the mappings were let go for another.
+        """
+        self._bind(model)
 
     @torch.no_grad()
-    def _sums(self, model: nn.Module, factor: float, *, add_gradient: bool, gradient_scale: float = 1.0) -> Tensor:
-        # ewc, subspace, ‖∇Φ‖² and ‖task gradient‖², as one (4,) tensor
-        restraints, parameters = self._bind(model), dict(model.named_parameters())
-        first = next(iter(parameters.values()))
-        total = torch.zeros(4, dtype=_working_dtype(first.dtype), device=first.device)
-        for restraint in restraints:
-            parameter = parameters[restraint.name]
-            gradient = None
-            if add_gradient and parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                gradient = parameter.grad
-            sums = restraint.apply(
-                parameter, gradient, self.ewc_lambda * factor, self.gamma * factor, gradient_scale=gradient_scale
+    def _sums(self, model: nn.Module, factor: float, *, gradient_scale: float | None) -> Tensor:
+        # ewc, subspace, ‖∇Φ‖² and ‖task gradient‖² as one (4,) tensor; no scale: leave the gradients alone
+        ewc_lambda, gamma = self.ewc_lambda * factor, self.gamma * factor
+        sums: dict[bool, list[Tensor]] = {True: [], False: []}  # by whether the piece is the whole
+        for name, piece in self._bind(model).items():
+            weights, restraint = piece.weights(), self._restraints[name]
+            if gradient_scale is None or not piece.parameter.requires_grad:
+                sums[piece.is_whole].append(restraint.apply(weights, None, ewc_lambda, gamma))
+                continue
+            gradient = piece.gradient()
+            sums[piece.is_whole].append(
+                restraint.apply(weights, gradient, ewc_lambda, gamma, gradient_scale=gradient_scale)
             )
-            total += sums.to(total)
+            piece.store_gradient(gradient)
+        total = _total(sums[True])
+        if sums[False]:
+            across = _total(sums[False])
+            dist.all_reduce(across, group=self._group)
+            total = total.to(across) + across
         return total
 
-    def _bind(self, model: nn.Module) -> "list[_Restraint]":
-        # Every name and shape is checked against a model once, and the tensors are brought to its devices.
-        if self._bound_model is not None and self._bound_model() is model:
-            return self._restraints
-        named = dict(model.named_parameters(remove_duplicate=False))
-        _require_known("the anchor", self._anchor, named, "the model")
-        first_name: dict[int, str] = {}
-        for name, parameter in model.named_parameters():
-            first_name.setdefault(id(parameter), name)
-        restraints: dict[str, _Restraint] = {}
-        for name in self._anchor:
-            canonical = first_name[id(named[name])]
-            if canonical in restraints or (name != canonical and canonical in self._anchor):
-                continue  # a second name of a tied parameter
-            restraints[canonical] = self._restraint(model, name, canonical, named[name])
-        self._restraints = list(restraints.values())
-        self._bound_model = weakref.ref(model)
-        return self._restraints
+    def _bind(self, model: nn.Module) -> dict[str, HeldPiece]:
+        if self._bound is not None and self._bound() is model:
+            pieces = _pieces(model, self._restraints)
+            held = {name: (r.start, len(r.anchor)) for name, r in self._restraints.items()}
+            if held == {name: (piece.start, piece.length) for name, piece in pieces.items()}:
+                return pieces
+        if self._let_go:
+            raise ValueError("W₀ and Ω were divided among processes for another model; build a penalty for this one")
+        self.validate(model)
+        names = canonical_names(model, self._anchor)
+        pieces = _pieces(model, names)
+        layouts = _gather_layouts(pieces)
+        if layouts:
+            self._fingerprint = self.fingerprint()
+        self._restraints = {
+            name: self._restraint(model, names[name], piece, layouts.get(name, [])) for name, piece in pieces.items()
+        }
+        self._group = next((piece.group for piece in pieces.values() if piece.group is not None), None)
+        self._bound = weakref.ref(model)
+        if layouts:
+            self._anchor, self._fisher, self._subspace, self._let_go = {}, {}, {}, True
+        return pieces
 
-    def _restraint(self, model: nn.Module, name: str, canonical: str, parameter: nn.Parameter) -> "_Restraint":
-        anchor, fisher, basis = self._anchor[name], self._fisher.get(name), self._subspace.get(name)
-        shape = tuple(parameter.shape)
-        for kind, tensor in (("anchor", anchor), ("fisher", fisher)):
-            if tensor is not None and tuple(tensor.shape) != shape:
-                raise ValueError(
-                    f"{kind}[{name!r}] has shape {tuple(tensor.shape)}, the model's parameter {shape}; "
-                    "it must be given in the child's coordinates"
-                )
-        if anchor.data_ptr() == parameter.data_ptr() and anchor.numel():
-            raise ValueError(
-                f"anchor[{name!r}] is the model's own parameter, so it would move with it; "
-                "pass a copy: {name: p.detach().clone() for name, p in model.named_parameters()}"
-            )
-        if fisher is not None and not bool((fisher >= 0).all()):
-            raise ValueError(f"fisher[{name!r}] has negative or NaN entries; a diagonal Fisher is at least 0")
-        output_dimension = _output_dimension(model, canonical)
+    def _restraint(
+        self, model: nn.Module, name: str, piece: HeldPiece, layout: Sequence[tuple[int, int]]
+    ) -> Restraint:
+        place = piece.weights()
+
+        def held(tensor: Tensor) -> Tensor:
+            part = tensor.detach().reshape(-1)[piece.start : piece.start + piece.length]
+            part = part.to(self._storage_device or place.device, self._storage_dtype)
+            return part if piece.is_whole else part.clone()  # a view would keep the whole alive
+
+        fisher, basis = self._fisher.get(name), self._subspace.get(name)
+        output = output_dimension(model, name)
+        cut: list[int] = []
         if basis is not None:
-            _check_basis(name, basis, shape, output_dimension)
-        place = parameter.device
-        return _Restraint(
-            name=canonical,
-            anchor=anchor.detach().to(place),
-            fisher=None if fisher is None else fisher.detach().to(place),
-            basis=None if basis is None else basis.detach().to(place, _working_dtype(parameter.dtype)),
-            output_dimension=output_dimension,
+            basis = basis.detach().to(place.device, working_dtype(place.dtype))
+            if not piece.is_whole and output == 0:
+                basis = basis[rows_held(piece.start, piece.length, piece.shape[1])].clone()
+            elif not piece.is_whole:
+                cut = shared_rows(layout, piece.shape[1])
+        return Restraint(
+            name=name,
+            shape=piece.shape,
+            start=piece.start,
+            anchor=held(self._anchor[name]),
+            fisher=None if fisher is None else held(fisher),
+            basis=basis,
+            output_dimension=output,
+            group=piece.group,
+            shared_rows=tuple(cut),
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Restraint:
-    """Φ on one parameter."""
-
-    name: str
-    anchor: Tensor  # as the parameter
-    fisher: Tensor | None  # as the parameter
-    basis: Tensor | None  # (out, r)
-    output_dimension: int
-
-    def apply(
-        self,
-        weight: Tensor,
-        gradient: Tensor | None,
-        ewc_lambda: float,
-        gamma: float,
-        *,
-        gradient_scale: float | Tensor = 1.0,
-    ) -> Tensor:
-        # Adds gradient_scale·∇Φ to `gradient`; returns ewc, subspace, ‖∇Φ‖² and ‖gradient / scale‖² as (4,).
-        fisher = self.fisher if ewc_lambda > 0.0 else None
-        basis = self.basis if gamma > 0.0 else None
-        dtype = _working_dtype(weight.dtype)
-        total = torch.zeros(4, dtype=dtype, device=weight.device)
-        with torch.autocast(weight.device.type, enabled=False):  # Φ keeps its own precision
-            for chunk in self._chunks(weight, by_rows=basis is not None):
-                delta = chunk(weight).to(dtype) - chunk(self.anchor).to(dtype)  # (n,), or (n, out) with a basis
-                slope = torch.zeros_like(delta)
-                if fisher is not None:
-                    slope += chunk(fisher).to(dtype) * delta * ewc_lambda
-                    total[0] += 0.5 * (slope * delta).sum()
-                if basis is not None:
-                    residual = delta.addmm(delta @ basis, basis.T, alpha=-1.0)  # ΔWᵀ(I − UUᵀ): (n, out)
-                    total[1] += gamma * residual.square().sum()
-                    slope.add_(residual, alpha=2.0 * gamma)
-                total[2] += slope.square().sum()
-                if gradient is not None:
-                    found = chunk(gradient)
-                    total[3] += (found.to(dtype) / gradient_scale).square().sum()
-                    found.add_((slope * gradient_scale).to(found.dtype))
-        return total
-
-    def _chunks(self, weight: Tensor, *, by_rows: bool) -> "Iterator[_Chunk]":
-        size = CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
-        if not by_rows:
-            for start in range(0, weight.numel(), size):
-                yield _Chunk(start, start + size, output_dimension=None)
-            return
-        inputs, outputs = weight.shape if self.output_dimension == 1 else reversed(weight.shape)
-        step = max(1, size // outputs)
-        for start in range(0, inputs, step):
-            yield _Chunk(start, start + step, output_dimension=self.output_dimension)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chunk:
-    """A piece of a parameter: flat, or whole output columns laid out as rows (n, out)."""
-
-    start: int
-    stop: int
-    output_dimension: int | None
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        if self.output_dimension is None:
-            return tensor.view(-1)[self.start : self.stop]
-        oriented = tensor if self.output_dimension == 1 else tensor.T  # (in, out)
-        return oriented[self.start : self.stop]
 
 
 class _Value(torch.autograd.Function):
     """Φ as a scalar whose backward forms the gradient anew, so that no graph is kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, restraints: "list[_Restraint]", ewc_lambda: float, gamma: float, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, restraints: list[Restraint], ewc_lambda: float, gamma: float, *parameters: Tensor) -> Tensor:
         ctx.restraints, ctx.ewc_lambda, ctx.gamma = restraints, ewc_lambda, gamma
         ctx.save_for_backward(*parameters)
-        sums = [r.apply(p, None, ewc_lambda, gamma) for r, p in zip(restraints, parameters, strict=True)]
-        return torch.stack([s[:2].sum().to(sums[0]) for s in sums]).sum()
+        pairs = zip(restraints, parameters, strict=True)
+        return _total([r.apply(p.view(-1), None, ewc_lambda, gamma) for r, p in pairs])[:2].sum()
 
     @staticmethod
     @once_differentiable
@@ -350,8 +324,8 @@ class _Value(torch.autograd.Function):
         ):
             gradient = torch.zeros_like(parameter) if needed else None
             if gradient is not None:
-                scale = grad_output.to(gradient.device)
-                restraint.apply(parameter, gradient, ctx.ewc_lambda, ctx.gamma, gradient_scale=scale)
+                scale = grad_output.to(parameter.device)
+                restraint.apply(parameter.view(-1), gradient.view(-1), ctx.ewc_lambda, ctx.gamma, gradient_scale=scale)
             gradients.append(gradient)
         return None, None, None, *gradients
 
@@ -359,44 +333,24 @@ class _Value(torch.autograd.Function):
 _differentiable_value: Callable[..., Any] = _Value.apply
 
 
-def _working_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def _pieces(model: nn.Module, names: Iterable[str]) -> dict[str, HeldPiece]:
+    parameters = dict(model.named_parameters())
+    return {name: held_piece(parameters[name]) for name in names}
 
 
-def _output_dimension(model: nn.Module, name: str) -> int:
-    """Return the dimension of a weight that runs over its module's outputs."""
-    owner = model.get_submodule(name.rpartition(".")[0])
-    return 1 if isinstance(owner, Conv1D | nn.Embedding) else 0
+def _gather_layouts(pieces: Mapping[str, HeldPiece]) -> dict[str, list[tuple[int, int]]]:
+    # start and length of every process's piece of each divided parameter; empty where nothing is divided
+    divided = {name: (piece.start, piece.length) for name, piece in pieces.items() if not piece.is_whole}
+    if not divided:
+        return {}
+    group = next(piece.group for piece in pieces.values() if not piece.is_whole)
+    everyones: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyones, divided, group=group)
+    return {name: [layout[name] for layout in everyones] for name in divided}
 
 
-def _check_basis(name: str, basis: Tensor, shape: tuple[int, ...], output_dimension: int) -> None:
-    if len(shape) != 2:
-        raise ValueError(f"subspace[{name!r}]: the parameter has shape {shape}; only matrices have an output subspace")
-    outputs = shape[output_dimension]
-    if basis.ndim != 2 or basis.shape[0] != outputs or basis.shape[1] > outputs:
-        raise ValueError(
-            f"subspace[{name!r}] has shape {tuple(basis.shape)}; expected ({outputs}, r), r ≤ {outputs}: a basis of "
-            f"the output side, dimension {output_dimension} of the {shape} weight"
-        )
-    basis = basis.detach().to(_working_dtype(basis.dtype))
-    error = (basis.T @ basis - torch.eye(basis.shape[1]).to(basis)).abs().max().item() if basis.shape[1] else 0.0
-    if not error <= _ORTHONORMALITY_LIMIT:
-        raise ValueError(
-            f"subspace[{name!r}]: its columns are not orthonormal, max |UᵀU − I| = {error:.2g} > "
-            f"{_ORTHONORMALITY_LIMIT}; pass torch.linalg.qr(U).Q"
-        )
-
-
-def _require_known(kind: str, names: Mapping[str, Tensor], known: Mapping[str, object], where: str) -> None:
-    unknown = [name for name in names if name not in known]
-    if not unknown:
-        return
-    shown = []
-    for name in unknown[:_NAMES_SHOWN]:
-        nearest = difflib.get_close_matches(name, list(known), n=1)
-        shown.append(f"{name} (nearest: {nearest[0]})" if nearest else name)
-    more = f" and {len(unknown) - _NAMES_SHOWN} more" if len(unknown) > _NAMES_SHOWN else ""
-    raise ValueError(f"{kind} names parameters that {where} does not have: {', '.join(shown)}{more}")
+def _total(sums: Sequence[Tensor]) -> Tensor:
+    return torch.stack([each.to(sums[0]) for each in sums]).sum(0) if sums else torch.zeros(4)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
