@@ -20,6 +20,9 @@ hold zero keys against random queries. Under RoPE pair i turns at θ^(−2i/d), 
 m·d dimensions: an integer multiple is exact, anything else is not. Query and key norms with the same ε as the stream's
 see ε' = ρ²·ε, so queries and keys are multiplied by ρ. Query head h reads key/value head h // (heads / kv_heads): the
 parent's groups are kept together, their key/value heads copied where a group must be divided.
+
+**Vocabulary.** The logits of the parent's tokens stay. New tokens have logits of their own, from rows near the mean of
+the old: a row near zero would mean a logit near zero, which in a trained model may be far above every other.
 """
 
 import math

@@ -12,8 +12,9 @@
 
 `exact` is the default, for any sizes, and the one to train on with: new units are random on their input side and zero
 on their output side, so gradients reach them within two steps and none is the twin of another. `tile` and `split`
-start every new unit from a trained one; the copies of `tile` stay twins unless `noise` or dropout tells them apart,
-those of `split` part by their uneven shares. A residual stream can only hold whole copies, since a norm weighs every
+start every new unit from a trained one. Copies that are read alike learn alike: those of `tile` stay twins unless
+`noise` or dropout tells them apart. Under Adam uneven shares alone part them slowly, since it takes the size off a
+gradient, so `split` adds noise of its own; noise adds up to zero over the copies of a unit. A residual stream can only hold whole copies, since a norm weighs every
 channel alike; `split` fills the remainder as `exact` does. `stack` and `interleave` give up the function for new
 layers that work from the start. `pad` and `random` are what the others are compared with.
 
@@ -72,13 +73,15 @@ class GrowthOptions:
         new_layers: `copy` a neighbour or draw `fresh` ones; both are silent.
         init_std: Standard deviation of new entries; None takes the config's `initializer_range`.
         noise: Symmetry-breaking noise on what reads the copies of one unit, relative to the root mean square of the
-            weight; it adds up to zero over the copies, so the function is kept.
+            weight; it adds up to zero over the copies, so the function is kept. None takes the method's own.
+        vocab_multiple: The vocabulary is padded to a multiple of this.
     """
 
     depth_position: DepthPosition = "append"
     new_layers: NewLayers = "copy"
     init_std: float | None = None
-    noise: float = 0.0
+    noise: float | None = None
+    vocab_multiple: int = 1
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -94,8 +97,10 @@ class GrowthOptions:
             raise ValueError(f"new_layers={self.new_layers!r}: expected 'copy' or 'fresh'")
         if self.init_std is not None and self.init_std < 0:
             raise ValueError(f"init_std={self.init_std}: expected a number ≥ 0, or None for initializer_range")
-        if self.noise < 0:
-            raise ValueError(f"noise={self.noise}: expected a number ≥ 0")
+        if self.noise is not None and self.noise < 0:
+            raise ValueError(f"noise={self.noise}: expected a number ≥ 0, or None for the method's own")
+        if self.vocab_multiple < 1:
+            raise ValueError(f"vocab_multiple={self.vocab_multiple}: expected a number ≥ 1")
 
 
 WidthRule = Callable[[int, int], Sequence[UnitOrigin]]
@@ -278,6 +283,7 @@ class Method:
         rescales: Norms, scores and readers are rescaled as exactness asks; otherwise new entries are zero and old
             ones as they were.
         inherits: Weights come from the parent at all.
+        noise: Symmetry-breaking noise, unless the options name another.
     """
 
     name: str
@@ -289,6 +295,7 @@ class Method:
     keeps_depth: bool = True
     rescales: bool = True
     inherits: bool = True
+    noise: float = 0.0
 
 
 METHODS: dict[str, Method] = {
@@ -296,7 +303,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("exact", "new units and layers that are silent at first; the function is kept"),
         Method("tile", "whole multiples by copying every unit (HyperCloning)", width=tile_units),
-        Method("split", "any width by copies read in uneven shares (Net2Net, LEMON)", width=split_units),
+        Method("split", "any width by copies read in uneven shares (Net2Net, LEMON)", width=split_units, noise=0.1),
         Method("stack", "the whole stack repeated on itself (G_stack)", depth=stack_layers, keeps_depth=False),
         Method("interleave", "every layer repeated in place", depth=interleave_layers, keeps_depth=False),
         Method("pad", "zeros around the old weights, nothing rescaled", rescales=False, keeps_width=False),
@@ -316,6 +323,7 @@ def register_method(
     keeps_depth: bool = True,
     rescales: bool = True,
     inherits: bool = True,
+    noise: float = 0.0,
 ) -> Method:
     """Make a method known under a name.
 
@@ -329,6 +337,7 @@ def register_method(
         keeps_depth: Growing in depth keeps the function.
         rescales: Rescale norms, scores and readers as exactness asks.
         inherits: Take weights from the parent at all.
+        noise: Symmetry-breaking noise among copies, unless the options name another.
 
     Returns:
         The method.
@@ -347,6 +356,7 @@ def register_method(
         keeps_depth=keeps_depth,
         rescales=rescales,
         inherits=inherits,
+        noise=noise,
     )
     return METHODS[name]
 

@@ -222,7 +222,8 @@ def plan_growth(
     depth_position: DepthPosition = "append",
     new_layers: NewLayers = "copy",
     init_std: float | None = None,
-    noise: float = 0.0,
+    noise: float | None = None,
+    vocab_multiple: int = 1,
 ) -> GrowthPlan:
     """Plan the growth of a model, from configs alone.
 
@@ -236,7 +237,8 @@ def plan_growth(
         new_layers: `copy` a neighbour or draw `fresh` ones; both add nothing at first.
         init_std: Standard deviation of new entries; None takes the config's `initializer_range`.
         noise: Symmetry-breaking noise on what reads the copies of one unit, relative to the weight's root mean
-            square; the function is kept.
+            square; the function is kept. None takes the method's own.
+        vocab_multiple: The vocabulary is padded to a multiple of this.
 
     Returns:
         The plan.
@@ -253,10 +255,18 @@ def plan_growth(
     >>> plan.tensor("transformer.h.0.attn.c_attn.weight").shape
     (112, 336)
     """
-    options = GrowthOptions(depth_position=depth_position, new_layers=new_layers, init_std=init_std, noise=noise)
+    options = GrowthOptions(
+        depth_position=depth_position,
+        new_layers=new_layers,
+        init_std=init_std,
+        noise=noise,
+        vocab_multiple=vocab_multiple,
+    )
     family = family_of(source_config)
     chosen = method_named(method)
     target = complete_target(family, source_config, target_config)
+    vocab_field = family.size_fields["vocab"]
+    setattr(target, vocab_field, math.ceil(getattr(target, vocab_field) / vocab_multiple) * vocab_multiple)
     axes, eps_factor = grow_axes(family, source_config, target, chosen)
     old, new = family.sizes(source_config), family.sizes(target)
     layers = _layer_origins(chosen, old.layers, new.layers, options)

@@ -164,6 +164,7 @@ def plan_tensors(
         The plans, in the order of the stock class's parameters.
     """
     std = target.initializer_range if options.init_std is None else options.init_std
+    noise = method.noise if options.noise is None else options.noise
     layered = bool(family.layered_scores and getattr(source, family.layered_scores))
     for name, rule, layer in family.tensors(target):
         origin = LayerOrigin(None) if layer is None else layers[layer]
@@ -182,7 +183,7 @@ def plan_tensors(
             # An output head that is tied in the parent and is not in the child is made from the embedding.
             parent = rule.name.format(layer=origin.source) if rule.exists(source) else rule.tied_to
             words = _describe(rule, dims, origin)
-            yield replace(plan, sources=(parent,), rule=words, heir=origin.heir, noise=options.noise)
+            yield replace(plan, sources=(parent,), rule=words, heir=origin.heir, noise=noise)
 
 
 def _describe(rule: WeightRule, dims: Sequence[Dim], origin: LayerOrigin) -> str:
