@@ -14,9 +14,10 @@
 on their output side, so gradients reach them within two steps and none is the twin of another. `tile` and `split`
 start every new unit from a trained one. Copies that are read alike learn alike: those of `tile` stay twins unless
 `noise` or dropout tells them apart. Under Adam uneven shares alone part them slowly, since it takes the size off a
-gradient, so `split` adds noise of its own; noise adds up to zero over the copies of a unit. A residual stream can only hold whole copies, since a norm weighs every
-channel alike; `split` fills the remainder as `exact` does. `stack` and `interleave` give up the function for new
-layers that work from the start. `pad` and `random` are what the others are compared with.
+gradient, so `split` adds noise of its own; noise adds up to zero over the copies of a unit. A residual stream can
+only hold whole copies, since a norm weighs every channel alike; `split` fills the remainder as `exact` does. `stack`
+and `interleave` give up the function for new layers that work from the start. `pad` and `random` are what the others
+are compared with.
 
 A method of one's own is a function or two:
 
@@ -188,7 +189,7 @@ def insert_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigi
         ValueError: The positions asked for do not fit the number of layers.
 
     >>> [layer.source for layer in insert_layers(3, 5, GrowthOptions(depth_position="spread"))]
-    [0, 1, 1, 2, 2]
+    [0, 0, 1, 2, 2]
     """
     added = new - old
     if options.depth_position == "append":
