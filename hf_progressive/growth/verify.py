@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive.growth.checkpoint import is_finite
@@ -167,9 +168,25 @@ def _random_tokens(vocabulary: int, sequences: int, length: int, seed: int) -> I
         yield torch.randint(vocabulary, (1, length), generator=generator)  # (1, length)
 
 
+class _KeepFloat64(TorchFunctionMode):
+    """Keep float64 tensors what they are where a model asks for float32, as stock RMS norms do inside."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+            kwargs = {name: torch.float64 if arg is torch.float32 else arg for name, arg in kwargs.items()}
+        return func(*args, **kwargs)
+
+
 @torch.no_grad()
 def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
+    with _KeepFloat64():
+        logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
     if not is_finite(logits):
         raise ValueError(f"the logits of {model.name_or_path or type(model).__name__} are not finite; it is damaged")
     return logits[0].double().cpu()  # (length, V)

@@ -1,0 +1,136 @@
+"""The check of a growth against a comparison written out in the test, and its own limits."""
+
+import copy
+import json
+
+import pytest
+import torch
+from growth_checkpoints import gpt2, save
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hf_progressive.growth import GrowthCheck, grow_model, verify_growth
+from hf_progressive.growth.verify import TOLERANCES
+
+
+def perturbed(model, scale):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return other
+
+
+@pytest.mark.parametrize("new_tokens", [0, 5])
+def test_the_figures_are_those_of_a_slow_loop(new_tokens):
+    mother = gpt2(torch.float64)
+    child = perturbed(grow_model(mother, {"vocab_size": 96 + new_tokens, "n_positions": 40}), 1e-3)
+    check = verify_growth(mother, child, dtype="float64", sequences=3, seed=5)
+
+    generator = torch.Generator().manual_seed(5)
+    difference = largest = kl = 0.0
+    for _ in range(3):
+        tokens = torch.randint(96, (1, 32), generator=generator)
+        with torch.no_grad():
+            expected, actual = mother(tokens).logits[0], child(tokens).logits[0, :, :96]
+        for one, other in zip(expected, actual, strict=True):
+            p, q = one.exp() / one.exp().sum(), other.exp() / other.exp().sum()
+            kl += sum(p[i] * (p[i] / q[i]).log() for i in range(96)).item() / (3 * 32)
+            difference = max(difference, (one - other).abs().max().item())
+            largest = max(largest, one.abs().max().item())
+    assert check.max_abs_logit_diff == pytest.approx(difference, rel=1e-12)
+    assert check.max_abs_logit == pytest.approx(largest, rel=1e-12)
+    assert check.kl == pytest.approx(kl, rel=1e-9)
+    assert (check.sequences, check.length) == (3, 32)
+    assert not check.preserved
+
+
+@pytest.mark.parametrize(("dtype", "detected"), [("float64", 1e-7), ("float32", 1e-3)])
+def test_a_small_error_is_told_from_rounding(dtype, detected):
+    mother = gpt2(torch.float64)
+    child = grow_model(mother, {"n_embd": 40, "n_head": 5, "n_layer": 3})
+    assert verify_growth(mother, child, dtype=dtype).preserved
+    assert not verify_growth(mother, perturbed(child, detected), dtype=dtype).preserved
+
+
+def test_the_tolerance_is_that_of_the_coarser_of_arithmetic_and_stored_weights():
+    mother = gpt2()
+    for stored in TOLERANCES:
+        child = grow_model(mother, {"n_embd": 40, "n_head": 5}).to(stored)
+        expected = max(TOLERANCES[stored], 1e-5)
+        assert verify_growth(mother, child).tolerance == expected
+    assert verify_growth(mother.double(), mother.double(), dtype="float64").tolerance == 1e-9
+
+
+def test_models_folders_and_paths_are_taken_alike(parent, tmp_path):
+    mother = gpt2()
+    child = grow_model(mother, {"n_layer": 3})
+    folder = save(child, tmp_path / "child")
+    checks = {verify_growth(a, b) for a in (mother, parent, str(parent)) for b in (child, folder)}
+    assert len(checks) == 1
+    (check,) = checks
+    record = json.loads(json.dumps(check.to_dict()))
+    assert record["preserved"] is True
+    assert GrowthCheck(**{name: value for name, value in record.items() if name != "preserved"}) == check
+    assert check.describe().startswith("function preserved: max |Δlogit|")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "nanochat"])
+def test_norms_that_compute_in_float32_do_not_blur_the_check_in_float64(model_type, attention):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "num_key_value_heads": 3}
+    tokens = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    config = AutoConfig.for_model(
+        model_type, **sizes, **tokens, head_dim=8, intermediate_size=32, tie_word_embeddings=False
+    )
+    mother = AutoModelForCausalLM.from_config(config, attn_implementation=attention).double()
+    child = grow_model(mother, {"hidden_size": 40, "num_attention_heads": 5})
+    child.set_attn_implementation(attention)
+    check = verify_growth(mother, child, dtype="float64", max_length=16)
+    assert check.preserved, check.describe()
+    with torch.no_grad():  # the stock forward pass, as it is
+        ids = torch.randint(64, (1, 16))
+        stock = (mother(ids).logits - child(ids).logits).abs().max()
+    assert 1e-9 * check.max_abs_logit < stock < 1e-5 * check.max_abs_logit
+
+
+def test_a_model_passed_in_is_left_as_it_is():
+    mother = gpt2().train()
+    before = copy.deepcopy(mother.state_dict())
+    verify_growth(mother, mother, dtype="float64")
+    assert mother.training
+    assert mother.dtype == torch.float32
+    assert all(torch.equal(mother.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_long_contexts_are_cut_to_max_length():
+    mother = gpt2()
+    assert verify_growth(mother, mother, max_length=7, sequences=1).length == 7
+
+
+def not_finite():
+    model = gpt2()
+    model.transformer.ln_f.bias.data[0] = float("nan")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("grown", "options", "text"),
+    [
+        (gpt2, {"dtype": "bfloat16"}, "dtype is 'bfloat16'; growth is verified in float32 or float64"),
+        (gpt2, {"sequences": 0}, "sequences is 0; at least 1"),
+        (gpt2, {"max_length": 0}, "max_length is 0; at least 1"),
+        (lambda: gpt2(vocab_size=90), {}, "knows 90 tokens in a context of 32, its parent 96 in 32"),
+        (lambda: gpt2(n_positions=16), {}, "knows 96 tokens in a context of 16, its parent 96 in 32"),
+        (not_finite, {}, "the logits of GPT2LMHeadModel are not finite"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(grown, options, text):
+    with pytest.raises(ValueError, match=text) as raised:
+        verify_growth(gpt2(), grown(), **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_that_is_not_there_is_refused(parent, tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone: no such folder"):
+        verify_growth(parent, tmp_path / "gone")
