@@ -11,17 +11,19 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from hf_progressive.phi.fisher import estimate_fisher
 
+NO_SPECIAL_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 MODELS: dict[str, PretrainedConfig] = {
-    "gpt2-4x128": GPT2Config(n_layer=4, n_embd=128, n_head=2, n_positions=1024, vocab_size=4096),
-    "gpt2-6x384": GPT2Config(n_layer=6, n_embd=384, n_head=6, n_positions=1024, vocab_size=8192),
-    "gpt2-8x512": GPT2Config(n_layer=8, n_embd=512, n_head=8, n_positions=1024, vocab_size=16384),
+    "gpt2-4x128": GPT2Config(n_layer=4, n_embd=128, n_head=2, vocab_size=4096, **NO_SPECIAL_TOKENS),
+    "gpt2-6x384": GPT2Config(n_layer=6, n_embd=384, n_head=6, vocab_size=8192, **NO_SPECIAL_TOKENS),
+    "gpt2-8x512": GPT2Config(n_layer=8, n_embd=512, n_head=8, vocab_size=16384, **NO_SPECIAL_TOKENS),
     "llama-6x384": LlamaConfig(
         num_hidden_layers=6,
         hidden_size=384,
@@ -29,6 +31,17 @@ MODELS: dict[str, PretrainedConfig] = {
         num_attention_heads=6,
         num_key_value_heads=2,
         vocab_size=8192,
+        **NO_SPECIAL_TOKENS,
+    ),
+    "qwen3-4x256": Qwen3Config(
+        num_hidden_layers=4,
+        hidden_size=256,
+        intermediate_size=768,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        vocab_size=8192,
+        **NO_SPECIAL_TOKENS,
     ),
 }
 
@@ -40,14 +53,16 @@ def plain_passes(model: nn.Module, batches: list[Tensor]) -> None:
         model.zero_grad(set_to_none=True)
 
 
-def seconds(function, *arguments, **options) -> float:
-    """Run once and return the wall time."""
-    start = time.perf_counter()
+def seconds(clock, function, *arguments, **options) -> float:
+    """Run once and return the time by a clock."""
+    start = clock()
     function(*arguments, **options)
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def measure(config: PretrainedConfig, *, batch: int, length: int, batches: int, repetitions: int) -> dict[str, float]:
+def measure(
+    config: PretrainedConfig, *, batch: int, length: int, batches: int, repetitions: int, clock: Callable[[], float]
+) -> dict[str, float]:
     """Time the arms on one model."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -56,9 +71,9 @@ def measure(config: PretrainedConfig, *, batch: int, length: int, batches: int, 
     estimate_fisher(model, data[:1])
     times: dict[str, list[float]] = {"plain": [], "batched": [], "loop": []}
     for _ in range(repetitions):
-        times["plain"].append(seconds(plain_passes, model, data))
-        times["batched"].append(seconds(estimate_fisher, model, data))
-        times["loop"].append(seconds(estimate_fisher, model, data, batched=False))
+        times["plain"].append(seconds(clock, plain_passes, model, data))
+        times["batched"].append(seconds(clock, estimate_fisher, model, data))
+        times["loop"].append(seconds(clock, estimate_fisher, model, data, batched=False))
     ratios = {
         arm: statistics.median(t / p for t, p in zip(times[arm], times["plain"], strict=True))
         for arm in ("batched", "loop")
@@ -80,15 +95,25 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=2, help="batches per measurement")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time, for a machine that is busy")
     options = parser.parse_args()
+    clock = time.process_time if options.cpu_time else time.perf_counter
     torch.set_num_threads(options.threads)
     setting = {"batch": options.batch, "length": options.length, "batches": options.batches}
     results = {}
     for name in options.models:
-        results[name] = measure(MODELS[name], **setting, repetitions=options.repetitions)
+        results[name] = measure(MODELS[name], **setting, repetitions=options.repetitions, clock=clock)
         print(f"{name}: {results[name]}", file=sys.stderr)
     worst = max(result["batched_over_plain"] for result in results.values())
-    print(json.dumps({"setting": setting | {"threads": options.threads}, "models": results, "worst_ratio": worst}))
+    print(
+        json.dumps(
+            {
+                "setting": setting | {"threads": options.threads, "clock": clock.__name__},
+                "models": results,
+                "worst_ratio": worst,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -34,33 +34,12 @@ from hf_progressive.phi.likelihood import (
 SubspaceSource = Literal["weights", "gradients", "activations"]
 """What a layer's subspace is learned from."""
 
-RANDOMIZED_ABOVE = 2048
+RANDOMIZED_ABOVE = 1024
 """Both sides of a matrix must be longer than this before its singular vectors are computed by random projection."""
 
 _OVERSAMPLING = 10  # Halko et al. 2011, section 4.2: 5 to 10 are enough
 _POWER_ITERATIONS = 4
 _FIRST_SKETCH = 128
-
-
-def output_dimensions(model: nn.Module) -> dict[str, int]:
-    """Tell which dimension of each weight matrix counts its outputs.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        For the name of each weight of a `Linear` 0, its weight being (out, in); of a Transformers `Conv1D` 1, (in,
-        out); of an `Embedding` 1, (vocabulary, features written). A tied weight has the name and the dimension of the
-        module that comes first.
-
-    >>> output_dimensions(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)))
-    {'0.weight': 1, '1.weight': 0}
-    """
-    return {name: _output_dimension(module) for name, module in _weighted_modules(model).items()}
-
-
-def _output_dimension(module: nn.Module) -> int:
-    return 0 if isinstance(module, nn.Linear) else 1
 
 
 def _weighted_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -71,6 +50,11 @@ def _weighted_modules(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
             found.setdefault(names[id(module.get_parameter("weight"))], module)
     return found
+
+
+def _output_dimension(module: nn.Module) -> int:
+    """Return which dimension of a layer's weight runs over its outputs: (out, in), else (in, out) or (V, out)."""
+    return 0 if isinstance(module, nn.Linear) else 1
 
 
 def select_weights(model: nn.Module, patterns: Sequence[str] | str | None = None) -> dict[str, nn.Module]:
@@ -152,8 +136,7 @@ def learn_subspace(
     for name, matrix in tqdm(matrices, desc="subspace", total=len(chosen), unit="matrix", disable=not progress):
         if not matrix.isfinite().all():
             raise ValueError(f"the {source} of {name} are not finite; check the checkpoint and the data")
-        # The eigenvalues of a covariance are energies already, a weight's singular values their square roots.
-        bases[name] = leading_directions(matrix, energy, rank, power=2 if source == "weights" else 1, seed=seed)
+        bases[name] = leading_directions(matrix, energy=energy, rank=rank, covariance=source != "weights", seed=seed)
     return bases
 
 
@@ -178,7 +161,7 @@ def _output_by_input(module: nn.Module) -> Tensor:
 
 
 def leading_directions(
-    matrix: Tensor, energy: float = 0.95, rank: int | None = None, *, power: int = 2, seed: int = 0
+    matrix: Tensor, *, energy: float = 0.95, rank: int | None = None, covariance: bool = False, seed: int = 0
 ) -> Tensor:
     """Return the leading left singular vectors of a matrix.
 
@@ -188,10 +171,10 @@ def leading_directions(
     spectrum turns out flat is decomposed exactly after all.
 
     Args:
-        matrix: (out, in).
-        energy: Share of Σ σ^power the vectors must hold.
+        matrix: (out, in), or a symmetric positive semi-definite (out, out).
+        energy: Share of the total the vectors must hold: of the sum of squared singular values, or of the trace.
         rank: A fixed number of vectors instead.
-        power: 2 where singular values are amplitudes, 1 where they are energies already, as of a covariance.
+        covariance: The matrix is symmetric, and its eigenvalues are energies already.
         seed: For the random projection; torch's global generators are left as they were.
 
     Returns:
@@ -202,21 +185,35 @@ def leading_directions(
             [1.],
             [0.]])
     """
-    shortest = min(matrix.shape)
-    total = float(matrix.square().sum()) if power == 2 else float(matrix.trace())
+    total = float(matrix.trace() if covariance else matrix.square().sum())
     if total == 0:
         return matrix.new_zeros(matrix.shape[0], 0)
+    shortest = min(matrix.shape)
     sketch = _FIRST_SKETCH if rank is None else rank + _OVERSAMPLING
-    left: Tensor
-    values: Tensor
     while shortest > RANDOMIZED_ABOVE and 2 * sketch < shortest:
-        with _seeded(matrix.device, seed):
-            left, values, _ = torch.svd_lowrank(matrix, q=sketch, niter=_POWER_ITERATIONS)
-        if rank is not None or float(values.pow(power).sum()) >= energy * total:
-            return left[:, : _rank(values.pow(power), energy, rank, total)]
+        left, energies = _sketched(matrix, sketch, covariance, seed)
+        if rank is not None or float(energies.sum()) >= energy * total:
+            return left[:, : _rank(energies, energy, rank, total)].contiguous()
         sketch *= 2
+    left, energies = _decomposed(matrix, covariance)
+    return left[:, : _rank(energies, energy, rank, total)].contiguous()
+
+
+def _sketched(matrix: Tensor, size: int, covariance: bool, seed: int) -> tuple[Tensor, Tensor]:
+    """Return approximate left singular vectors, (out, size), and their energies, largest first."""
+    with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+        torch.manual_seed(seed)
+        left, values, _ = torch.svd_lowrank(matrix, q=size, niter=_POWER_ITERATIONS)
+    return left, values if covariance else values.square()
+
+
+def _decomposed(matrix: Tensor, covariance: bool) -> tuple[Tensor, Tensor]:
+    """Return the left singular vectors and their energies, largest first."""
+    if covariance:
+        values, vectors = torch.linalg.eigh(matrix)  # smallest first, and below 0 by rounding
+        return vectors.flip(1), values.flip(0).clamp_min(0)
     left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
-    return left[:, : _rank(values.pow(power), energy, rank, total)].contiguous()
+    return left, values.square()
 
 
 def _rank(energies: Tensor, energy: float, rank: int | None, total: float) -> int:
@@ -225,13 +222,6 @@ def _rank(energies: Tensor, energy: float, rank: int | None, total: float) -> in
     slack = len(energies) * torch.finfo(energies.dtype).eps  # the sum's rounding must not ask for one more direction
     below = energies.double().cumsum(0) < (energy - slack) * total
     return min(int(below.sum()) + 1, len(energies))
-
-
-@contextlib.contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def output_covariances(
@@ -262,9 +252,10 @@ def output_covariances(
     """
     first = next(model.parameters())
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-    sums = {
-        module: torch.zeros(*[_outputs(module)] * 2, dtype=dtype, device=first.device) for module in layers.values()
-    }
+    sums = {}
+    for module in layers.values():
+        outputs = module.get_parameter("weight").shape[_output_dimension(module)]
+        sums[module] = torch.zeros(outputs, outputs, dtype=dtype, device=first.device)
     generator = torch.Generator().manual_seed(seed)
 
     def add(module: nn.Module, rows: Tensor) -> None:
@@ -291,10 +282,6 @@ def output_covariances(
         for total in sums.values():
             torch.distributed.all_reduce(total)
     return {name: sums[module] for name, module in layers.items()}
-
-
-def _outputs(module: nn.Module) -> int:
-    return module.get_parameter("weight").shape[_output_dimension(module)]
 
 
 def _summed_nll(model: nn.Module, batch: SequenceBatch, kind: LabelKind, generator: torch.Generator) -> Tensor:
