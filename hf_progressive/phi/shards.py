@@ -113,8 +113,10 @@ class _ZeroPartition(HeldPiece):
     def gradient(self) -> Tensor:
         from deepspeed.utils import safe_get_local_grad
 
-        self._padded: Tensor = safe_get_local_grad(self.parameter).view(-1)
-        return self._padded.narrow(0, 0, self.length)
+        padded = safe_get_local_grad(self.parameter)
+        assert isinstance(padded, Tensor)
+        self._padded = padded
+        return padded.view(-1).narrow(0, 0, self.length)
 
     def store_gradient(self, gradient: Tensor) -> None:
         from deepspeed.utils import safe_set_local_grad
@@ -128,7 +130,7 @@ class _ZeroFragment(HeldPiece):
     def __init__(self, parameter: Any) -> None:
         super().__init__(parameter)
         self.group = parameter._dp_group
-        self._mapping, self._index = parameter._hp_mapping, parameter._index_in_param_group
+        self._mapping = parameter._hp_mapping
         if self._mapping is None:
             self.start = self.length = 0
             return
@@ -139,6 +141,7 @@ class _ZeroFragment(HeldPiece):
             )
         address = self._mapping.lp_fragment_address
         self.start, self.length = address.start, address.numel
+        self._index = parameter._index_in_param_group
 
     def weights(self) -> Tensor:
         if self._mapping is None:

@@ -106,7 +106,7 @@ def train(output, *, batch=8, accumulation=1, steps=4, resume=False, **changes):
         phi_schedule="linear", max_grad_norm=0.5, **{"save_strategy": "no"} | changes,
     )  # fmt: skip
     # A scale at which both terms count beside the task's gradient.
-    penalty = build_penalty(model, ewc_lambda=3.0, gamma=0.05)
+    penalty = build_penalty(model, ewc_lambda=0.2, gamma=0.05)
     trainer = ProgressiveTrainer(model, arguments, train_dataset=Blocks(), penalty=penalty)
     trainer.train(resume_from_checkpoint=resume)
     keys = ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/grad_ratio", "phi/lambda")
