@@ -30,10 +30,13 @@ from hf_progressive.growth.checkpoint import CheckpointReader, CheckpointWriter,
 from hf_progressive.growth.plan import GrowthPlan, TensorPlan, plan_growth
 from hf_progressive.growth.source import CONFIG_NAME, GrowthSource, locate_source
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
-from hf_progressive.storage import atomic_folder, write_json
+from hf_progressive.storage import atomic_folder, sha256_file, write_json
 
 RECORD_NAME = "growth.json"
 """Name of the record that a grown checkpoint carries."""
+
+OPTIMIZER_NAME = "optimizer.pt"
+"""Name of an optimizer's state, as Trainer writes it."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _LAYER = re.compile(r"\d+(?=\.)")
@@ -88,6 +91,7 @@ def grow_checkpoint(
     method: str = "exact",
     seed: int = 0,
     max_shard_size: int | str = "5GB",
+    optimizer: str | os.PathLike[str] | None = None,
     dtype: str | torch.dtype | None = None,
     overwrite: bool = False,
     revision: str | None = None,
@@ -107,6 +111,8 @@ def grow_checkpoint(
         method: A growth method; see `hf_progressive.growth.methods`.
         seed: Seed of the new entries. Same seed and inputs, same bytes.
         max_shard_size: Size beyond which a new weight file begins, in bytes or as `"5GB"`.
+        optimizer: `optimizer.pt` of a Trainer checkpoint of the parent: the moments of Adam or AdamW grow along, into
+            a file of the same name in the output.
         dtype: Dtype of the child's weights, such as `"bfloat16"`; None keeps that of each of the parent's tensors.
             Arithmetic is in float32 (float64 for float64), rounded once.
         overwrite: Replace an existing output, once the new one is complete.
@@ -121,8 +127,8 @@ def grow_checkpoint(
     Raises:
         FileExistsError: The output exists, and `overwrite` is not set.
         FileNotFoundError: The parent, or a part of it, is missing.
-        ValueError: The parent is damaged, holds NaN, needs remote code or does not fit its config; or the target is
-            not one that it can grow into.
+        ValueError: The parent is damaged, holds NaN, needs remote code or does not fit its config; the target is
+            not one that it can grow into; or the optimizer's state is not Adam's for this parent.
         OSError: The disk is full or cannot be written.
     """
     started = time.monotonic()
@@ -145,6 +151,8 @@ def grow_checkpoint(
         config = _child_config(plan, writer.specs[plan.tensors[0].name].dtype)
         config.save_pretrained(folder)
         origin.copy_companions(folder)
+        if optimizer is not None:
+            files[OPTIMIZER_NAME] = _grow_optimizer(optimizer, plan, folder)
         check = _check(origin, folder, parent) if verify else None
         report = GrowthReport(
             output=os.fspath(output),
@@ -304,6 +312,19 @@ def _write_weights(
             writer.write(name, _produce(tensors[name], parent, seed, specs[name].dtype))
             bar.update(specs[name].nbytes)
     return writer
+
+
+# The record of the file read: size and SHA-256.
+def _grow_optimizer(path: str | os.PathLike[str], plan: GrowthPlan, folder: Path) -> dict[str, Any]:
+    from hf_progressive.growth.optimizer import grow_optimizer_state, read_optimizer_state  # loads Trainer
+
+    state = grow_optimizer_state(read_optimizer_state(path), plan)
+    with open(folder / OPTIMIZER_NAME, "wb") as file:  # given a path, torch.save writes that into the file
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # which is all that torch says of a full disk
+            raise OSError(errno.ENOSPC, "no space left for the optimizer's state") from error
+    return {"size": Path(path).stat().st_size, "sha256": sha256_file(path)}
 
 
 def _child_config(plan: GrowthPlan, dtype: torch.dtype) -> Any:

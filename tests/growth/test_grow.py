@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import hf_progressive
-from hf_progressive.growth import GrowthReport, grow, grow_checkpoint, grow_model, verify_growth
+from hf_progressive.growth import GrowthReport, grow, grow_checkpoint, grow_model, plan_growth, verify_growth
 from hf_progressive.growth.checkpoint import INDEX_NAME, CheckpointReader
 from hf_progressive.growth.grow import RECORD_NAME
+from hf_progressive.growth.optimizer import grow_optimizer_state, parameter_groups
 from hf_progressive.storage import check_manifest, read_json, sha256_file, write_manifest
 
 WIDER = {"n_embd": 40, "n_head": 5, "n_layer": 3}
@@ -258,6 +259,60 @@ def test_a_method_that_does_not_preserve_the_function_says_so(parent, tmp_path):
     assert "NOT preserved" in report.verification.describe()
     assert grow_checkpoint(parent, tmp_path / "unchecked", WIDER, verify=False).verification is None
     assert read_json(tmp_path / "unchecked" / RECORD_NAME)["verification"] is None
+
+
+# --- the optimizer's state ---
+
+
+@pytest.fixture
+def optimizer_file(tmp_path):
+    """What Trainer saves: AdamW's state over its two groups."""
+    model = gpt2()
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(
+        [{"params": [parameters[name] for name in names]} for names in parameter_groups(model.config)], lr=1e-3
+    )
+    for _ in range(2):
+        model(random_tokens(), labels=random_tokens()).loss.backward()
+        optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    return tmp_path / "optimizer.pt"
+
+
+def test_the_optimizers_state_grows_along(parent, tmp_path, optimizer_file):
+    grow_checkpoint(parent, tmp_path / "child", WIDER, optimizer=optimizer_file)
+    grown = torch.load(tmp_path / "child" / "optimizer.pt", weights_only=True)
+    plan = plan_growth(GPT2Config.from_pretrained(parent), WIDER)
+    expected = grow_optimizer_state(torch.load(optimizer_file, weights_only=True), plan)
+    assert grown["param_groups"] == expected["param_groups"]
+    assert grown["state"].keys() == expected["state"].keys()
+    for key, entry in expected["state"].items():
+        assert all(torch.equal(grown["state"][key][name], value) for name, value in entry.items())
+
+    child = GPT2LMHeadModel.from_pretrained(tmp_path / "child")
+    parameters = dict(child.named_parameters())
+    groups = [{"params": [parameters[name] for name in names]} for names in parameter_groups(child.config)]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    optimizer.load_state_dict(grown)
+    child(random_tokens(), labels=random_tokens()).loss.backward()
+    optimizer.step()
+
+    check_manifest(tmp_path / "child")
+    files = read_json(tmp_path / "child" / RECORD_NAME)["source"]["files"]
+    assert files["optimizer.pt"]["sha256"] == sha256_file(optimizer_file)
+    grow_checkpoint(parent, tmp_path / "again", WIDER, optimizer=optimizer_file)
+    assert contents(tmp_path / "again") == contents(tmp_path / "child")
+
+
+def test_a_disk_full_of_moments_leaves_nothing(parent, tmp_path, optimizer_file):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))  # the weights fit
+    try:
+        with pytest.raises(OSError, match="child: no space left for the optimizer's state; free some space"):
+            grow_checkpoint(parent, tmp_path / "child", WIDER, optimizer=optimizer_file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["optimizer.pt"]
 
 
 # --- generation ---
