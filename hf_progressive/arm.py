@@ -159,8 +159,9 @@ class _ProgressBar(TrainerCallback):
 
 
 def _evenly_spaced(steps: int, count: int) -> set[int]:
-    """Return `count` steps, or all where there are fewer, evenly spaced up to and including the last."""
-    return {math.ceil(steps * i / count) for i in range(1, min(count, steps) + 1)}
+    # `count` steps, or all where there are fewer, evenly spaced up to and including the last.
+    count = min(count, steps)
+    return {math.ceil(steps * i / count) for i in range(1, count + 1)}
 
 
 def micro_batches(training: TrainingConfig, context: int, processes: int) -> tuple[int, int]:

@@ -64,7 +64,8 @@ class DataConfig:
     `parquet`) together with `files`, or the name of a Hub dataset."""
 
     files: tuple[str, ...] = ()
-    """Local files, folders or glob patterns for the builders `text`, `json` and `parquet`."""
+    """Local files, folders or glob patterns for the builders `text`, `json` and `parquet`. A text file is cut, at line
+    ends, into documents of 16,384 characters; a row of the others is a document."""
 
     validation_files: tuple[str, ...] = ()
     """Files whose documents are the validation part; empty holds out a part of the corpus by document hash."""
@@ -93,8 +94,9 @@ class DataConfig:
     max_validation_tokens: int = 131_072
     """Validation tokens at the most; the first documents of the part are kept."""
 
-    shuffle_seed: int = 0
-    """Seed of the one order of documents that every run reads."""
+    shuffle_seed: int | None = 0
+    """Seed of the one order of documents, and of the blocks packed from them, that every run reads; None keeps the
+    source's own. A stream keeps it anyway: shuffle a corpus before streaming it."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Where the tokenizer comes from."""
@@ -294,7 +296,7 @@ class TrainingConfig:
     """Peak learning rate of grown rungs; None takes `learning_rate`."""
 
     warmup_fraction: float = 0.02
-    """Share of the steps over which the learning rate rises from 0."""
+    """Share of the steps over which the learning rate rises to its peak."""
 
     warmdown_fraction: float = 0.5
     """Share of the steps over which the learning rate falls linearly, at the end."""

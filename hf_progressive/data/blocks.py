@@ -1,0 +1,116 @@
+"""Blocks of tokens: the stored ones, read through a memory map, and a rung's range of them."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+Block = dict[str, torch.Tensor]
+"""`input_ids` and `labels`, both (context,) and equal: the model shifts them by itself."""
+
+
+def as_block(tokens: Any) -> Block:
+    """Make a training block of tokens.
+
+    Args:
+        tokens: Token ids, (context,).
+
+    Returns:
+        The block, in int64.
+    """
+    ids = torch.from_numpy(np.asarray(tokens).astype(np.int64))
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+class TokenBlocks(Dataset[Block]):
+    """The blocks of a file of token ids.
+
+    The file is mapped into memory, so that any number of processes shares it and none reads more than it needs. The
+    tokens after the last whole block are not used.
+
+    Args:
+        path: A file of unsigned integers, little-endian.
+        dtype: Their type, `uint16` or `uint32`.
+        context: Tokens per block.
+        shuffle_seed: Draws the order of the blocks; None keeps the file's. In the file's order, the blocks of a batch
+            would come from one or two documents, and the loss would jump with every document.
+    """
+
+    def __init__(self, path: Path, *, dtype: str, context: int, shuffle_seed: int | None = None):
+        self.path = path
+        self.dtype = dtype
+        self.context = context
+        self.shuffle_seed = shuffle_seed
+        empty = path.stat().st_size == 0  # an empty file cannot be mapped
+        layout = np.dtype(dtype).newbyteorder("<")
+        self._tokens: Any = np.zeros(0, layout) if empty else np.memmap(path, layout, mode="r")
+        drawn = None if shuffle_seed is None else np.random.default_rng(shuffle_seed)
+        self._order = np.arange(len(self)) if drawn is None else drawn.permutation(len(self))
+
+    def __len__(self) -> int:
+        """Return the number of whole blocks."""
+        return len(self._tokens) // self.context
+
+    def __getitem__(self, index: int) -> Block:
+        """Return a block.
+
+        Args:
+            index: From 0 to the number of blocks, exclusive.
+
+        Returns:
+            The block.
+
+        Raises:
+            IndexError: There is no such block.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        start = int(self._order[index]) * self.context
+        return as_block(self._tokens[start : start + self.context])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the map: a data loader's worker maps the file itself instead of copying it.
+
+        Returns:
+            How to open the same blocks.
+        """
+        again = partial(TokenBlocks, self.path, dtype=self.dtype, context=self.context, shuffle_seed=self.shuffle_seed)
+        return again, ()
+
+
+class BlockRange(Dataset[Block]):
+    """Consecutive blocks of one order, beginning again at its start where it ends.
+
+    Args:
+        blocks: The order.
+        first: The first block of the range, counted without end: block `len(blocks)` is block 0 again.
+        count: Blocks in the range.
+    """
+
+    def __init__(self, blocks: TokenBlocks, *, first: int, count: int):
+        self.blocks = blocks
+        self.first = first
+        self.count = count
+
+    def __len__(self) -> int:
+        """Return the number of blocks in the range."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Block:
+        """Return a block of the range.
+
+        Args:
+            index: From 0 to the length of the range, exclusive.
+
+        Returns:
+            The block.
+
+        Raises:
+            IndexError: There is no such block.
+        """
+        if not 0 <= index < self.count:
+            raise IndexError(f"block {index} of {self.count}")
+        return self.blocks[(self.first + index) % len(self.blocks)]

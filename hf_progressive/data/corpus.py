@@ -1,0 +1,218 @@
+"""A corpus made ready for training: one order of tokenized documents in blocks, and a validation part held out."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hf_progressive import storage
+from hf_progressive.config import DataConfig
+from hf_progressive.data.blocks import Block, BlockRange, TokenBlocks
+from hf_progressive.data.documents import Holdout, read_validation_texts
+from hf_progressive.data.stream import TokenStream
+from hf_progressive.data.tokenizer import vocabulary_size
+
+RECORD_NAME = "corpus.json"
+"""What is in a corpus folder, and from what it was made."""
+
+TOKENIZER_NAME = "tokenizer"
+"""The tokenizer's folder in a corpus folder."""
+
+TRAIN_NAME = "train.bin"
+"""Token ids of the training part."""
+
+VALIDATION_NAME = "validation.bin"
+"""Token ids of the validation part."""
+
+POSITIONS_NAME = "positions"
+"""Positions of a stream, written while it is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What a ladder trains and validates on: the same for each of its rungs and arms."""
+
+    config: DataConfig
+    """What it was made from."""
+
+    context: int
+    """Tokens per block."""
+
+    tokenizer: PreTrainedTokenizerBase
+    """The tokenizer, with an end-of-text token."""
+
+    train: TokenBlocks | TokenStream
+    """The training part, in its one order."""
+
+    validation: TokenBlocks
+    """The validation part."""
+
+    validation_bytes: int
+    """UTF-8 bytes of the tokens that are predicted in the validation part: all but each block's first, and special
+    tokens stand for none."""
+
+    fingerprint: str
+    """SHA-256 of tokenizer and blocks (of a stream: of tokenizer, configuration and validation blocks)."""
+
+    counts: dict[str, int | None]
+    """Documents, bytes and tokens of the parts."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token table that the tokenizer needs."""
+        return vocabulary_size(self.tokenizer)
+
+    @property
+    def bits_per_nat_token(self) -> float:
+        """Bits per byte over the mean loss in nats, on the validation part (see `evaluation.bits_per_byte`)."""
+        predicted = len(self.validation) * (self.context - 1)
+        return predicted / (math.log(2) * self.validation_bytes)
+
+    @property
+    def train_length(self) -> int | None:
+        """Blocks of the training part; None for a stream whose end has not been seen."""
+        return self.train.length if isinstance(self.train, TokenStream) else len(self.train)
+
+    def span(self, first_block: int, blocks: int) -> dict[str, Any]:
+        """Tell where a rung reads, and from where on it reads what was read before.
+
+        Args:
+            first_block: The rung's first block.
+            blocks: Blocks that it reads.
+
+        Returns:
+            `source`; `first_block` and `blocks`; `first_epoch` and `last_epoch` of the corpus that it reads, from 0;
+            `repeats_from_token`, counted from the rung's own start, or None where all is new. A stream is taken to
+            have no end until one has been seen.
+        """
+        length = self.train_length
+        last = first_block + blocks - 1
+        repeats = length is not None and last >= length
+        return {
+            "source": self.config.source,
+            "first_block": first_block,
+            "blocks": blocks,
+            "first_epoch": first_block // length if length else 0,
+            "last_epoch": max(first_block, last) // length if length else 0,
+            "repeats_from_token": max(0, length - first_block) * self.context if repeats and length else None,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return what there is, for records and tables.
+
+        Returns:
+            Source, counts of documents, bytes, tokens and blocks, the vocabulary and the fingerprint; what a stream
+            does not know is None.
+        """
+        return {
+            "source": self.config.source,
+            "streaming": self.config.streaming,
+            "context": self.context,
+            "vocab_size": self.vocab_size,
+            **self.counts,
+            "train_blocks": self.train_length,
+            "validation_blocks": len(self.validation),
+            "validation_bytes": self.validation_bytes,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def rung_blocks(corpus: Corpus, first_block: int, blocks: int) -> Dataset[Block]:
+    """Return the blocks that a rung trains on.
+
+    Every rung and arm reads the one order of the corpus; past its end it begins again. Let the Trainer keep that order
+    (`train_sampling_strategy="sequential"`): the global batches are then the same on any number of processes.
+
+    Args:
+        corpus: The corpus.
+        first_block: The first block, counted without end.
+        blocks: Blocks to read.
+
+    Returns:
+        A map-style dataset, or an iterable one for a stream.
+    """
+    if isinstance(corpus.train, TokenStream):
+        return corpus.train.range(first_block, blocks)
+    return BlockRange(corpus.train, first=first_block, count=blocks)
+
+
+def open_corpus(config: DataConfig, context: int, folder: Path) -> Corpus:
+    """Open a corpus that `prepare_corpus` wrote.
+
+    Args:
+        config: What it should have been made from.
+        context: Tokens per block that it should have.
+        folder: Its folder.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        ValueError: It was made from something else, or its tokenizer was changed since.
+    """
+    record = storage.read_json(folder / RECORD_NAME)
+    wanted = corpus_identity(config, context)
+    changed = [f"{key} was {record['identity'].get(key)!r}, is {wanted[key]!r}" for key in wanted]
+    changed = [line for key, line in zip(wanted, changed, strict=True) if record["identity"].get(key) != wanted[key]]
+    if changed:
+        raise ValueError(
+            f"{folder}: holds a corpus prepared otherwise ({'; '.join(changed)}); choose another folder or remove it"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER_NAME)
+    if vocabulary_size(tokenizer) != record["vocab_size"]:
+        raise ValueError(
+            f"{folder / TOKENIZER_NAME}: a vocabulary of {vocabulary_size(tokenizer)}, the blocks were made with one "
+            f"of {record['vocab_size']}; remove the folder to prepare the corpus again"
+        )
+    train: TokenBlocks | TokenStream
+    if config.streaming:
+        train = TokenStream(
+            config, tokenizer, context=context, folder=folder / POSITIONS_NAME, holdout=corpus_holdout(config)
+        )
+    else:
+        train = TokenBlocks(
+            folder / TRAIN_NAME, dtype=record["dtype"], context=context, shuffle_seed=config.shuffle_seed
+        )
+    return Corpus(
+        config=config,
+        context=context,
+        tokenizer=tokenizer,
+        train=train,
+        validation=TokenBlocks(folder / VALIDATION_NAME, dtype=record["dtype"], context=context),
+        validation_bytes=record["validation_bytes"],
+        fingerprint=record["fingerprint"],
+        counts=record["counts"],
+    )
+
+
+def corpus_identity(config: DataConfig, context: int) -> dict[str, Any]:
+    """Return everything that decides a corpus, as plain values.
+
+    Args:
+        config: What it is made from.
+        context: Tokens per block.
+
+    Returns:
+        The fields by name.
+    """
+    identity: dict[str, Any] = json.loads(json.dumps({"context": context, **dataclasses.asdict(config)}))
+    return identity
+
+
+def corpus_holdout(config: DataConfig) -> Holdout:
+    """Return the documents that a corpus keeps from training.
+
+    Args:
+        config: The corpus.
+
+    Returns:
+        The texts of `validation_files` where they are given, a share of all documents otherwise.
+    """
+    if config.validation_files:
+        return Holdout(texts=read_validation_texts(config))
+    return Holdout(config.validation_fraction)

@@ -1,0 +1,297 @@
+"""Where documents come from: the embedded default corpus, local files, or a dataset of the Hub.
+
+A document is a text. Those whose SHA-256 falls into the validation fraction are held out, so that a text is either
+trained on or validated on wherever, and however often, it occurs.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hf_progressive import strict_yaml
+from hf_progressive.config import DataConfig
+
+logger = logging.getLogger(__name__)
+
+LOCAL_SUFFIXES = {
+    "text": (".txt", ".md", ".py", ".text"),
+    "json": (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".jsonl.zst"),
+    "parquet": (".parquet",),
+}
+"""Names that are read when a folder is given in place of files, by builder."""
+
+PIECE_CHARACTERS = 16_384
+"""Length at which the text of a file is cut, at the next line end, into documents of its own."""
+
+
+class Holdout:
+    """The documents that are kept for validation, told by their text alone.
+
+    Args:
+        fraction: Share of all documents: those whose SHA-256 begins with 64 bits below that share of their range.
+        texts: Further documents.
+
+    >>> holdout = Holdout(0.1, ["kept"])
+    >>> "kept" in holdout, sum(f"document {i}" in holdout for i in range(1000))
+    (True, 113)
+    """
+
+    def __init__(self, fraction: float = 0.0, texts: Iterable[str] = ()):
+        self._limit = int(fraction * (1 << 64))
+        self._digests = frozenset(_digest(text) for text in texts)
+
+    def __contains__(self, text: str) -> bool:
+        digest = _digest(text)
+        return digest in self._digests or int.from_bytes(digest[:8], "big") < self._limit
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8")).digest()
+
+
+def cut_pieces(text: str, characters: int = PIECE_CHARACTERS) -> list[str]:
+    r"""Cut a long text, at line ends, into pieces.
+
+    Args:
+        text: The text of a file.
+        characters: Characters after which a piece ends with the line; a line longer than that stays whole.
+
+    Returns:
+        The pieces, which join to the text.
+
+    >>> cut_pieces("one\ntwo\nthree\n", 5)
+    ['one\ntwo\n', 'three\n']
+    """
+    pieces, start = [], 0
+    while len(text) - start > characters:
+        end = text.find("\n", start + characters - 1) + 1
+        if end == 0:
+            break
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]] if start < len(text) else pieces
+
+
+def stdlib_texts() -> list[str]:
+    """Return the source files of this Python's standard library, in the order of their paths.
+
+    Every .py file below `sysconfig.get_path("stdlib")` is read, the library's own tests included where they are
+    installed (about 31 MB with them, 14 MB without). What is no part of the library (site-packages, dist-packages),
+    what differs between builds of one version (the build's configuration) and the few files that are not UTF-8 are
+    left out.
+
+    Returns:
+        The texts.
+
+    Raises:
+        FileNotFoundError: The library is installed without its sources.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    texts = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if name not in ("site-packages", "dist-packages", "__pycache__") and not name.startswith("config-")
+        )
+        for name in sorted(files):
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                try:
+                    texts.append(Path(folder, name).read_bytes().decode("utf-8"))
+                except UnicodeDecodeError:
+                    logger.debug("%s/%s is not UTF-8, left out", folder, name)
+    if not texts:
+        raise FileNotFoundError(
+            f"data.source: stdlib found no .py file below {root}, this Python comes without its library's sources; "
+            f"name another source (text, json, parquet or a Hub dataset)"
+        )
+    return texts
+
+
+def read_documents(config: DataConfig) -> datasets.Dataset:
+    """Read the corpus: every document that is not empty, in the one order of all runs.
+
+    Args:
+        config: The corpus.
+
+    Returns:
+        A dataset with the single column `text`, in the source's order where `shuffle_seed` is None.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The source cannot be read, has no such column, or is empty.
+    """
+    if config.source == "stdlib":
+        documents = datasets.Dataset.from_dict({"text": stdlib_texts()})
+    else:
+        documents = _text_column(_load(config, config.files, streaming=False), config)
+        if config.source == "text":
+            documents = documents.map(
+                lambda batch: {"text": [piece for text in batch["text"] for piece in cut_pieces(text)]},
+                batched=True,
+                desc="Cutting files into documents",
+            )
+    if config.max_documents is not None:
+        documents = documents.select(range(min(config.max_documents, len(documents))))
+    documents = documents.filter(
+        lambda batch: [bool(text) for text in batch["text"]], batched=True, desc="Leaving out empty documents"
+    )
+    if len(documents) == 0:
+        raise ValueError(f"data.source: {_describe(config)} holds no document")
+    if config.shuffle_seed is None:
+        return documents
+    return documents.select(np.random.default_rng(config.shuffle_seed).permutation(len(documents)))
+
+
+def read_validation_texts(config: DataConfig) -> list[str]:
+    """Read the documents of `validation_files`.
+
+    Args:
+        config: The corpus.
+
+    Returns:
+        The texts that are not empty, in the files' order.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The files cannot be read, have no such column, or are empty.
+    """
+    documents = _text_column(_load(config, config.validation_files, streaming=False, key="validation_files"), config)
+    texts = [text for text in documents["text"] if text]
+    if config.source == "text":
+        texts = [piece for text in texts for piece in cut_pieces(text)]
+    if not texts:
+        raise ValueError(f"data.validation_files: {', '.join(config.validation_files)} hold no document")
+    return texts
+
+
+class DocumentStream:
+    """The documents of a source, read one after the other in its own order, from any remembered position."""
+
+    def __init__(self, config: DataConfig):
+        self._config = config
+        rows = _text_column(_load(config, config.files, streaming=True), config)
+        self._rows = rows if config.max_documents is None else rows.take(config.max_documents)
+
+    def __iter__(self) -> Iterator[list[str]]:
+        """Yield the documents row by row: a row of `text` files is several documents.
+
+        Yields:
+            Documents that are not empty.
+        """
+        with _reading(self._config):
+            for row in self._rows:
+                text = row["text"]
+                if text:
+                    yield cut_pieces(text) if self._config.source == "text" else [text]
+
+    def position(self) -> dict[str, Any]:
+        """Return the position behind the row that was last read, as plain values."""
+        state: dict[str, Any] = self._rows.state_dict()
+        return state
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go to a position.
+
+        Args:
+            position: What `position` returned, on a stream of the same source.
+        """
+        self._rows.load_state_dict(position)
+
+
+def _describe(config: DataConfig) -> str:
+    return f"{config.source} ({', '.join(config.files)})" if config.files else repr(config.source)
+
+
+def _resolve(config: DataConfig, patterns: tuple[str, ...], key: str) -> list[str]:
+    # The files that paths, folders and patterns stand for, sorted within each of them.
+    files = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.name.endswith(LOCAL_SUFFIXES[config.source]))
+        elif path.is_file():
+            found = [path]
+        else:
+            anchor = Path(path.anchor)
+            relative = str(path.relative_to(anchor)) if path.is_absolute() else pattern
+            found = sorted(p for p in anchor.glob(relative) if p.is_file()) if relative else []
+        if not found:
+            wanted = f" named *{', *'.join(LOCAL_SUFFIXES[config.source])}" if path.is_dir() else ""
+            raise FileNotFoundError(f"data.{key}: {pattern} matches no file{wanted}; give an existing path or pattern")
+        files += [str(p) for p in found]
+    return files
+
+
+def _load(config: DataConfig, files: tuple[str, ...], *, streaming: bool, key: str = "files") -> Any:
+    if files:
+        options: dict[str, Any] = {"data_files": _resolve(config, files, key), "split": "train"}
+    else:
+        options = {"name": config.name, "split": config.split, "revision": config.revision}
+    if config.source == "text":
+        options["sample_by"] = "document"
+    with _reading(config, key if files else "source"):
+        return datasets.load_dataset(config.source, streaming=streaming, **options)
+
+
+@contextlib.contextmanager
+def _reading(config: DataConfig, key: str = "source") -> Iterator[None]:
+    # Say in one line what could not be read.
+    try:
+        yield
+    except StopIteration:  # how the JSON builder takes an empty file
+        raise ValueError(f"data.{key}: {_describe(config)} holds no document") from None
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"data.{key}: cannot read {_describe(config)}: {reason}") from error
+
+
+def _text_column(rows: Any, config: DataConfig) -> Any:
+    features = rows.features or _features_of_first(rows, config)  # a stream may not know its features
+    if config.text_column not in features:
+        raise ValueError(
+            f"data.text_column: {_describe(config)} has no column {config.text_column!r}; "
+            f"{strict_yaml.nearest(config.text_column, features)}"
+        )
+    feature = features[config.text_column]
+    if getattr(feature, "dtype", None) not in ("string", "large_string"):
+        raise ValueError(f"data.text_column: the column {config.text_column!r} holds {feature}, expected text")
+    rows = rows.select_columns([config.text_column])
+    return rows if config.text_column == "text" else rows.rename_column(config.text_column, "text")
+
+
+def _features_of_first(rows: Any, config: DataConfig) -> Any:
+    with _reading(config):
+        first = list(rows.take(1))
+    if not first:
+        raise ValueError(f"data.source: {_describe(config)} holds no document")
+    return datasets.Dataset.from_list(first).features
+
+
+def take_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """Yield texts until they add up to a number of UTF-8 bytes.
+
+    Args:
+        texts: The texts.
+        limit: The number of bytes; the text that reaches it is the last.
+
+    Yields:
+        The texts.
+
+    >>> list(take_bytes(["ab", "cd", "ef"], 3))
+    ['ab', 'cd']
+    """
+    total = 0
+    for text in texts:
+        yield text
+        total += len(text.encode("utf-8"))
+        if total >= limit:
+            return

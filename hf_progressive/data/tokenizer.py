@@ -1,0 +1,180 @@
+"""Tokenizers: a byte-level BPE trained on the corpus or one loaded by name, and the bytes each token stands for."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hf_progressive.config import TokenizerConfig
+from hf_progressive.data.documents import take_bytes
+
+END_OF_TEXT = "<|endoftext|>"
+"""The one special token of a tokenizer trained here: it begins and ends texts."""
+
+_PROBE = "def f(x):\n\t  return 'naïve ½ €' # 漢字 🙂  \r\n\x00" + "z" * 40
+"""A text of many kinds of characters, whose bytes a tokenizer must account for."""
+
+
+def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer by name, or train it.
+
+    Args:
+        config: The tokenizer.
+        texts: Documents to train on; not read where the tokenizer is loaded.
+
+    Returns:
+        A tokenizer with an end-of-text token.
+
+    Raises:
+        ValueError: There is no such tokenizer, it has no end-of-text token, or the texts are too few for the
+            vocabulary asked for.
+    """
+    if config.name is None:
+        return train_tokenizer(texts, vocab_size=config.vocab_size, training_bytes=config.training_bytes)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.name)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"data.tokenizer.name: cannot load {config.name!r}: {reason}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"data.tokenizer.name: {config.name} has no end-of-text token to separate documents; "
+            f"set its eos_token and save it"
+        )
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, training_bytes: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE, which can write every text and never meets an unknown character.
+
+    The same texts give the same tokenizer. Source: Radford et al. 2019 (GPT-2), section 2.2, with its pattern of
+    words.
+
+    Args:
+        texts: Documents, of which no more are read than needed.
+        vocab_size: Entries, the 256 bytes and the end-of-text token included.
+        training_bytes: UTF-8 bytes to read at the most.
+
+    Returns:
+        The tokenizer, whose end-of-text token is both `bos_token` and `eos_token`.
+
+    Raises:
+        ValueError: The texts do not yield that many entries.
+
+    >>> tokenizer = train_tokenizer(["to be or not to be"], vocab_size=260, training_bytes=1000)
+    >>> tokenizer.decode(tokenizer("not to be")["input_ids"]), len(tokenizer)
+    ('not to be', 260)
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_with_progress(take_bytes(texts, training_bytes), training_bytes), trainer)
+    if bpe.get_vocab_size() < vocab_size:
+        raise ValueError(
+            f"data.tokenizer.vocab_size: the corpus yields {bpe.get_vocab_size()} entries only, not {vocab_size}; "
+            f"lower vocab_size to that, or give more text"
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Tokenize documents, each with an end-of-text token behind it.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: The documents.
+
+    Returns:
+        Their token ids.
+    """
+    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [[*document, tokenizer.eos_token_id] for document in ids]
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the rows that a model's token table needs.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        The largest token id, plus one: some tokenizers leave ids out, so that it is more than their entries.
+    """
+    ids: list[int] = list(tokenizer.get_vocab().values())
+    return max(ids) + 1
+
+
+def _with_progress(texts: Iterable[str], total: int) -> Iterator[str]:
+    with tqdm(total=total, desc="Training the tokenizer", unit="B", unit_scale=True) as bar:
+        for text in texts:
+            yield text
+            bar.update(len(text.encode("utf-8")))
+
+
+def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
+    """Return how many UTF-8 bytes of text each token stands for.
+
+    Byte-level tokens (GPT-2, Llama 3, Qwen) spell each byte as one character; SentencePiece tokens (Llama 2, Mistral)
+    spell a space as `▁` and a lone byte as `<0x0A>`. Tokenizers of the second kind may put a space in front of a
+    document, whose byte is counted with its first token. A tokenizer that normalises its input (Unicode NFC) is
+    counted by the text as normalised.
+
+    Args:
+        tokenizer: A fast tokenizer.
+
+    Returns:
+        Bytes, (vocabulary,); 0 for special tokens, which stand for no text.
+
+    Raises:
+        ValueError: The tokenizer is of another kind, or loses text, so that bits per byte would be meaningless.
+
+    >>> tokenizer = train_tokenizer(["aaaa aaaa"], vocab_size=258, training_bytes=100)
+    >>> lengths = token_byte_lengths(tokenizer)
+    >>> int(lengths[tokenizer.eos_token_id]), int(lengths[tokenizer("aa")["input_ids"]].sum())
+    (0, 2)
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    kinds = _decoder_kinds(json.loads(backend.to_str())["decoder"]) if backend is not None else set()
+    lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
+    added = {index: entry.content for index, entry in tokenizer.added_tokens_decoder.items()}
+    special = set(tokenizer.all_special_ids)
+    special |= {index for index, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    for token, index in tokenizer.get_vocab().items():
+        if index in special:
+            continue
+        if index in added or "ByteLevel" not in kinds:
+            lengths[index] = _spelled_bytes(token)
+        else:
+            lengths[index] = len(token)
+    ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    expected, found = len(_PROBE.encode("utf-8")), int(lengths[ids].sum())
+    # A SentencePiece tokenizer may add one space in front.
+    if found != expected and not (found == expected + 1 and "ByteLevel" not in kinds):
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} accounts for {found} of the "
+            f"{expected} bytes of a test text; use one that keeps every byte (byte-level BPE, or byte fallback)"
+        )
+    return lengths
+
+
+def _decoder_kinds(decoder: dict[str, Any] | None) -> set[str]:
+    if decoder is None:
+        return set()
+    return {decoder["type"]}.union(*(_decoder_kinds(part) for part in decoder.get("decoders", [])))
+
+
+def _spelled_bytes(token: str) -> int:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return 1
+    return len(token.replace("▁", " ").encode("utf-8"))

@@ -1,0 +1,296 @@
+"""The rung loop: what a run leaves, how it goes on after an interruption, and what it refuses."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from ladder_fixtures import RUNGS, ladder_mapping, write_corpus, write_ladder
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, pipeline
+
+from hf_progressive import arm, cli, storage
+from hf_progressive.config import load_ladder_config
+from hf_progressive.ladder import RungResult, run_ladder
+from hf_progressive.ladder_plan import plan_ladder
+
+NAMES = [rung["name"] for rung in RUNGS]
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[RungResult]]:
+    """A configuration, the folder of its finished run, and what the run returned."""
+    folder = tmp_path_factory.mktemp("ladder")
+    path = write_ladder(folder)
+    return path, folder / "run", run_ladder(load_ladder_config(path), folder / "run")
+
+
+def final_weights(run: Path) -> dict[str, bytes]:
+    return {name: (run / name / "final" / "model.safetensors").read_bytes() for name in NAMES}
+
+
+def test_every_rung_is_a_stock_checkpoint(finished: tuple[Path, Path, list[RungResult]]) -> None:
+    _, run, results = finished
+    assert [result.name for result in results] == NAMES
+    for rung, result in zip(RUNGS, results, strict=True):
+        storage.check_manifest(result.folder)
+        model = AutoModelForCausalLM.from_pretrained(result.folder)
+        assert type(model).__name__ == "GPT2LMHeadModel"
+        assert (model.config.n_layer, model.config.n_embd) == (rung["n_layer"], rung["n_embd"])
+        assert len(AutoTokenizer.from_pretrained(result.folder)) <= model.config.vocab_size
+    generate = pipeline("text-generation", model=str(run / NAMES[-1] / "final"))
+    assert len(generate("3 and ", max_new_tokens=4, do_sample=False)[0]["generated_text"]) > len("3 and ")
+
+
+def test_a_grown_rung_starts_as_its_parent(finished: tuple[Path, Path, list[RungResult]]) -> None:
+    _, run, results = finished
+    tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(0))
+    for parent, child in zip(NAMES, NAMES[1:], strict=False):
+        before = AutoModelForCausalLM.from_pretrained(run / parent / "final")(tokens).logits
+        after = AutoModelForCausalLM.from_pretrained(run / child / "init")(tokens).logits
+        assert (after - before).abs().max() <= 1e-5 * before.abs().max()
+    for result in results[1:]:
+        record = result.record
+        assert record["max_abs_logit_diff"] <= 1e-5 * record["max_abs_logit"]
+
+
+def test_the_record_adds_up(finished: tuple[Path, Path, list[RungResult]]) -> None:
+    _, _, results = finished
+    first, second, third = (result.record for result in results)
+    assert first["parent"] is None
+    assert first["cold"] is None
+    assert first["flops"]["inherited"] == 0
+    for parent, child in ((first, second), (second, third)):
+        estimates = {name: estimate["flops"] for name, estimate in parent["estimates"].items()}
+        assert child["parent"] == parent["name"]
+        assert child["flops"]["fisher"] == estimates["fisher"] > 0
+        assert child["flops"]["subspace"] == estimates["subspace"] > 0
+        own = parent["flops"]["train"] + parent["flops"]["fisher"] + parent["flops"]["subspace"]
+        assert child["flops"]["inherited"] == own + parent["flops"]["inherited"]
+        assert child["data"]["first_block"] == parent["data"]["first_block"] + parent["data"]["blocks"]
+        assert child["curve"][0]["flops"] == sum(estimates.values())
+        assert child["curve"][-1]["flops"] == pytest.approx(sum(estimates.values()) + child["flops"]["train"])
+    for record in (first, second, third):
+        steps = [point["step"] for point in record["curve"]]
+        assert steps[0] == 0
+        assert steps[-1] * 128 == record["tokens"]
+        assert record["flops"]["train"] == record["tokens"] * record["flops"]["per_token"]
+        assert record["curve"][-1]["bits_per_byte"] == record["bits_per_byte"]
+    cold = third["cold"]
+    assert cold["tokens"] == third["cold_tokens"]
+    assert third["gap_bits_per_byte"] == pytest.approx(third["bits_per_byte"] - cold["bits_per_byte"])
+    assert third["c_parent_over_c_cold"] == pytest.approx(second["cold_flops"] / third["cold_flops"])
+    if third["flops_to_match"] is not None:
+        saved = cold["flops"] - third["flops_to_match"]
+        assert third["eta"] == pytest.approx(saved / second["cold_flops"])
+        assert third["saving"] == pytest.approx(saved / cold["flops"])
+
+
+def test_the_penalty_is_logged_and_absent_from_the_first_rung(
+    finished: tuple[Path, Path, list[RungResult]],
+) -> None:
+    _, run, results = finished
+    first, second, _ = (result.record for result in results)
+    assert first["phi"] is None
+    assert not any("phi/ewc" in entry for entry in first["training_log"])
+    assert second["phi"]["ewc_lambda"] == 0.1
+    weights = [entry.get("phi/lambda", 0.0) for entry in second["training_log"]]
+    assert 0.0 < weights[0] <= 0.1
+    assert weights == sorted(weights, reverse=True)
+    assert weights[-1] == 0.0, "the default schedule is over by the middle of the run"
+    assert any(entry.get("phi/ewc", 0) > 0 for entry in second["training_log"])
+    fisher = load_file(run / NAMES[0] / "final" / "phi" / "fisher.safetensors")
+    assert set(fisher) == set(dict(AutoModelForCausalLM.from_pretrained(run / NAMES[0] / "final").named_parameters()))
+
+
+def test_the_cold_twin_reads_what_the_child_reads(finished: tuple[Path, Path, list[RungResult]]) -> None:
+    config = load_ladder_config(finished[0])
+    third = plan_ladder(config).rungs[2]
+    assert third.trains_cold
+    assert third.first_block == sum(r.steps for r in plan_ladder(config).rungs[:2]) * 128 // 32
+
+
+def test_a_finished_run_is_not_run_again(finished: tuple[Path, Path, list[RungResult]]) -> None:
+    path, run, results = finished
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*.safetensors")}
+    again = run_ladder(load_ladder_config(path), run)
+    assert [result.record for result in again] == [result.record for result in results]
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*.safetensors")} == before
+
+
+def test_a_changed_configuration_is_refused_by_name(finished: tuple[Path, Path, list[RungResult]]) -> None:
+    path, run, _ = finished
+    config = load_ladder_config(path, ["phi.gamma=0.5", "rungs.2.n_layer=3"])
+    with pytest.raises(ValueError, match=r"rungs\.2\.n_layer: 2 there, 3 here; phi\.gamma: 0\.001 there, 0\.5 here"):
+        run_ladder(config, run)
+
+
+class _Interruption(TrainerCallback):
+    """Break off at a given step, as a failing machine would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(
+    finished: tuple[Path, Path, list[RungResult]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run, _ = finished
+    config = load_ladder_config(path)
+    build = arm.ProgressiveTrainer.__init__
+
+    def interrupted(self: object, *args: object, **kwargs: object) -> None:
+        build(self, *args, **kwargs)
+        self.add_callback(_Interruption(step=9))
+
+    monkeypatch.setattr(arm.ProgressiveTrainer, "__init__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_ladder(config, tmp_path / "run")
+    monkeypatch.undo()
+    run_ladder(config, tmp_path / "run")
+    assert final_weights(tmp_path / "run") == final_weights(run)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits(finished: tuple[Path, Path, list[RungResult]], tmp_path: Path) -> None:
+    path, run, _ = finished
+    command = [sys.executable, str(ROOT / "examples" / "run_ladder.py"), "--config", str(path)]
+    command += ["--output-dir", str(tmp_path / "run")]
+    draw, kills = random.Random(7), 0
+    while kills < 5:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        marks = len(list(tmp_path.rglob("checkpoint-*"))) + len(list(tmp_path.rglob("rung.json")))
+        # Wait until this attempt has done something, then strike at a random moment.
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(tmp_path.rglob("checkpoint-*"))) + len(list(tmp_path.rglob("rung.json"))) > marks:
+                break
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0.0, 1.5))
+        if process.poll() is not None:
+            assert process.returncode == 0, process.stderr.read()
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 3, "the run was over before it could be killed often enough to mean anything"
+    subprocess.run(command, check=True, capture_output=True)
+    assert final_weights(tmp_path / "run") == final_weights(run)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_family(finished: tuple[Path, Path, list[RungResult]], tmp_path: Path) -> None:
+    path, run, results = finished
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += [str(ROOT / "examples" / "run_ladder.py"), "--config", str(path), "--output-dir", str(tmp_path / "run")]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for name, result in zip(NAMES, results, strict=True):
+        other = json.loads((tmp_path / "run" / name / "final" / "rung.json").read_text())
+        assert other["bits_per_byte"] == pytest.approx(result.bits_per_byte, abs=2e-5)
+        one, two = (load_file(folder / name / "final" / "model.safetensors") for folder in (run, tmp_path / "run"))
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, atol=2e-4, rtol=1e-3)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the command line, expect exit code 2 and one line on stderr, and return it."""
+    assert cli.main(["ladder", *arguments]) == cli.EXIT_BAD_INPUT
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["phi.lamda=1"], "phi.lamda: unknown key"),
+        (["seed=high"], "seed: expected a whole number"),
+        (["rungs.2.n_layer=1"], "rung l2w24, grown from l2w16: "),
+        (["rungs.1.n_head=3"], "rung l2w16: n_head 3 does not divide n_embd 16"),
+        (["data.files=[/nowhere/*.jsonl]"], "/nowhere/*.jsonl"),
+        (["training.arguments.learning_rte=1"], "training.arguments.learning_rte: unknown argument"),
+        (["training.arguments.max_steps=1"], "training.arguments.max_steps: the ladder sets it"),
+        (["growth.method=magic"], "magic"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    path = write_ladder(tmp_path)
+    line = refused(capsys, str(path), "--output-dir", str(tmp_path / "run"), "--set", *overrides)
+    assert message in line
+
+
+def test_all_failures_are_reported_at_once(tmp_path: Path) -> None:
+    mapping = ladder_mapping(write_corpus(tmp_path))
+    path = tmp_path / "ladder.yaml"
+    path.write_text(yaml.safe_dump(mapping))
+    config = load_ladder_config(path, ["rungs.1.n_head=3", "rungs.2.n_head=5"])
+    with pytest.raises(ValueError, match=r"rung l2w16: .*; rung l2w24: "):
+        plan_ladder(config)
+
+
+def test_an_empty_corpus_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_ladder(tmp_path)
+    (tmp_path / "sums.jsonl").write_text('{"text": ""}\n')
+    assert "sums.jsonl" in refused(capsys, str(path), "--output-dir", str(tmp_path / "run"))
+
+
+def test_a_truncated_parent_is_named_and_left(
+    finished: tuple[Path, Path, list[RungResult]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _, results = finished
+    source = tmp_path / "parent"
+    source.mkdir()
+    for file in results[0].folder.iterdir():
+        if file.is_file():
+            (source / file.name).write_bytes(file.read_bytes())
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    code = cli.main(["grow", str(source), str(tmp_path / "child"), "--set", "n_layer=2"])
+    assert code == cli.EXIT_BAD_INPUT
+    assert "model.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "child").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_ladder(tmp_path)
+    arguments = ["ladder", str(path), "--output-dir", str(tmp_path / "run")]
+    assert cli.main([*arguments, "--set", "training.learning_rate=1e30"]) == cli.EXIT_CHECK_FAILED
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    assert "step" in lines[0]
+
+
+def test_a_second_run_in_the_same_folder_is_kept_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    path = write_ladder(tmp_path)
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another run is working in this folder" in refused(
+            capsys, str(path), "--output-dir", str(tmp_path / "run")
+        )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_ladder_can_be_planned(path: Path) -> None:
+    plan = plan_ladder(load_ladder_config(path))
+    ratios = [a.size.flops / b.size.flops for a, b in zip(plan.rungs, plan.rungs[1:], strict=False)]
+    if path.stem != "ladder_tiny":
+        assert all(0.6 < ratio < 0.8 for ratio in ratios)
+    assert plan.table().count("\n") >= len(plan.rungs)
