@@ -116,7 +116,7 @@ def settle(figure: "Figure") -> None:
     """
     with style():
         figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # "none" would leave a placeholder that costs a further drawing for each file
 
 
 def write_png(figure: "Figure", path: Path) -> None:
@@ -177,7 +177,7 @@ def panel_title(axes: "Axes", title: str, subtitle: str = "", colour: str = MUTE
         subtitle: The second line.
         colour: The second line's colour.
     """
-    axes.set_title(f"{title}\n", loc="left", color=INK, fontweight="bold", linespacing=1.65, y=1.0)  # a given y stays
+    axes.set_title(title, loc="left", color=INK, fontweight="bold", y=1.0, pad=20)
     axes.annotate(
         subtitle,
         (0, 1),

@@ -86,9 +86,7 @@ def _unfinished(run: Run) -> str | None:
         parts.append(f"{len(run.rungs)} of {len(run.planned)} rungs are finished, {_names(run.missing)} not yet")
     if run.pending_twins:
         parts.append(f"still to be trained cold: {_names(run.pending_twins)}")
-    return (
-        f"This run is not finished: {'; '.join(parts)}. The figures below cover what is finished." if parts else None
-    )
+    return f"This run is not finished: {'; '.join(parts)}. The figures cover what is." if parts else None
 
 
 def _answer(grown: Sequence[Rung], totals: FamilyTotals, unit: FlopUnit) -> tuple[str, str]:

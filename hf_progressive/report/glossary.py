@@ -1,7 +1,7 @@
 """What the words of a report mean."""
 
 DEFINITIONS: dict[str, str] = {
-    "Cold twin": "The same architecture trained from nothing on its full budget, on the same corpus in the same order.",
+    "Cold twin": "The same architecture trained from nothing on its full budget, reading the same corpus in order.",
     "FLOPs to match": (
         "What the grown model had spent, Fisher and subspace included and its parent's training not, when its "
         "validation bits per byte first came down to those its twin ended with. Between two validation points, bits "

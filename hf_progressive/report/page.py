@@ -24,6 +24,9 @@ from hf_progressive.storage import atomic_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+OVERVIEW = "overview"
+"""Name of the figure that stands for the whole run, in a README for example."""
+
 _SHOWN_SEGMENT = 0.09  # a name fits into so large a share of the widest bar
 
 
@@ -58,7 +61,7 @@ class _Plot:
     name: str
     title: str
     caption: str
-    svg: str
+    svg: str | None  # None for the overview, which the page's first screen replaces
 
 
 def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
@@ -83,7 +86,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
         canvas.settle(figure)
         canvas.write_png(figure, path)
         paths.append(path)
-        plots.append(_Plot(name=name, title=title, caption=caption, svg=canvas.svg(figure, name)))
+        svg = None if name == OVERVIEW else canvas.svg(figure, name)
+        plots.append(_Plot(name=name, title=title, caption=caption, svg=svg))
     context = _context(run, findings, plots)
     markdown, html = folder / "report.md", folder / "report.html"
     for path in (markdown, html):
@@ -98,7 +102,7 @@ def _figures(run: Run, findings: Findings) -> list[tuple[str, str, str, "Figure"
     figures = []
     if any(rung.grown for rung in run.rungs):
         caption = f"{run.name}: {run.family}, {len(run.rungs)} rungs on {run.rungs[0].data.source}, one seed"
-        figures.append(("overview", "Overview", caption, draw_overview(run.rungs, findings.headline, caption)))
+        figures.append((OVERVIEW, findings.headline, caption, draw_overview(run.rungs, findings.headline, caption)))
     if run.rungs:
         figures.append(
             (

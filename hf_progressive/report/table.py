@@ -204,7 +204,7 @@ def data_repetition(rungs: Sequence[Rung]) -> str:
         token = rung.data.repeats_from_token
         if token is not None:
             epoch = max(rung.data.first_epoch, 1) + 1  # people count epochs from 1; data first repeat in the second
-            where = "its first token" if token == 0 else f"its token {count(token)}"
+            where = "the first token" if token == 0 else f"token {count(token)}"
             return f"Data repeat from {where} of {rung.name} on, in epoch {epoch} of the corpus."
     return "No rung trained on a block of the corpus that it or an earlier rung had read."
 

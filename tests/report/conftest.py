@@ -1,6 +1,7 @@
 """Synthetic run folders with curves of a realistic shape: no training, numbers that can be worked out by hand."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -219,3 +220,9 @@ def records():
 def run(tmp_path):
     """Write records as a run folder."""
     return lambda records, names=None, **changes: write_run(tmp_path / "run", records, names, **changes)
+
+
+@pytest.fixture(scope="session")
+def write():
+    """Make and write records where a fixture of wider scope needs them."""
+    return SimpleNamespace(three_records=three_records, run=write_run)

@@ -1,0 +1,106 @@
+"""Every number in a table is the record's, to the digits shown."""
+
+import dataclasses
+import re
+
+import pytest
+
+from hf_progressive.report import read_run, results_markdown, results_table
+from hf_progressive.report.table import data_repetition, rung_table
+
+SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}
+
+
+def number(cell):
+    """Read a cell back: a number and half a unit of its last digit."""
+    match = re.fullmatch(r"([+-]?\d+)(?:\.(\d+))?(?:e([+-]\d+))?(?: (k|M|B|%))?", cell.replace("−", "-"))
+    assert match, cell
+    whole, decimals, exponent, suffix = match.groups()
+    scale = 0.01 if suffix == "%" else SUFFIXES[suffix or ""]
+    value = float(f"{whole}.{decimals or 0}e{exponent or 0}")
+    return value * scale, 0.5 * 10.0 ** (int(exponent or 0) - len(decimals or "")) * scale
+
+
+@pytest.fixture
+def rungs(run, records):
+    return read_run(run(records())).rungs
+
+
+def test_every_number_is_the_records(rungs, records):
+    tera = 1e12
+    for row, record in zip(rung_table(rungs).rows, records(), strict=True):
+        spent = sum(record["flops"][part] for part in ("train", "fisher", "subspace"))
+        twin = record["cold"] or {"bits_per_byte": None, "flops": spent}
+        expected = (
+            record["parameters"]["total"],
+            record["tokens_per_parameter"],
+            record["max_abs_logit_diff"],
+            record["bits_per_byte"],
+            twin["bits_per_byte"],
+            record["gap_bits_per_byte"],
+            spent / tera,
+            None if record["flops_to_match"] is None else record["flops_to_match"] / tera,
+            twin["flops"] / tera,
+            record["saving"],
+            record["eta"],
+            record["c_parent_over_c_cold"],
+        )
+        assert row[:3] == (
+            record["name"],
+            record["parent"] or "–",
+            f"{record['config']['n_layer']}×{record['config']['n_embd']}",
+        )
+        for cell, value in zip(row[3:], expected, strict=True):
+            if value is None:
+                assert cell == "–"
+            else:
+                shown, tolerance = number(cell)
+                assert abs(shown - value) <= tolerance * (1 + 1e-9)
+
+
+def test_the_terminal_table_is_aligned_and_holds_every_cell(rungs):
+    text = results_table(rungs)
+    table = text.split("\n\n")[0].splitlines()
+    cells = rung_table(rungs)
+    for line, row in zip(table[1:], (cells.header, *cells.rows), strict=True):
+        assert re.split(r"\s{2,}", line) == list(row)
+    assert len({len(line) for line in table[1:]}) == 1
+    assert len(table[1]) <= 120
+    assert "l6w112 alone, cold" in text
+
+
+def test_markdown_has_the_same_cells(rungs):
+    lines = results_markdown(rungs).splitlines()
+    for line, row in zip(lines[2:], rung_table(rungs).rows, strict=False):
+        assert line == "| " + " | ".join(row) + " |"
+    assert "bits per byte: own" in lines[0]
+    assert len({line.replace("\\|", "").count("|") for line in lines[:5]}) == 1
+
+
+def test_what_was_planned_is_marked_and_what_did_not_match_is_said(run, records):
+    made = records(floors=(1.995, 1.9))
+    made[2] = records(cold=False)[2]
+    rungs = read_run(run(made)).rungs
+    rows = rung_table(rungs).rows
+    assert rows[1][10] == "not matched"
+    assert rows[1][8].startswith("+")
+    assert not rows[1][11].endswith("*")
+    assert rows[2][11].endswith("*")
+    text = results_table(rungs)
+    assert "* planned: no cold twin of l6w112 has been trained." in text
+    assert re.search(r"every rung inherited, to match\s+–\s+–\s+–", text)
+
+
+@pytest.mark.parametrize(
+    ("first_epoch", "token", "sentence"),
+    [
+        (0, None, "No rung trained on a block of the corpus that it or an earlier rung had read."),
+        (0, 1_250_000, "Data repeat from token 1.25 M of l6w96 on, in epoch 2 of the corpus."),
+        (1, 0, "Data repeat from the first token of l6w96 on, in epoch 2 of the corpus."),
+    ],
+)
+def test_the_epoch_from_which_data_repeat_is_stated(rungs, first_epoch, token, sentence):
+    data = dataclasses.replace(rungs[1].data, first_epoch=first_epoch, repeats_from_token=token)
+    changed = [rungs[0], dataclasses.replace(rungs[1], data=data), rungs[2]]
+    assert data_repetition(changed) == sentence
+    assert sentence in results_table(changed)
