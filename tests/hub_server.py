@@ -6,10 +6,9 @@ client's default, and on the LFS path, in one piece and in parts (HF_HUB_DISABLE
 HTTP path, which the client takes for every file that comes without an `X-Xet-Hash`. Models only; no pull requests,
 gating or quotas.
 
-Content lies on disk under its digest, a commit is an immutable file that names every path and digest, and a branch
-moves by replacing one small file. The server is strict where the Hub is: an upload must have the size and SHA-256 it
-was announced with, a commit may only name objects that have arrived, its parent must be the head, metadata must be
-valid, and the storage, which stands on another origin like the Hub's CDN, refuses a request that carries a token.
+The server is strict where the Hub is: an upload must have the announced size and SHA-256, a commit may only name
+objects that have arrived, its parent must be the head, metadata must be valid, and the storage, which stands on
+another origin like the Hub's CDN, refuses a request that carries a token.
 """
 
 import asyncio
@@ -18,6 +17,7 @@ import dataclasses
 import json
 import re
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -96,17 +96,17 @@ class HubServer:
         self.xet = XetStorage(self.storage)
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, int]] = []
+        self.times: list[float] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def inject(self, kind: FaultKind, method: str, path: str, **options: Any) -> Fault:
         """Make the next requests that match go wrong."""
-        fault = Fault(kind, method, path, **options)
-        self.faults.append(fault)
-        return fault
+        self.faults.append(Fault(kind, method, path, **options))
+        return self.faults[-1]
 
     def asked(self, method: str, path: str) -> int:
-        """How many requests with this method and a path that contains the regular expression were answered well."""
+        """How many requests with this method, and a path that contains the expression, were answered well."""
         return sum(m == method and bool(re.search(path, p)) and 200 <= status < 300 for m, p, status in self.requests)
 
     # Starting and stopping
@@ -165,6 +165,7 @@ class HubServer:
             status = response.status
         finally:
             self.requests.append((request.method, request.path, status))
+            self.times.append(time.monotonic())
         return response
 
     @web.middleware
@@ -254,8 +255,7 @@ class HubServer:
         url = {"url": f"{self.endpoint}/{repo_id}", "name": repo_id}
         if self.storage.has_repository(repo_id):
             return web.json_response(url | {"error": "You already created this model repo"}, status=409)
-        private = body.get("visibility") == "private"
-        self.storage.write_repository({"id": repo_id, "private": private, "branches": {"main": ""}, "tags": {}})
+        self.storage.create_repository(repo_id, private=body.get("visibility") == "private")
         self.storage.commit(repo_id, {".gitattributes": GIT_ATTRIBUTES}, "initial commit")
         return web.json_response(url)
 

@@ -53,6 +53,9 @@ class HubStorage:
     def has_repository(self, repo_id: str) -> bool:
         return self._repository_file(repo_id).exists()
 
+    def create_repository(self, repo_id: str, *, private: bool) -> None:
+        self.write_repository({"id": repo_id, "private": private, "branches": {"main": ""}, "tags": {}})
+
     def repository(self, repo_id: str) -> dict[str, Any]:
         return read_json(self._repository_file(repo_id))
 
