@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_progressive import storage
 from hf_progressive.config import DataConfig
@@ -43,7 +43,7 @@ class Corpus:
     context: int
     """Tokens per block."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerFast
     """The tokenizer, with an end-of-text token."""
 
     train: TokenBlocks | TokenStream

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from hf_progressive import storage
 from hf_progressive.config import DataConfig
@@ -116,7 +116,7 @@ def _write_corpus(config: DataConfig, context: int, folder: Path, num_proc: int 
 
 def _tokenize(
     documents: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     holdout: Holdout,
     folder: Path,
     num_proc: int | None,
@@ -156,7 +156,7 @@ def _token_arrays(tokenized: datasets.Dataset, description: str | None = None) -
         yield batch["input_ids"].combine_chunks().flatten().to_numpy()
 
 
-def _encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
+def _encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Tokens]:
     rows = iter(texts)
     while batch := list(itertools.islice(rows, _BATCH_DOCUMENTS)):
         yield np.concatenate(encode_documents(tokenizer, batch)).astype(np.uint32)
@@ -202,7 +202,7 @@ def _validation_blocks(config: DataConfig, context: int, path: Path, dtype: str)
     return tokens[: len(tokens) // context * context].reshape(-1, context)  # (blocks, context)
 
 
-def _fingerprint(config: DataConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+def _fingerprint(config: DataConfig, tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     parts = [json.dumps(vocabulary), storage.sha256_file(folder / VALIDATION_NAME)]
     if config.streaming:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import IterableDataset, get_worker_info
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from hf_progressive import storage
 from hf_progressive.config import DataConfig
@@ -44,7 +44,7 @@ class TokenStream(IterableDataset[Block]):
     def __init__(
         self,
         config: DataConfig,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerFast,
         *,
         context: int,
         folder: Path,

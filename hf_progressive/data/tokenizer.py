@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_progressive.config import TokenizerConfig
 from hf_progressive.data.documents import take_bytes
@@ -20,7 +20,7 @@ _PROBE = "def f(x):\n\t  return 'naïve ½ €' # 漢字 🙂  \r\n\x00" + "z" *
 """A text of many kinds of characters, whose bytes a tokenizer must account for."""
 
 
-def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Load the tokenizer by name, or train it.
 
     Args:
@@ -31,8 +31,8 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
         A tokenizer with an end-of-text token.
 
     Raises:
-        ValueError: There is no such tokenizer, it has no end-of-text token, or the texts are too few for the
-            vocabulary asked for.
+        ValueError: There is no such tokenizer, it is not a fast one or has no end-of-text token, or the texts are too
+            few for the vocabulary asked for.
     """
     if config.name is None:
         return train_tokenizer(texts, vocab_size=config.vocab_size, training_bytes=config.training_bytes)
@@ -41,6 +41,11 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"data.tokenizer.name: cannot load {config.name!r}: {reason}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(
+            f"data.tokenizer.name: {config.name} is a {type(tokenizer).__name__}, which the tokenizers library cannot "
+            f"run; use one with a tokenizer.json"
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"data.tokenizer.name: {config.name} has no end-of-text token to separate documents; "
@@ -88,8 +93,10 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, training_bytes: in
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 
-def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     """Tokenize documents, each with an end-of-text token behind it.
+
+    The name of a special token that occurs in a text is text like any other.
 
     Args:
         tokenizer: The tokenizer.
@@ -98,11 +105,16 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> li
     Returns:
         Their token ids.
     """
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [[*document, tokenizer.eos_token_id] for document in ids]
+    backend = tokenizer.backend_tokenizer
+    # A call of the tokenizer sets these three each time, and costs a third more than going past it.
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    return [[*encoding.ids, tokenizer.eos_token_id] for encoding in encodings]
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
     """Return the rows that a model's token table needs.
 
     Args:
@@ -122,7 +134,7 @@ def _with_progress(texts: Iterable[str], total: int) -> Iterator[str]:
             bar.update(len(text.encode("utf-8")))
 
 
-def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int64]:
+def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int64]:
     """Return how many UTF-8 bytes of text each token stands for.
 
     Byte-level tokens (GPT-2, Llama 3, Qwen) spell each byte as one character; SentencePiece tokens (Llama 2, Mistral)
@@ -144,8 +156,7 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> npt.NDArray[np.int
     >>> int(lengths[tokenizer.eos_token_id]), int(lengths[tokenizer("aa")["input_ids"]].sum())
     (0, 2)
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    kinds = _decoder_kinds(json.loads(backend.to_str())["decoder"]) if backend is not None else set()
+    kinds = _decoder_kinds(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
     lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
     added = {index: entry.content for index, entry in tokenizer.added_tokens_decoder.items()}
     special = set(tokenizer.all_special_ids)

@@ -32,11 +32,11 @@ def reference_tokens(documents, tokenizer):
     return tokens
 
 
-def gpt2_byte(character):
-    """The byte that a character stands for in a byte-level vocabulary, after Radford et al.'s own table."""
+def gpt2_bytes():
+    """The bytes that the characters of a byte-level vocabulary stand for, after Radford et al.'s own table."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
-    return ord(character) if ord(character) in printable else others[ord(character) - 256]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 @pytest.mark.parametrize("source", ["json", "parquet", "text"])
@@ -65,11 +65,11 @@ def test_blocks_are_those_of_a_plain_loop(write, texts, tmp_path, source):
 
 def test_validation_bytes_are_those_of_the_predicted_tokens(write, texts, tmp_path):
     corpus = prepare_corpus(write(texts), CONTEXT, tmp_path / "data")
-    expected = 0
+    expected, table = 0, gpt2_bytes()
     for i in range(len(corpus.validation)):
         predicted = corpus.validation[i]["input_ids"][1:].tolist()
         spelled = "".join(corpus.tokenizer.convert_ids_to_tokens([t for t in predicted if t != 0]))
-        text = bytes(gpt2_byte(character) for character in spelled)
+        text = bytes(table[character] for character in spelled)
         assert text.decode("utf-8", "ignore") == corpus.tokenizer.decode(predicted, skip_special_tokens=True).strip(
             "�"
         )

@@ -119,6 +119,22 @@ def test_documents_end_with_the_end_of_text_token():
     assert tokenizer.decode(first[:-1]) == "the rung"
 
 
+def test_name_of_a_special_token_in_a_document_is_text():
+    tokenizer = trained()
+    text = f"a {END_OF_TEXT} b"
+    (document,) = encode_documents(tokenizer, [text])
+    assert document.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(document[:-1]) == text
+    assert token_byte_lengths(tokenizer)[document].sum() == len(text)
+
+
+def test_documents_are_not_truncated_whatever_the_tokenizer_was_saved_with():
+    tokenizer = trained()
+    tokenizer(["the rung"], truncation=True, max_length=2, padding=False)
+    (document,) = encode_documents(tokenizer, TEXTS[:1])
+    assert tokenizer.decode(document[:-1]) == TEXTS[0]
+
+
 def test_training_reads_no_more_text_than_it_may():
     def texts():
         yield from ["aaaa aaaa aaaa"] * 5
