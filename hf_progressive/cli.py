@@ -5,6 +5,8 @@ failed or training broke off, 2 bad input (one line that says what, where, and w
 """
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -90,7 +92,20 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
 
     config = load_ladder_config(options.config, options.set)
     output_dir = Path(options.output_dir or Path("runs") / config.name)
-    results = run_ladder(config, output_dir, on_record=write_report)
+    with contextlib.ExitStack() as stack:
+        publisher = None
+        if config.publish is not None and _is_main_process():
+            from hf_progressive.hub import FamilyPublisher
+
+            options_by_name = dataclasses.asdict(config.publish)
+            publisher = stack.enter_context(FamilyPublisher(options_by_name.pop("repo_id"), **options_by_name))
+
+        def on_record(run: Path) -> None:
+            write_report(run)
+            if publisher is not None:
+                publisher(run)
+
+        results = run_ladder(config, output_dir, on_record=on_record)
     if _is_main_process():
         if not options.json:
             sys.stdout.write(results_table(read_run(output_dir).rungs) + "\n")
@@ -104,6 +119,40 @@ def _report(options: argparse.Namespace) -> Outcome:
     paths = write_report(options.run_dir)
     _say(f"report: {paths.html}")
     return EXIT_DONE, {"html": str(paths.html), "markdown": str(paths.markdown)}
+
+
+def _publish(options: argparse.Namespace) -> Outcome:
+    from hf_progressive.hub import publish_family, publish_rung
+
+    settings = {name: getattr(options, name) for name in ("private", "license", "language", "dry_run")}
+    if "{name}" in options.repo_id:
+        addresses = publish_family(options.folder, options.repo_id, collection=options.collection, **settings)
+    else:
+        addresses = [publish_rung(options.folder, options.repo_id, **settings)]
+    for address in addresses:
+        _say(address)
+    return EXIT_DONE, {"urls": addresses, "dry_run": options.dry_run}
+
+
+def _core(options: argparse.Namespace) -> Outcome:
+    from accelerate import PartialState
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_progressive.evaluation.core import evaluate_core
+
+    state = PartialState()
+    result = evaluate_core(
+        AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).to(state.device),
+        AutoTokenizer.from_pretrained(options.model),
+        options.bundle,
+        tasks=options.tasks,
+        max_per_task=options.max_per_task,
+        batch_size=options.batch_size,
+        resume_file=options.resume,
+    )
+    if not options.json and state.is_main_process:
+        sys.stdout.write(result.table() + "\n")
+    return EXIT_DONE, result.to_dict()
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -179,6 +228,28 @@ def build_parser() -> argparse.ArgumentParser:
     report = command("report", _report, "write the report of a run folder again from its records")
     report.add_argument("run_dir", metavar="RUN_DIR", help="the run folder")
     _add_json(report)
+
+    publish = command("publish", _publish, "publish a rung, or every finished rung of a run, on the Hub")
+    publish.add_argument("folder", metavar="RUNG_DIR", help="a rung's final/ folder, or the run folder of a family")
+    publish.add_argument(
+        "--repo-id", required=True, metavar="ORG/NAME", help="for a family, with {name}: ORG/x-{name}"
+    )
+    publish.add_argument("--private", action="store_true", help="keep the repositories from the public")
+    publish.add_argument("--license", help="the weights' licence, by its identifier on the Hub")
+    publish.add_argument("--language", nargs="+", default=[], help="languages of the data: ISO 639 codes, or code")
+    publish.add_argument("--collection", metavar="TITLE", help="gather a family in a collection of this title")
+    publish.add_argument("--dry-run", action="store_true", help="send nothing; list the files and show the card")
+    _add_json(publish)
+
+    core = command("core", _core, "evaluate a causal language model on DCLM's CORE")
+    core.add_argument("model", metavar="MODEL", help="a checkpoint's folder or Hub name")
+    core.add_argument("--bundle", required=True, metavar="DIR", help="the folder of a CORE bundle")
+    core.add_argument("--tasks", nargs="+", metavar="LABEL", help="tasks to evaluate; default: all that have data")
+    core.add_argument("--max-per-task", type=int, metavar="N", help="examples per task at the most; default: all")
+    core.add_argument("--batch-size", type=int, default=32, metavar="N", help="sequences per forward pass")
+    core.add_argument("--dtype", default="float32", help="precision of the weights (default: float32)")
+    core.add_argument("--resume", metavar="FILE", help="JSON file of finished tasks, read if it exists")
+    _add_json(core)
     return parser
 
 

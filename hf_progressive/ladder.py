@@ -25,6 +25,7 @@ from hf_progressive import storage
 from hf_progressive.arm import Arm, train_arm
 from hf_progressive.config import LadderConfig
 from hf_progressive.data import Corpus, prepare_corpus
+from hf_progressive.evaluation.core import evaluate_core
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.inheritance import estimate_inheritance, load_penalty
 from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
@@ -118,7 +119,9 @@ def _claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
     # Write the configuration into a new run folder, or compare it with the one that is there.
     path = folder / "ladder.json"
     if path.exists():
-        differences = list(_differences(storage.read_json(path)["config"], config.to_dict()))
+        there, here = storage.read_json(path)["config"], config.to_dict()
+        del there["publish"], here["publish"]  # where the rungs go does not change what they are
+        differences = list(_differences(there, here))
         if differences:
             raise ValueError(
                 f"{folder}: holds a run of another configuration ({'; '.join(differences)}); "
@@ -181,6 +184,9 @@ class _Run:
         started = time.monotonic()
         estimates = self._estimate(rung)
         seconds["phi"] = time.monotonic() - started
+        started = time.monotonic()
+        core = self._evaluate_core(folder / "trained")
+        seconds["core"] = time.monotonic() - started
         if self.state.is_main_process:
             record = rung_record(
                 self.config,
@@ -190,6 +196,7 @@ class _Run:
                 model_config=storage.read_json(folder / "trained" / "config.json"),
                 growth=growth,
                 estimates=estimates,
+                core=core,
                 parent=self._parent_record(rung),
                 seconds=seconds,
                 state=self.state,
@@ -318,6 +325,22 @@ class _Run:
             storage.write_manifest(source)
         self.state.wait_for_everyone()
         return estimates
+
+    def _evaluate_core(self, checkpoint: Path) -> dict[str, Any] | None:
+        options = self.config.core
+        if options is None:
+            return None
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        result = evaluate_core(
+            model.to(self.state.device),
+            self.corpus.tokenizer,
+            options.bundle,
+            tasks=options.tasks or None,
+            max_per_task=options.max_per_task,
+            batch_size=options.batch_size,
+            resume_file=checkpoint.parent / "core.json",
+        )
+        return result.to_dict()
 
     def _publish(self, name: str, *, source: Path, record: dict[str, Any]) -> None:
         """Make the rung's final folder of a folder's files, linked and not copied, and a record."""

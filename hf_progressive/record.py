@@ -78,6 +78,7 @@ def rung_record(
     model_config: Mapping[str, Any],
     growth: dict[str, Any] | None,
     estimates: dict[str, Any],
+    core: dict[str, Any] | None,
     parent: Mapping[str, Any] | None,
     seconds: Mapping[str, float],
     state: PartialState,
@@ -92,6 +93,7 @@ def rung_record(
         model_config: The trained model's configuration.
         growth: The growth's record; None on the first rung.
         estimates: What was estimated of the trained model for its successor, with the FLOPs.
+        core: The result on CORE, where it was evaluated.
         parent: The parent's record; None on the first rung.
         seconds: Wall-clock seconds by step.
         state: The processes.
@@ -128,6 +130,7 @@ def rung_record(
         "flops": flops,
         "bits_per_byte": result.bits_per_byte,
         "loss": result.loss,
+        "core": core,
         "curve": result.curve,
         "training_log": result.training_log,
         "cold": None,

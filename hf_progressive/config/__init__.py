@@ -1,0 +1,29 @@
+"""The configuration of a ladder: frozen dataclasses, read from strict YAML.
+
+Every field is documented once, in the text under it, with its unit. Unknown keys, wrong types and values out of range
+raise a `ValueError` of one line that names the dotted path. This module imports neither torch nor transformers.
+"""
+
+from hf_progressive.config.data import DataConfig, TokenizerConfig
+from hf_progressive.config.ladder import LadderConfig, find_config, load_ladder_config
+from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
+from hf_progressive.config.outcome import CoreConfig, PublishConfig
+from hf_progressive.config.phi import FisherConfig, PhiConfig, SubspaceConfig
+from hf_progressive.config.training import TrainingConfig
+
+__all__ = [
+    "CoreConfig",
+    "DataConfig",
+    "FisherConfig",
+    "GrowthConfig",
+    "LadderConfig",
+    "ModelConfig",
+    "PhiConfig",
+    "PublishConfig",
+    "RungConfig",
+    "SubspaceConfig",
+    "TokenizerConfig",
+    "TrainingConfig",
+    "find_config",
+    "load_ladder_config",
+]

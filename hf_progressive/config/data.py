@@ -1,0 +1,82 @@
+"""The corpus and its tokenizer."""
+
+from dataclasses import dataclass, field
+
+from hf_progressive.config.checks import require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Where the tokenizer comes from."""
+
+    name: str | None = None
+    """A local folder or a Hub name to load it from; None trains a byte-level BPE on the corpus."""
+
+    vocab_size: int = 1024
+    """Entries of a tokenizer to be trained, the 256 bytes and the end-of-text token included."""
+
+    training_bytes: int = 20_000_000
+    """UTF-8 bytes of the corpus, from its start, that a tokenizer to be trained reads at the most."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.vocab_size > 256, f"vocab_size: {self.vocab_size} leaves no room for the 256 bytes; use 257 or more"
+        )
+        require_positive(self, "training_bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The corpus: what `datasets.load_dataset` reads, or the embedded default."""
+
+    source: str = "stdlib"
+    """`stdlib` (the source text of this Python's standard library), a builder of `datasets` (`text`, `json`,
+    `parquet`) together with `files`, or the name of a Hub dataset."""
+
+    files: tuple[str, ...] = ()
+    """Local files, folders or glob patterns for the builders `text`, `json` and `parquet`. A text file is cut, at line
+    ends, into documents of 16,384 characters; a row of the others is a document."""
+
+    validation_files: tuple[str, ...] = ()
+    """Files whose documents are the validation part; empty holds out a part of the corpus by document hash."""
+
+    name: str | None = None
+    """The configuration (subset) of a Hub dataset."""
+
+    split: str = "train"
+    """The split of a Hub dataset."""
+
+    revision: str | None = None
+    """The branch, tag or commit of a Hub dataset."""
+
+    text_column: str = "text"
+    """The column that holds a document."""
+
+    streaming: bool = False
+    """Read the corpus as a stream, tokenizing while training, instead of tokenizing it all beforehand."""
+
+    max_documents: int | None = None
+    """Read no more documents than this from the corpus, from its start."""
+
+    validation_fraction: float = 0.02
+    """Share of documents held out for validation, chosen by the hash of their text."""
+
+    max_validation_tokens: int = 131_072
+    """Validation tokens at the most; the first documents of the part are kept."""
+
+    shuffle_seed: int | None = 0
+    """Seed of the one order of documents, and of the blocks packed from them, that every run reads; None keeps the
+    source's own. A stream keeps it anyway: shuffle a corpus before streaming it."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Where the tokenizer comes from."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.validation_fraction < 1, f"validation_fraction: {self.validation_fraction} is not in (0, 1)")
+        require_positive(self, "max_documents", "max_validation_tokens")
+        local = self.source in ("text", "json", "parquet")
+        require(not local or bool(self.files), f"files: the source {self.source!r} needs the files to read")
+        require(local or not self.files, f"files: only text, json and parquet read files, not {self.source!r}")
+        require(
+            not self.streaming or self.source != "stdlib", "streaming: the stdlib corpus is small, it is not streamed"
+        )

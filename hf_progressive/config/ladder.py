@@ -1,0 +1,152 @@
+"""A ladder, read from strict YAML."""
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_progressive import strict_yaml
+from hf_progressive.config.checks import require
+from hf_progressive.config.data import DataConfig
+from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
+from hf_progressive.config.outcome import CoreConfig, PublishConfig
+from hf_progressive.config.phi import PhiConfig
+from hf_progressive.config.training import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderConfig:
+    """A ladder: rungs from the smallest to the largest, and everything that decides their weights."""
+
+    name: str = "ladder"
+    """The ladder's name, in reports and cards."""
+
+    seed: int = 0
+    """Seed of weights, growth and data loading."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """What every rung's model shares."""
+
+    rungs: tuple[RungConfig, ...]
+    """The models, each grown from the one before."""
+
+    cold: Literal["all", "none"] | tuple[str, ...] = "all"
+    """Grown rungs that are trained from nothing as well, for comparison: all, none, or a list of names."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The corpus."""
+
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    """How a rung is made from its parent."""
+
+    phi: PhiConfig = field(default_factory=PhiConfig)
+    """The inheritance penalty of grown rungs."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How every rung trains."""
+
+    core: CoreConfig | None = None
+    """Evaluate every rung on CORE; None does not."""
+
+    publish: PublishConfig | None = None
+    """Publish every rung on the Hub as it is finished; None does not."""
+
+    def __post_init__(self) -> None:
+        require(len(self.rungs) > 0, "rungs: the list is empty; name at least one rung")
+        names = [rung.name for rung in self.rungs]
+        for name in names:
+            require(names.count(name) == 1, f"rungs: the name {name!r} is given to {names.count(name)} rungs")
+        if not isinstance(self.cold, str):
+            for name in self.cold:
+                require(name in names[1:], f"cold: {name!r} is no grown rung; {strict_yaml.nearest(name, names[1:])}")
+        blocks, context = self.training.batch_tokens, self.model.context
+        require(
+            blocks % context == 0,
+            f"training.batch_tokens: {blocks} is not a multiple of the context, {context} tokens",
+        )
+
+    def trains_cold(self, name: str) -> bool:
+        """Tell whether a grown rung has a cold twin.
+
+        Args:
+            name: The rung's name.
+
+        Returns:
+            False for the first rung, which is cold itself.
+        """
+        if name == self.rungs[0].name:
+            return False
+        return self.cold == "all" or (self.cold != "none" and name in self.cold)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain values, such that reading them back gives an equal one.
+
+        Returns:
+            Nested dictionaries and lists.
+        """
+        value = _plain(self)
+        value["rungs"] = [
+            {"name": rung.name, **({"depth": rung.depth} if rung.depth is not None else rung.fields)}
+            for rung in self.rungs
+        ]
+        assert isinstance(value, dict)
+        return value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def find_config(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a configuration: a file, or the name of one that ships with the package.
+
+    Args:
+        path: A path, or a name such as `ladder_small`.
+
+    Returns:
+        The path of the YAML file.
+
+    Raises:
+        FileNotFoundError: Neither exists.
+    """
+    given = Path(path)
+    if given.is_file():
+        return given
+    package = Path(str(resources.files("hf_progressive")))
+    folders = (package / "configs", package.parent / "configs")  # an installed package, a checkout
+    shipped = {file.stem: file for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
+    if given.name == str(path) and given.stem in shipped:
+        return shipped[given.stem]
+    known = f"; configurations that ship with the package: {', '.join(sorted(shipped))}" if shipped else ""
+    raise FileNotFoundError(f"{path}: no such file{known}")
+
+
+def load_ladder_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> LadderConfig:
+    """Read a ladder's YAML file.
+
+    Args:
+        path: The file, or the name of a configuration that ships with the package.
+        overrides: Dotted overrides, `training.learning_rate=1e-3`, whose values are YAML.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A key is unknown, or a value has the wrong type or range; the message names its dotted path.
+    """
+    file = find_config(path)
+    mapping = strict_yaml.apply_overrides(strict_yaml.read_yaml(file), overrides)
+    try:
+        return strict_yaml.build(LadderConfig, mapping)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None

@@ -1,0 +1,105 @@
+"""The models: what all rungs share, one rung, and how a rung comes of its parent."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hf_progressive import strict_yaml
+from hf_progressive.config.checks import require, require_positive
+
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What every rung's model shares."""
+
+    family: str = "gpt2"
+    """The `model_type` of the Transformers configuration."""
+
+    context: int = 256
+    """Tokens of context, which is also the length of a training block."""
+
+    aspect_ratio: int = 64
+    """Width per layer, for rungs sized by their depth alone."""
+
+    head_dim: int = 64
+    """Width of an attention head, for rungs sized by their depth alone."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the family's configuration, the same on every rung (`resid_pdrop: 0.0`)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "context", "aspect_ratio", "head_dim")
+        require(self.context >= 8, f"context: {self.context} is below 8 tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungConfig:
+    """One model of the ladder: a depth on the dial, or explicit configuration fields."""
+
+    name: str
+    """The rung's name, which is its folder's too; `d11` where the depth alone is given."""
+
+    depth: int | None = None
+    """Layers, from which everything else follows; None where `fields` say it."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Fields of the family's configuration (`n_layer: 5, n_embd: 96, n_head: 6`)."""
+
+    def __post_init__(self) -> None:
+        require(
+            _NAME_PATTERN.fullmatch(self.name) is not None,
+            f"name: {self.name!r} cannot name a folder; use letters, digits, '.', '_' and '-'",
+        )
+        require_positive(self, "depth")
+        require((self.depth is None) != (not self.fields), f"{self.name}: give either a depth or explicit fields")
+
+    @classmethod
+    def from_yaml(cls, value: Any, path: str) -> "RungConfig":
+        """Read a rung: `d11`, `{depth: 11, name: …}` or `{name: …, n_layer: …, n_embd: …}`.
+
+        Args:
+            value: The YAML value.
+            path: Its dotted path, for error messages.
+
+        Returns:
+            The rung.
+
+        Raises:
+            ValueError: The value has none of these forms.
+        """
+        if isinstance(value, str):
+            match = re.fullmatch(r"d(\d+)", value)
+            require(
+                match is not None, f"{path}: {value!r} is no depth; write d11, or a mapping with a name and fields"
+            )
+            assert match is not None
+            return cls(name=value, depth=int(match[1]))
+        require(isinstance(value, Mapping), f"{path}: expected d11 or a mapping, got {value!r}")
+        fields = {str(key): item for key, item in value.items()}
+        depth = strict_yaml.convert(int | None, fields.pop("depth", None), f"{path}.depth")
+        name = strict_yaml.convert(str | None, fields.pop("name", None), f"{path}.name")
+        require(name is not None or depth is not None, f"{path}: a rung with explicit fields needs a name")
+        try:
+            return cls(name=name or f"d{depth}", depth=depth, fields=fields)
+        except ValueError as error:
+            raise ValueError(f"{path}.{error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthConfig:
+    """How a rung is made from its parent."""
+
+    method: str = "exact"
+    """A growth method; `exact` keeps the parent's function."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of `plan_growth`, by name."""
+
+    parent: Literal["final", "stable"] = "final"
+    """Grow from the parent after its warm-down, or from the checkpoint before it."""
+
+    max_relative_logit_difference: float = 1e-5
+    """Largest |Δlogit| over the logit scale that a function-preserving growth may show before the ladder stops."""

@@ -1,0 +1,70 @@
+"""The inheritance penalty."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hf_progressive.config.checks import require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class FisherConfig:
+    """How the parent's diagonal Fisher information is estimated."""
+
+    kind: Literal["empirical", "true"] = "empirical"
+    """Labels from the data, or sampled from the model."""
+
+    sequences: int = 128
+    """Blocks of the parent's own training data to estimate it from."""
+
+    batch_size: int = 8
+    """Blocks per forward and backward pass; changes the time and not the result."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "sequences", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubspaceConfig:
+    """How the parent's output subspace of each weight matrix is learned."""
+
+    source: Literal["weights", "gradients", "activations"] = "weights"
+    """What the subspace spans: the matrix's singular vectors, output gradients or output activations."""
+
+    energy: float = 0.95
+    """Share of the squared singular values (or of the trace) that the basis keeps."""
+
+    sequences: int = 64
+    """Blocks for the sources `gradients` and `activations`."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.energy <= 1, f"energy: {self.energy} is not in (0, 1]")
+        require_positive(self, "sequences")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhiConfig:
+    """The inheritance penalty Φ of grown rungs."""
+
+    ewc_lambda: float = 0.0
+    """λ, weight of the Fisher-weighted squared distance from the parent; 0 leaves the term out."""
+
+    gamma: float = 0.0
+    """γ, weight of the squared distance outside the parent's output subspace; 0 leaves the term out."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Course of λ and γ over training."""
+
+    until: float = 0.5
+    """Share of the rung's steps after which a linear or cosine schedule has reached 0."""
+
+    fisher: FisherConfig = field(default_factory=FisherConfig)
+    """How the Fisher information is estimated."""
+
+    subspace: SubspaceConfig = field(default_factory=SubspaceConfig)
+    """How the subspace is learned."""
+
+    def __post_init__(self) -> None:
+        for name in ("ewc_lambda", "gamma"):
+            value = getattr(self, name)
+            require(0 <= value < float("inf"), f"{name}: {value} is not a finite number of 0 or more")
+        require(0 < self.until <= 1, f"until: {self.until} is not in (0, 1]")

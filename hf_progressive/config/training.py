@@ -1,0 +1,75 @@
+"""Batch, budget, schedule and optimizer."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hf_progressive.config.checks import require, require_fraction, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How every rung, and every cold twin, trains."""
+
+    tokens_per_parameter: float = 8.0
+    """Tokens of a cold run's full budget, per parameter."""
+
+    budget_parameters: Literal["scaling", "non_embedding", "total"] = "scaling"
+    """Which parameters the budget counts: transformer and output head, transformer alone, or all."""
+
+    inherited_fraction: float = 0.65
+    """Share of the cold budget that a grown rung trains for."""
+
+    batch_tokens: int = 4096
+    """Tokens per optimizer step over all processes and accumulated micro-batches."""
+
+    micro_batch_size: int = 16
+    """Blocks per forward pass and process, at the most."""
+
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+
+    inherited_learning_rate: float | None = None
+    """Peak learning rate of grown rungs; None takes `learning_rate`."""
+
+    warmup_fraction: float = 0.02
+    """Share of the steps over which the learning rate rises to its peak."""
+
+    warmdown_fraction: float = 0.5
+    """Share of the steps over which the learning rate falls linearly, at the end."""
+
+    final_lr_ratio: float = 0.0
+    """Learning rate at the last step over the peak."""
+
+    weight_decay: float = 0.1
+    """AdamW's decoupled weight decay, on matrices."""
+
+    adam_beta1: float = 0.9
+    """AdamW's decay rate of the first moment."""
+
+    adam_beta2: float = 0.95
+    """AdamW's decay rate of the second moment."""
+
+    max_grad_norm: float = 1.0
+    """Norm to which the gradient is clipped."""
+
+    evaluations: int = 16
+    """Validation points along a run, the last step included."""
+
+    checkpoints: int = 4
+    """Checkpoints for resuming along a run, the last step included."""
+
+    keep_stable: bool = False
+    """Keep the weights from before the warm-down beside the final ones."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Further `TrainingArguments` (`bf16: true`, `report_to: [tensorboard]`, `gradient_checkpointing: true`)."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self, "tokens_per_parameter", "batch_tokens", "micro_batch_size", "evaluations", "checkpoints"
+        )
+        require_positive(self, "learning_rate", "inherited_learning_rate")
+        require_fraction(self, "warmup_fraction", "warmdown_fraction", "final_lr_ratio")
+        require(0 < self.inherited_fraction <= 4, f"inherited_fraction: {self.inherited_fraction} is not in (0, 4]")
+        total = self.warmup_fraction + self.warmdown_fraction
+        require(total <= 1, f"warmdown_fraction: warm-up and warm-down together are {total} of the steps, more than 1")

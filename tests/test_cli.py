@@ -1,0 +1,94 @@
+"""The command line: exit codes, one line per mistake, one JSON object on the last line of stdout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hf_progressive import cli
+
+COMMANDS = ("grow", "verify", "plan", "ladder", "report", "publish", "core")
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    """A GPT-2 whose norms and biases are not what initialisation leaves."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(tmp_path / "parent")
+    return tmp_path / "parent"
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_grow_then_verify(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    child = str(tmp_path / "child")
+    assert cli.main(["grow", str(parent), child, "--set", "n_layer=3", "n_embd=24", "n_head=3", "--json"]) == 0
+    report = last_line(capsys)
+    assert report["preserves_function"] is True
+    assert cli.main(["verify", str(parent), child, "--json"]) == 0
+    check = last_line(capsys)
+    assert 0 <= check["max_abs_logit_diff"] <= 1e-5 * check["max_abs_logit"]
+
+
+def test_verify_fails_with_one_where_the_function_changed(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = GPT2LMHeadModel.from_pretrained(parent)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.bias[0].add_(0.1)
+    model.save_pretrained(tmp_path / "other")
+    assert cli.main(["verify", str(parent), str(tmp_path / "other"), "--json"]) == cli.EXIT_CHECK_FAILED
+    assert last_line(capsys)["preserved"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grow", "PARENT", "CHILD", "--set", "n_layer=1"], "growth never shrinks: layers 2 → 1"),
+        (["grow", "PARENT", "CHILD", "--set", "n_embd=17"], "n_embd"),
+        (["grow", "PARENT", "CHILD", "--set", "n_layers=3"], "n_layer"),
+        (["grow", "PARENT", "CHILD", "--set", "n_layer"], "expected key.path=value"),
+        (["grow", "/nowhere/at-all", "CHILD", "--set", "n_layer=3"], "/nowhere/at-all"),
+        (["grow", "PARENT", "PARENT", "--set", "n_layer=3"], "exists already"),
+        (["plan", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["report", "/nowhere"], "/nowhere"),
+        (["core", "PARENT", "--bundle", "/nowhere"], "/nowhere/core.yaml: no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    places = {"PARENT": str(parent), "CHILD": str(tmp_path / "child")}
+    code = cli.main([places.get(word, word) for word in arguments])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-progressive: error:")]
+    assert code == cli.EXIT_BAD_INPUT
+    assert len(lines) == 1
+    assert places.get(message, message) in lines[0]
+    assert not (tmp_path / "child").exists()
+
+
+def test_plan_prints_the_three_prices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "ladder_tiny", "--json"]) == 0
+    flops = last_line(capsys)["flops"]
+    assert max(flops["last_alone"], flops["all_inherited"]) < flops["all_cold"]
+
+
+def test_every_command_explains_itself() -> None:
+    for words in ([], *([name] for name in COMMANDS)):
+        run = subprocess.run(
+            [sys.executable, "-m", "hf_progressive", *words, "--help"], capture_output=True, text=True
+        )
+        assert run.returncode == 0
+        assert run.stdout.startswith("usage: hf-progressive")
