@@ -290,6 +290,8 @@ def plan_growth(
 
 
 def _layer_origins(method: Method, old: int, new: int, options: GrowthOptions) -> Sequence[LayerOrigin]:
+    if not method.inherits:
+        return [LayerOrigin(None, heir=False)] * new
     if old == new:
         return [LayerOrigin(layer) for layer in range(old)]
     return method.depth(old, new, options)

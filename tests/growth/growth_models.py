@@ -17,26 +17,42 @@ DERIVED_HEAD_DIM = {"gpt2", "qwen2", "granite", "smollm3", "nanochat"}  # head_d
 NORMED_QUERIES = {"qwen3", "nanochat"}
 ALWAYS_TIED_OPTIONS = {"nanochat": (False,)}  # a wider tied NanoChat is refused, and tested as such
 EXTRA_OPTIONS = {
-    "gpt2": ({}, {"activation_function": "relu"}, {"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}),
+    "gpt2": (
+        {},
+        {"activation_function": "relu"},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_weights": False},
+    ),
     "llama": ({}, {"attention_bias": True, "mlp_bias": True}),
     "mistral": ({"sliding_window": 5}, {"sliding_window": None}),
     "qwen2": ({}, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     "qwen3": ({}, {"attention_bias": True}, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     "gemma": ({}, {"attention_bias": True}),
-    "granite": ({"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.7, "logits_scaling": 3.0},),
+    "granite": (
+        {"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "residual_multiplier": 0.7, "logits_scaling": 3.0},
+    ),
     "smollm3": ({"no_rope_layer_interval": 2}, {"attention_bias": True, "mlp_bias": True}),
     "nanochat": ({}, {"attention_bias": True}, {"final_logit_softcapping": None}),
-}  # fmt: skip
+}
+SIZES = {
+    "width": 16,
+    "layers": 2,
+    "heads": 2,
+    "kv_heads": 2,
+    "head_dim": 8,
+    "mlp": 24,
+    "vocab": 29,
+    "positions": 16,
+}
 
 
-def config_of(
-    model_type: str, *, width=16, layers=2, heads=2, kv_heads=None, head_dim=8, mlp=24, vocab=29, positions=16, **extra
-) -> Any:
-    """A config of the family by the words all families share; an epsilon that matters."""
-    sizes = {"width": width, "layers": layers, "heads": heads, "kv_heads": kv_heads or heads, "head_dim": head_dim}
-    return AutoConfig.for_model(model_type, **fields_of(model_type, **sizes, mlp=mlp, vocab=vocab, positions=positions), **{
-        FAMILIES[model_type].eps_field: 1e-2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
-    } | extra)  # fmt: skip
+def config_of(model_type: str, **options: Any) -> Any:
+    """A config of the family, its sizes in the words all families share, with an epsilon that matters."""
+    sizes = SIZES | {name: value for name, value in options.items() if name in SIZES}
+    extra = {name: value for name, value in options.items() if name not in SIZES}
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    eps = {FAMILIES[model_type].eps_field: 1e-2}
+    return AutoConfig.for_model(model_type, **(fields_of(model_type, **sizes) | eps | tokens | extra))
 
 
 def fields_of(model_type: str, **sizes: int) -> dict[str, int]:
@@ -94,7 +110,7 @@ def load(model: Any, tensors: dict[str, torch.Tensor]) -> None:
 
 @contextlib.contextmanager
 def norms_in_full_precision(*models: Any) -> Iterator[None]:
-    """Let RMS norms compute in the model's dtype: the stock classes round to float32 inside, float64 models included."""
+    """Let RMS norms compute in the model's dtype: the stock classes round to float32, in float64 models too."""
     modules = [module for model in models for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     for module in modules:
         module.forward = _rms_norm.__get__(module)
@@ -138,7 +154,10 @@ class Pair:
 @st.composite
 def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
     """A random parent and a random target that the method can reach exactly, any axes at once."""
-    integer = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+
+    def integer(low: int, high: int) -> int:
+        return draw(st.integers(low, high))
+
     tile = method == "tile"
     kv_heads, group = integer(1, 2), integer(1, 3)
     if model_type == "gpt2":

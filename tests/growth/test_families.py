@@ -1,0 +1,221 @@
+"""Every family against its stock class: the table's names and shapes, and growth by every exact method."""
+
+import math
+
+import pytest
+import torch
+from growth_models import (
+    EXTRA_OPTIONS,
+    build,
+    config_of,
+    fields_of,
+    grow,
+    growth_pairs,
+    norms_in_full_precision,
+    produce,
+    relative_difference,
+    tokens_for,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config
+
+from hf_progressive.growth.families import FAMILIES, family_of
+from hf_progressive.growth.plan import plan_growth
+
+EXACT_METHODS = ("exact", "tile", "split")
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+
+families = pytest.mark.parametrize("model_type", FAMILIES)
+
+
+def stock_parameters(config):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return model, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("model_type", "extra"), [(name, extra) for name, options in EXTRA_OPTIONS.items() for extra in options]
+)
+def test_the_table_names_what_the_stock_class_saves_in_order_and_shape(model_type, extra, tied):
+    config = config_of(model_type, width=24, heads=4, kv_heads=4 if model_type == "gpt2" else 2, head_dim=6,
+                       tie_word_embeddings=tied, **extra)  # fmt: skip
+    model, parameters = stock_parameters(config)
+    family = family_of(config)
+
+    table = {name: family.shape(rule, config) for name, rule, _ in family.tensors(config)}
+
+    assert list(table.items()) == list(parameters.items())
+    saved = set(model.state_dict()) - set(model.all_tied_weights_keys)
+    assert set(table) == saved
+
+
+def test_an_unknown_family_is_refused_with_those_known():
+    with pytest.raises(ValueError, match=r"model_type 'bert' cannot be grown; families known: gpt2, llama"):
+        family_of(BertConfig())
+
+
+def test_cross_attention_is_refused():
+    with pytest.raises(ValueError, match=r"add_cross_attention=True cannot be grown: .*; set it to False"):
+        family_of(GPT2Config(add_cross_attention=True))
+
+
+def test_names_of_base_model_files_gain_the_prefix():
+    gpt2 = FAMILIES["gpt2"]
+    assert gpt2.canonical_name("h.0.attn.c_attn.weight") == "transformer.h.0.attn.c_attn.weight"
+    assert gpt2.canonical_name("transformer.wte.weight") == "transformer.wte.weight"
+    assert gpt2.canonical_name("lm_head.weight") == "lm_head.weight"
+
+
+def check_exactness(pair, dtype):
+    parent = build(pair.source, dtype=dtype)
+    child, plan = grow(parent, pair.target, **pair.options)
+    assert plan.preserves_function
+    tokens = tokens_for(pair.source)
+    assert relative_difference(parent, child, tokens) <= 1e-5  # the stock class as it is
+    with norms_in_full_precision(parent, child):
+        assert relative_difference(parent, child, tokens) <= TOLERANCE[dtype]
+
+
+def exactness_test(model_type, method, dtype, examples):
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(growth_pairs(model_type, method))
+    def check(pair):
+        check_exactness(pair, dtype)
+
+    return check
+
+
+@families
+@pytest.mark.parametrize("method", EXACT_METHODS)
+def test_growth_keeps_the_function(model_type, method):
+    exactness_test(model_type, method, torch.float64, examples=4)()
+
+
+@pytest.mark.slow
+@families
+@pytest.mark.parametrize("method", EXACT_METHODS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_growth_keeps_the_function_for_two_hundred_pairs(model_type, method, dtype):
+    exactness_test(model_type, method, dtype, examples=200)()
+
+
+@families
+def test_every_axis_keeps_the_function(model_type):
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(st.sampled_from(EXACT_METHODS).flatmap(lambda method: growth_pairs(model_type, method)))
+    def check(pair):
+        plan = plan_growth(pair.source, pair.target, **pair.options)
+        assert all(axis.keeps_function for axis in plan.axes.values())
+
+    check()
+
+
+ALL_AXES = {"width": 24, "layers": 4, "heads": 3, "kv_heads": 3, "mlp": 31, "vocab": 37, "positions": 20}
+
+
+@families
+def test_a_child_of_all_axes_generates_what_the_parent_generates(model_type):
+    parent = build(config_of(model_type, tie_word_embeddings=model_type != "nanochat"))
+    child, _ = grow(parent, fields_of(model_type, **ALL_AXES | {"vocab": 29}), depth_position="spread")
+    prompt = tokens_for(parent.config, length=4)
+    with norms_in_full_precision(parent, child):
+        options = {"do_sample": False, "max_new_tokens": 10, "min_new_tokens": 10, "use_cache": True}
+        mask = torch.ones_like(prompt)
+        texts = [model.generate(prompt, attention_mask=mask, **options) for model in (parent, child)]
+    assert texts[0].shape == (2, 14)
+    assert torch.equal(*texts)
+
+
+@families
+@pytest.mark.parametrize("method", ["stack", "interleave", "pad", "random"])
+def test_methods_that_change_the_function_say_so_and_make_a_model(model_type, method):
+    parent = build(config_of(model_type, tie_word_embeddings=False))
+    child, plan = grow(parent, fields_of(model_type, **ALL_AXES), method=method)
+    assert not plan.preserves_function
+    difference = relative_difference(parent, child, tokens_for(parent.config))
+    assert math.isfinite(difference)
+    assert difference > 1e-3
+
+
+@pytest.mark.parametrize("method", ["stack", "interleave"])
+def test_repeating_layers_keeps_the_function_while_their_number_stays(method):
+    parent = build(config_of("gpt2"))
+    child, plan = grow(parent, {"n_embd": 24, "n_head": 3}, method=method)
+    assert plan.preserves_function
+    assert relative_difference(parent, child, tokens_for(parent.config)) < 1e-12
+
+
+@pytest.mark.parametrize(("method", "sources"), [("stack", [0, 1, 0, 1]), ("interleave", [0, 0, 1, 1])])
+def test_repeated_layers_hold_the_parents_weights(method, sources):
+    parent = build(config_of("llama"))
+    child, _ = grow(parent, {"num_hidden_layers": 4}, method=method)
+    for layer, source in zip(child.model.layers, sources, strict=True):
+        for name, parameter in layer.named_parameters():
+            assert torch.equal(parameter, parent.model.layers[source].get_parameter(name))
+
+
+@families
+def test_random_weights_have_the_distribution_of_a_new_model(model_type):
+    torch.manual_seed(0)
+    parent = build(config_of(model_type, tie_word_embeddings=False))
+    target = fields_of(model_type, width=48, heads=6, kv_heads=6, layers=3, mlp=60, vocab=64, positions=32)
+    plan = plan_growth(parent.config, target, method="random")
+    stock = dict(AutoModelForCausalLM.from_config(plan.target_config).named_parameters())
+    for name, tensor in produce(plan, parent).items():
+        assert tensor.mean().item() == pytest.approx(stock[name].mean().item(), abs=2e-3), name
+        assert tensor.std().item() == pytest.approx(stock[name].std().item(), rel=0.1, abs=1e-9), name
+
+
+def train(model, steps, *, vocabulary):
+    """Train on sequences that show every token and every position; return which entries ever had a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    reached = {name: torch.zeros_like(parameter, dtype=torch.bool) for name, parameter in model.named_parameters()}
+    for step in range(steps):
+        tokens = torch.stack([torch.randperm(vocabulary, generator=generator) for _ in range(8)])
+        optimizer.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        for name, parameter in model.named_parameters() if step < 2 else ():
+            reached[name] |= parameter.grad != 0
+    return reached
+
+
+@families
+@pytest.mark.parametrize(("method", "new_layers"), [("exact", "copy"), ("exact", "fresh"), ("split", "copy")])
+def test_gradients_reach_all_that_is_new_within_two_steps_and_no_unit_has_a_twin(model_type, method, new_layers):
+    vocabulary = 20
+    parent = build(config_of(model_type, vocab=16, positions=16, tie_word_embeddings=model_type != "nanochat"))
+    target = fields_of(model_type, **ALL_AXES | {"vocab": vocabulary, "positions": vocabulary})
+    child, plan = grow(parent, target, method=method, new_layers=new_layers)
+
+    reached = train(child, 4, vocabulary=vocabulary)
+
+    for name, parameter in child.named_parameters():
+        new = ~plan.inherited_mask(name)
+        if name == "transformer.wpe.weight":
+            new[-1] = False  # what follows the last position is not in the loss
+        if name.endswith(("c_attn.bias", "k_proj.bias")):
+            continue  # a constant key moves every score alike: softmax does not see it
+        learns = reached[name] | ~new
+        if ".mlp.fc" in name:  # squared ReLU: a unit that fires for few tokens may miss a step
+            assert learns.any(0).all(), name
+            assert learns.any(1).all(), name
+        else:
+            assert learns.all(), name
+        if parameter.ndim == 2 and "{layer}" in plan.tensor(name).kind:
+            for units in (parameter, parameter.T):
+                distances = torch.cdist(units, units).fill_diagonal_(math.inf) / units.norm(dim=1).mean()
+                assert distances.min() > 1e-6, name
+
+
+def test_tiled_units_stay_twins_unless_noise_tells_them_apart():
+    for noise, twins in ((0.0, True), (0.1, False)):
+        parent = build(config_of("llama"))
+        child, _ = grow(parent, {"intermediate_size": 48}, method="tile", noise=noise)
+        train(child, 4, vocabulary=16)
+        up = child.model.layers[0].mlp.up_proj.weight
+        assert torch.allclose(up[:24], up[24:], rtol=1e-9) == twins
