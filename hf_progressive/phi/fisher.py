@@ -17,7 +17,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -32,9 +32,11 @@ from hf_progressive.phi.likelihood import (
     forward_logits,
     read_batch,
     sample_targets,
+    sampling_generator,
     token_nll,
 )
 from hf_progressive.phi.per_sequence import PerSequenceSquares
+from hf_progressive.phi.totals import plain_scalar, sum_over_processes
 
 logger = logging.getLogger(__name__)
 
@@ -79,55 +81,63 @@ def estimate_fisher(
         ValueError: There is no target token, an option is unknown, or a gradient is not finite.
     """
     _check_options(kind, definition, normalize)
-    parameters = dict(model.named_parameters())
-    fisher = {
-        name: torch.zeros_like(parameter, dtype=_accumulation_dtype(parameter), requires_grad=False)
-        for name, parameter in parameters.items()
-    }
-    squares = PerSequenceSquares(model, fisher)
-    generator = torch.Generator().manual_seed(seed)
-    device = next(iter(parameters.values())).device
+    squares = PerSequenceSquares(model)
+    if squares.divided and not batched:
+        raise ValueError("the model is divided among processes, which needs batched=True; or gather it first")
+    reduce = reduce or squares.divided
+    generator = sampling_generator(seed, apart=reduce)
+    loss = functools.partial(_signed_nll, model, kind=kind, definition=definition, generator=generator)
+    device = next(model.parameters()).device
     tokens = 0
     with evaluation_mode(model), _all_trainable(model), torch.enable_grad():
-        for index, item in enumerate(tqdm(batches, desc="Fisher", unit="batch", disable=not progress)):
+        for item in tqdm(batches, desc="Fisher", unit="batch", disable=not progress):
             batch = read_batch(item, device)
             tokens += int(batch.tokens_per_sequence.sum())
-            loss = functools.partial(_signed_nll, model, kind=kind, definition=definition, generator=generator)
-            if batched:
-                try:
-                    squares.add(len(batch.input_ids), functools.partial(loss, batch))
-                    continue
-                except UnfitLayerError as error:
-                    if index > 0:
-                        raise ValueError(
-                            f"batch {index} cannot be taken at once: {error}; pass batched=False"
-                        ) from error
-                    logger.warning("per-sequence gradients one by one, which is slower: %s", error)
-                    batched = False
-                    generator.manual_seed(seed)
-                    for total in fisher.values():
-                        total.zero_()
-            for sequence in batch.split():
-                _add_one_by_one(fisher, parameters, loss(sequence))
+            batched = batched and _add_together(squares, batch, loss, generator)
+            if not batched:
+                for sequence in batch.split():
+                    squares.add_one(loss(sequence))
+    count = torch.tensor(tokens, device=device)
+    if reduce:
+        sum_over_processes([count, *squares.totals.values()])
+    return _finished(squares.totals, int(count), normalize)
+
+
+def _add_together(
+    squares: PerSequenceSquares,
+    batch: SequenceBatch,
+    loss: Callable[[SequenceBatch], Tensor],
+    generator: torch.Generator,
+) -> bool:
+    # False, with nothing added, if the model does not lend itself to it.
+    state = generator.get_state()
+    try:
+        squares.add_together(len(batch.input_ids), functools.partial(loss, batch))
+    except UnfitLayerError as error:
+        if squares.divided:
+            raise ValueError(f"{error}; gather the model, which is divided among processes, and try again") from error
+        if squares.batches:
+            raise ValueError(f"{error}, though earlier batches went well; pass batched=False") from error
+        logger.warning("taking per-sequence gradients one by one, which is slower: %s", error)
+        squares.clear()
+        generator.set_state(state)
+        return False
+    return True
+
+
+def _finished(totals: dict[str, Tensor], tokens: int, normalize: str | None) -> dict[str, Tensor]:
     if tokens == 0:
         raise ValueError("the batches hold no target token; give at least one sequence of two tokens")
-    for name, value in fisher.items():
-        value /= tokens
-        if not value.isfinite().all():
+    sums = {name: float(plain_scalar(total.sum(dtype=torch.float64))) for name, total in totals.items()}
+    for name, value in sums.items():
+        if not math.isfinite(value):
             raise ValueError(f"the Fisher information of {name} is not finite; check the checkpoint and the data")
-    if normalize == "mean":
-        scale = _mean_entry(fisher)
-        for value in fisher.values():
-            value /= scale
-    return fisher
-
-
-def _add_one_by_one(totals: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], loss: Tensor) -> None:
-    """Add the squared gradient of one sequence."""
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    for name, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            totals[name] += gradient.to(totals[name].dtype).square()
+    scale = math.fsum(sums.values()) / sum(t.numel() for t in totals.values()) if normalize == "mean" else tokens
+    if scale == 0:
+        raise ValueError("every gradient is zero, so that there is no mean to divide by; pass normalize=None")
+    for total in totals.values():
+        total /= scale
+    return totals
 
 
 @contextlib.contextmanager
@@ -154,15 +164,6 @@ def _signed_nll(
         signs = 2 * torch.randint(2, targets.shape, generator=generator) - 1
         nll = nll * signs.to(nll)  # products of different tokens' gradients vanish on average
     return nll.sum()
-
-
-def _accumulation_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
-
-
-def _mean_entry(fisher: Mapping[str, Tensor]) -> float:
-    total = math.fsum(float(value.sum(dtype=torch.float64)) for value in fisher.values())
-    return total / sum(value.numel() for value in fisher.values())
 
 
 def _check_options(kind: str, definition: str, normalize: str | None) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch import distributed as dist
 
 IGNORED_LABEL = -100
 """Label of a position that is no target, as in Transformers and `torch.nn.functional.cross_entropy`."""
@@ -141,6 +142,21 @@ def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator) 
         ids = torch.searchsorted(cumulative, height, right=True).squeeze(1)
         drawn.append(ids.clamp(max=logits.shape[-1] - 1))  # rounding may lift the height to the very top
     return torch.cat(drawn).view_as(targets).masked_fill(targets == IGNORED_LABEL, IGNORED_LABEL)
+
+
+def sampling_generator(seed: int, *, apart: bool) -> torch.Generator:
+    """Make the generator of sampled targets.
+
+    Args:
+        seed: Any number.
+        apart: The processes of `torch.distributed` read different sequences, so that their draws should differ.
+            Otherwise they get the same ones.
+
+    Returns:
+        A CPU generator.
+    """
+    rank = dist.get_rank() if apart and dist.is_initialized() else 0
+    return torch.Generator().manual_seed(seed + rank)
 
 
 @contextlib.contextmanager

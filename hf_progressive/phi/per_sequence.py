@@ -7,16 +7,18 @@ number of sequences times the size of the layer.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.phi.capture import UnfitLayerError, captured_gradients, kept_gradients
+from hf_progressive.phi.totals import add_to_total, zero_totals
 
 _TILE_ENTRIES = {"cpu": 1 << 21, "accelerator": 1 << 26}
 """Entries of gradient held at a time, 8 and 256 MiB in float32: enough for matrix products to run at full speed."""
@@ -182,14 +184,19 @@ class PerSequenceSquares:
     """Sums of the squares of single sequences' gradients, by parameter name.
 
     Args:
-        model: A causal language model.
-        totals: The sums to add to, one per name of `model.named_parameters()`.
+        model: A causal language model, every parameter of which requires a gradient.
+
+    Attributes:
+        totals: The sums, one per name of `model.named_parameters()`.
+        batches: How many batches they are over.
     """
 
-    def __init__(self, model: nn.Module, totals: Mapping[str, Tensor]):
+    def __init__(self, model: nn.Module):
+        self.totals = zero_totals(model)
+        self.batches = 0
         self._model = model
-        self._totals = totals
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._parameters = dict(model.named_parameters())
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._names: dict[nn.Module, dict[str, str]] = {}
         self._users: dict[str, set[nn.Module]] = defaultdict(set)
         for module in model.modules():
@@ -198,17 +205,43 @@ class PerSequenceSquares:
                 self._names.setdefault(module, {})[attribute] = name
                 self._users[name].add(module)
 
-    def add(self, sequences: int, loss: Callable[[], Tensor]) -> None:
-        """Run one forward and backward pass and add the squares.
+    @property
+    def divided(self) -> bool:
+        """Whether the model, and with it the sums, is divided among processes."""
+        return any(isinstance(total, DTensor) for total in self.totals.values())
+
+    def clear(self) -> None:
+        """Start again from zero."""
+        for total in self.totals.values():
+            total.zero_()
+
+    def add_one(self, loss: Tensor) -> None:
+        """Add the square of one gradient.
+
+        Args:
+            loss: A scalar computed from one sequence.
+        """
+        gradients = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True)
+        for name, gradient in zip(self._parameters, gradients, strict=True):
+            if gradient is not None:
+                self.totals[name] += gradient.to(self.totals[name].dtype).square()
+
+    def add_together(self, sequences: int, loss: Callable[[], Tensor]) -> None:
+        """Run one forward and backward pass over a batch and add the squares of its sequences' gradients.
 
         Args:
             sequences: B, the number of sequences in the batch.
             loss: Runs the model and returns a scalar, a sum of terms each of which depends on one sequence.
 
         Raises:
-            UnfitLayerError: The gradients of single sequences cannot be told apart in this model.
+            UnfitLayerError: The gradients of single sequences cannot be told apart in this model; some may have been
+                added.
         """
         waiting: dict[str, list[GradientPart]] = defaultdict(list)
+
+        def finish(name: str) -> None:
+            parts = waiting.pop(name)
+            add_to_total(self.totals[name], lambda total: add_squares(total, parts, sequences))
 
         def receive(module: nn.Module, x: Tensor, gradient: Tensor) -> None:
             parts = _RULES.get(type(module), _any_layer)(module, x, gradient)
@@ -216,12 +249,13 @@ class PerSequenceSquares:
                 name = self._names[module][attribute]
                 waiting[name].append(part)
                 if not any(outstanding[user] for user in self._users[name]):
-                    add_squares(self._totals[name], waiting.pop(name), sequences)
+                    finish(name)
 
         with kept_gradients(self._model), captured_gradients(self._names, receive, sequences) as outstanding:
             torch.autograd.backward(loss())
-            for name, parameter in self._model.named_parameters():
+            for name, parameter in self._parameters.items():
                 if parameter.grad is not None:
                     raise UnfitLayerError(f"{name} is used outside the layer that holds it")
-        for name, parts in waiting.items():  # some of the layer's uses never reached the loss
-            add_squares(self._totals[name], parts, sequences)
+        for name in list(waiting):  # some of the layer's uses never reached the loss
+            finish(name)
+        self.batches += 1

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from hf_progressive import storage
 
@@ -65,7 +67,8 @@ def save_fisher(path: str | os.PathLike[str], fisher: Mapping[str, Tensor], reco
 
     Args:
         path: The file, whole or absent even if the process dies meanwhile.
-        fisher: A tensor per parameter name.
+        fisher: A tensor per parameter name. If they are divided among processes, each of these must call; the first
+            writes.
         record: How it was estimated.
     """
     _save(path, fisher, record)
@@ -141,10 +144,17 @@ def load_subspace(
 
 
 def _save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: FisherRecord | SubspaceRecord) -> None:
-    content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    # Gathering divided tensors takes every process; one of them writes.
+    content = {name: _whole(value).contiguous() for name, value in tensors.items()}
+    if any(isinstance(value, DTensor) for value in tensors.values()) and dist.get_rank() > 0:
+        return
     header = {_HEADER_KEY: json.dumps({"type": type(record).__name__} | dataclasses.asdict(record)), "format": "pt"}
     with storage.atomic_file(path) as temporary:
         save_file(content, temporary, metadata=header)
+
+
+def _whole(value: Tensor) -> Tensor:
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
 
 
 def _load(path: str | os.PathLike[str], record_type: type[Record], device: str) -> tuple[dict[str, Tensor], Record]:

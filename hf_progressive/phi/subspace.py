@@ -28,8 +28,10 @@ from hf_progressive.phi.likelihood import (
     forward_logits,
     read_batch,
     sample_targets,
+    sampling_generator,
     token_nll,
 )
+from hf_progressive.phi.totals import accumulation_dtype, sum_over_processes
 
 SubspaceSource = Literal["weights", "gradients", "activations"]
 """What a layer's subspace is learned from."""
@@ -156,7 +158,7 @@ def _output_by_input(module: nn.Module) -> Tensor:
     weight: Tensor = module.get_parameter("weight").detach()
     if isinstance(weight, DTensor):
         weight = weight.full_tensor()
-    weight = weight if weight.dtype == torch.float64 else weight.float()
+    weight = weight.to(accumulation_dtype(weight))
     return weight if _output_dimension(module) == 0 else weight.T
 
 
@@ -251,12 +253,12 @@ def output_covariances(
         A sum, (out, out), per name.
     """
     first = next(model.parameters())
-    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    dtype = accumulation_dtype(first)
     sums = {}
     for module in layers.values():
         outputs = module.get_parameter("weight").shape[_output_dimension(module)]
         sums[module] = torch.zeros(outputs, outputs, dtype=dtype, device=first.device)
-    generator = torch.Generator().manual_seed(seed)
+    generator = sampling_generator(seed, apart=reduce)
 
     def add(module: nn.Module, rows: Tensor) -> None:
         rows = rows.flatten(0, -2).to(dtype)  # (tokens, out)
@@ -279,8 +281,7 @@ def output_covariances(
                 with torch.no_grad(), _captured_outputs(sums, batch.attention_mask, add):
                     forward_logits(model, batch)
     if reduce:
-        for total in sums.values():
-            torch.distributed.all_reduce(total)
+        sum_over_processes(sums.values())
     return {name: sums[module] for name, module in layers.items()}
 
 
