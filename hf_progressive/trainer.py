@@ -6,11 +6,11 @@ processes therefore cannot change it, and evaluation never sees it.
 """
 
 import dataclasses
-import logging
 import math
 import os
-import re
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,20 +22,41 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_progressive.phi.penalty import InheritancePenalty, PenaltyStep
+from hf_progressive.checkpoints import (
+    STAGING_NAME,
+    check_checkpoint,
+    existing_checkpoint,
+    keep_penalty,
+    link_penalty,
+    newest_complete_checkpoint,
+    remove_leftovers,
+    rotate,
+)
+from hf_progressive.phi.penalty import InheritancePenalty
 from hf_progressive.phi.schedule import schedule_factor
-from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete
+from hf_progressive.phi.step_log import StepLog
+from hf_progressive.storage import atomic_folder
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "KeepStableCheckpoint",
+    "NonFiniteLossError",
+    "ProgressiveTrainer",
+    "ProgressiveTrainingArguments",
+    "TrainingInterrupted",
+    "newest_complete_checkpoint",
+]
 
-_STAGING_NAME = ".saving"
 _TRAINER_STATE_NAME = "trainer_state.json"
 _TRAINING_ARGUMENTS_NAME = "training_args.bin"
-_CHECKPOINT_PATTERN = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+_EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 
 
 class NonFiniteLossError(FloatingPointError):
     """The loss, or Φ, became NaN or infinite; the weights were not updated with it."""
+
+
+class TrainingInterrupted(SystemExit):
+    """SIGTERM ended the training after a whole step, the checkpoint saved; every process exits with code 143."""
 
 
 @dataclasses.dataclass
@@ -94,8 +115,10 @@ class ProgressiveTrainer(Trainer):
                 f"a penalty needs args of class ProgressiveTrainingArguments, got {type(self.args).__name__}"
             )
         self.penalty = penalty
-        self._phi_log = _PhiLog()
-        self._all_finite: Tensor | None = None
+        self._phi_log = StepLog()
+        self._spoiled: Tensor | None = None  # whether a micro-batch of this step had a loss that is not finite
+        self._sigterm = _Sigterm()
+        self._stop_asked = False
         self._save_root: str | None = None
         if penalty is not None:
             penalty.validate(self.model)
@@ -114,16 +137,23 @@ class ProgressiveTrainer(Trainer):
         Raises:
             ValueError: There is no complete checkpoint, or the one named is damaged.
             NonFiniteLossError: The loss is NaN or infinite.
+            TrainingInterrupted: SIGTERM came; the step was finished and, unless `save_strategy` is "no", a
+                checkpoint saved.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = _existing_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = str(existing_checkpoint(self.args.output_dir))
         if resume_from_checkpoint:
-            _check_checkpoint(Path(resume_from_checkpoint))
+            check_checkpoint(Path(resume_from_checkpoint), self.penalty)
         if self.args.should_save:
-            _remove_leftovers(Path(self.args.output_dir))
-        self._all_finite = None
-        self._phi_log = _PhiLog()
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+            remove_leftovers(Path(self.args.output_dir))
+        self._spoiled = None
+        self._stop_asked = False
+        self._phi_log = StepLog()
+        with self._sigterm.noticed():
+            output = super().train(resume_from_checkpoint or None, *args, **kwargs)
+        if self._stop_asked:
+            raise TrainingInterrupted(_EXIT_CODE_OF_SIGTERM)
+        return output
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """Compute the task's loss as `Trainer` does, and stop while training if it is not finite.
@@ -139,7 +169,7 @@ class ProgressiveTrainer(Trainer):
         """
         computed = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         if model.training:
-            self._stop_unless_finite(computed[0] if return_outputs else computed)
+            self._agree_to_go_on(computed[0] if return_outputs else computed)
         return computed
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -175,13 +205,18 @@ class ProgressiveTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
-        if self.penalty is not None:
-            if self.is_deepspeed_enabled:
-                self.accelerator.deepspeed_engine_wrapped = _PenalizedEngine(
-                    self.deepspeed, self._add_penalty_gradient
-                )
-            self.penalty.bind(self._bare_model())
+        if self.penalty is None:
+            return prepared
+        if self.is_deepspeed_enabled:
+            self.accelerator.deepspeed_engine_wrapped = _PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
+        if self.args.should_save and self._saves_state:
+            keep_penalty(self.penalty, Path(self.args.output_dir))
+        self.penalty.bind(self._bare_model())
         return prepared
+
+    @property
+    def _saves_state(self) -> bool:
+        return self.args.save_strategy != "no" and not self.args.save_only_model
 
     def _bare_model(self) -> nn.Module:
         model: nn.Module = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
@@ -203,17 +238,22 @@ class ProgressiveTrainer(Trainer):
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
 
-    def _stop_unless_finite(self, loss: Tensor) -> None:
-        # One process's bad loss spoils every process's gradient, so all must stop, and at the same place: before the
-        # backward of the last micro-batch, where DeepSpeed would take the optimizer's step.
-        finite = torch.isfinite(loss.detach()).all()
-        self._all_finite = finite if self._all_finite is None else self._all_finite & finite
+    def _agree_to_go_on(self, loss: Tensor) -> None:
+        # One process's bad loss spoils every process's gradient, and one may be told to stop before the others. So all
+        # agree once per step, at the same place: before the backward of the last micro-batch, in which DeepSpeed takes
+        # the optimizer's step.
+        spoiled = ~torch.isfinite(loss.detach()).all()
+        self._spoiled = spoiled if self._spoiled is None else self._spoiled | spoiled
         if not self.accelerator.sync_gradients:
             return
-        everywhere = self.accelerator.reduce((~self._all_finite).float(), reduction="sum") == 0
-        self._all_finite = None
-        if not everywhere:
+        troubles = torch.stack([self._spoiled.float(), torch.tensor(float(self._sigterm.came)).to(loss.device)])
+        anywhere_spoiled, anywhere_told = self.accelerator.reduce(troubles, reduction="sum").tolist()
+        self._spoiled = None
+        if anywhere_spoiled:
             raise self._non_finite("the loss", loss)
+        if anywhere_told:
+            self._stop_asked = self.control.should_training_stop = True
+            self.control.should_save = self.args.save_strategy != "no"
 
     def _non_finite(self, what: str, value: Tensor) -> NonFiniteLossError:
         shown = value.detach().float().mean().item()
@@ -231,7 +271,7 @@ class ProgressiveTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = Path(self._get_output_dir(trial))
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        with self._saved_whole(target) as staged:
+        with self._saved_whole(target) as (staged, known):
             self._save_root = str(staged.parent)
             try:
                 super()._save_checkpoint(model, trial)
@@ -241,10 +281,12 @@ class ProgressiveTrainer(Trainer):
                 self.state.best_model_checkpoint = str(target)
                 if self.args.should_save:
                     self.state.save_to_json(str(staged / _TRAINER_STATE_NAME))
+            if self.penalty is not None and self.args.should_save and self._saves_state:
+                known.update(link_penalty(run_dir, staged))
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(target))
         if self.args.should_save:
-            _rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+            rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Wait until the checkpoint stands at its own name."""
@@ -255,21 +297,23 @@ class ProgressiveTrainer(Trainer):
         Args:
             folder: Where to; replaced if it exists.
         """
-        with self._saved_whole(Path(folder)) as staged:
+        with self._saved_whole(Path(folder)) as (staged, _):
             self.save_model(str(staged), _internal_call=True)
             if self.args.should_save:
                 (staged / _TRAINING_ARGUMENTS_NAME).unlink(missing_ok=True)
 
     @contextmanager
-    def _saved_whole(self, target: Path) -> Iterator[Path]:
-        staged = target.parent / _STAGING_NAME / target.name
+    def _saved_whole(self, target: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+        # yields where to write, and where to put SHA-256 digests that are known already
+        staged = target.parent / STAGING_NAME / target.name
+        known: dict[str, str] = {}
         if self.args.should_save:
             shutil.rmtree(staged, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        yield staged
+        yield staged, known
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            with atomic_folder(target, overwrite=True) as empty:
+            with atomic_folder(target, overwrite=True, sha256=known) as empty:
                 os.replace(staged, empty)
             staged.parent.rmdir()
         self.accelerator.wait_for_everyone()
@@ -315,94 +359,24 @@ class KeepStableCheckpoint(TrainerCallback):
             self._trainer.save_pretrained_whole(self._folder)
 
 
-def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """Return the checkpoint of the highest step whose manifest is there and whose files have its sizes.
+class _Sigterm:
+    """Whether SIGTERM came while training."""
 
-    Args:
-        folder: A Trainer's `output_dir`.
+    def __init__(self) -> None:
+        self.came = False
 
-    Returns:
-        A `checkpoint-N` folder, or None where there is none.
+    @contextmanager
+    def noticed(self) -> Iterator[None]:
+        # Only a process's first thread may handle signals; in another, SIGTERM keeps its meaning.
+        self.came = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._notice)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
-    >>> import tempfile
-    >>> from hf_progressive.storage import write_manifest
-    >>> run = Path(tempfile.mkdtemp())
-    >>> for step in (9, 10, 11):
-    ...     (run / f"checkpoint-{step}").mkdir()
-    >>> write_manifest(run / "checkpoint-9"), write_manifest(run / "checkpoint-10")
-    (None, None)
-    >>> newest_complete_checkpoint(run).name
-    'checkpoint-10'
-    """
-    return next((path for path in reversed(_checkpoints(Path(folder))) if is_complete(path)), None)
-
-
-@dataclasses.dataclass
-class _PhiLog:
-    """Φ's figures since the last log, kept on their device until then."""
-
-    sums: Tensor | None = None  # ewc, subspace, gradient ratio
-    steps: int = 0
-    last_value: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
-    ewc_lambda: float = 0.0
-    gamma: float = 0.0
-
-    def add(self, step: PenaltyStep, *, ewc_lambda: float, gamma: float) -> None:
-        figures = torch.stack([step.ewc, step.subspace, step.gradient_ratio])
-        self.sums = figures if self.sums is None else self.sums + figures
-        self.steps += 1
-        self.last_value = step.value
-        self.ewc_lambda, self.gamma = ewc_lambda, gamma
-
-    def drain(self) -> dict[str, float]:
-        if self.sums is None:
-            return {}
-        ewc, subspace, ratio = (self.sums / self.steps).tolist()
-        self.sums, self.steps = None, 0
-        return {
-            "phi/ewc": ewc,
-            "phi/subspace": subspace,
-            "phi/grad_ratio": ratio,
-            "phi/lambda": self.ewc_lambda,
-            "phi/gamma": self.gamma,
-        }
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    # checkpoint-N folders, whole or not, in the order of their steps
-    if not folder.is_dir():
-        return []
-    steps = ((_CHECKPOINT_PATTERN.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
-    return [path for _, path in sorted((int(match[1]), path) for match, path in steps if match)]
-
-
-def _existing_checkpoint(folder: str) -> str:
-    checkpoint = newest_complete_checkpoint(folder)
-    if checkpoint is None:
-        raise ValueError(f"{folder}: holds no complete checkpoint to resume from; train without resuming")
-    return str(checkpoint)
-
-
-def _check_checkpoint(checkpoint: Path) -> None:
-    if (checkpoint / MANIFEST_NAME).exists():
-        check_manifest(checkpoint)
-    else:
-        logger.warning("%s has no manifest, so nothing tells whether it is complete; resuming from it", checkpoint)
-
-
-def _rotate(folder: Path, limit: int | None, best: str | None) -> None:
-    # Only complete checkpoints count, and only they are deleted: a plain Trainer's have no manifest, and stay.
-    if limit is None or limit <= 0:
-        return
-    complete = [path for path in _checkpoints(folder) if is_complete(path)]
-    spared = {complete[-1], Path(best)} if best else {complete[-1]}
-    for path in complete[:-limit]:
-        if path not in spared:
-            shutil.rmtree(path)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    # What a killed process was writing: never under a checkpoint's own name.
-    shutil.rmtree(folder / _STAGING_NAME, ignore_errors=True)
-    for path in folder.glob(f".{PREFIX_CHECKPOINT_DIR}-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+    def _notice(self, number: int, frame: Any) -> None:
+        self.came = True

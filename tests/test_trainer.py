@@ -2,19 +2,21 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from hf_progressive.phi import InheritancePenalty
+from hf_progressive.phi import InheritancePenalty, load_penalty
 from hf_progressive.storage import is_complete
 from hf_progressive.trainer import (
     KeepStableCheckpoint,
     NonFiniteLossError,
     ProgressiveTrainer,
     ProgressiveTrainingArguments,
+    TrainingInterrupted,
     newest_complete_checkpoint,
 )
 
@@ -43,12 +45,13 @@ def build_model(dropout=0.0):
     return GPT2LMHeadModel(config)
 
 
-def build_penalty(model, ewc_lambda=30.0, gamma=0.5):
-    """Anchor a little beside the start, so that Φ pulls from the first step."""
+def build_penalty(model, ewc_lambda=0.6, gamma=0.06, seed=12):
+    """Anchor a little beside the start, so that Φ pulls from the first step; λ and γ at which neither term rules."""
     generator = torch.Generator().manual_seed(11)
     anchor = {
         name: p.detach() + 0.05 * torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()
     }
+    generator = torch.Generator().manual_seed(seed)
     fisher = {name: torch.rand(p.shape, generator=generator) for name, p in model.named_parameters()}
     subspace = {}
     for name, p in model.named_parameters():
@@ -138,8 +141,8 @@ def test_logs_average_the_terms_since_the_last_log_and_evaluation_has_none(tmp_p
         )
         trainer.train()
         every[steps] = trainer
-    assert logged(every[1], "phi/lambda") == pytest.approx([30.0, 20.0, 10.0, 0.0, 0.0, 0.0])
-    assert logged(every[1], "phi/gamma") == pytest.approx([0.5, 1 / 3, 1 / 6, 0.0, 0.0, 0.0])
+    assert logged(every[1], "phi/lambda") == pytest.approx([0.6, 0.4, 0.2, 0.0, 0.0, 0.0])
+    assert logged(every[1], "phi/gamma") == pytest.approx([0.06, 0.04, 0.02, 0.0, 0.0, 0.0])
     for key in ("phi/ewc", "phi/subspace", "phi/grad_ratio", "loss"):
         singles = logged(every[1], key)
         thirds = [sum(singles[:3]) / 3, sum(singles[3:]) / 3]
@@ -201,6 +204,52 @@ def test_a_checkpoint_is_complete_or_ignored(tmp_path):
     assert not (tmp_path / ".saving").exists()
 
 
+def test_the_penalty_travels_with_the_checkpoint(tmp_path):
+    """A run goes on from what its checkpoint holds, and not with another penalty."""
+    whole = resumable_trainer(tmp_path)
+    whole.train()
+    shutil.rmtree(tmp_path / "checkpoint-9")
+    shutil.rmtree(tmp_path / "checkpoint-8")
+    stored = tmp_path / "checkpoint-6" / "phi"
+    assert (stored / "penalty.json").samefile(tmp_path / "phi" / "penalty.json")  # once on the disk
+    model = build_model(dropout=0.1)
+    others = {None: None, "fisher and subspace": build_penalty(model, seed=13)}
+    for kinds, penalty in others.items():
+        message = f"its {kinds} differ; pass" if kinds else "was trained with a penalty; pass"
+        trainer = ProgressiveTrainer(
+            model, arguments(tmp_path, **RESUMABLE), train_dataset=Blocks(40), penalty=penalty
+        )
+        with pytest.raises(ValueError, match=rf"{message} penalty=load_penalty\('{stored}'\)"):
+            trainer.train(resume_from_checkpoint=True)
+    trainer = ProgressiveTrainer(
+        model, arguments(tmp_path, **RESUMABLE), train_dataset=Blocks(40), penalty=load_penalty(stored)
+    )
+    trainer.train(resume_from_checkpoint=True)
+    assert_same_weights(weights(trainer.model), weights(whole.model))
+
+
+def test_sigterm_saves_a_checkpoint_that_continues_to_the_same_bits(tmp_path):
+    whole = resumable_trainer(tmp_path / "whole", save_strategy="no")
+    whole.train()
+
+    class Terminate(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                signal.raise_signal(signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    told = resumable_trainer(tmp_path / "told", save_steps=100)
+    told.add_callback(Terminate())
+    with pytest.raises(TrainingInterrupted) as caught:
+        told.train()
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert newest_complete_checkpoint(tmp_path / "told").name == "checkpoint-5"  # the step under way was finished
+    resumed = resumable_trainer(tmp_path / "told", save_steps=100)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_weights(weights(resumed.model), weights(whole.model))
+
+
 def test_a_flipped_bit_is_found_on_resuming(tmp_path):
     resumable_trainer(tmp_path, max_steps=2).train()
     file = tmp_path / "checkpoint-2" / "model.safetensors"
@@ -214,7 +263,7 @@ def test_a_flipped_bit_is_found_on_resuming(tmp_path):
 def test_save_total_limit_spares_the_complete_ones(tmp_path):
     (tmp_path / "checkpoint-70").mkdir(parents=True)  # newer by its number, and incomplete
     resumable_trainer(tmp_path, save_total_limit=1).train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-70", "checkpoint-9"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-70", "checkpoint-9", "phi"]
     assert is_complete(tmp_path / "checkpoint-9")
 
 

@@ -11,6 +11,7 @@ from hf_progressive.phi.records import (
     save_subspace,
 )
 from hf_progressive.phi.schedule import PHI_SCHEDULES, schedule_factor
+from hf_progressive.phi.stored import load_penalty, save_penalty
 from hf_progressive.phi.subspace import learn_subspace
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "fisher_flops",
     "learn_subspace",
     "load_fisher",
+    "load_penalty",
     "load_subspace",
     "save_fisher",
+    "save_penalty",
     "save_subspace",
     "schedule_factor",
 ]

@@ -190,8 +190,20 @@ class InheritancePenalty:
         """
         if self._let_go:
             return dict(self._fingerprint)
-        mappings = {"anchor": self._anchor, "fisher": self._fisher, "subspace": self._subspace}
-        return {kind: _digest(tensors) for kind, tensors in mappings.items()}
+        return {kind: _digest(tensors) for kind, tensors in self.mappings().items()}
+
+    def mappings(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return the mappings the penalty was built from.
+
+        Returns:
+            `anchor`, `fisher` and `subspace` → name → tensor.
+
+        Raises:
+            ValueError: An engine has divided them, and they were let go.
+        """
+        if self._let_go:
+            raise ValueError("W₀, Ω and U are divided among processes; take the mappings before training begins")
+        return {"anchor": self._anchor, "fisher": self._fisher, "subspace": self._subspace}
 
     def held_bytes(self) -> int:
         """Return what this process holds of W₀, Ω and U since the penalty was first used, in bytes.
