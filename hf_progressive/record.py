@@ -107,7 +107,7 @@ def rung_record(
         "train": result.flops,
         "fisher": before.get("fisher", 0.0),
         "subspace": before.get("subspace", 0.0),
-        "inherited": _own_flops(parent) + parent["flops"]["inherited"] if parent else 0.0,
+        "inherited": lineage_flops(parent) if parent else 0.0,
     }
     check = growth["verification"] if growth else {}
     budget_parameters = getattr(rung.parameters, config.training.budget_parameters)
@@ -150,9 +150,17 @@ def rung_record(
     }
 
 
-def _own_flops(record: Mapping[str, Any]) -> float:
+def lineage_flops(record: Mapping[str, Any]) -> float:
+    """Return all FLOPs that went into a rung's weights.
+
+    Args:
+        record: The rung's record.
+
+    Returns:
+        Its own training and estimates, and those of its ancestors.
+    """
     flops = record["flops"]
-    return float(flops["train"] + flops["fisher"] + flops["subspace"])
+    return float(flops["train"] + flops["fisher"] + flops["subspace"] + flops["inherited"])
 
 
 def _phi(config: LadderConfig, parent: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -180,7 +188,9 @@ def matched(record: Mapping[str, Any], *, cold: Mapping[str, Any], parent: Mappi
         "cold": dict(cold),
         "gap_bits_per_byte": record["bits_per_byte"] - cold["bits_per_byte"],
     }
-    child, full, before = flops_to_match(record["curve"], cold["bits_per_byte"]), cold["flops"], parent["cold_flops"]
+    # What the parent's weights cost, ancestors included: at η = 1 the family up to here costs what this rung does cold,
+    # however long its parent trained.
+    child, full, before = flops_to_match(record["curve"], cold["bits_per_byte"]), cold["flops"], lineage_flops(parent)
     if child is not None:
         result["flops_to_match"] = child
         result["saving"] = saving(child_flops=child, cold_flops=full)
