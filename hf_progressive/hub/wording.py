@@ -194,8 +194,8 @@ def cold_comparison(lineage: Lineage) -> str:
     if rung.eta is None or rung.parent_share is None:
         return f"{text}."
     return (
-        f"{text}. Measured by the compute that its parent would cost from nothing, {percent(rung.parent_share)} of the"
-        f" twin's, {minus(f'{rung.eta:.2f}')} of it carried over (the transfer efficiency η)."
+        f"{text}. In units of what its parent would cost from nothing, {percent(rung.parent_share)} of the twin's cost,"
+        f" that is {minus(f'{rung.eta:.2f}')}: the transfer efficiency η."
     )
 
 
@@ -254,9 +254,12 @@ def data_use(lineage: Lineage) -> str:
         source = f"[{source}](https://huggingface.co/datasets/{lineage.dataset_id})"
     elif source == "stdlib":
         source = "the source text of Python's standard library"
+    length = f" of {data['block_tokens']:,} tokens" if "block_tokens" in data else ""
+    whole = f" of {data['corpus_blocks']:,}" if data.get("corpus_blocks") else ""  # a stream's end is not known
+    identity = f" (fingerprint `{data['fingerprint']}`)" if "fingerprint" in data else ""
     text = (
-        f"Source: {source}. The model read {data['blocks']:,} blocks of {data['block_tokens']:,} tokens, from block"
-        f" {data['first_block']:,} on, of a corpus of {data['corpus_blocks']:,} (fingerprint `{data['fingerprint']}`)."
+        f"Source: {source}{identity}. The model read {data['blocks']:,} blocks{length}{whole}, from block"
+        f" {data['first_block']:,} on."
     )
     repeats = rung.data.repeats_from_token
     if repeats is None:
