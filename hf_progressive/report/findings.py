@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hf_progressive.evaluation.matching import crossing_interval
-from hf_progressive.report.quantities import NOTHING, FlopUnit, minus, percent
+from hf_progressive.report.quantities import NOTHING, FlopUnit, minus, percent, small
 from hf_progressive.report.records import Run, Rung
 from hf_progressive.report.table import data_repetition, flop_unit
 from hf_progressive.report.totals import FamilyTotals, family_totals
@@ -198,6 +198,7 @@ def _certainty(run: Run, grown: Sequence[Rung]) -> tuple[str, ...]:
             f"A crossing is read between two validation points, at most {percent(max(grid))} of the cold twin's FLOPs "
             f"apart. That is the grid of the measurement, not an error bar."
         )
+    if all(rung.flops_to_match is not None for rung in grown):
         sentences.append(
             "The family to match adds up crossings, but each model grew from a parent that had trained on past its "
             "own, to the end of its budget. A family stopped at its crossings was not trained."
@@ -209,8 +210,9 @@ def _certainty(run: Run, grown: Sequence[Rung]) -> tuple[str, ...]:
         sentences.append("Φ was on; this run has no arm without it, and cannot tell what Φ itself contributed.")
     checked = [rung.max_abs_logit_diff for rung in grown if rung.max_abs_logit_diff is not None]
     if checked:
-        largest = minus(f"{max(checked):.1e}")
-        sentences.append(f"Each grown model was compared with its parent before it trained: max |Δlogit| {largest}.")
+        sentences.append(
+            f"Each grown model was compared with its parent before it trained: max |Δlogit| {small(max(checked))}."
+        )
     if any(rung.data.repeats_from_token is not None for rung in run.rungs):
         sentences.append(data_repetition(run.rungs))
     return tuple(sentences)

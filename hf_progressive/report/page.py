@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ from hf_progressive.report.plot_penalty import draw_penalty, penalized
 from hf_progressive.report.quantities import NOTHING, duration
 from hf_progressive.report.reading import read_run
 from hf_progressive.report.records import Run, Rung
-from hf_progressive.report.table import Table, escape_markdown, flop_unit, rung_table, table_notes, totals_table
-from hf_progressive.report.totals import FamilyTotals, family_totals
+from hf_progressive.report.table import Table, escape_markdown, rung_table, table_notes, totals_table
+from hf_progressive.report.totals import count_four_ways
 from hf_progressive.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OVERVIEW = "overview"
 """Name of the figure that stands for the whole run, in a README for example."""
 
-_SHOWN_SEGMENT = 0.09  # a name fits into so large a share of the widest bar
+_CHARACTER = 0.022  # of the widest bar, an upper bound for the type inside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,23 +45,13 @@ class ReportPaths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Segment:
-    """A rung's part of a bar."""
-
-    name: str
-    share: float  # of the widest bar
-    kind: str  # what the page's style sheet calls it
-    fits: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Plot:
     """A figure and what is written around it."""
 
     name: str
     title: str
     caption: str
-    svg: str | None  # None for the overview, which the page's first screen replaces
+    figure: "Figure"
 
 
 def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
@@ -80,14 +70,11 @@ def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     folder = Path(run_dir)
     run = read_run(folder)
     findings = find(run)
-    plots, paths = [], []
-    for name, title, caption, figure in _figures(run, findings):
-        path = folder / "plots" / f"{name}.png"
-        canvas.settle(figure)
-        canvas.write_png(figure, path)
-        paths.append(path)
-        svg = None if name == OVERVIEW else canvas.svg(figure, name)
-        plots.append(_Plot(name=name, title=title, caption=caption, svg=svg))
+    plots = list(_plots(run, findings))
+    paths = [folder / "plots" / f"{plot.name}.png" for plot in plots]
+    for plot, path in zip(plots, paths, strict=True):
+        canvas.settle(plot.figure)
+        canvas.write_png(plot.figure, path)
     context = _context(run, findings, plots)
     markdown, html = folder / "report.md", folder / "report.html"
     for path in (markdown, html):
@@ -97,78 +84,54 @@ def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     return ReportPaths(html=html, markdown=markdown, plots=tuple(paths))
 
 
-def _figures(run: Run, findings: Findings) -> list[tuple[str, str, str, "Figure"]]:
-    # Draw what the records allow; each figure with its name, title and caption.
-    figures = []
+def _plots(run: Run, findings: Findings) -> Iterator[_Plot]:
+    # Whatever the records allow to draw.
     if any(rung.grown for rung in run.rungs):
         caption = f"{run.name}: {run.family}, {len(run.rungs)} rungs on {run.rungs[0].data.source}, one seed"
-        figures.append((OVERVIEW, findings.headline, caption, draw_overview(run.rungs, findings.headline, caption)))
+        figure = draw_overview(run.rungs, findings.headline, caption)
+        yield _Plot(name=OVERVIEW, title=findings.headline, caption=caption, figure=figure)
     if run.rungs:
-        figures.append(
-            (
-                "curves",
-                "Where each model matched its cold twin",
-                "Validation bits per byte over FLOPs, Fisher and subspace included. The dashed line is where the cold "
-                "twin ended; the ring is where the grown model came down to it. Early cold training lies above the "
-                "panels.",
-                draw_curves(run.rungs),
-            )
+        yield _Plot(
+            name="curves",
+            title="Where each model matched its cold twin",
+            caption="Validation bits per byte over FLOPs, Fisher and subspace included. The dashed line is where the "
+            "cold twin ended; the ring is where the grown model came down to it. Early cold training lies above the "
+            "panels.",
+            figure=draw_curves(run.rungs),
         )
-        figures.append(
-            (
-                "costs",
-                "What each rung cost, and the family",
-                "A saving on the family is not a cheaper last model: compare the last two bars on the right.",
-                draw_costs(run.rungs),
-            )
+        yield _Plot(
+            name="costs",
+            title="What each rung cost, and the family",
+            caption="A saving on the family is not a cheaper last model: compare the last two bars on the right.",
+            figure=draw_costs(run.rungs),
         )
     if with_penalty := penalized(run.rungs):
-        figures.append(
-            (
-                "penalty",
-                "The inheritance penalty Φ while it trained",
-                "Above, the two weighted terms that Φ adds to the loss; below, their weights.",
-                draw_penalty(with_penalty),
-            )
+        yield _Plot(
+            name="penalty",
+            title="The inheritance penalty Φ while it trained",
+            caption="Above, the two weighted terms that Φ adds to the loss; below, their weights.",
+            figure=draw_penalty(with_penalty),
         )
-    return figures
 
 
 def _context(run: Run, findings: Findings, plots: Sequence[_Plot]) -> dict[str, Any]:
-    totals = family_totals(run.rungs) if run.rungs else None
-    unit = flop_unit(run.rungs)
+    # The page's first screen says what the overview shows.
+    on_page = [plot for plot in plots if plot.name != OVERVIEW]
     return {
         "run": run,
         "findings": findings,
-        "plots": plots,
+        "overview": next((plot for plot in plots if plot.name == OVERVIEW), None),
+        "plots": on_page,
+        "svg": {plot.name: canvas.svg(plot.figure, plot.name) for plot in on_page},
         "rungs": rung_table(run.rungs) if run.rungs else None,
+        "totals": totals_table(run.rungs) if run.rungs else None,
+        "counts": count_four_ways(run.rungs) if run.rungs else (),
         "notes": table_notes(run.rungs) if run.rungs else [],
-        "totals": totals_table(totals, unit) if totals else None,
-        "bars": _bars(run.rungs, totals) if totals else [],
-        "planned": bool(totals and totals.planned_cold),
         "definitions": DEFINITIONS,
         "settings": _settings(run),
         "seconds": _seconds_table(run.rungs),
+        "character": _CHARACTER,
     }
-
-
-def _bars(rungs: Sequence[Rung], totals: FamilyTotals) -> list[list[_Segment]]:
-    """Return a bar for each row of the totals' table; an empty one where the total is not known."""
-    cold = [(rung, rung.cold_flops, "planned" if rung.cold_is_planned else "cold") for rung in rungs]
-    own = ["inherited" if rung.grown else "cold" for rung in rungs]
-    trained = [(rung, rung.flops, kind) for rung, kind in zip(rungs, own, strict=True)]
-    to_match = [
-        (rung, (rung.flops_to_match or 0) if rung.grown else rung.flops, kind)
-        for rung, kind in zip(rungs, own, strict=True)
-    ]
-    widest = max(totals.all_cold, totals.inherited_as_trained)
-    return [
-        [
-            _Segment(name=rung.name, share=flops / widest, kind=kind, fits=flops / widest >= _SHOWN_SEGMENT)
-            for rung, flops, kind in parts
-        ]
-        for parts in (cold, trained, to_match if totals.inherited_to_match is not None else [], cold[-1:])
-    ]
 
 
 def _settings(run: Run) -> dict[str, str]:
@@ -185,7 +148,10 @@ def _settings(run: Run) -> dict[str, str]:
         ("batch_tokens", "tokens per step"),
         ("warmdown_fraction", "share of steps in the warm-down"),
     )
-    settings |= {title: f"{training[key]:g}" for key, title in names if isinstance(training.get(key), int | float)}
+    for key, title in names:
+        value = training.get(key)
+        if isinstance(value, int | float):
+            settings[title] = f"{value:,}" if isinstance(value, int) else f"{value:g}"
     settings["growth"] = str(run.config.get("growth", {}).get("method", NOTHING))
     settings["penalty Φ"] = next((_penalty(rung.phi) for rung in run.rungs if rung.phi is not None), "none")
     return settings | {key.replace("_", " "): str(value) for key, value in run.environment.items()}

@@ -8,7 +8,7 @@ from hf_progressive.report.canvas import COLD, INHERITED, INK, MUTED, OVERHEAD, 
 from hf_progressive.report.quantities import FlopUnit
 from hf_progressive.report.records import Rung
 from hf_progressive.report.table import flop_unit
-from hf_progressive.report.totals import FamilyTotals, family_totals
+from hf_progressive.report.totals import count_four_ways
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 _BAR = 0.27  # height of a bar where rungs are 1 apart
 _FAMILY_HEIGHT = 3.4  # inches
 _CHARACTER = 0.075  # inches, an upper bound for the small type inside bars
+_BAR_STYLES: dict[str, dict[str, Any]] = {
+    "cold": {"facecolor": COLD, "edgecolor": SURFACE, "linewidth": 1},
+    "planned": {"facecolor": SURFACE, "edgecolor": COLD, "linestyle": (0, (3, 2)), "linewidth": 1},
+    "inherited": {"facecolor": INHERITED, "edgecolor": SURFACE, "linewidth": 1},
+}
 
 
 def draw_costs(rungs: Sequence[Rung]) -> "Figure":
@@ -38,14 +43,16 @@ def draw_costs(rungs: Sequence[Rung]) -> "Figure":
         else:
             left, right = figure.subplots(1, 2)
         _rung_bars(left, rungs, unit)
-        draw_family(right, rungs, family_totals(rungs), unit, inches=canvas.WIDTH / 2 - 0.5)
+        draw_family(right, rungs, unit, inches=canvas.WIDTH / 2 - 0.5)
     return figure
 
 
 def _rung_bars(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit) -> None:
     for row, rung in enumerate(rungs):
         axes.annotate(rung.name, (0, row - 0.36), xytext=(0, 1), textcoords="offset points", va="bottom", color=INK)
-        axes.barh(row - 0.21, rung.cold_flops / unit.size, _BAR, **_cold_style(rung))
+        axes.barh(
+            row - 0.21, rung.cold_flops / unit.size, _BAR, **_BAR_STYLES["planned" if rung.cold_is_planned else "cold"]
+        )
         planned = " planned" if rung.cold_is_planned else ""
         _beside(axes, rung.cold_flops / unit.size, row - 0.21, unit.number(rung.cold_flops) + planned)
         if rung.grown:
@@ -55,12 +62,6 @@ def _rung_bars(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit) -> None:
     _only_x_axis(axes, unit)
     canvas.panel_title(axes, "Each rung")
     _bar_legend(axes, rungs)
-
-
-def _cold_style(rung: Rung) -> dict[str, Any]:
-    if rung.cold_is_planned:
-        return {"facecolor": SURFACE, "edgecolor": COLD, "linestyle": (0, (3, 2)), "linewidth": 1}
-    return {"facecolor": COLD, "edgecolor": SURFACE, "linewidth": 1}
 
 
 def _bar_legend(axes: "Axes", rungs: Sequence[Rung]) -> None:
@@ -105,48 +106,35 @@ def _inherited_bar(axes: "Axes", y: float, rung: Rung, unit: FlopUnit) -> None:
     _beside(axes, rung.flops / unit.size, y, text)
 
 
-def draw_family(axes: "Axes", rungs: Sequence[Rung], totals: FamilyTotals, unit: FlopUnit, inches: float) -> None:
-    """Draw the family's four totals as bars, stacked by rung.
+def draw_family(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit, inches: float) -> None:
+    """Draw what the family costs, counted four ways, as bars stacked by rung.
 
     Args:
         axes: Where to draw.
         rungs: The finished rungs, from the smallest.
-        totals: Their totals.
         unit: The unit of FLOPs.
         inches: The panel's width, to tell which names fit into their bars.
     """
-    own_style = {
-        rung.name: {"facecolor": INHERITED, "edgecolor": SURFACE, "linewidth": 1} if rung.grown else _cold_style(rung)
-        for rung in rungs
-    }
-    cold = [(rung.name, rung.cold_flops, _cold_style(rung)) for rung in rungs]
-    trained = [(rung.name, rung.flops, own_style[rung.name]) for rung in rungs]
-    to_match = [
-        (rung.name, (rung.flops_to_match or 0) if rung.grown else rung.flops, own_style[rung.name]) for rung in rungs
-    ]
-    planned = " (partly planned)" if totals.planned_cold else ""
-    last_planned = " (planned)" if totals.last_is_planned else ""
-    ways = [
-        (f"every rung cold{planned}", totals.all_cold, cold),
-        ("every rung inherited, as trained", totals.inherited_as_trained, trained),
-        ("every rung inherited, to match", totals.inherited_to_match, to_match),
-        (f"{totals.names[-1]} alone, cold{last_planned}", totals.last_alone, cold[-1:]),
-    ]
-    limit = 1.22 * max(totals.all_cold, totals.inherited_as_trained) / unit.size
-    for row, (title, total, parts) in enumerate(ways):
-        axes.annotate(title, (0, row - 0.24), xytext=(0, 1), textcoords="offset points", va="bottom", color=INK)
-        if total is None:
+    counts = count_four_ways(rungs)
+    limit = 1.22 * max(count.flops or 0 for count in counts) / unit.size
+    for row, count in enumerate(counts):
+        planned = len([part for part in count.parts if part.kind == "planned"])
+        mark = "" if not planned else " (planned)" if planned == len(count.parts) else " (partly planned)"
+        axes.annotate(
+            count.title + mark, (0, row - 0.24), xytext=(0, 1), textcoords="offset points", va="bottom", color=INK
+        )
+        if count.flops is None:
             axes.annotate("not known: not every grown model was seen to match", (0, row), va="center", color=MUTED)
             continue
         left = 0.0
-        for name, flops, style in parts:
-            width = flops / unit.size
-            axes.barh(row, width, 0.46, left=left, **style)
-            if len(name) * _CHARACTER < width / limit * inches:
-                colour = COLD if style["facecolor"] == SURFACE else SURFACE
-                axes.annotate(name, (left + width / 2, row), ha="center", va="center", color=colour, fontsize=7.5)
+        for part in count.parts:
+            width = part.flops / unit.size
+            axes.barh(row, width, 0.46, left=left, **_BAR_STYLES[part.kind])
+            if len(part.name) * _CHARACTER < width / limit * inches:
+                colour = COLD if part.kind == "planned" else SURFACE
+                axes.annotate(part.name, (left + width / 2, row), ha="center", va="center", color=colour, fontsize=7.5)
             left += width
-        _beside(axes, left, row, unit.text(total))
+        _beside(axes, left, row, unit.text(count.flops))
     axes.set_ylim(3.4, -0.75)
     axes.set_xlim(0, limit)
     _only_x_axis(axes, unit)

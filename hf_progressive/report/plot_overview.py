@@ -9,7 +9,6 @@ from hf_progressive.report.plot_costs import draw_family
 from hf_progressive.report.plot_curves import draw_curve_panel
 from hf_progressive.report.records import Rung
 from hf_progressive.report.table import flop_unit
-from hf_progressive.report.totals import family_totals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +33,7 @@ def draw_overview(rungs: Sequence[Rung], headline: str, caption: str) -> "Figure
         figure = canvas.new_figure(canvas.WIDTH + 1, 4.2)
         figure.suptitle(headline, x=0.0075, ha="left", fontsize=13, fontweight="bold", color=INK)
         panels = figure.subplots(1, 1 + len(shown), width_ratios=[1.35, *[1] * len(shown)], squeeze=False)[0]
-        draw_family(panels[0], rungs, family_totals(rungs), unit, inches=3.5)
+        draw_family(panels[0], rungs, unit, inches=3.5)
         for index, rung in enumerate(shown):
             draw_curve_panel(panels[1 + index], rung, unit, left=index == 0, bottom=True)
         figure.supxlabel(caption, x=0.0075, ha="left", fontsize=8, color=MUTED)

@@ -83,7 +83,8 @@ def _penalty_weights(axes: "Axes", rung: Rung) -> None:
     axes.set_yticks([0, 1])
     axes.tick_params(length=3)
     axes.set_xlabel("optimizer step")
-    axes.legend(frameon=False, labelcolor="linecolor", handlelength=1.4, loc="upper right")
+    if axes.lines:
+        axes.legend(frameon=False, labelcolor="linecolor", handlelength=1.4, loc="upper right")
 
 
 def _series(rung: Rung, key: str) -> tuple[list[float], list[float]]:

@@ -116,6 +116,21 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
+def small(value: float) -> str:
+    """Write a number of which the magnitude matters, such as a rounding error.
+
+    Args:
+        value: The number.
+
+    Returns:
+        Two significant digits and a power of ten.
+
+    >>> small(2.08e-6), small(0.0)
+    ('2.1e−06', '0')
+    """
+    return minus(f"{value:.1e}") if value else "0"
+
+
 def count(number: float) -> str:
     """Write a count of parameters or tokens.
 

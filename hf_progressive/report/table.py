@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_progressive.report.quantities import NOTHING, FlopUnit, count, minus, percent
+from hf_progressive.report.quantities import NOTHING, FlopUnit, count, minus, percent, small
 from hf_progressive.report.records import Rung
-from hf_progressive.report.totals import FamilyTotals, family_totals
+from hf_progressive.report.totals import Count, count_four_ways
 
 PLANNED = "*"
 """Marks a cold cost that no run has measured."""
@@ -121,7 +121,7 @@ def _rung_row(rung: Rung, unit: FlopUnit) -> tuple[str, ...]:
         f"{rung.layers or '?'}×{rung.width or '?'}",
         count(rung.parameters),
         f"{rung.tokens_per_parameter:.2f}",
-        NOTHING if rung.max_abs_logit_diff is None else minus(f"{rung.max_abs_logit_diff:.1e}"),
+        NOTHING if rung.max_abs_logit_diff is None else small(rung.max_abs_logit_diff),
         f"{rung.bits_per_byte:.4f}",
         NOTHING if twin is None else f"{twin.bits_per_byte:.4f}",
         NOTHING if rung.gap is None else minus(f"{rung.gap:+.4f}"),
@@ -140,38 +140,31 @@ def _to_match(rung: Rung, unit: FlopUnit) -> str:
     return NOTHING if rung.cold is None else "not matched"
 
 
-def totals_table(totals: FamilyTotals, unit: FlopUnit) -> Table:
+def totals_table(rungs: Sequence[Rung]) -> Table:
     """Lay out what the family costs, counted four ways side by side.
 
     Args:
-        totals: The totals.
-        unit: The unit of FLOPs.
+        rungs: The finished rungs, from the smallest; at least one.
 
     Returns:
         One row for each way of counting.
     """
-    mark_all = PLANNED if totals.planned_cold else ""
-    mark_last = PLANNED if totals.last_is_planned else ""
-    ways: list[tuple[str, float | None, str]] = [
-        ("every rung cold", totals.all_cold, mark_all),
-        ("every rung inherited, as trained", totals.inherited_as_trained, ""),
-        ("every rung inherited, to match", totals.inherited_to_match, ""),
-        (f"{totals.names[-1]} alone, cold", totals.last_alone, mark_last),
-    ]
+    counts, unit = count_four_ways(rungs), flop_unit(rungs)
     return Table(
         groups=(),
         header=("the family", unit.name, "of all cold", "of the last alone"),
-        rows=tuple(
-            (title, NOTHING, NOTHING, NOTHING)
-            if flops is None
-            else (
-                title,
-                unit.number(flops) + mark,
-                percent(flops / totals.all_cold) + mark_all,
-                f"{flops / totals.last_alone:.2f} ×{mark_last}",
-            )
-            for title, flops, mark in ways
-        ),
+        rows=tuple(_totals_row(count, counts[0], counts[-1], unit) for count in counts),
+    )
+
+
+def _totals_row(count: Count, all_cold: Count, last_alone: Count, unit: FlopUnit) -> tuple[str, ...]:
+    if count.flops is None or not all_cold.flops or not last_alone.flops:
+        return (count.title, NOTHING, NOTHING, NOTHING)
+    return (
+        count.title,
+        unit.number(count.flops) + (PLANNED if count.planned else ""),
+        percent(count.flops / all_cold.flops) + (PLANNED if all_cold.planned else ""),
+        f"{count.flops / last_alone.flops:.2f} ×" + (PLANNED if count.planned or last_alone.planned else ""),
     )
 
 
@@ -213,30 +206,24 @@ def results_table(rungs: Sequence[Rung]) -> str:
     """Return the results for the terminal.
 
     Args:
-        rungs: The finished rungs, from the smallest.
+        rungs: The finished rungs, from the smallest; at least one.
 
     Returns:
         Plain text: a row per rung, the family's totals, and what must be said about both.
-
-    Raises:
-        ValueError: There is no rung.
     """
-    totals = totals_table(family_totals(rungs), flop_unit(rungs))
-    return "\n\n".join([rung_table(rungs).plain(), totals.plain(), "\n".join(table_notes(rungs))])
+    tables = [rung_table(rungs).plain(), totals_table(rungs).plain()]
+    return "\n\n".join([*tables, "\n".join(table_notes(rungs))])
 
 
 def results_markdown(rungs: Sequence[Rung]) -> str:
     """Return the results in Markdown.
 
     Args:
-        rungs: The finished rungs, from the smallest.
+        rungs: The finished rungs, from the smallest; at least one.
 
     Returns:
         The same tables and sentences as `results_table`.
-
-    Raises:
-        ValueError: There is no rung.
     """
-    totals = totals_table(family_totals(rungs), flop_unit(rungs))
+    tables = [rung_table(rungs).markdown(), totals_table(rungs).markdown()]
     notes = "\n".join(f"- {escape_markdown(note)}" for note in table_notes(rungs))
-    return "\n\n".join([rung_table(rungs).markdown(), totals.markdown(), notes])
+    return "\n\n".join([*tables, notes])

@@ -2,8 +2,73 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from hf_progressive.report.records import Rung
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One rung's share of a sum over the family."""
+
+    name: str
+    """The rung."""
+
+    flops: float
+    """What it adds."""
+
+    kind: Literal["cold", "planned", "inherited"]
+    """Whether it was trained from nothing, would have been, or was grown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """One way to count what a family costs."""
+
+    title: str
+    """What is counted."""
+
+    parts: tuple[Part, ...]
+    """What each rung adds; nothing where the sum is not known."""
+
+    @property
+    def flops(self) -> float | None:
+        """The sum; None where it is not known."""
+        return sum(part.flops for part in self.parts) if self.parts else None
+
+    @property
+    def planned(self) -> bool:
+        """Whether a part of the sum is a plan."""
+        return any(part.kind == "planned" for part in self.parts)
+
+
+def count_four_ways(rungs: Sequence[Rung]) -> tuple[Count, Count, Count, Count]:
+    """Count what a family costs in the four ways that must not be mistaken for one another.
+
+    Args:
+        rungs: Its finished rungs, from the smallest; at least one.
+
+    Returns:
+        Every rung cold; every rung inherited, as trained; every rung inherited, to match; the last alone, cold.
+    """
+    cold = tuple(
+        Part(name=rung.name, flops=rung.cold_flops, kind="planned" if rung.cold_is_planned else "cold")
+        for rung in rungs
+    )
+    trained = tuple(
+        Part(name=rung.name, flops=rung.flops, kind="inherited" if rung.grown else "cold") for rung in rungs
+    )
+    to_match = tuple(
+        Part(name=rung.name, flops=rung.flops_to_match, kind="inherited") if rung.flops_to_match is not None else part
+        for rung, part in zip(rungs, trained, strict=True)
+    )
+    all_matched = all(rung.flops_to_match is not None for rung in rungs if rung.grown)
+    return (
+        Count(title="every rung cold", parts=cold),
+        Count(title="every rung inherited, as trained", parts=trained),
+        Count(title="every rung inherited, to match", parts=to_match if all_matched else ()),
+        Count(title=f"{rungs[-1].name} alone, cold", parts=cold[-1:]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +124,18 @@ def family_totals(rungs: Sequence[Rung]) -> FamilyTotals:
     """
     if not rungs:
         raise ValueError("rungs: there are none to add up; finish one")
+    all_cold, as_trained, to_match, last_alone = (count.flops for count in count_four_ways(rungs))
+    assert all_cold is not None
+    assert as_trained is not None
+    assert last_alone is not None
     grown = [rung for rung in rungs if rung.grown]
-    matched = [rung.flops_to_match for rung in grown if rung.flops_to_match is not None]
-    trained_cold = sum(rung.flops for rung in rungs if not rung.grown)
     return FamilyTotals(
         names=tuple(rung.name for rung in rungs),
-        all_cold=sum(rung.cold_flops for rung in rungs),
-        inherited_as_trained=sum(rung.flops for rung in rungs),
-        inherited_to_match=trained_cold + sum(matched) if len(matched) == len(grown) else None,
-        last_alone=rungs[-1].cold_flops,
-        planned_cold=tuple(rung.name for rung in rungs if rung.cold_is_planned),
+        all_cold=all_cold,
+        inherited_as_trained=as_trained,
+        inherited_to_match=to_match,
+        last_alone=last_alone,
+        planned_cold=tuple(rung.name for rung in grown if rung.cold is None),
         unmatched=tuple(rung.name for rung in grown if rung.cold is not None and rung.flops_to_match is None),
         eta={rung.name: rung.eta for rung in grown},
     )
