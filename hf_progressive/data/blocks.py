@@ -9,11 +9,18 @@ import torch
 from torch.utils.data import Dataset
 
 Block = dict[str, torch.Tensor]
-"""`input_ids` and `labels`, both (context,) and equal: the model shifts them by itself."""
+"""`input_ids` and `labels`, both (context,): the same tokens, which the model shifts by itself."""
+
+NOT_PREDICTED = -100
+"""The label of a position that is no target, as in PyTorch's cross-entropy."""
 
 
 def as_block(tokens: Any) -> Block:
     """Make a training block of tokens.
+
+    The first label is marked as no target. It never is one, since nothing stands before it; but Transformers' Trainer,
+    up to 5.23 at least, counts it for models whose class name tells it no loss (GPT-2), and then divides the summed
+    loss by one token per block too many (`Trainer._get_num_items_in_batch`). The mark can go when that count does.
 
     Args:
         tokens: Token ids, (context,).
@@ -22,7 +29,9 @@ def as_block(tokens: Any) -> Block:
         The block, in int64.
     """
     ids = torch.from_numpy(np.asarray(tokens).astype(np.int64))
-    return {"input_ids": ids, "labels": ids.clone()}
+    labels = ids.clone()
+    labels[0] = NOT_PREDICTED
+    return {"input_ids": ids, "labels": labels}
 
 
 class TokenBlocks(Dataset[Block]):

@@ -25,8 +25,14 @@ def test_blocks_are_consecutive_and_the_tail_is_dropped(blocks):
 
 def test_changing_a_block_changes_neither_its_labels_nor_the_file(blocks):
     block = blocks[0]
-    block["input_ids"][0] = 7
-    assert block["labels"][0] == blocks[0]["input_ids"][0] == 1000
+    block["input_ids"][1] = 7
+    assert block["labels"][1] == blocks[0]["input_ids"][1] == 1001
+
+
+def test_labels_are_the_tokens_but_the_first_which_nothing_predicts(blocks):
+    block = blocks[2]
+    assert torch.equal(block["labels"][1:], block["input_ids"][1:])
+    assert block["labels"][0] == -100
 
 
 def test_pickled_blocks_hold_no_tokens(blocks):

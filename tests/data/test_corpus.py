@@ -39,7 +39,9 @@ def test_span_tells_where_data_repeat(corpus):
         assert span["repeats_from_token"] == repeats
         # Independently: the first block of the range that lies past the corpus's end.
         seen = set(range(first)) if first < length else set(range(length))
-        repeated = next((i for i in range(blocks) if (first + i) % length in seen | set(range(first, first + i))), None)
+        repeated = next(
+            (i for i in range(blocks) if (first + i) % length in seen | set(range(first, first + i))), None
+        )
         assert repeats == (None if repeated is None else repeated * CONTEXT)
 
 

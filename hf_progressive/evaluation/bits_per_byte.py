@@ -1,0 +1,280 @@
+"""Bits per byte: the loss in a unit that does not depend on the tokenizer.
+
+    bits per byte = Σ nats of the predicted tokens / (ln 2 · Σ UTF-8 bytes of these tokens)
+
+The sums run over a corpus, so that long and short documents weigh by their length. A special token that is predicted
+(the end of a document inside a packed block) costs nats and has no bytes; texts measured by `text_bits_per_byte` have
+none. Source: Gao et al. 2020 (The Pile, arXiv 2101.00027), section 3.1.
+"""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import evaluate
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from hf_progressive.data import Block, token_byte_lengths
+from hf_progressive.data.blocks import NOT_PREDICTED
+from hf_progressive.data.tokenizer import encode_documents
+
+_DESCRIPTION = "Bits per byte: summed negative log-likelihood, in bits, over UTF-8 bytes of text."
+
+_INPUTS = """
+Args:
+    predictions: Nats, the summed negative log-likelihood of each text's or block's predicted tokens.
+    references: UTF-8 bytes of these tokens.
+
+Returns:
+    bits_per_byte: Σ predictions / (ln 2 · Σ references).
+"""
+
+_CITATION = """\
+@article{gao2020pile,
+  title={The {P}ile: An 800{GB} dataset of diverse text for language modeling},
+  author={Gao, Leo and Biderman, Stella and Black, Sid and others},
+  journal={arXiv preprint arXiv:2101.00027},
+  year={2020}
+}"""
+
+
+class BitsPerByte(evaluate.Metric):
+    """The metric as an `evaluate.Metric`; it needs no network.
+
+    Nats and bytes may be added one by one, in batches or all at once, in one process; several gather theirs first.
+
+    Args:
+        keep_in_memory: Keep what is added in memory, and not in a file of the cache folder.
+        options: Further options of `evaluate.Metric`.
+
+    >>> metric = BitsPerByte()
+    >>> metric.add_batch(predictions=[math.log(2) * 6], references=[2])
+    >>> metric.compute(predictions=[math.log(2) * 2], references=[2])
+    {'bits_per_byte': 2.0}
+    """
+
+    def __init__(self, *, keep_in_memory: bool = True, **options: Any):
+        super().__init__(keep_in_memory=keep_in_memory, **options)
+
+    def _info(self) -> Any:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, float]:
+        return {"bits_per_byte": bits_per_byte(math.fsum(predictions), sum(references))}
+
+
+def bits_per_byte(nats: float, byte_count: int) -> float:
+    """Convert a summed loss.
+
+    Args:
+        nats: Summed negative log-likelihood.
+        byte_count: UTF-8 bytes of the predicted text.
+
+    Returns:
+        Bits per byte.
+
+    Raises:
+        ValueError: There are no bytes.
+
+    >>> bits_per_byte(math.log(2) * 12, 4)
+    3.0
+    """
+    if byte_count <= 0:
+        raise ValueError(f"bits per byte: {byte_count} bytes of text, so that there is nothing to divide by")
+    return nats / (math.log(2) * byte_count)
+
+
+def bits_per_byte_of_loss(mean_loss: float, tokens: int, byte_count: int) -> float:
+    """Convert a mean loss, such as the `eval_loss` of a Trainer on packed blocks.
+
+    Every block predicts the same number of tokens, all but its first, so that the Trainer's mean over blocks is the
+    mean over tokens, and the conversion is exact. (Blocks must mark their first label as no target, as `as_block`
+    does: see there.)
+
+    Args:
+        mean_loss: Mean negative log-likelihood of the predicted tokens, in nats.
+        tokens: Predicted tokens: blocks · (context − 1).
+        byte_count: Their UTF-8 bytes.
+
+    Returns:
+        Bits per byte.
+
+    >>> bits_per_byte_of_loss(math.log(2) * 2, tokens=10, byte_count=40)
+    0.5
+    """
+    return bits_per_byte(mean_loss * tokens, byte_count)
+
+
+def evaluate_bits_per_byte(
+    model: PreTrainedModel, blocks: Dataset[Block], token_bytes: Any, *, batch_size: int = 8, progress: bool = True
+) -> dict[str, float]:
+    """Measure bits per byte on packed blocks.
+
+    Args:
+        model: A causal language model; it is left in the mode that it was in.
+        blocks: Blocks of equal length, as `Corpus.validation`.
+        token_bytes: UTF-8 bytes of each token, (vocabulary,), from `token_byte_lengths`.
+        batch_size: Blocks per forward pass; changes the time and, but for rounding, not the result.
+        progress: Show a bar.
+
+    Returns:
+        `loss` (nats per predicted token), `bits_per_byte`, `tokens` (predicted), `bytes` (of these).
+    """
+    lengths = torch.as_tensor(token_bytes)
+    nats, tokens, byte_count = [], 0, 0
+    with _evaluating(model):
+        for batch in tqdm(DataLoader(blocks, batch_size=batch_size), desc="Bits per byte", disable=not progress):
+            targets = batch["input_ids"][:, 1:]  # (B, T-1)
+            nats.append(float(_token_nats(model, batch["input_ids"][:, :-1], targets).sum()))
+            tokens += targets.numel()
+            byte_count += int(lengths[targets].sum())
+    return _result(math.fsum(nats), tokens, byte_count)
+
+
+def text_bits_per_byte(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Iterable[str],
+    *,
+    context: int | None = None,
+    overlap: int | None = None,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Measure bits per byte on texts, such that models with different tokenizers can be compared.
+
+    Each text is measured by itself, whole, and divided by its own UTF-8 bytes. It begins behind the tokenizer's
+    beginning-of-text token (or end-of-text token, where there is none), which is read and not predicted. A text longer
+    than the context is read in windows of `context` tokens; every window but the first begins with `overlap` tokens
+    that were predicted before and now only are context, besides the one that stands before the first new token. So
+    each token is predicted once, from at least `overlap` + 1 tokens before it, or all there are. Models are comparable
+    where context and overlap span about as many bytes.
+
+    Args:
+        model: A causal language model; it is left in the mode that it was in.
+        tokenizer: Its tokenizer.
+        texts: The texts.
+        context: Tokens per window; None takes the model's largest number of positions.
+        overlap: Tokens that windows share; None takes half the context.
+        batch_size: Windows per forward pass; changes the time and, but for rounding, not the result.
+        progress: Show a bar.
+
+    Returns:
+        `loss` (nats per predicted token), `bits_per_byte`, `tokens` (predicted), `bytes` (of the texts).
+
+    Raises:
+        ValueError: The tokenizer loses text or has no token to begin with, the overlap leaves no room for new tokens,
+            or there is no text.
+    """
+    size: int = model.config.max_position_embeddings if context is None else context
+    shared = size // 2 if overlap is None else overlap
+    if not 0 <= shared < size:
+        raise ValueError(
+            f"overlap: {shared} is not between 0 and {size - 1}, the context of {size} less one new token"
+        )
+    token_byte_lengths(tokenizer)  # refuses a tokenizer that loses text
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        raise ValueError("the tokenizer has neither a beginning-of-text nor an end-of-text token to begin a text with")
+    nats, tokens, byte_count = [], 0, 0
+
+    def windows() -> Iterator[_Window]:
+        nonlocal tokens, byte_count
+        for text in tqdm(texts, desc="Bits per byte", disable=not progress):
+            ids = encode_documents(tokenizer, [text])[0][:-1]
+            tokens += len(ids)
+            byte_count += len(text.encode("utf-8"))
+            yield from cut_windows([start, *ids], size, shared)
+
+    rows = windows()
+    with _evaluating(model):
+        while batch := list(itertools.islice(rows, batch_size)):
+            inputs, targets = _pad(batch)
+            nats.append(float(_token_nats(model, inputs, targets).sum()))
+    return _result(math.fsum(nats), tokens, byte_count)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Part of a text: what the model reads, and how many of the last predictions count."""
+
+    inputs: list[int]
+    targets: list[int]
+    new: int
+
+
+def cut_windows(tokens: Sequence[int], size: int, overlap: int) -> Iterator[_Window]:
+    """Cut a text into windows that predict each of its tokens but the first exactly once.
+
+    Args:
+        tokens: The beginning-of-text token and the text's.
+        size: Tokens that the model reads at the most.
+        overlap: Tokens of a window, from the second on, that the one before it has predicted.
+
+    Yields:
+        Windows: `inputs`, `targets` (the tokens that follow each input), and how many of the last targets are `new`.
+
+    >>> [(w.inputs, w.new) for w in cut_windows([0, 1, 2, 3, 4, 5, 6], size=4, overlap=1)]
+    [([0, 1, 2, 3], 4), ([3, 4, 5], 2)]
+    """
+    done, last = 0, len(tokens) - 1
+    while done < last:
+        begin = max(0, done - overlap)
+        end = min(begin + size, last)
+        yield _Window(list(tokens[begin:end]), list(tokens[begin + 1 : end + 1]), end - done)
+        done = end
+
+
+def _pad(windows: Sequence[_Window]) -> tuple[Tensor, Tensor]:
+    # Padding stands on the right, where a causal model does not see it, and is not predicted.
+    width = max(len(window.inputs) for window in windows)
+    inputs = torch.zeros(len(windows), width, dtype=torch.long)  # (B, T)
+    targets = torch.full((len(windows), width), NOT_PREDICTED)  # (B, T)
+    for row, window in enumerate(windows):
+        length = len(window.inputs)
+        inputs[row, :length] = torch.tensor(window.inputs)
+        targets[row, length - window.new : length] = torch.tensor(window.targets[-window.new :])
+    return inputs, targets
+
+
+@torch.no_grad()
+def _token_nats(model: PreTrainedModel, inputs: Tensor, targets: Tensor) -> Tensor:
+    # Negative log-likelihood of each target, (B, T), float64 on the CPU; 0 where nothing is predicted.
+    logits = model(input_ids=inputs.to(model.device), use_cache=False).logits  # (B, T, vocabulary)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    nats = functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten().to(logits.device), ignore_index=NOT_PREDICTED, reduction="none"
+    )
+    return nats.view(targets.shape).cpu().double()
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _result(nats: float, tokens: int, byte_count: int) -> dict[str, float]:
+    ratio = bits_per_byte(nats, byte_count)
+    return {"loss": nats / tokens, "bits_per_byte": ratio, "tokens": tokens, "bytes": byte_count}
