@@ -1,143 +1,23 @@
 """Squares of the gradients of single sequences, for a whole batch in one backward pass.
 
-The gradient a sequence b gives a layer's parameters follows from the layer's input x_b and the gradient g_b of its
-output alone. For a matrix it is a product, g_bᵀ x_b, which costs for all sequences together what the product for
-their sum costs. Only its square is kept, and it is computed tile by tile, so that memory does not grow with the
-number of sequences times the size of the layer.
+For a matrix the gradient of sequence b is a product, g_bᵀ x_b, and the products of all sequences together cost what
+the product for their sum costs in an ordinary backward pass, which is left out in exchange. Only the square is kept,
+and it is formed tile by tile, so that memory does not grow with the number of sequences times the size of the layer.
 """
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.phi.capture import UnfitLayerError, captured_gradients, kept_gradients
+from hf_progressive.phi.gradient_parts import GradientPart, RowPart, gradient_parts
 from hf_progressive.phi.totals import add_to_total, zero_totals
 
 _TILE_ENTRIES = {"cpu": 1 << 21, "accelerator": 1 << 26}
 """Entries of gradient held at a time, 8 and 256 MiB in float32: enough for matrix products to run at full speed."""
-
-
-class GradientPart(Protocol):
-    """What one use of a parameter adds to its gradient, for each of B sequences."""
-
-    def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
-        """Add the part to a tile (sequences, rows, columns) of the gradients."""
-
-
-@dataclass(frozen=True)
-class ProductPart:
-    """Σ_t left_bt right_btᵀ.
-
-    Attributes:
-        left: (B, T, rows).
-        right: (B, T, columns).
-    """
-
-    left: Tensor
-    right: Tensor
-
-    def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
-        """Add the part to a tile (sequences, rows, columns) of the gradients."""
-        left, right = self.left[sequences, :, rows].to(tile.dtype), self.right[sequences].to(tile.dtype)
-        torch.baddbmm(tile, left.mT, right, out=tile)
-
-
-@dataclass(frozen=True)
-class RowPart:
-    """Vectors added to single rows.
-
-    Attributes:
-        rows: Row numbers, (B, T).
-        values: (B, T, columns).
-    """
-
-    rows: Tensor
-    values: Tensor
-
-    def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
-        """Add the part to a tile (sequences, rows, columns) of the gradients."""
-        numbers = self.rows[sequences]
-        inside = (numbers >= rows.start) & (numbers < rows.stop)  # (b, T)
-        sequence = inside.nonzero()[:, 0]
-        tile_rows = sequence * tile.shape[1] + numbers[inside] - rows.start
-        tile.flatten(0, 1).index_add_(0, tile_rows, self.values[sequences][inside].to(tile.dtype))
-
-
-@dataclass(frozen=True)
-class WholePart:
-    """The gradient itself.
-
-    Attributes:
-        values: (B, *shape of the parameter).
-    """
-
-    values: Tensor
-
-    def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
-        """Add the part to a tile (sequences, rows, columns) of the gradients."""
-        tile += self.values[sequences, rows].reshape(tile.shape)
-
-
-def _positions_summed(values: Tensor, dimensions: int = 1) -> WholePart:
-    """Return (B, ..., *shape) summed over all but the first and the last dimensions."""
-    return WholePart(values.flatten(1, -1 - dimensions).sum(1))
-
-
-def _linear(module: nn.Linear, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
-    weight = ProductPart(gradient.flatten(1, -2), x.flatten(1, -2))  # (B, T, out), (B, T, in)
-    return {"weight": weight} if module.bias is None else {"weight": weight, "bias": _positions_summed(gradient)}
-
-
-def _conv1d(module: Conv1D, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
-    weight = ProductPart(x.flatten(1, -2), gradient.flatten(1, -2))  # (B, T, in), (B, T, out)
-    return {"weight": weight, "bias": _positions_summed(gradient)}
-
-
-def _embedding(module: nn.Embedding, ids: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
-    if module.max_norm is not None or module.scale_grad_by_freq:
-        raise UnfitLayerError("an Embedding rescales its rows by what a batch holds")
-    if module.padding_idx is not None:  # that row is never trained
-        gradient = gradient.masked_fill((ids == module.padding_idx)[..., None], 0)
-    return {"weight": RowPart(ids.flatten(1), gradient.flatten(1, -2))}
-
-
-def _layer_norm(module: nn.LayerNorm, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
-    dimensions = len(module.normalized_shape)
-    normalized = F.layer_norm(x, module.normalized_shape, eps=module.eps)
-    parts: dict[str, GradientPart] = {"weight": _positions_summed(gradient * normalized, dimensions)}
-    return parts if module.bias is None else parts | {"bias": _positions_summed(gradient, dimensions)}
-
-
-def _any_layer(module: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
-    # No closed form is known: run the layer once more for each sequence and pull its gradient back.
-    parameters = {name: parameter.detach() for name, parameter in module.named_parameters(recurse=False)}
-
-    def product(values: dict[str, Tensor], one_x: Tensor, one_gradient: Tensor) -> Tensor:
-        output: Tensor = torch.func.functional_call(module, values, (one_x[None],))
-        return (output * one_gradient[None]).sum()
-
-    try:
-        values = torch.func.vmap(torch.func.grad(product), in_dims=(None, 0, 0))(parameters, x, gradient)
-    except RuntimeError as error:
-        raise UnfitLayerError(f"a {type(module).__name__} cannot be run sequence by sequence: {error}") from error
-    return {name: WholePart(value) for name, value in values.items()}
-
-
-_Rule = Callable[..., dict[str, GradientPart]]
-_RULES: dict[type[nn.Module], _Rule] = {
-    nn.Linear: _linear,
-    Conv1D: _conv1d,
-    nn.Embedding: _embedding,
-    nn.LayerNorm: _layer_norm,
-}
-"""Closed forms by exact class: a subclass may compute something else."""
 
 
 def add_squares(total: Tensor, parts: list[GradientPart], sequences: int) -> None:
@@ -148,6 +28,7 @@ def add_squares(total: Tensor, parts: list[GradientPart], sequences: int) -> Non
         parts: What each use of the parameter gave, for the same sequences.
         sequences: B.
 
+    >>> from hf_progressive.phi.gradient_parts import ProductPart
     >>> total, ones = torch.zeros(2, 3), torch.ones(4, 5, 3)  # 4 sequences of 5 tokens
     >>> add_squares(total, [ProductPart(ones[..., :2], ones), ProductPart(ones[..., :2], ones)], sequences=4)
     >>> total  # 4 · (5 + 5)²
@@ -244,8 +125,7 @@ class PerSequenceSquares:
             add_to_total(self.totals[name], lambda total: add_squares(total, parts, sequences))
 
         def receive(module: nn.Module, x: Tensor, gradient: Tensor) -> None:
-            parts = _RULES.get(type(module), _any_layer)(module, x, gradient)
-            for attribute, part in parts.items():
+            for attribute, part in gradient_parts(module, x, gradient).items():
                 name = self._names[module][attribute]
                 waiting[name].append(part)
                 if not any(outstanding[user] for user in self._users[name]):

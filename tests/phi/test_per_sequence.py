@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_progressive.phi import per_sequence
-from hf_progressive.phi.per_sequence import ProductPart, RowPart, WholePart, add_squares
+from hf_progressive.phi.gradient_parts import ProductPart, RowPart, WholePart
+from hf_progressive.phi.per_sequence import add_squares
 
 
 def part_and_gradient(kind, sequences, length, rows, columns, generator):
