@@ -51,9 +51,12 @@ class HeldPiece:
         Returns:
             (length,), zeros where the parameter has no gradient yet.
         """
+        return self._whole_gradient().view(-1)
+
+    def _whole_gradient(self) -> Tensor:
         if self.parameter.grad is None:
             self.parameter.grad = torch.zeros_like(self.parameter)
-        return self.parameter.grad.view(-1)
+        return self.parameter.grad
 
     def store_gradient(self, gradient: Tensor) -> None:
         """Make a gradient that came from `gradient` and was changed in place the one the optimizer sees.
@@ -87,8 +90,7 @@ class _RowsPiece(HeldPiece):
         return _local(self.parameter.detach())
 
     def gradient(self) -> Tensor:
-        super().gradient()
-        return _local(self.parameter.grad)
+        return _local(self._whole_gradient())
 
 
 class _ZeroPartition(HeldPiece):
@@ -229,7 +231,7 @@ def shared_rows(pieces: Sequence[tuple[int, int]], columns: int) -> list[int]:
     return sorted({start // columns for start in inner})
 
 
-def _local(tensor: Tensor | None) -> Tensor:
+def _local(tensor: Tensor) -> Tensor:
     assert isinstance(tensor, DTensor)
     with torch.no_grad():  # so that this is the storage itself
         return tensor.to_local().view(-1)

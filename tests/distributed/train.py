@@ -2,12 +2,13 @@
 
 import argparse
 import json
-import sys
+import shutil
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate import DistributedType, PartialState
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
@@ -97,21 +98,28 @@ def build_penalty(model, *, ewc_lambda, gamma):
     )
 
 
-def train(output, *, batch=8, accumulation=1, steps=4, resume=False, **changes):
-    """Train and write `result.json`, and `weights.safetensors` in the first process."""
+def pretend_to_be_on_an_accelerator():
+    """Let Accelerate pick FSDP2, which it does on no CPU; `fully_shard` itself runs there, on gloo."""
+    PartialState().distributed_type = DistributedType.MULTI_GPU
+
+
+def train(output, *, batch, accumulation, resume=False, fsdp=False, **changes):
+    """Train; leave `result-RANK.json` of every process and the whole `weights.safetensors`."""
+    output = Path(output)
     model = build_model()
     arguments = ProgressiveTrainingArguments(
         output_dir=str(output), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
-        learning_rate=1e-2, max_steps=steps, logging_steps=1, use_cpu=True, report_to="none", disable_tqdm=True,
+        learning_rate=1e-2, max_steps=4, logging_steps=1, use_cpu=True, report_to="none", disable_tqdm=True,
         phi_schedule="linear", max_grad_norm=0.5, **{"save_strategy": "no"} | changes,
     )  # fmt: skip
-    # A scale at which both terms count beside the task's gradient.
-    penalty = build_penalty(model, ewc_lambda=0.2, gamma=0.05)
+    if fsdp:
+        pretend_to_be_on_an_accelerator()
+    CountedTensors.peak = CountedTensors.alive
+    penalty = build_penalty(model, ewc_lambda=0.2, gamma=0.05)  # neither term rules
     trainer = ProgressiveTrainer(model, arguments, train_dataset=Blocks(), penalty=penalty)
     trainer.train(resume_from_checkpoint=resume)
-    keys = ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/grad_ratio", "phi/lambda")
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    rank = trainer.args.process_index
+    keys = ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/grad_ratio", "phi/lambda")
     result = {key: [entry[key] for entry in history] for key in keys}
     result |= {
         "engine": str(trainer.accelerator.distributed_type),
@@ -119,23 +127,28 @@ def train(output, *, batch=8, accumulation=1, steps=4, resume=False, **changes):
         "held_bytes": penalty.held_bytes(),
         "peak_bytes": CountedTensors.peak,
     }
-    (Path(output) / f"result-{rank}.json").write_text(json.dumps(result))
+    output.mkdir(exist_ok=True)
+    rank = trainer.args.process_index
+    (output / f"result-{rank}.json").write_text(json.dumps(result))
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if rank == 0:
-        save_file({name: tensor.clone() for name, tensor in state.items()}, Path(output) / "weights.safetensors")
-    return trainer
+        save_file({name: tensor.clone() for name, tensor in state.items()}, output / "weights.safetensors")
+
+
+def main():
+    """Train with and without accumulation, then again from the checkpoint in the middle."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--fsdp", action="store_true")
+    options = parser.parse_args()
+    train(options.output / "plain", batch=4, accumulation=1, fsdp=options.fsdp, save_strategy="steps", save_steps=2)
+    train(options.output / "accumulated", batch=2, accumulation=2, fsdp=options.fsdp)
+    resumed = options.output / "resumed"
+    if PartialState().is_main_process:
+        shutil.copytree(options.output / "plain" / "checkpoint-2", resumed / "checkpoint-2")
+    PartialState().wait_for_everyone()
+    train(resumed, batch=4, accumulation=1, fsdp=options.fsdp, resume=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--save-steps", type=int, default=0)
-    parser.add_argument("--resume", action="store_true")
-    options = vars(parser.parse_args())
-    save_steps = options.pop("save_steps")
-    saving = {"save_strategy": "steps", "save_steps": save_steps} if save_steps else {}
-    train(**options, **saving)
-    sys.exit(0)
+    main()
