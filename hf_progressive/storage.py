@@ -93,15 +93,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(
-    path: str | os.PathLike[str], *, overwrite: bool = False, sha256: Mapping[str, str] | None = None
+    path: str | os.PathLike[str], *, overwrite: bool = False, sha256: Mapping[str, str | None] | None = None
 ) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path`, with a manifest, when the block ends without an error.
 
     Args:
         path: The folder to create.
         overwrite: Replace an existing folder, once the new one is complete. Otherwise an existing one is an error.
-        sha256: Digests already known, by name relative to the folder, so that large files are not read twice. It is
-            read when the block ends, so it may be filled meanwhile.
+        sha256: Digests already known, by name relative to the folder, so that large files are not read twice; None for
+            a file whose size alone is to be recorded. It is read when the block ends, so it may be filled meanwhile.
 
     Yields:
         The temporary folder to fill, a sibling of `path`.
@@ -164,19 +164,20 @@ def _replace_in_two_steps(new: Path, target: Path) -> None:
     shutil.rmtree(aside)
 
 
-def write_manifest(folder: str | os.PathLike[str], *, sha256: Mapping[str, str] | None = None) -> None:
+def write_manifest(folder: str | os.PathLike[str], *, sha256: Mapping[str, str | None] | None = None) -> None:
     """Flush every file of a folder to the disk and write its manifest last.
 
     Args:
         folder: The folder, searched with its subfolders.
-        sha256: Digests already known, by name relative to the folder.
+        sha256: Digests already known, by name relative to the folder; None for a file whose size alone is recorded.
     """
     root, known = Path(folder), sha256 or {}
-    files = {}
+    files: dict[str, dict[str, int | str]] = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST_NAME):
         name = path.relative_to(root).as_posix()
         fsync_path(path)
-        files[name] = {"size": path.stat().st_size, "sha256": known.get(name) or sha256_file(path)}
+        digest = known[name] if name in known else sha256_file(path)
+        files[name] = {"size": path.stat().st_size} | ({} if digest is None else {"sha256": digest})
     for path in sorted(p for p in root.rglob("*") if p.is_dir()):
         fsync_path(path)
     write_json(root / MANIFEST_NAME, {"format": 1, "files": files})
@@ -203,7 +204,7 @@ def check_manifest(folder: str | os.PathLike[str], *, contents: bool = True) -> 
 
     Args:
         folder: A folder with a manifest.
-        contents: Compare SHA-256 as well as sizes.
+        contents: Compare SHA-256, where it was recorded, as well as sizes.
 
     Raises:
         FileNotFoundError: There is no manifest.
@@ -224,7 +225,7 @@ def check_manifest(folder: str | os.PathLike[str], *, contents: bool = True) -> 
             raise ValueError(
                 f"{path}: {size} bytes, the manifest says {entry['size']}; the file is truncated or altered"
             )
-        if contents and sha256_file(path) != entry["sha256"]:
+        if contents and "sha256" in entry and sha256_file(path) != entry["sha256"]:
             raise ValueError(f"{path}: its SHA-256 differs from the manifest's; the file is damaged")
 
 

@@ -96,10 +96,19 @@ def test_an_existing_folder_is_refused(tmp_path):
 
 
 def test_known_digests_are_used_and_the_others_computed(tmp_path):
-    fill(tmp_path / "out", sha256={"a.txt": "0" * 64})
+    digest = sha256_file(fill(tmp_path / "out", sha256={"a.txt": "0" * 64}) / "sub" / "b.txt")
     files = read_json(tmp_path / "out" / MANIFEST_NAME)["files"]
-    assert files["a.txt"]["sha256"] == "0" * 64
-    assert files["sub/b.txt"]["sha256"] == sha256_file(tmp_path / "out" / "sub" / "b.txt")
+    assert files == {"a.txt": {"size": 3, "sha256": "0" * 64}, "sub/b.txt": {"size": 1, "sha256": digest}}
+
+
+def test_a_file_without_a_digest_is_checked_by_its_size(tmp_path):
+    folder = fill(tmp_path / "out", sha256={"a.txt": None})
+    assert read_json(folder / MANIFEST_NAME)["files"]["a.txt"] == {"size": 3}
+    (folder / "a.txt").write_text("nex")
+    check_manifest(folder)
+    (folder / "a.txt").write_text("longer")
+    with pytest.raises(ValueError, match="6 bytes, the manifest says 3"):
+        check_manifest(folder)
 
 
 def test_a_folder_being_replaced_is_never_absent(tmp_path):

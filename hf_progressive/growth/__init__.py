@@ -2,7 +2,8 @@
 
 from hf_progressive.growth.grow import GrowthReport, grow_checkpoint, grow_model
 from hf_progressive.growth.methods import register_method
-from hf_progressive.growth.plan import GrowthPlan, TensorPlan, plan_growth
+from hf_progressive.growth.plan import GrowthPlan, plan_growth
+from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
 
 __all__ = [

@@ -1,33 +1,26 @@
-"""Read and write safetensors checkpoints one tensor at a time.
+"""Read safetensors checkpoints one tensor at a time.
 
 `CheckpointReader` takes a folder with `model.safetensors`, or with shards and `model.safetensors.index.json`, reads
-the headers and nothing else, and then hands out single tensors. `CheckpointWriter` knows the shape of every tensor
-before the first one is computed, so it can write a shard's header first and append the tensors as they come,
-computing the SHA-256 of each file on the way. Neither ever holds more than a few tensors, whatever the model's size.
+the headers and nothing else, and then hands out single tensors. `hf_progressive.growth.writer` is its counterpart.
 
 The file format (https://github.com/huggingface/safetensors#format): 8 bytes with the length of the header, little
 endian; the header, a JSON object of `{name: {dtype, shape, data_offsets}}` padded with spaces; the tensors' bytes,
 without holes. Files are read with `pread`, not mapped into memory: mapped pages would count as the process's own.
 """
 
-import hashlib
 import json
 import math
 import os
-from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
-from hf_progressive.storage import read_json, write_json
+from hf_progressive.storage import read_json
 
 WEIGHTS_NAME = "model.safetensors"
 """Name of the weights' file of a checkpoint that is not sharded."""
@@ -35,14 +28,10 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 """Name of the index of a sharded checkpoint."""
 
-_PICKLED_PATTERNS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
-_SHARD_PATTERN = "model{suffix}.safetensors"
-_LENGTH_BYTES = 8
-_HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
-_IN_FLIGHT_BYTES = 1 << 28
-_FLUSH_BYTES = 1 << 28
+LENGTH_BYTES = 8
+"""Size of the number that a safetensors file begins with; the data are aligned to it."""
 
-_CODES = {
+DTYPE_CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -54,7 +43,12 @@ _CODES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+"""What the format calls the dtypes known here."""
+
+_PICKLED_PATTERNS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
+_HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
+
+_DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +202,8 @@ def _find_weight_files(folder: Path) -> tuple[list[str], dict[str, str]]:
 def _read_header(path: Path) -> dict[str, _Entry]:
     size = path.stat().st_size
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        start = _LENGTH_BYTES + length
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        start = LENGTH_BYTES + length
         if length > _HEADER_LIMIT_BYTES or start > size:
             raise ValueError(f"{path}: not a safetensors file, or truncated ({size} bytes); fetch it again")
         text = file.read(length)
@@ -244,168 +238,3 @@ def _unrepeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
     return table
-
-
-class CheckpointWriter:
-    """Write a safetensors checkpoint tensor by tensor, into one file or shards, in bounded memory.
-
-    Each file's header is written first, then its tensors in the order of `order`, by one thread, while a second one
-    computes the file's SHA-256. At most 256 MiB, or one tensor that is larger, wait to be written.
-
-    Args:
-        folder: An existing folder.
-        specs: Shape and dtype of every tensor, by name.
-        max_shard_size: The size beyond which a new file begins, in bytes or as `"5GB"`.
-
-    Raises:
-        ValueError: A dtype that the format does not have.
-
-    >>> import tempfile, torch
-    >>> from safetensors.torch import load_file
-    >>> folder = tempfile.mkdtemp()
-    >>> with CheckpointWriter(folder, {"w": TensorSpec(shape=(2,), dtype=torch.float32)}) as writer:
-    ...     for name in writer.order:
-    ...         writer.write(name, torch.ones(2))
-    >>> load_file(f"{folder}/model.safetensors")
-    {'w': tensor([1., 1.])}
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        specs: Mapping[str, TensorSpec],
-        *,
-        max_shard_size: int | str = "5GB",
-    ) -> None:
-        self.folder = Path(folder)
-        self.sha256: dict[str, str] = {}
-        """SHA-256 of every finished file, by name."""
-        self.specs = dict(specs)
-        """Shape and dtype of every tensor, by name."""
-        for name, spec in self.specs.items():
-            if spec.dtype not in _CODES:
-                raise ValueError(f"tensor {name}: safetensors files cannot hold {spec.dtype} here; give another dtype")
-        split = split_state_dict_into_shards_factory(
-            self.specs,
-            get_storage_size=lambda spec: spec.nbytes,
-            filename_pattern=_SHARD_PATTERN,
-            max_shard_size=max_shard_size,
-        )
-        # Wide dtypes come first so that every tensor is aligned to its own size.
-        self._shards = {
-            file: sorted(names, key=lambda name: -self.specs[name].dtype.itemsize)
-            for file, names in split.filename_to_tensors.items()
-        }
-        self.order = [name for names in self._shards.values() for name in names]
-        """The names of the tensors in the order in which `write` takes them."""
-        self.total_bytes = sum(spec.nbytes for spec in self.specs.values())
-        self._weight_map = split.tensor_to_filename
-        self._remaining = deque(self.order)
-        self._file: _HashedFile | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            if self._file is not None:
-                self._file.abandon()
-            return
-        self._finish_file()
-        assert not self._remaining, f"{len(self._remaining)} tensors were not written, {self._remaining[0]} first"
-        if len(self._shards) > 1:
-            index = {
-                "metadata": {"total_size": self.total_bytes},
-                "weight_map": dict(sorted(self._weight_map.items())),
-            }
-            write_json(self.folder / INDEX_NAME, index)
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Append a tensor; it must not be changed afterwards.
-
-        Args:
-            name: The next name of `order`.
-            tensor: The values, with the shape and dtype stated for them.
-
-        Raises:
-            OSError: A write failed, this one or an earlier one.
-        """
-        assert name == self._remaining.popleft(), f"{name} is out of order"
-        planned = self.specs[name]
-        assert TensorSpec(shape=tuple(tensor.shape), dtype=tensor.dtype) == planned, f"{name} is not as planned"
-        file = self._weight_map[name]
-        if self._file is None or self._file.path.name != file:
-            self._finish_file()
-            self._file = _HashedFile(self.folder / file)
-            self._file.append(self._header(self._shards[file]))
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        self._file.append(flat.view(torch.uint8).numpy().data)
-
-    def _finish_file(self) -> None:
-        if self._file is not None:
-            file, self._file = self._file, None
-            self.sha256[file.path.name] = file.close()
-
-    def _header(self, names: Sequence[str]) -> memoryview:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        position = 0
-        for name in names:
-            spec = self.specs[name]
-            end = position + spec.nbytes
-            header[name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
-            position = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _LENGTH_BYTES)  # the data begin aligned
-        return memoryview(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
-
-
-class _HashedFile:
-    """A new file to which buffers are appended by one thread and hashed by another."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = FileIO(path, "xb")
-        self._digest = hashlib.sha256()
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-write")
-        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash")
-        self._pending: deque[tuple[int, Future[None], Future[None]]] = deque()
-        self._pending_bytes = 0
-        self._unflushed_bytes = 0
-
-    def append(self, buffer: memoryview) -> None:
-        while self._pending and self._pending_bytes + len(buffer) > _IN_FLIGHT_BYTES:
-            self._settle()
-        written = self._writing.submit(self._write, buffer)
-        hashed = self._hashing.submit(self._digest.update, buffer)
-        self._pending.append((len(buffer), written, hashed))
-        self._pending_bytes += len(buffer)
-
-    def close(self) -> str:
-        try:
-            while self._pending:
-                self._settle()
-        finally:
-            self.abandon()
-        return self._digest.hexdigest()
-
-    def abandon(self) -> None:
-        self._writing.shutdown(cancel_futures=True)
-        self._hashing.shutdown(cancel_futures=True)
-        self._file.close()
-
-    def _settle(self) -> None:
-        size, written, hashed = self._pending.popleft()
-        self._pending_bytes -= size
-        written.result()
-        hashed.result()
-
-    def _write(self, buffer: memoryview) -> None:
-        done = 0
-        while done < len(buffer):  # a call writes at most 2 GiB
-            done += self._file.write(buffer[done:])
-        self._unflushed_bytes += len(buffer)
-        if self._unflushed_bytes >= _FLUSH_BYTES:  # keeps the disk busy meanwhile, instead of at the end
-            os.fdatasync(self._file.fileno())
-            self._unflushed_bytes = 0

@@ -1,35 +1,33 @@
 """Grow a checkpoint on disk or a model in memory.
 
-The plan says how every tensor of the child follows from the parent's; this module reads, produces, writes and checks.
-On disk a tensor is read, grown and handed to the writer before the next one is touched, so that memory does not depend
-on the number of layers, and the folder appears whole or not at all. Every tensor draws its new entries from a
-generator of its own, seeded by the seed and the tensor's name: the result depends on neither order nor sharding.
+The plan says how every tensor of the child follows from the parent's; this module reads, grows, writes and checks. On
+disk a tensor is read, grown and handed to the writer before the next one is touched, so that memory does not depend
+on the number of layers, and the folder appears whole or not at all.
 """
 
 import copy
 import errno
-import hashlib
 import math
 import os
-import re
 import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 import hf_progressive
-from hf_progressive.growth.checkpoint import CheckpointReader, CheckpointWriter, TensorSpec, is_finite
-from hf_progressive.growth.plan import GrowthPlan, TensorPlan, plan_growth
+from hf_progressive.growth.checkpoint import CheckpointReader
+from hf_progressive.growth.parent import ModelTensors, ParentTensors
+from hf_progressive.growth.plan import GrowthPlan, plan_growth
 from hf_progressive.growth.source import CONFIG_NAME, GrowthSource, locate_source
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
+from hf_progressive.growth.writer import CheckpointWriter
 from hf_progressive.storage import atomic_folder, sha256_file, write_json
 
 RECORD_NAME = "growth.json"
@@ -39,7 +37,6 @@ OPTIMIZER_NAME = "optimizer.pt"
 """Name of an optimizer's state, as Trainer writes it."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_LAYER = re.compile(r"\d+(?=\.)")
 _CHECK_LENGTH = 256  # tokens per sequence of the check that grow_checkpoint makes; verify_growth alone reads more
 
 
@@ -96,6 +93,7 @@ def grow_checkpoint(
     overwrite: bool = False,
     revision: str | None = None,
     verify: bool = True,
+    checksums: bool = True,
     progress: bool = True,
     **options: Any,
 ) -> GrowthReport:
@@ -118,6 +116,9 @@ def grow_checkpoint(
         overwrite: Replace an existing output, once the new one is complete.
         revision: Branch, tag or commit of a parent on the Hub.
         verify: Load both models and compare their logits. The result is reported and recorded, whatever it is.
+        checksums: Compute the SHA-256 of the weights read and written, check the former against what is known of them,
+            and record both. Without, sizes stand alone: on a processor without instructions for SHA, that is twice
+            as fast.
         progress: Show a bar on stderr, if that is a terminal.
         **options: Further options of `plan_growth`.
 
@@ -133,20 +134,23 @@ def grow_checkpoint(
     """
     started = time.monotonic()
     stored_in = _named_dtype(dtype)
-    digests: dict[str, str] = {}
+    digests: dict[str, str | None] = {}
     with atomic_folder(output, overwrite=overwrite, sha256=digests) as folder:
         origin = locate_source(source, revision)
         if Path(output).exists() and Path(output).samefile(origin.folder):
             raise ValueError(f"{output}: is the source itself; choose another folder for the output")
         plan = plan_growth(origin.read_config(), target, method=method, **options)
         reader = CheckpointReader(origin.folder)
-        parent = _ParentTensors(plan, reader)
+        parent = ParentTensors(plan, reader)
         inputs = [CONFIG_NAME, *reader.files, *origin.companions()]
-        origin.check_sizes(inputs)
-        with ThreadPoolExecutor(1, thread_name_prefix="source-digest") as background:
-            recorded = background.submit(origin.digest, inputs)
-            writer = _write_weights(plan, parent, folder, seed, stored_in, max_shard_size, progress)
-            files = recorded.result()
+        files: dict[str, dict[str, Any]] = {name: {"size": size} for name, size in origin.sizes(inputs).items()}
+        specs = parent.child_specs(stored_in)
+        writer = CheckpointWriter(folder, specs, max_shard_size=max_shard_size, checksums=checksums)
+        with ThreadPoolExecutor(1) as background:
+            hashing = background.submit(origin.digest, inputs if checksums else ())
+            _write_weights(writer, plan, parent, seed, progress)
+            for name, digest in hashing.result().items():
+                files[name]["sha256"] = digest
         digests.update(writer.sha256)
         config = _child_config(plan, writer.specs[plan.tensors[0].name].dtype)
         config.save_pretrained(folder)
@@ -202,69 +206,14 @@ def grow_model(
     torch.Size([16, 12])
     """
     plan = plan_growth(model.config, target, method=method, **options)
-    parent = _ParentTensors(plan, _ModelTensors(model))
-    grown = {
-        tensor.name: _produce(tensor, parent, seed, parent.stored_dtype(tensor)).clone() for tensor in plan.tensors
-    }
+    parent = ParentTensors(plan, ModelTensors(model))
+    specs = parent.child_specs()
+    grown = {t.name: parent.grow(t, seed=seed, dtype=specs[t.name].dtype).clone() for t in plan.tensors}
     config = _child_config(plan, model.dtype)
     child = type(model).from_pretrained(None, config=config, state_dict=grown, dtype=model.dtype)
     if model.generation_config is not None:
         child.generation_config = copy.deepcopy(model.generation_config)
     return child.to(model.device).train(model.training)
-
-
-class _Tensors(Protocol):
-    """Tensors by the names that a checkpoint or a model gives them."""
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]: ...
-
-    def read(self, name: str) -> Tensor: ...
-
-
-class _ModelTensors:
-    """The tensors of a model in memory, in the manner of `CheckpointReader`."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._state: dict[str, Tensor] = model.state_dict()
-        self.specs = {name: TensorSpec(shape=tuple(t.shape), dtype=t.dtype) for name, t in self._state.items()}
-
-    def read(self, name: str) -> Tensor:
-        tensor = self._state[name].detach().cpu()
-        if not is_finite(tensor):
-            raise ValueError(f"tensor {name} holds NaN or infinite values; a sound model is needed")
-        return tensor
-
-
-class _ParentTensors:
-    """The parent's tensors by canonical name, once it is certain that each is there exactly once."""
-
-    def __init__(self, plan: GrowthPlan, tensors: _Tensors) -> None:
-        plan.check_source_keys({key: spec.shape for key, spec in tensors.specs.items()})
-        self._tensors = tensors
-        names = {key: plan.family.canonical_name(key) for key in tensors.specs}
-        self._keys = {name: key for key, name in names.items() if name not in plan.ignored_sources}
-        self._rule_dtypes = {_LAYER.sub("", name): self._spec(name).dtype for name in self._keys}
-
-    def _spec(self, name: str) -> TensorSpec:
-        return self._tensors.specs[self._keys[name]]
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors.read(self._keys[name])
-
-    @property
-    def parameters(self) -> int:
-        return sum(math.prod(self._spec(name).shape) for name in self._keys)
-
-    @property
-    def dtypes(self) -> set[torch.dtype]:
-        return {self._spec(name).dtype for name in self._keys}
-
-    # That of the tensor it is made from; for a new one, that of the same tensor of any layer.
-    def stored_dtype(self, tensor: TensorPlan) -> torch.dtype:
-        if tensor.sources:
-            return self._spec(tensor.sources[0]).dtype
-        return self._rule_dtypes.get(_LAYER.sub("", tensor.name), next(iter(self._rule_dtypes.values())))
 
 
 def _named_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -274,44 +223,19 @@ def _named_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return None if dtype is None else _DTYPES[name]
 
 
-# Seeded by the tensor's name, so that neither order nor sharding matters.
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-def _produce(tensor: TensorPlan, parent: _ParentTensors, seed: int, dtype: torch.dtype) -> Tensor:
-    exact = tensor.produce(parent.read, _generator(seed, tensor.name))
-    stored = exact.to(dtype)
-    if dtype != exact.dtype and not is_finite(stored):
-        raise ValueError(f"tensor {tensor.name} overflows {dtype}; choose dtype='bfloat16' or 'float32'")
-    return stored
-
-
 def _write_weights(
-    plan: GrowthPlan,
-    parent: _ParentTensors,
-    folder: Path,
-    seed: int,
-    dtype: torch.dtype | None,
-    max_shard_size: int | str,
-    progress: bool,
-) -> CheckpointWriter:
-    tensors = {tensor.name: tensor for tensor in plan.tensors}
-    specs = {
-        name: TensorSpec(shape=tensor.shape, dtype=dtype or parent.stored_dtype(tensor))
-        for name, tensor in tensors.items()
-    }
-    writer = CheckpointWriter(folder, specs, max_shard_size=max_shard_size)
-    free = shutil.disk_usage(folder).free
+    writer: CheckpointWriter, plan: GrowthPlan, parent: ParentTensors, seed: int, progress: bool
+) -> None:
+    free = shutil.disk_usage(writer.folder).free
     if free < writer.total_bytes:
         raise OSError(errno.ENOSPC, f"no space left: {writer.total_bytes:,} bytes are needed, {free:,} are free")
     bar = tqdm(total=writer.total_bytes, unit="B", unit_scale=True, desc="growing", disable=None if progress else True)
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
     with writer, bar:
         for name in writer.order:
-            writer.write(name, _produce(tensors[name], parent, seed, specs[name].dtype))
-            bar.update(specs[name].nbytes)
-    return writer
+            spec = writer.specs[name]
+            writer.write(name, parent.grow(tensors[name], seed=seed, dtype=spec.dtype))
+            bar.update(spec.nbytes)
 
 
 # The record of the file read: size and SHA-256.
@@ -334,8 +258,8 @@ def _child_config(plan: GrowthPlan, dtype: torch.dtype) -> Any:
     return config
 
 
-def _check(origin: GrowthSource, folder: Path, parent: _ParentTensors) -> GrowthCheck:
-    dtype = "float64" if torch.float64 in parent.dtypes else "float32"
+def _check(origin: GrowthSource, folder: Path, parent: ParentTensors) -> GrowthCheck:
+    dtype = "float64" if any(spec.dtype == torch.float64 for spec in parent.specs.values()) else "float32"
     return verify_growth(origin.folder, folder, dtype=dtype, max_length=_CHECK_LENGTH)
 
 

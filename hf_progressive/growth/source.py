@@ -96,25 +96,28 @@ class GrowthSource:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(self.folder / name, folder / name)
 
-    def check_sizes(self, files: Iterable[str]) -> None:
-        """Compare sizes with the source's manifest, if it has one.
+    def sizes(self, files: Iterable[str]) -> dict[str, int]:
+        """Measure files and compare them with the source's manifest, if it has one.
 
         Args:
-            files: Names of the files to check; those that the manifest does not list pass.
+            files: Names relative to the folder; those that the manifest does not list pass.
+
+        Returns:
+            The size of each file in bytes.
 
         Raises:
             ValueError: A file is truncated or altered.
         """
         listed = self._manifest()
-        for name in files:
-            size = (self.folder / name).stat().st_size
-            if name in listed and size != listed[name]["size"]:
-                raise ValueError(
-                    f"{self.folder / name}: {size} bytes, {MANIFEST_NAME} says {listed[name]['size']}; "
-                    "the file is truncated or altered"
-                )
+        sizes = {name: (self.folder / name).stat().st_size for name in files}
+        for name, size in sizes.items():
+            expected = listed.get(name, {}).get("size", size)
+            if size != expected:
+                path = self.folder / name
+                raise ValueError(f"{path}: {size} bytes, {MANIFEST_NAME} says {expected}; it is truncated or altered")
+        return sizes
 
-    def digest(self, files: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def digest(self, files: Iterable[str]) -> dict[str, str]:
         """Read files whole and compare them with what is known of them.
 
         Known are the SHA-256 of the source's manifest, if it has one, and of large files in the Hub's cache, where it
@@ -124,7 +127,7 @@ class GrowthSource:
             files: Names relative to the folder.
 
         Returns:
-            Size in bytes and SHA-256 of each file.
+            The SHA-256 of each file.
 
         Raises:
             ValueError: A file is not what it was.
@@ -133,12 +136,11 @@ class GrowthSource:
         digests = {}
         for name in files:
             path = self.folder / name
-            actual = sha256_file(path)
+            digests[name] = actual = sha256_file(path)
             blob = path.resolve().name
             expected = blob if _SHA256.fullmatch(blob) else listed.get(name, {}).get("sha256", actual)
             if actual != expected:
                 raise ValueError(f"{path}: its SHA-256 is not the one recorded; the file is damaged, fetch it again")
-            digests[name] = {"size": path.stat().st_size, "sha256": actual}
         return digests
 
     def _manifest(self) -> dict[str, Any]:

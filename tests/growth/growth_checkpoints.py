@@ -3,7 +3,8 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_progressive.growth.checkpoint import CheckpointWriter, TensorSpec
+from hf_progressive.growth.checkpoint import TensorSpec
+from hf_progressive.growth.writer import CheckpointWriter
 
 TINY_GPT2 = {
     "n_embd": 24,

@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_progressive.growth.checkpoint import (
-    INDEX_NAME,
-    WEIGHTS_NAME,
-    CheckpointReader,
-    CheckpointWriter,
-    TensorSpec,
-    is_finite,
-)
+from hf_progressive.growth.checkpoint import INDEX_NAME, WEIGHTS_NAME, CheckpointReader, TensorSpec, is_finite
+from hf_progressive.growth.writer import CheckpointWriter
 from hf_progressive.storage import sha256_file
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -100,8 +94,8 @@ def test_a_tensor_that_is_not_contiguous_is_written_by_value(tmp_path):
 
 
 def test_what_waits_to_be_written_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_progressive.growth.checkpoint._IN_FLIGHT_BYTES", 4096)
-    monkeypatch.setattr("hf_progressive.growth.checkpoint._FLUSH_BYTES", 8192)
+    monkeypatch.setattr("hf_progressive.growth.writer._IN_FLIGHT_BYTES", 4096)
+    monkeypatch.setattr("hf_progressive.growth.writer._FLUSH_BYTES", 8192)
     tensors = random_tensors([(16, 16)] * 40, [torch.float32] * 40)
     specs = {name: TensorSpec(shape=(16, 16), dtype=torch.float32) for name in tensors}
     with CheckpointWriter(tmp_path, specs) as writer:
@@ -126,7 +120,7 @@ def test_a_failing_write_is_reported(tmp_path, monkeypatch):
     def full(self, buffer):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_progressive.growth.checkpoint._HashedFile._write", full)
+    monkeypatch.setattr("hf_progressive.growth.writer._GrowingFile._write", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, {"w": torch.zeros(2)})
 

@@ -252,6 +252,18 @@ def test_the_record_says_how_to_repeat_the_growth(parent, tmp_path):
     assert weights(tmp_path / "again") == weights(tmp_path / "child")
 
 
+def test_without_checksums_sizes_stand_alone_and_the_weights_are_the_same(parent, tmp_path):
+    grow_checkpoint(parent, tmp_path / "checked", WIDER, verify=False)
+    grow_checkpoint(parent, tmp_path / "child", WIDER, verify=False, checksums=False)
+    assert weights(tmp_path / "child") == weights(tmp_path / "checked")
+    check_manifest(tmp_path / "child")
+    size = (tmp_path / "child" / "model.safetensors").stat().st_size
+    assert read_json(tmp_path / "child" / "manifest.json")["files"]["model.safetensors"] == {"size": size}
+    size = (parent / "model.safetensors").stat().st_size
+    files = read_json(tmp_path / "child" / RECORD_NAME)["source"]["files"]
+    assert files["model.safetensors"] == {"size": size}
+
+
 def test_a_method_that_does_not_preserve_the_function_says_so(parent, tmp_path):
     report = grow_checkpoint(parent, tmp_path / "child", WIDER, method="random")
     assert not report.preserves_function

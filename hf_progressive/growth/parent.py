@@ -1,0 +1,141 @@
+"""The parent's tensors, from a folder or a model in memory, and what the plan makes of them.
+
+Every tensor of the child draws its new entries from a generator of its own, seeded by the seed and the tensor's name:
+the result depends on neither order nor sharding.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_progressive.growth.checkpoint import TensorSpec, is_finite
+from hf_progressive.growth.plan import GrowthPlan
+from hf_progressive.growth.tensor_plan import TensorPlan
+
+_LAYER = re.compile(r"\d+(?=\.)")
+
+
+class TensorStore(Protocol):
+    """Tensors by the names that a checkpoint or a model gives them; `CheckpointReader` is one."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Shape and dtype of every tensor, by name."""
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor, on the CPU."""
+
+
+class ModelTensors:
+    """The tensors of a model in memory.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._state: dict[str, Tensor] = model.state_dict()
+        self.specs = {name: TensorSpec(shape=tuple(t.shape), dtype=t.dtype) for name, t in self._state.items()}
+        """Shape and dtype of every tensor, by name."""
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor.
+
+        Args:
+            name: Its name in the state dict.
+
+        Returns:
+            The tensor on the CPU; it may share memory with the model.
+
+        Raises:
+            ValueError: The tensor holds NaN or an infinity.
+        """
+        tensor = self._state[name].cpu()
+        if not is_finite(tensor):
+            raise ValueError(f"tensor {name} holds NaN or infinite values; a sound model is needed")
+        return tensor
+
+
+class ParentTensors:
+    """The parent's tensors by canonical name, once it is certain that each is there exactly once.
+
+    Args:
+        plan: The plan of the growth.
+        tensors: The tensors by the names they have in a file or a model.
+
+    Raises:
+        ValueError: Tensors are unmapped, missing, there twice or of another shape than the config says.
+    """
+
+    def __init__(self, plan: GrowthPlan, tensors: TensorStore) -> None:
+        plan.check_source_keys({key: spec.shape for key, spec in tensors.specs.items()})
+        names = {key: plan.family.canonical_name(key) for key in tensors.specs}
+        self._tensors = tensors
+        self._plan = plan
+        self._keys = {name: key for key, name in names.items() if name not in plan.ignored_sources}
+        self.specs = {name: tensors.specs[key] for name, key in self._keys.items()}
+        """Shape and dtype of every tensor, by canonical name."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        return sum(math.prod(spec.shape) for spec in self.specs.values())
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor.
+
+        Args:
+            name: Its canonical name.
+
+        Returns:
+            The tensor on the CPU.
+        """
+        return self._tensors.read(self._keys[name])
+
+    def child_specs(self, dtype: torch.dtype | None = None) -> dict[str, TensorSpec]:
+        """Return the shapes and dtypes of the child's tensors.
+
+        Args:
+            dtype: The dtype of all; None keeps that of the tensor that each is made from. A new one takes that of the
+                same tensor of another layer.
+
+        Returns:
+            By name, in the order of the plan.
+        """
+        of_any_layer = {_LAYER.sub("", name): spec.dtype for name, spec in self.specs.items()}
+        main = next(iter(of_any_layer.values()))
+
+        def kept(tensor: TensorPlan) -> torch.dtype:
+            if tensor.sources:
+                return self.specs[tensor.sources[0]].dtype
+            return of_any_layer.get(_LAYER.sub("", tensor.name), main)
+
+        return {t.name: TensorSpec(shape=t.shape, dtype=dtype or kept(t)) for t in self._plan.tensors}
+
+    def grow(self, tensor: TensorPlan, *, seed: int, dtype: torch.dtype) -> Tensor:
+        """Make a tensor of the child.
+
+        Args:
+            tensor: Its plan.
+            seed: Seed of the growth.
+            dtype: The dtype to round to, once.
+
+        Returns:
+            The tensor; it may share memory with the parent's.
+
+        Raises:
+            ValueError: The parent's tensor holds NaN or an infinity, or the result overflows the dtype.
+        """
+        digest = hashlib.sha256(f"{seed}:{tensor.name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        exact = tensor.produce(self.read, generator)
+        rounded = exact.to(dtype)
+        if dtype != exact.dtype and not is_finite(rounded):
+            raise ValueError(f"tensor {tensor.name} overflows {dtype}; choose dtype='bfloat16' or 'float32'")
+        return rounded
