@@ -53,7 +53,8 @@ def test_blocks_are_those_of_a_plain_loop(write, texts, tmp_path, source):
     assert tokens_of(corpus.train) == [token for block in blocks for token in block]
     assert tokens_of(corpus.validation) == validation[: len(validation) // CONTEXT * CONTEXT]
     block = corpus.train[3]
-    assert block["input_ids"].tolist() == block["labels"].tolist() == blocks[3]
+    assert block["input_ids"].tolist() == blocks[3]
+    assert block["labels"].tolist() == [-100, *blocks[3][1:]]
     assert block["input_ids"].dtype == torch.int64
 
     summary = corpus.summary()
