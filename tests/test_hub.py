@@ -78,7 +78,11 @@ def test_publishing_again_changes_nothing(published: tuple[HubServer, HubClient]
     server, writer = published
     heads = [server.storage.head(f"org/{name}") for name in NAMES]
     asked = len(server.requests)
-    writer.publish_family(run_dir, "org/{name}", *OPTIONS)
+    # The command line does what the example did.
+    command = str(Path(sys.executable).parent / "hf-progressive")
+    result = writer.run(command, "publish", str(run_dir), "--repo-id", "org/{name}", *OPTIONS, "--json")
+    addresses = json.loads(result.stdout.splitlines()[-1])["urls"]
+    assert addresses[:3] == [f"{server.endpoint}/org/{name}" for name in NAMES]
     assert [server.storage.head(f"org/{name}") for name in NAMES] == heads
     assert not [path for _, path, _ in server.requests[asked:] if "/commit/" in path or "/shards" in path]
     assert len(server.storage.collections()) == 1

@@ -106,7 +106,7 @@ def test_what_was_not_measured_is_left_out(run: Path) -> None:
     publication = prepare_publication(final, "org/d5")
     text = publication.card
     about_it = prose(text).partition("## The family")[0]
-    for phrase in ("twin", "η", "Φ", "Where it comes from", "logit", "None", "nan", "{"):
+    for phrase in ("twin", "η", "Φ", "CORE", "Where it comes from", "logit", " None.", "nan", "{"):
         assert phrase not in about_it, phrase
     assert "license" not in ModelCard(text).data.to_dict()
     assert "No cold twin of this rung was trained" in text
@@ -121,6 +121,17 @@ def test_a_twin_that_was_not_reached_is_said(run: Path) -> None:
     assert "It did not reach the twin; 0.0421 bits per byte were missing." in text
     assert "| FLOPs to match | not matched |" in text
     assert "saved" not in text.partition("| rung |")[0]
+
+
+def test_core_is_shown_where_it_was_evaluated(run: Path) -> None:
+    task = {"label": "piqa", "shots": 10, "examples": 1838, "accuracy": 0.5712, "standard_error": 0.0115}
+    task |= {"centred": -0.0123, "centred_standard_error": 0.0231}
+    core = {"name": "CORE (1 of 22 tasks)", "score": -0.0123, "standard_error": 0.0231, "tasks": [task]}
+    change_record(run / "d5" / "final", core=core)
+    card = ModelCard(prepare_publication(run / "d5" / "final", "org/d5").card)
+    assert "CORE (1 of 22 tasks): −0.0123 ± 0.0231" in card.text
+    assert "| piqa | 1,838 | 0.5712 ± 0.0115 | −0.0123 ± 0.0231 |" in card.text
+    assert [result.metric_value for result in card.data.eval_results][1:] == [-0.0123]
 
 
 def test_a_hub_dataset_is_named_and_gets_the_hubs_own_form_of_results(run: Path) -> None:

@@ -18,22 +18,15 @@ server, client = hub_fixtures.server, hub_fixtures.client
 
 NAMES = ["l2w32", "l3w32", "l3w48"]
 
-PROGRAM = """
-import logging, sys
-from hf_progressive import load_ladder_config, run_ladder
-from hf_progressive.hub import FamilyPublisher
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-with FamilyPublisher("org/{name}", private=True, license="apache-2.0", collection="Tiny ladder") as publisher:
-    run_ladder(load_ladder_config("ladder_tiny"), sys.argv[1], on_record=publisher)
-"""
+PUBLISH = ["repo_id=org/{name}", "private=true", "license=apache-2.0", "collection=Tiny ladder"]
 
 
 @pytest.mark.slow
 def test_ladder_publishes_while_it_trains(server: HubServer, client: HubClient, tmp_path: Path) -> None:
-    program, run = tmp_path / "train.py", tmp_path / "run"
-    program.write_text(PROGRAM)
+    run = tmp_path / "run"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(program), str(run)]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "examples/run_ladder.py"]
+    launch += ["--config", "ladder_tiny", "--output-dir", str(run), *(f"publish.{option}" for option in PUBLISH)]
     # Once the Hub is away for a while: the run goes on, and what was missed is published with the next record.
     server.inject("status", "POST", "/create$", times=1, status=403)
     result = client.run(*launch, OMP_NUM_THREADS="1")
@@ -58,8 +51,8 @@ def test_ladder_publishes_while_it_trains(server: HubServer, client: HubClient, 
     client.publish_family(run, "org/{name}", "--private", "--license", "apache-2.0", "--collection", "Tiny ladder")
     assert {name: server.storage.head(f"org/{name}") for name in NAMES} == heads
     shutil.rmtree(run)
-    program.write_text(
-        "from hf_progressive import grow_checkpoint; from hf_progressive.hub import fetch_rung;"
+    program = "from hf_progressive import grow_checkpoint; from hf_progressive.hub import fetch_rung;"
+    program += (
         f"print(grow_checkpoint(fetch_rung('org/l3w48'), {str(run)!r}, {{'n_layer': 4}}).verification.preserved)"
     )
-    assert client.run(sys.executable, str(program)).stdout.splitlines()[-1] == "True"
+    assert client.python(program).stdout.splitlines()[-1] == "True"

@@ -117,6 +117,7 @@ def test_token_is_written_nowhere(server: HubServer, client: HubClient, run_dir:
     program = """
 import logging
 logging.basicConfig(level=logging.DEBUG)
+logging.getLogger("matplotlib").setLevel(logging.INFO)
 from hf_progressive.hub import FamilyPublisher, HubError, publish_rung
 with FamilyPublisher("org/{{name}}", private=True, collection="Tiny") as publisher:
     publisher({run!r})

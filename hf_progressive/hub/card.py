@@ -21,6 +21,7 @@ from hf_progressive.hub.lineage import Lineage
 from hf_progressive.hub.wording import (
     architecture,
     cold_comparison,
+    core_results,
     data_use,
     facts,
     family_table,
@@ -87,6 +88,7 @@ def model_card(
         growth=growth_story(lineage, _link),
         training=training_budget(lineage),
         cold=cold_comparison(lineage),
+        core=core_results(lineage),
         phi=penalty(lineage),
         data=data_use(lineage),
         family=family_table(lineage, _link),
@@ -127,17 +129,6 @@ def _metadata(lineage: Lineage, *, license: str | None, language: Sequence[str])
         tags.append("model-growth")
     if record["phi"] and record["phi"]["ewc_lambda"] > 0:
         tags.append("elastic-weight-consolidation")
-    source = str(lineage.data["source"])
-    result = EvalResult(
-        task_type="text-generation",
-        dataset_type=source,
-        dataset_name=f"{source}, held-out documents",
-        dataset_config=lineage.data.get("name"),
-        dataset_revision=lineage.data.get("revision"),
-        metric_type=METRIC,
-        metric_name=METRIC_TITLE,
-        metric_value=lineage.rung.bits_per_byte,
-    )
     metadata = ModelCardData(
         license=license,
         language=list(language) or None,
@@ -148,11 +139,39 @@ def _metadata(lineage: Lineage, *, license: str | None, language: Sequence[str])
         tags=tags,
         metrics=[METRIC],
         model_name=lineage.repo_id.partition("/")[2],
-        eval_results=[result],
+        eval_results=_model_index(lineage),
     )
     if lineage.parent_repo_id is not None:
         metadata["base_model_relation"] = BASE_MODEL_RELATION
     return metadata
+
+
+def _model_index(lineage: Lineage) -> list[EvalResult]:
+    source = str(lineage.data["source"])
+    bits_per_byte = EvalResult(
+        task_type="text-generation",
+        dataset_type=source,
+        dataset_name=f"{source}, held-out documents",
+        dataset_config=lineage.data.get("name"),
+        dataset_revision=lineage.data.get("revision"),
+        metric_type=METRIC,
+        metric_name=METRIC_TITLE,
+        metric_value=lineage.rung.bits_per_byte,
+    )
+    core = lineage.record.get("core")
+    if core is None:
+        return [bits_per_byte]
+    return [
+        bits_per_byte,
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="dclm-core",
+            dataset_name=core["name"],
+            metric_type="core",
+            metric_name="Mean centred accuracy",
+            metric_value=core["score"],
+        ),
+    ]
 
 
 def _template() -> jinja2.Template:

@@ -194,9 +194,31 @@ def cold_comparison(lineage: Lineage) -> str:
     if rung.eta is None or rung.parent_share is None:
         return f"{text}."
     return (
-        f"{text}. In units of what its parent would cost from nothing, {percent(rung.parent_share)} of the twin's cost,"
-        f" that is {minus(f'{rung.eta:.2f}')}: the transfer efficiency η."
+        f"{text}. In units of what its parent would cost from nothing, which is {percent(rung.parent_share)} of the"
+        f" twin's cost, the saving is {minus(f'{rung.eta:.2f}')}: the transfer efficiency η."
     )
+
+
+def core_results(lineage: Lineage) -> str:
+    """Lay out the model's results on CORE, the collection of tasks of DCLM.
+
+    Args:
+        lineage: The rung and its family.
+
+    Returns:
+        Markdown; nothing where it was not evaluated.
+    """
+    core = lineage.record.get("core")
+    if core is None:
+        return ""
+    rows = [["task", "examples", "accuracy", "centred accuracy"], ["---", "---:", "---:", "---:"]]
+    for task in core["tasks"]:
+        accuracy = f"{task['accuracy']:.4f} ± {task['standard_error']:.4f}"
+        centred = minus(f"{task['centred']:.4f} ± {task['centred_standard_error']:.4f}")
+        rows.append([escape_markdown(task["label"]), f"{task['examples']:,}", accuracy, centred])
+    score = minus(f"{core['score']:.4f} ± {core['standard_error']:.4f}")
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return f"{core['name']}: {score}, the mean of the centred accuracies (arXiv 2406.11794).\n\n{table}"
 
 
 def penalty(lineage: Lineage) -> str:
