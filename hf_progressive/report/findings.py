@@ -126,8 +126,9 @@ def _family_answer(totals: FamilyTotals, to_match: float, saving: float, unit: F
         else "here even that model alone came cheaper by way of its family."
     )
     return headline, (
-        f"Up to where each grown model matched the validation bits per byte of its cold twin, the family took "
-        f"{unit.text(to_match)}; all of it cold took {unit.text(totals.all_cold)}. This is a saving on the family. "
+        f"Every grown model matched its cold twin. With {last} counted up to where it reached its twin's validation "
+        f"bits per byte, and the models before it as they were trained, the family took {unit.text(to_match)}; all of "
+        f"it cold took {unit.text(totals.all_cold)}. This is a saving on the family. "
         f"{last} alone and cold took {unit.text(totals.last_alone)}, and the family costs {ratio:.2f} times that: "
         f"{cheaper}"
     )
@@ -197,11 +198,6 @@ def _certainty(run: Run, grown: Sequence[Rung]) -> tuple[str, ...]:
         sentences.append(
             f"A crossing is read between two validation points, at most {percent(max(grid))} of the cold twin's FLOPs "
             f"apart. That is the grid of the measurement, not an error bar."
-        )
-    if all(rung.flops_to_match is not None for rung in grown):
-        sentences.append(
-            "The family to match adds up crossings, but each model grew from a parent that had trained on past its "
-            "own, to the end of its budget. A family stopped at its crossings was not trained."
         )
     rates = _learning_rates(run)
     if rates and any(rung.cold is not None for rung in grown):

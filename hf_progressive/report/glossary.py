@@ -9,9 +9,8 @@ DEFINITIONS: dict[str, str] = {
     ),
     "Saving": "1 − FLOPs to match / FLOPs of the cold twin.",
     "Transfer efficiency η": (
-        "(FLOPs of the cold twin − FLOPs to match) / FLOPs of the parent's full cold budget. At η = 1 on every rung, "
-        "the whole family costs what its last member costs alone. It can exceed 1, for a child inherits what its "
-        "parent's ancestors learned, too."
+        "(FLOPs of the cold twin − FLOPs to match) / all FLOPs that went into the parent, its ancestors' included. At "
+        "η = 1 the family up to where a rung matches costs what that rung costs cold; above 1 it costs less."
     ),
     "Schedule": (
         "A grown model's schedule runs to the end of its own budget; a run planned to end at the crossing was not "

@@ -49,7 +49,8 @@ def count_four_ways(rungs: Sequence[Rung]) -> tuple[Count, Count, Count, Count]:
         rungs: Its finished rungs, from the smallest; at least one.
 
     Returns:
-        Every rung cold; every rung inherited, as trained; every rung inherited, to match; the last alone, cold.
+        Every rung cold; every rung inherited, as trained; the same with the last rung to its match; the last alone,
+        cold.
     """
     cold = tuple(
         Part(name=rung.name, flops=rung.cold_flops, kind="planned" if rung.cold_is_planned else "cold")
@@ -58,15 +59,15 @@ def count_four_ways(rungs: Sequence[Rung]) -> tuple[Count, Count, Count, Count]:
     trained = tuple(
         Part(name=rung.name, flops=rung.flops, kind="inherited" if rung.grown else "cold") for rung in rungs
     )
-    to_match = tuple(
-        Part(name=rung.name, flops=rung.flops_to_match, kind="inherited") if rung.flops_to_match is not None else part
-        for rung, part in zip(rungs, trained, strict=True)
-    )
-    all_matched = all(rung.flops_to_match is not None for rung in rungs if rung.grown)
+    # Parents count as they were trained: the last rung's match rests on all of it.
+    last, matched = rungs[-1], all(rung.flops_to_match is not None for rung in rungs if rung.grown)
+    to_match: tuple[Part, ...] = ()
+    if last.flops_to_match is not None and matched:
+        to_match = (*trained[:-1], Part(name=last.name, flops=last.flops_to_match, kind="inherited"))
     return (
         Count(title="every rung cold", parts=cold),
         Count(title="every rung inherited, as trained", parts=trained),
-        Count(title="every rung inherited, to match", parts=to_match if all_matched else ()),
+        Count(title="every rung inherited, the last to its match", parts=to_match),
         Count(title=f"{rungs[-1].name} alone, cold", parts=cold[-1:]),
     )
 
@@ -85,7 +86,7 @@ class FamilyTotals:
     """What was spent: the first rung cold, the others as they were trained, Fisher and subspace included."""
 
     inherited_to_match: float | None
-    """The first rung cold, the others to where they matched their cold twins; None unless every grown rung did."""
+    """As trained, but the last rung only to where it matched its cold twin; None unless every grown rung did."""
 
     last_alone: float
     """The last rung alone, trained from nothing on its full budget."""

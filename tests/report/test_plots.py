@@ -69,7 +69,7 @@ def test_bars_are_as_long_as_the_flops(rungs):
     cold, trained, to_match, alone = (ends[row] * TERA for row in range(4))
     assert cold == pytest.approx(sum(rung.cold_flops for rung in rungs))
     assert trained == pytest.approx(sum(rung.flops for rung in rungs))
-    assert to_match == pytest.approx(rungs[0].flops + sum(rung.flops_to_match for rung in rungs[1:]))
+    assert to_match == pytest.approx(sum(rung.flops for rung in rungs[:-1]) + rungs[-1].flops_to_match)
     assert alone == pytest.approx(rungs[-1].cold.flops)
 
 
