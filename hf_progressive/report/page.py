@@ -86,23 +86,25 @@ def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
 
 def _plots(run: Run, findings: Findings) -> Iterator[_Plot]:
     # Whatever the records allow to draw.
-    if any(rung.grown for rung in run.rungs):
+    grown = any(rung.grown for rung in run.rungs)
+    if grown:
         caption = f"{run.name}: {run.family}, {len(run.rungs)} rungs on {run.rungs[0].data.source}, one seed"
         figure = draw_overview(run.rungs, findings.headline, caption)
         yield _Plot(name=OVERVIEW, title=findings.headline, caption=caption, figure=figure)
     if run.rungs:
         yield _Plot(
             name="curves",
-            title="Where each model matched its cold twin",
-            caption="Validation bits per byte over FLOPs, Fisher and subspace included. The dashed line is where the "
-            "cold twin ended; the ring is where the grown model came down to it. Early cold training lies above the "
-            "panels.",
+            title="Where each model matched its cold twin" if grown else "How the first model learned",
+            caption="Validation bits per byte over FLOPs, Fisher and subspace included. "
+            "The dashed line is where the cold twin ended; the ring is where the grown model came down to it. "
+            "Early cold training lies above the panels.",
             figure=draw_curves(run.rungs),
         )
+    if grown:
         yield _Plot(
             name="costs",
             title="What each rung cost, and the family",
-            caption="A saving on the family is not a cheaper last model: compare the last two bars on the right.",
+            caption="A saving on the family is not a cheaper last model: its price is the last bar on the right.",
             figure=draw_costs(run.rungs),
         )
     if with_penalty := penalized(run.rungs):

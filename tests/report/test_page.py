@@ -106,7 +106,7 @@ def test_pictures_are_made_for_a_fine_screen(report):
 def test_a_run_with_one_rung_has_a_report_which_is_the_same_when_written_again(run, records):
     folder = run(records()[:1])
     paths = write_report(folder)
-    assert [path.stem for path in paths.plots] == ["curves", "costs"]
+    assert [path.stem for path in paths.plots] == ["curves"]
     for path in (paths.html, paths.markdown):
         assert "1 of 3 rungs are finished, l6w96 and l6w112 not yet" in path.read_text(encoding="utf-8")
     content = {path: path.read_bytes() for path in (paths.html, paths.markdown, *paths.plots)}
