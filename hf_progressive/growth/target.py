@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from hf_progressive.growth.family import Family
+from hf_progressive.growth.family import Family, Sizes
 
 _NEUTRAL_FIELDS = frozenset(
     {
@@ -90,12 +90,8 @@ def _size_fields(family: Family) -> list[str]:
 
 def _check_sizes(family: Family, source: Any, target: Any) -> None:
     old, new = family.sizes(source), family.sizes(target)
-    if new.width % new.heads and getattr(target, family.size_fields.get("head_dim", ""), None) is None:
-        width, heads = family.size_fields["width"], family.size_fields["heads"]
-        raise ValueError(
-            f"{width}={new.width} is not divisible by {heads}={new.heads}; at the parent's head_dim of {old.head_dim}"
-            f" take {heads}={new.width // old.head_dim} and {width}={new.width // old.head_dim * old.head_dim}"
-        )
+    if getattr(target, "head_dim", None) is None:  # it follows from width and heads
+        _check_head_dim(family, old, new)
     if new.heads % new.kv_heads:
         raise ValueError(f"{new.heads} heads are not divisible by {new.kv_heads} key/value heads")
     smaller = [
@@ -103,6 +99,21 @@ def _check_sizes(family: Family, source: Any, target: Any) -> None:
     ]
     if smaller:
         raise ValueError(f"growth never shrinks: {', '.join(smaller)}; take at least the parent's sizes")
+
+
+def _check_head_dim(family: Family, old: Sizes, new: Sizes) -> None:
+    width, heads = family.size_fields["width"], family.size_fields["heads"]
+    if new.width % new.heads:
+        fitting = new.width // old.head_dim
+        raise ValueError(
+            f"{width}={new.width} is not divisible by {heads}={new.heads}; at the parent's head_dim of {old.head_dim}"
+            f" take {heads}={fitting} and {width}={fitting * old.head_dim}"
+        )
+    if new.head_dim < old.head_dim:
+        raise ValueError(
+            f"{heads}={new.heads} at {width}={new.width} would shrink head_dim from {old.head_dim} to {new.head_dim};"
+            f" heads grow with the width: take {width}={new.heads * old.head_dim}"
+        )
 
 
 def _check_function(family: Family, source: Any, target: Any) -> None:

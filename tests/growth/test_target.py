@@ -1,0 +1,137 @@
+"""Targets: what is derived, what is kept and what is refused."""
+
+import copy
+
+import pytest
+from growth_models import config_of
+from transformers import GPT2Config, LlamaConfig
+
+from hf_progressive.growth.families import family_of
+from hf_progressive.growth.plan import plan_growth
+
+
+def sizes(plan):
+    return dict(family_of(plan.target_config).sizes(plan.target_config).items())
+
+
+def test_what_is_not_named_is_kept_and_the_mlp_follows_the_width_where_the_family_says_so():
+    parent = GPT2Config(n_layer=2, n_embd=32, n_head=4, vocab_size=50, n_positions=16, resid_pdrop=0.3)
+    plan = plan_growth(parent, {"n_embd": 40, "n_head": 5})
+    assert sizes(plan) == {
+        "width": 40, "layers": 2, "heads": 5, "kv_heads": 5, "head_dim": 8, "mlp": 160, "vocab": 50, "positions": 16,
+    }  # fmt: skip
+    assert plan.target_config.n_inner is None
+    assert plan.target_config.resid_pdrop == 0.3
+
+
+def test_a_config_does_as_well_as_its_fields():
+    parent = config_of("llama")
+    fields = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3}
+    whole = LlamaConfig(**(parent.to_dict() | fields))
+    assert plan_growth(parent, whole).target_config.to_dict() == plan_growth(parent, fields).target_config.to_dict()
+
+
+def test_key_value_heads_follow_the_heads_of_a_parent_that_has_as_many():
+    assert sizes(plan_growth(config_of("llama"), {"num_attention_heads": 4}))["kv_heads"] == 4
+    grouped = config_of("llama", heads=4, kv_heads=2)
+    assert sizes(plan_growth(grouped, {"num_attention_heads": 8}))["kv_heads"] == 2
+
+
+def test_the_callers_configs_stay_as_they_were():
+    parent, target = config_of("gpt2"), config_of("gpt2", width=32, heads=4)
+    before = copy.deepcopy(parent.to_dict()), copy.deepcopy(target.to_dict())
+    plan = plan_growth(parent, target)
+    assert (parent.to_dict(), target.to_dict()) == before
+    assert plan.target_config.layer_norm_epsilon == pytest.approx(0.5 * parent.layer_norm_epsilon)
+
+
+def test_the_vocabulary_is_padded_to_a_multiple():
+    parent = config_of("gpt2", vocab=29)
+    assert sizes(plan_growth(parent, {}, vocab_multiple=16))["vocab"] == 32
+    assert sizes(plan_growth(parent, {"vocab_size": 32}, vocab_multiple=16))["vocab"] == 32
+
+
+def test_names_common_to_all_families_are_understood():
+    assert sizes(plan_growth(config_of("gpt2"), {"hidden_size": 32, "num_attention_heads": 4}))["width"] == 32
+
+
+def test_layers_take_their_kind_along():
+    parent = config_of("qwen2", layers=3, use_sliding_window=True, sliding_window=4, max_window_layers=2)
+    full, sliding = "full_attention", "sliding_attention"
+    assert parent.layer_types == [full, full, sliding]
+    plan = plan_growth(parent, {"num_hidden_layers": 5}, depth_position=[0, 2], new_layers="fresh")
+    assert plan.target_config.layer_types == [full, full, full, sliding, sliding]
+
+
+def test_the_cold_arm_keeps_the_epsilon_of_its_own_config():
+    target = config_of("gpt2", width=32, heads=4, layer_norm_epsilon=1e-5)
+    assert plan_growth(config_of("gpt2"), target, method="random").target_config.layer_norm_epsilon == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "target", "message"),
+    [
+        ("gpt2", {}, {"n_embed": 32}, r"'n_embed' is not a field of GPT2Config; did you mean 'n_embd'\?"),
+        ("gpt2", {}, {"zzz": 32}, r"'zzz' is not a field of GPT2Config; the sizes are n_embd, n_layer, n_head"),
+        ("gpt2", {}, {"n_embd": 32, "hidden_size": 32}, r"the target names a field twice: n_embd, hidden_size"),
+        ("gpt2", {}, {"layer_norm_epsilon": 1e-5}, r"layer_norm_epsilon follows from the growth and cannot be chosen"),
+        ("qwen2", {}, {"layer_types": ["full_attention"] * 2}, r"layer_types follows from the growth"),
+        ("gpt2", {"width": 32, "heads": 4}, {"n_embd": 24, "n_head": 3}, r"never shrinks: width 32 → 24, heads 4 → 3"),
+        ("gpt2", {}, {"n_layer": 1, "n_inner": 8}, r"never shrinks: layers 2 → 1, mlp 24 → 8"),
+        (
+            "gpt2",
+            {},
+            {"n_embd": 25},
+            r"n_embd=25 is not divisible by n_head=2; at the parent's head_dim of 8 take n_head=3 and n_embd=24",
+        ),
+        ("gpt2", {}, {"n_head": 4}, r"n_head=4 at n_embd=16 would shrink head_dim from 8 to 4; .* n_embd=32"),
+        ("gpt2", {}, {"n_embd": "wide"}, r"not a valid GPT2Config: .*n_embd"),
+        ("gpt2", {}, {"activation_function": "relu"}, r"growth cannot change activation_function 'gelu_new' → 'relu'"),
+        ("gpt2", {"tie_word_embeddings": False}, {"tie_word_embeddings": True}, r"cannot change tie_word_embeddings"),
+        ("llama", {}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, r"cannot change rope_param"),
+        (
+            "llama",
+            {"width": 24},
+            {"num_attention_heads": 3, "num_key_value_heads": 2},
+            r"3 heads are not divisible by",
+        ),
+        ("llama", {}, {"hidden_size": 17}, r"not a valid LlamaConfig: .*17.* is not a multiple"),
+        ("llama", {}, {"head_dim": 12}, r"head_dim 8 → 12 is not exact under RoPE: .*; take 16, or keep 8"),
+        ("qwen3", {}, {"head_dim": 16}, r"head_dim 8 → 16 is not exact for qwen3: its query and key norms average"),
+        ("nanochat", {}, {"hidden_size": 32}, r"head_dim 8 → 16 is not exact for nanochat: its query and key norms"),
+        (
+            "nanochat",
+            {"tie_word_embeddings": True},
+            {"hidden_size": 24, "num_attention_heads": 3},
+            r"width 16 → 24 is not exact for nanochat with tied embeddings: .*; set tie_word_embeddings=False",
+        ),
+        (
+            "llama",
+            {"heads": 6, "kv_heads": 2, "width": 24},
+            {"num_attention_heads": 6, "num_key_value_heads": 3},
+            r"6 heads over 3 key/value heads cannot hold the parent's 2 groups of 3: groups of 2 need 4 key/value",
+        ),
+    ],
+)
+def test_what_cannot_be_reached_is_refused_with_the_reason(model_type, sizes, target, message):
+    with pytest.raises(ValueError, match=message):
+        plan_growth(config_of(model_type, **sizes), target)
+
+
+def test_another_family_is_refused():
+    with pytest.raises(ValueError, match=r"a gpt2 cannot grow into a llama; the family must stay"):
+        plan_growth(config_of("gpt2"), config_of("llama"))
+
+
+@pytest.mark.parametrize("target", [{"max_position_embeddings": 32}, {"head_dim": 16}])
+def test_rotations_that_depend_on_what_grows_are_refused(target):
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    parent = config_of("llama", rope_parameters=rope)
+    with pytest.raises(ValueError, match=r"rope_type 'dynamic' turns at rates that depend on head_dim and context"):
+        plan_growth(parent, target)
+    plan_growth(parent, {"num_attention_heads": 4, "hidden_size": 32})
+
+
+def test_tiling_names_the_axis_that_is_no_multiple():
+    with pytest.raises(ValueError, match=r"^MLP width: method 'tile' grows by whole multiples: 24 → 40 is none"):
+        plan_growth(config_of("llama"), {"intermediate_size": 40}, method="tile")
