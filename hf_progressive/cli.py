@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from hf_progressive import __version__, strict_yaml
 # Imports of torch and transformers stand inside the commands: `--help` answers at once without them.
 
 EXIT_DONE, EXIT_CHECK_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+
+_SECONDS_BETWEEN_REPORTS = 600.0  # drawing one takes seconds, which a small ladder would pay at every rung
 
 Outcome = tuple[int, dict[str, Any]]
 """Exit code and what `--json` prints."""
@@ -100,13 +103,19 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
             options_by_name = dataclasses.asdict(config.publish)
             publisher = stack.enter_context(FamilyPublisher(options_by_name.pop("repo_id"), **options_by_name))
 
+        reported = time.monotonic()
+
         def on_record(run: Path) -> None:
-            write_report(run)
+            nonlocal reported
+            if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
+                write_report(run)
+                reported = time.monotonic()
             if publisher is not None:
                 publisher(run)
 
         results = run_ladder(config, output_dir, on_record=on_record)
     if _is_main_process():
+        write_report(output_dir)
         if not options.json:
             sys.stdout.write(results_table(read_run(output_dir).rungs) + "\n")
         _say(f"report: {output_dir / 'report.html'}")

@@ -133,6 +133,19 @@ def test_a_changed_configuration_is_refused_by_name(finished: tuple[Path, Path, 
         run_ladder(config, run)
 
 
+def test_a_rung_can_grow_from_before_its_parents_warm_down(tmp_path: Path) -> None:
+    path = write_ladder(tmp_path)
+    config = load_ladder_config(path, ["growth.parent=stable", "cold=none", f"rungs={RUNGS[:2]}"])
+    run_ladder(config, tmp_path / "run")
+    tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(0))
+    stable, final, child = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "run" / folder)(tokens).logits
+        for folder in ("l1w16/stable", "l1w16/final", "l2w16/init")
+    )
+    assert (child - stable).abs().max() <= 1e-5 * stable.abs().max()
+    assert (child - final).abs().max() > 1e-3 * stable.abs().max()
+
+
 class _Interruption(TrainerCallback):
     """Break off at a given step, as a failing machine would."""
 
