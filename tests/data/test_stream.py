@@ -4,6 +4,8 @@ import dataclasses
 import json
 
 import pytest
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 
 from hf_progressive.config import TokenizerConfig
@@ -37,7 +39,7 @@ def test_stream_gives_the_stored_blocks(write, texts, tokenizer, tmp_path, sourc
     assert ids(streamed.validation) == ids(stored.validation)
     assert streamed.validation_bytes == stored.validation_bytes
     assert streamed.summary()["train_blocks"] is None  # nobody has read it to its end
-    for first, count in ((0, 10), (length - 5, 20), (7, 3), (2 * length + 3, 4)):
+    for first, count in ((length + 2, 3), (0, 10), (length - 5, 20), (7, 3), (2 * length + 3, 4)):
         assert ids(rung_blocks(streamed, first, count)) == ids(rung_blocks(stored, first, count))
     assert streamed.summary()["train_blocks"] == length
     assert streamed.span(length - 5, 20) == stored.span(length - 5, 20)
@@ -83,6 +85,28 @@ def test_loader_may_read_ahead_in_one_worker_but_not_in_two(write, texts, tokeni
     assert loaded == ids(rung_blocks(stored, 2, 8))
     with pytest.raises(ValueError, match="dataloader_num_workers: 2 workers would each read the whole stream; use 0"):
         list(DataLoader(blocks, batch_size=4, num_workers=2))
+
+
+def read_by_one_of_two(blocks, folder):
+    """What one of two processes gets, in a file of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(DataLoader(blocks, batch_size=2))
+    batches = [batch["input_ids"].tolist() for batch in loader]
+    (folder / f"{accelerator.process_index}.json").write_text(json.dumps(batches))
+
+
+def test_two_processes_get_the_batches_that_they_would_get_of_stored_blocks(write, texts, tokenizer, tmp_path):
+    corpora = pair(write(texts, tokenizer=tokenizer), tmp_path)
+    read = []
+    for name, corpus in zip(("stored", "streamed"), corpora, strict=True):
+        folder = tmp_path / f"read-{name}"
+        folder.mkdir()
+        debug_launcher(read_by_one_of_two, args=(rung_blocks(corpus, 3, 16), folder), num_processes=2)
+        read.append([json.loads((folder / f"{i}.json").read_text()) for i in range(2)])
+    assert read[0] == read[1]
+    stored = ids(rung_blocks(corpora[0], 3, 16))
+    assert [row for pair in zip(*read[0], strict=True) for batch in pair for row in batch] == stored
 
 
 def test_stream_smaller_than_a_block_is_named(write, texts, tokenizer, tmp_path):
