@@ -123,10 +123,10 @@ def score_requests(
 
 
 def can_reuse_prefixes(model: PreTrainedModel) -> bool:
-    """Tell whether a model continues a prefix from its cache as if it had read both at once.
+    """Tell whether several options can go on from one encoded prefix.
 
-    Attention does. A recurrent layer's state need not (some kernels start anew when fed several tokens), so a model
-    with one reads every option whole.
+    Attention only appends to what it holds. A recurrent layer overwrites its state, so a model that has one reads
+    every option whole.
 
     Args:
         model: The model; one token is run through it.

@@ -4,7 +4,7 @@ import json
 import random
 
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 WORDS = ["stone", "river", "light", "garden", "winter", "paper", "silver", "mountain", "letter", "window", "candle"]
@@ -71,7 +71,7 @@ def varied_tasks(count=24):
 
 
 def train_tokenizer(texts, vocab_size=320):
-    """A byte-level BPE with a beginning-of-sequence token."""
+    """A byte-level BPE that puts its beginning-of-sequence token before a text itself, if it is let."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -80,6 +80,7 @@ def train_tokenizer(texts, vocab_size=320):
         vocab_size=vocab_size, special_tokens=["<|bos|>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|bos|>", eos_token="<|bos|>")
 
 

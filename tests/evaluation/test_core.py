@@ -293,6 +293,7 @@ assert state.num_processes == 2
 folder = sys.argv[1]
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 result = evaluate_core(model, tokenizer, sys.argv[2], resume_file=folder + "/ledger.json")
+assert result == evaluate_core(model, tokenizer, sys.argv[2], resume_file=folder + "/ledger.json")
 write_json(f"{folder}/result-{state.process_index}.json", result.to_dict())
 state.destroy_process_group()
 """
@@ -306,10 +307,16 @@ def test_two_processes_give_the_result_of_one(toy, tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+    ]
     launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    for _ in range(2):  # the second time from the ledger
-        subprocess.run([*launch, script, tmp_path / "model", bundle_dir], check=True, timeout=300)
-        for process in range(2):
-            assert json.loads((tmp_path / f"model/result-{process}.json").read_text()) == expected
+    subprocess.run([*launch, script, tmp_path / "model", bundle_dir], check=True, timeout=600)
+    for process in range(2):
+        assert json.loads((tmp_path / f"model/result-{process}.json").read_text()) == expected
     assert len(json.loads((tmp_path / "model/ledger.json").read_text())["tasks"]) == 4

@@ -34,6 +34,7 @@ ARCHITECTURES = {
     ),
     "bloom, ALiBi": ("bloom", {"hidden_size": 16, "n_layer": 2, "n_head": 2}),
     "granite, scaled logits": ("granite", {**LLAMA_LIKE, "logits_scaling": 4.0}),
+    "lfm2, attention and recurrent": ("lfm2", {**SMALL_HEADS, "layer_types": ["conv", "full_attention"]}),
     "mamba, recurrent": ("mamba", {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
 }
 
