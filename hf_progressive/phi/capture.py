@@ -16,14 +16,50 @@ class UnfitLayerError(Exception):
 
 
 @contextlib.contextmanager
+def untracked_parameters(model: nn.Module) -> Iterator[None]:
+    """Keep parameters out of the graphs recorded within the block, so that backward passes skip their gradients.
+
+    A parameter is kept out only while the layer that holds it runs. Engines that gather parameters there are not
+    disturbed, and one that is used elsewhere still receives its `grad`, which gives it away.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        Nothing.
+    """
+    untracked: list[list[nn.Parameter]] = []
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # Within torch.func a layer holds tensors that are no parameters, and those are to be differentiated.
+        own = [p for p in module.parameters(recurse=False) if isinstance(p, nn.Parameter) and p.requires_grad]
+        for parameter in own:
+            parameter.requires_grad_(False)
+        untracked.append(own)
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        for parameter in untracked.pop():
+            parameter.requires_grad_(True)
+
+    handles = []
+    for module in model.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for own in untracked:  # left over by a forward pass that raised
+            for parameter in own:
+                parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
 def captured_gradients(
     modules: Iterable[nn.Module], receive: Receiver, sequences: int
 ) -> Iterator[Counter[nn.Module]]:
     """Hand every layer's input and output gradient to a function as soon as the backward pass has them.
-
-    The layers' own parameters take no part in the graph recorded within the block, so that the backward pass skips
-    their summed gradients. They are excluded only while their own layer runs: engines that gather parameters there
-    are not disturbed, and a parameter used outside its layer still receives its `grad`.
 
     A layer that ran once for all sequences, as one for positions does, is made to count for each of them.
 
@@ -36,23 +72,12 @@ def captured_gradients(
     Yields:
         How many gradients are still to come for each layer.
     """
-    excluded: list[list[nn.Parameter]] = []
     outstanding: Counter[nn.Module] = Counter()
     receiving = False
-
-    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if receiving:
-            return
-        active = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
-        for parameter in active:
-            parameter.requires_grad_(False)
-        excluded.append(active)
 
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if receiving:
             return None
-        for parameter in excluded.pop():
-            parameter.requires_grad_(True)
         _check_layer(module, inputs, output, sequences)
         kept = inputs[0].detach()
         if len(output) < sequences:
@@ -73,17 +98,12 @@ def captured_gradients(
         register_multi_grad_hook((output,), on_gradient, mode="any")
         return output
 
-    handles = []
-    for module in modules:
-        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    handles = [module.register_forward_hook(after) for module in modules]
     try:
         yield outstanding
     finally:
         for handle in handles:
             handle.remove()
-        for active in excluded:  # left over by a forward pass that raised
-            for parameter in active:
-                parameter.requires_grad_(True)
 
 
 def _check_layer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, sequences: int) -> None:

@@ -36,7 +36,7 @@ from hf_progressive.phi.likelihood import (
     token_nll,
 )
 from hf_progressive.phi.per_sequence import PerSequenceSquares
-from hf_progressive.phi.totals import plain_scalar, sum_over_processes
+from hf_progressive.phi.totals import sum_over_processes, whole_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def _add_together(
 def _finished(totals: dict[str, Tensor], tokens: int, normalize: str | None) -> dict[str, Tensor]:
     if tokens == 0:
         raise ValueError("the batches hold no target token; give at least one sequence of two tokens")
-    sums = {name: float(plain_scalar(total.sum(dtype=torch.float64))) for name, total in totals.items()}
+    sums = {name: float(whole_tensor(total.sum(dtype=torch.float64))) for name, total in totals.items()}
     for name, value in sums.items():
         if not math.isfinite(value):
             raise ValueError(f"the Fisher information of {name} is not finite; check the checkpoint and the data")

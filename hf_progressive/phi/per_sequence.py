@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hf_progressive.phi.capture import UnfitLayerError, captured_gradients, kept_gradients
+from hf_progressive.phi.capture import UnfitLayerError, captured_gradients, kept_gradients, untracked_parameters
 from hf_progressive.phi.gradient_parts import GradientPart, RowPart, gradient_parts
 from hf_progressive.phi.totals import add_to_total, zero_totals
 
@@ -131,7 +131,11 @@ class PerSequenceSquares:
                 if not any(outstanding[user] for user in self._users[name]):
                     finish(name)
 
-        with kept_gradients(self._model), captured_gradients(self._names, receive, sequences) as outstanding:
+        with (
+            kept_gradients(self._model),
+            untracked_parameters(self._model),
+            captured_gradients(self._names, receive, sequences) as outstanding,
+        ):
             torch.autograd.backward(loss())
             for name, parameter in self._parameters.items():
                 if parameter.grad is not None:

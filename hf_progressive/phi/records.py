@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from hf_progressive import storage
+from hf_progressive.phi.totals import whole_tensor
 
 _HEADER_KEY = "hf_progressive"
 
@@ -145,16 +146,12 @@ def load_subspace(
 
 def _save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: FisherRecord | SubspaceRecord) -> None:
     # Gathering divided tensors takes every process; one of them writes.
-    content = {name: _whole(value).contiguous() for name, value in tensors.items()}
+    content = {name: whole_tensor(value).cpu().contiguous() for name, value in tensors.items()}
     if any(isinstance(value, DTensor) for value in tensors.values()) and dist.get_rank() > 0:
         return
     header = {_HEADER_KEY: json.dumps({"type": type(record).__name__} | dataclasses.asdict(record)), "format": "pt"}
     with storage.atomic_file(path) as temporary:
         save_file(content, temporary, metadata=header)
-
-
-def _whole(value: Tensor) -> Tensor:
-    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
 
 
 def _load(path: str | os.PathLike[str], record_type: type[Record], device: str) -> tuple[dict[str, Tensor], Record]:

@@ -16,11 +16,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from hf_progressive.phi.capture import captured_gradients, kept_gradients
+from hf_progressive.phi.capture import captured_gradients, kept_gradients, untracked_parameters
 from hf_progressive.phi.likelihood import (
     LabelKind,
     SequenceBatch,
@@ -31,7 +30,8 @@ from hf_progressive.phi.likelihood import (
     sampling_generator,
     token_nll,
 )
-from hf_progressive.phi.totals import accumulation_dtype, sum_over_processes
+from hf_progressive.phi.shards import whole_shape
+from hf_progressive.phi.totals import accumulation_dtype, sum_over_processes, whole_tensor
 
 SubspaceSource = Literal["weights", "gradients", "activations"]
 """What a layer's subspace is learned from."""
@@ -155,9 +155,7 @@ def _check_options(source: str, energy: float, rank: int | None, has_batches: bo
 
 def _output_by_input(module: nn.Module) -> Tensor:
     """Return a layer's weight as an (out, in) matrix, gathered if it is sharded, in at least float32."""
-    weight: Tensor = module.get_parameter("weight").detach()
-    if isinstance(weight, DTensor):
-        weight = weight.full_tensor()
+    weight = whole_tensor(module.get_parameter("weight"))
     weight = weight.to(accumulation_dtype(weight))
     return weight if _output_dimension(module) == 0 else weight.T
 
@@ -256,7 +254,7 @@ def output_covariances(
     dtype = accumulation_dtype(first)
     sums = {}
     for module in layers.values():
-        outputs = module.get_parameter("weight").shape[_output_dimension(module)]
+        outputs = whole_shape(module.get_parameter("weight"))[_output_dimension(module)]
         sums[module] = torch.zeros(outputs, outputs, dtype=dtype, device=first.device)
     generator = sampling_generator(seed, apart=reduce)
 
@@ -274,6 +272,7 @@ def output_covariances(
                 with (
                     torch.enable_grad(),
                     kept_gradients(model),
+                    untracked_parameters(model),
                     captured_gradients(sums, add_gradient, len(batch.input_ids)),
                 ):
                     torch.autograd.backward(_summed_nll(model, batch, kind, generator))

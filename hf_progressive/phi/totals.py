@@ -85,13 +85,21 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
                 dist.all_reduce(tensor)
 
 
-def plain_scalar(value: Tensor) -> Tensor:
-    """Return a scalar computed from a sum, the same on every process that holds a part of it.
+def whole_tensor(value: Tensor) -> Tensor:
+    """Return a copy of a tensor that FSDP2 or ZeRO-3 may have divided; all processes must call.
 
     Args:
-        value: A scalar, perhaps a DTensor.
+        value: A parameter or a sum.
 
     Returns:
-        A scalar that is none.
+        The whole, without gradient; of an undivided tensor the tensor itself.
     """
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    if isinstance(value, DTensor):
+        gathered: Tensor = value.full_tensor().detach()
+        return gathered
+    if hasattr(value, "ds_tensor"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([value]):
+            return value.detach().clone()
+    return value.detach()

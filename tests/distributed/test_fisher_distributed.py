@@ -1,5 +1,7 @@
 """Fisher diagonals and subspaces of two processes against those of one that reads all the sequences."""
 
+import os
+
 import pytest
 import torch
 from torch import distributed as dist
@@ -82,6 +84,58 @@ def estimate_in_process(rank, folder):
     dist.destroy_process_group()
 
 
+ZERO = {
+    "train_micro_batch_size_per_gpu": 1,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
+
+
+def estimate_under_zero(rank, folder):
+    """The same with DeepSpeed ZeRO-3, in float32, which is what it keeps weights in."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(WORLD)}
+    import deepspeed
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    deepspeed.init_distributed("gloo")
+    results = {}
+    for name in CONFIGS:
+        model = build(name).float()
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), config=ZERO
+        )
+        divided = estimate_fisher(engine.module, own_batches(rank))
+        assert all(len(value.to_local()) <= -(-len(value) // WORLD) for value in divided.values())
+        save_fisher(f"{folder}/{name}.safetensors", divided, RECORD)
+        for source in ("weights", "gradients"):
+            results[name, source] = learn_subspace(
+                engine.module, own_batches(rank), source=source, rank=3, reduce=True
+            )
+        own = all_sequences()[rank::WORLD]
+        engine.backward(engine(input_ids=own, labels=own).loss)  # it still trains
+        engine.step()
+    if rank == 0:
+        torch.save(results, f"{folder}/results.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_zero_3_estimates_what_one_process_does(tmp_path):
+    pytest.importorskip("deepspeed")
+    multiprocessing.spawn(estimate_under_zero, (str(tmp_path),), nprocs=WORLD)
+    results = torch.load(tmp_path / "results.pt")
+    for name in CONFIGS:
+        model = build(name).float()
+        expected = estimate_fisher(model, [all_sequences()])
+        divided, _ = load_fisher(tmp_path / f"{name}.safetensors", expected=dict(model.named_parameters()))
+        assert_same({n: divided[n] for n in expected}, expected, rtol=1e-4)
+        for source in ("weights", "gradients"):
+            learned = learn_subspace(model, [all_sequences()], source=source, rank=3)
+            projectors = ({n: u @ u.T for n, u in bases.items()} for bases in (results[name, source], learned))
+            assert_same(*projectors, rtol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
@@ -89,10 +143,10 @@ def outcome(tmp_path_factory):
     return folder, torch.load(folder / "results.pt")
 
 
-def assert_same(actual, expected):
+def assert_same(actual, expected, rtol=1e-9):
     assert list(actual) == list(expected)
     for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, rtol=1e-9, atol=1e-9 * float(value.abs().max()), msg=name)
+        torch.testing.assert_close(actual[name], value, rtol=rtol, atol=rtol * float(value.abs().max()), msg=name)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
