@@ -72,14 +72,17 @@ class Restraint:
         """
         fisher = self.fisher if ewc_lambda > 0.0 else None
         basis = self.basis if gamma > 0.0 else None
+        unscaled = isinstance(gradient_scale, float) and gradient_scale == 1.0
         dtype = working_dtype(weights.dtype)
         sums = torch.zeros(4, dtype=dtype, device=weights.device)
         with torch.autocast(weights.device.type, enabled=False):  # Φ keeps its own precision
             for chunk in self._chunks(weights, restrained=basis is not None):
                 delta = chunk.of(weights).to(dtype)
                 delta = delta - chunk.of(self.anchor).to(delta)
-                slope = torch.zeros_like(delta) if fisher is None else ewc_lambda * delta * chunk.of(fisher).to(delta)
-                sums[0] += 0.5 * _dot(slope, delta)
+                slope = torch.zeros_like(delta)
+                if fisher is not None:
+                    torch.mul(delta, chunk.of(fisher).to(delta), out=slope).mul_(ewc_lambda)
+                    sums[0] += 0.5 * _dot(slope, delta)
                 if basis is not None:
                     residual = self._residual(delta, basis)
                     sums[1] += gamma * _dot(residual, residual)
@@ -87,9 +90,11 @@ class Restraint:
                 sums[2] += _dot(slope, slope)
                 if gradient is not None:
                     found = chunk.of(gradient)
-                    exact = found.to(dtype) / gradient_scale
+                    exact = found.to(dtype)
+                    if not unscaled:
+                        exact, slope = exact / gradient_scale, slope * gradient_scale
                     sums[3] += _dot(exact, exact)
-                    found.add_((slope * gradient_scale).to(found.dtype))
+                    found.add_(slope.to(found.dtype))
         return sums
 
     def _chunks(self, weights: Tensor, *, restrained: bool) -> "Iterator[_Chunk]":
@@ -159,4 +164,4 @@ class _Chunk:
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
-    return torch.sum(first * second)
+    return torch.dot(first.reshape(-1), second.reshape(-1))

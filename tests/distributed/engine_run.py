@@ -17,6 +17,7 @@ from hf_progressive.phi import InheritancePenalty
 from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 VOCABULARY, WIDTH = 67, 20  # 67 rows: odd, so that two processes hold unequal pieces
+LARGEST_BYTES = 4 * 4 * WIDTH * WIDTH  # the MLP's matrices
 
 
 class Blocks(Dataset):

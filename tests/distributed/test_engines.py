@@ -1,0 +1,85 @@
+"""One trajectory, whatever the engine: two processes under `accelerate launch` against one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import engine_run
+import pytest
+import torch
+from safetensors.torch import load_file
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
+SCRIPT = Path(engine_run.__file__)
+
+ENGINES = {
+    # config → the engine that must have run, whether it divides the anchor
+    "ddp": ("DistributedType.MULTI_CPU", False),
+    "deepspeed_zero1": ("DistributedType.DEEPSPEED", True),
+    "deepspeed_zero2": ("DistributedType.DEEPSPEED", True),
+    "deepspeed_zero3": ("DistributedType.DEEPSPEED", True),
+    "fsdp2": ("DistributedType.FSDP", True),
+}
+COMPARED = ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/grad_ratio", "phi/lambda")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process, 8 sequences a step in one micro-batch."""
+    folder = tmp_path_factory.mktemp("alone")
+    engine_run.train(folder, batch=8, accumulation=1)
+    return read(folder)
+
+
+def read(folder):
+    result = json.loads((folder / "result-0.json").read_text())
+    return result, load_file(folder / "weights.safetensors")
+
+
+def launch(engine, folder):
+    """Two CPU processes with the engine's own configuration; only what a CPU cannot do is overridden."""
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{engine}.yaml"),
+        "--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0", str(SCRIPT), str(folder),
+    ]  # fmt: skip
+    if engine == "fsdp2":
+        command.append("--fsdp")
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=[] if name == "ddp" else [pytest.mark.slow]) for name in ENGINES]
+)
+def test_two_processes_train_as_one(engine, alone, tmp_path):
+    """8 × 1 on one process, 4 × 1 and 2 × 2 on two: loss, gradient norm, Φ and weights to float32 rounding."""
+    if engine.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+    launch(engine, tmp_path)
+    expected, expected_weights = alone
+    kind, divides = ENGINES[engine]
+    for case in ("plain", "accumulated"):
+        result, weights = read(tmp_path / case)
+        assert (result["engine"], result["processes"]) == (kind, 2)
+        for key in COMPARED:
+            assert result[key] == pytest.approx(expected[key], rel=2e-6, abs=1e-7), (case, key)
+        torch.testing.assert_close(weights, expected_weights, rtol=0, atol=2e-6)
+        ranks = [json.loads((tmp_path / case / f"result-{rank}.json").read_text()) for rank in (0, 1)]
+        assert_memory(ranks, expected, divides=divides)
+    _, weights = read(tmp_path / "plain")
+    _, resumed = read(tmp_path / "resumed")
+    torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
+
+
+def assert_memory(ranks, alone, *, divides):
+    if not divides:
+        assert [rank["held_bytes"] for rank in ranks] == [alone["held_bytes"]] * 2
+        return
+    for rank in ranks:
+        # Half of W₀ and Ω, and the bases of matrices whose input side is divided. On the way there, whole tensors of
+        # one parameter or two at a time.
+        assert rank["held_bytes"] < 0.6 * alone["held_bytes"]
+        assert rank["peak_bytes"] <= 4 * engine_run.LARGEST_BYTES
