@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -67,11 +68,17 @@ class HubClient:
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=self._environment | environment, text=True, cwd=CHECKOUT, **pipes)
+        return subprocess.Popen(
+            command, env=self._environment | environment, text=True, cwd=CHECKOUT, start_new_session=True, **pipes
+        )
 
     def run(self, *command: str, fails: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*command, **environment)
-        stdout, stderr = process.communicate(timeout=300)
+        try:
+            stdout, stderr = process.communicate(timeout=900)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it launched
         assert (process.returncode != 0) == fails, f"exit code {process.returncode}\n{stdout}\n{stderr}"
         return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 

@@ -20,17 +20,28 @@ NAMES = ["l2w32", "l3w32", "l3w48"]
 
 PUBLISH = ["repo_id=org/{name}", "private=true", "license=apache-2.0", "collection=Tiny ladder"]
 
+# On a machine without a GPU, Accelerate forms a group of processes only if it is told first that they use the CPU.
+PROGRAM = """
+import runpy
+from accelerate import PartialState
+assert PartialState(cpu=True).num_processes == 2
+runpy.run_path("examples/run_ladder.py", run_name="__main__")
+"""
+
 
 @pytest.mark.slow
 def test_ladder_publishes_while_it_trains(server: HubServer, client: HubClient, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "examples/run_ladder.py"]
-    launch += ["--config", "ladder_tiny", "--output-dir", str(run), *(f"publish.{option}" for option in PUBLISH)]
+    program, run = tmp_path / "train.py", tmp_path / "run"
+    program.write_text(PROGRAM)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch += [str(program), "--config", "ladder_tiny", "--output-dir", str(run)]
+    launch += [f"publish.{option}" for option in PUBLISH]
     # Once the Hub is away for a while: the run goes on, and what was missed is published with the next record.
     server.inject("status", "POST", "/create$", times=1, status=403)
     result = client.run(*launch, OMP_NUM_THREADS="1")
     assert "Training is not affected; finish it with: hf-progressive publish" in result.stderr
+    assert json.loads((run / "ladder.json").read_text())["environment"]["processes"] == 2
     for name in NAMES:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(constants, "ENDPOINT", server.endpoint)
@@ -51,8 +62,10 @@ def test_ladder_publishes_while_it_trains(server: HubServer, client: HubClient, 
     client.publish_family(run, "org/{name}", "--private", "--license", "apache-2.0", "--collection", "Tiny ladder")
     assert {name: server.storage.head(f"org/{name}") for name in NAMES} == heads
     shutil.rmtree(run)
-    program = "from hf_progressive import grow_checkpoint; from hf_progressive.hub import fetch_rung;"
-    program += (
-        f"print(grow_checkpoint(fetch_rung('org/l3w48'), {str(run)!r}, {{'n_layer': 4}}).verification.preserved)"
-    )
-    assert client.python(program).stdout.splitlines()[-1] == "True"
+    program = """
+import sys
+from hf_progressive import grow_checkpoint
+from hf_progressive.hub import fetch_rung
+assert grow_checkpoint(fetch_rung("org/l3w48"), sys.argv[1], {"n_layer": 4}).verification.preserved
+"""
+    client.python(program, str(run))
