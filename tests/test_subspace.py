@@ -3,11 +3,18 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.phi import subspace
-from hf_progressive.phi.subspace import leading_directions, learn_subspace, select_weights
+from hf_progressive.phi.subspace import (
+    leading_directions,
+    learn_subspace,
+    output_covariances,
+    select_weights,
+    subspace_flops,
+)
 
 
 def projector(basis):
@@ -159,6 +166,21 @@ def test_low_precision_weights_give_float32_bases():
     model = gpt2().bfloat16()
     bases = learn_subspace(model)
     assert {basis.dtype for basis in bases.values()} == {torch.float32}
+
+
+def test_passes_cost_the_flops_stated():
+    model, ids = llama().float(), torch.randint(61, (4, 64))
+    with FlopCounterMode(display=False) as training:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    per_token = training.get_total_flops() / ids.numel()
+    for source in ("gradients", "activations"):
+        with FlopCounterMode(display=False) as counted:
+            output_covariances(model, [ids], select_weights(model), source=source)
+        stated, alone = (
+            subspace_flops(model, source=source, tokens=n, training_flops_per_token=per_token)
+            for n in (ids.numel(), 0)
+        )
+        assert counted.get_total_flops() == pytest.approx(stated - alone, rel=0.05)
 
 
 @pytest.mark.parametrize(

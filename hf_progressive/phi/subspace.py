@@ -260,7 +260,7 @@ def output_covariances(
 
     def add(module: nn.Module, rows: Tensor) -> None:
         rows = rows.flatten(0, -2).to(dtype)  # (tokens, out)
-        sums[module].addmm_(rows.T, rows)
+        torch.addmm(sums[module], rows.T, rows, out=sums[module])
 
     def add_gradient(module: nn.Module, _: Tensor, gradient: Tensor) -> None:
         add(module, gradient)
@@ -305,3 +305,42 @@ def _captured_outputs(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def subspace_flops(
+    model: nn.Module,
+    *,
+    source: SubspaceSource = "weights",
+    parameters: Sequence[str] | str | None = None,
+    tokens: int = 0,
+    training_flops_per_token: float = 0.0,
+) -> float:
+    """Count the floating-point operations of learning a subspace, its decompositions taken as exact ones.
+
+    An m × n matrix, m ≥ n, has its singular vectors for 6 m n² + 20 n³ operations (Golub & Van Loan 2013, section
+    8.6.4), a symmetric n × n one its eigenvectors for 9 n³ (section 8.3.6). Adding up a covariance takes 2 n² per
+    token. Activations need a third of what forward and backward take in training, gradients at outputs two thirds.
+
+    Args:
+        model: The model.
+        source: What the subspace is learned from.
+        parameters: Glob patterns over parameter names, as for `learn_subspace`.
+        tokens: Tokens read, padding included; weights need none.
+        training_flops_per_token: Forward and backward, as counted for training.
+
+    Returns:
+        Floating-point operations.
+
+    >>> subspace_flops(nn.Sequential(nn.Linear(10, 20)))
+    32000.0
+    """
+    passes = {"weights": 0.0, "gradients": 2 / 3, "activations": 1 / 3}[source] * training_flops_per_token * tokens
+    decompositions = 0.0
+    for module in select_weights(model, parameters).values():
+        shape = whole_shape(module.get_parameter("weight"))
+        outputs, longer, shorter = shape[_output_dimension(module)], max(shape), min(shape)
+        if source == "weights":
+            decompositions += 6 * longer * shorter**2 + 20 * shorter**3
+        else:
+            decompositions += 9 * outputs**3 + 2 * outputs**2 * tokens
+    return passes + decompositions
