@@ -107,12 +107,14 @@ def atomic_folder(
         The temporary folder to fill, a sibling of `path`.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is not set.
+        FileExistsError: `path` exists and `overwrite` is not set, or it is not a folder.
         OSError: The disk is full or not writable; what was at `path` is there still.
     """
-    target = Path(path)
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists already; choose another folder, or allow it to be overwritten")
+    # Of a symbolic link the folder it leads to is meant, and not the link itself.
+    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    if target.exists() and not (overwrite and target.is_dir()):
+        remedy = "choose another folder, or allow it to be overwritten" if target.is_dir() else "it is not a folder"
+        raise FileExistsError(f"{target} exists already; {remedy}")
     temporary = _temporary_sibling(target)
     try:
         temporary.mkdir(parents=True)

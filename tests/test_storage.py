@@ -95,6 +95,26 @@ def test_an_existing_folder_is_refused(tmp_path):
     assert (tmp_path / "out" / "a.txt").read_text() == "old"
 
 
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(FileExistsError, match="out exists already; it is not a folder"):
+        fill(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").read_text() == "mine"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_through_a_link_the_folder_behind_it_is_written(tmp_path, dangling):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    if not dangling:
+        fill(tmp_path / "disk" / "out", "old")
+    fill(tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "out" / "a.txt").read_text() == "new"
+    assert names(tmp_path) + names(tmp_path / "disk") == ["disk", "link", "out"]
+
+
 def test_known_digests_are_used_and_the_others_computed(tmp_path):
     digest = sha256_file(fill(tmp_path / "out", sha256={"a.txt": "0" * 64}) / "sub" / "b.txt")
     files = read_json(tmp_path / "out" / MANIFEST_NAME)["files"]

@@ -28,7 +28,7 @@ from hf_progressive.growth.plan import GrowthPlan, plan_growth
 from hf_progressive.growth.source import CONFIG_NAME, GrowthSource, locate_source
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
 from hf_progressive.growth.writer import CheckpointWriter
-from hf_progressive.storage import atomic_folder, sha256_file, write_json
+from hf_progressive.storage import atomic_folder, read_json, sha256_file, write_json
 
 RECORD_NAME = "growth.json"
 """Name of the record that a grown checkpoint carries."""
@@ -115,7 +115,8 @@ def grow_checkpoint(
             Arithmetic is in float32 (float64 for float64), rounded once.
         overwrite: Replace an existing output, once the new one is complete.
         revision: Branch, tag or commit of a parent on the Hub.
-        verify: Load both models and compare their logits. The result is reported and recorded, whatever it is.
+        verify: Compare the logits of both models, which takes the memory to load them. The result is reported and
+            recorded, whatever it is.
         checksums: Compute the SHA-256 of the weights read and written, check the former against what is known of them,
             and record both. Without, sizes stand alone: on a processor without instructions for SHA, that is twice
             as fast.
@@ -152,8 +153,7 @@ def grow_checkpoint(
             for name, digest in hashing.result().items():
                 files[name]["sha256"] = digest
         digests.update(writer.sha256)
-        config = _child_config(plan, writer.specs[plan.tensors[0].name].dtype)
-        config.save_pretrained(folder)
+        _child_config(plan, writer.specs[plan.tensors[0].name].dtype).save_pretrained(folder)
         origin.copy_companions(folder)
         if optimizer is not None:
             files[OPTIMIZER_NAME] = _grow_optimizer(optimizer, plan, folder)
@@ -173,7 +173,7 @@ def grow_checkpoint(
             size=writer.total_bytes,
             seconds=time.monotonic() - started,
         )
-        write_json(folder / RECORD_NAME, _record(report, plan, config, files))
+        write_json(folder / RECORD_NAME, _record(report, plan, read_json(folder / CONFIG_NAME), files))
     return replace(report, seconds=time.monotonic() - started)
 
 
@@ -263,12 +263,14 @@ def _check(origin: GrowthSource, folder: Path, parent: ParentTensors) -> GrowthC
     return verify_growth(origin.folder, folder, dtype=dtype, max_length=_CHECK_LENGTH)
 
 
-def _record(report: GrowthReport, plan: GrowthPlan, config: Any, files: Mapping[str, Any]) -> dict[str, Any]:
+def _record(
+    report: GrowthReport, plan: GrowthPlan, target: Mapping[str, Any], files: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "format": 1,
         "version": hf_progressive.__version__,
         "source": {"name": report.source, "revision": report.revision, "files": files},
-        "target": config.to_dict(),
+        "target": target,
         "method": report.method,
         "options": asdict(plan.options),
         "seed": report.seed,
