@@ -95,7 +95,8 @@ def assert_same(actual, expected, rtol=1e-10):
 def test_equals_a_loop_over_sequences(name, batched, caplog):
     model, ids = build(name), random_ids()
     expected = slow_fisher(model, ids)
-    actual = estimate_fisher(model, [ids[:2], {"input_ids": ids[2:]}], batched=batched)
+    batches = [ids[:2], {"input_ids": ids[2:]}]
+    actual = estimate_fisher(model, batches, definition="sequence", batched=batched)
     assert_same(actual, expected)
     assert not caplog.records  # no falling back
 
@@ -104,7 +105,9 @@ def test_is_not_the_square_of_a_batch_mean():
     model, ids = build("gpt2").eval(), random_ids()
     losses = torch.stack([token_losses(model, row, row[1:]).sum() for row in ids])
     square_of_mean = squared_gradients(model, losses.mean())["transformer.wte.weight"].sum()
-    mean_of_square = estimate_fisher(model, [ids])["transformer.wte.weight"].sum() * (ids.shape[1] - 1)
+    mean_of_square = estimate_fisher(model, [ids], definition="sequence")["transformer.wte.weight"].sum() * (
+        ids.shape[1] - 1
+    )
     assert square_of_mean < 0.5 * mean_of_square
 
 
@@ -129,7 +132,8 @@ def test_ignored_labels_are_no_targets():
     labels = ids.clone()
     labels[:, :4] = -100
     losses = [(1, token_losses(model, row, row[1:])[3:].sum(), 2 * 5) for row in ids]
-    assert_same(estimate_fisher(model, [{"input_ids": ids, "labels": labels}]), mean_of_squares(model, losses))
+    batch = {"input_ids": ids, "labels": labels}
+    assert_same(estimate_fisher(model, [batch], definition="sequence"), mean_of_squares(model, losses))
 
 
 TINY = GPT2Config(n_layer=1, n_embd=4, n_head=1, n_positions=4, vocab_size=5)
@@ -215,7 +219,7 @@ class UnusualModel(nn.Module):
 def test_layers_without_a_closed_form(caplog):
     torch.manual_seed(0)
     model, ids = UnusualModel().double(), random_ids()
-    assert_same(estimate_fisher(model, [ids[:3], ids[3:]]), slow_fisher(model, ids))
+    assert_same(estimate_fisher(model, [ids[:3], ids[3:]], definition="sequence"), slow_fisher(model, ids))
     assert not caplog.records
 
 
@@ -224,7 +228,7 @@ def test_a_model_that_cannot_be_batched_is_taken_one_by_one(oddity, caplog):
     torch.manual_seed(0)
     model, ids = UnusualModel(**{oddity: True}).double(), random_ids()
     with caplog.at_level(logging.WARNING):
-        actual = estimate_fisher(model, [ids[:3], ids[3:]])
+        actual = estimate_fisher(model, [ids[:3], ids[3:]], definition="sequence")
     assert_same(actual, slow_fisher(model, ids))
     assert "one by one" in caplog.text
 
@@ -232,7 +236,7 @@ def test_a_model_that_cannot_be_batched_is_taken_one_by_one(oddity, caplog):
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 def test_values_are_float32_whatever_the_model(dtype, rtol):
     model, ids = build("qwen3", dtype), random_ids()
-    actual = estimate_fisher(model, [ids])
+    actual = estimate_fisher(model, [ids], definition="sequence")
     assert {value.dtype for value in actual.values()} == {torch.float32}
     expected = slow_fisher(model.double(), ids)
     total = sum(value.sum() for value in expected.values())

@@ -5,7 +5,7 @@ P = U Uᵀ and ΔW taken as (out × in). U holds the leading eigenvectors of a s
 
 - `source="weights"`: W Wᵀ, that is, the leading left singular vectors of W;
 - `source="gradients"`: Σ g gᵀ over tokens, g the gradient of the summed loss with respect to the layer's output; the
-  Kronecker factor G of K-FAC (Martens & Grosse 2015, https://arxiv.org/abs/1503.05671, equation 1), not centred;
+  Kronecker factor G of K-FAC (Martens & Grosse 2015, https://arxiv.org/abs/1503.05671, section 3), not centred;
 - `source="activations"`: Σ y yᵀ over tokens, y the layer's output, not centred.
 """
 
@@ -317,9 +317,9 @@ def subspace_flops(
 ) -> float:
     """Count the floating-point operations of learning a subspace, its decompositions taken as exact ones.
 
-    An m × n matrix, m ≥ n, has its singular vectors for 6 m n² + 20 n³ operations (Golub & Van Loan 2013, section
-    8.6.4), a symmetric n × n one its eigenvectors for 9 n³ (section 8.3.6). Adding up a covariance takes 2 n² per
-    token. Activations need a third of what forward and backward take in training, gradients at outputs two thirds.
+    An m × n matrix, m ≥ n, has its singular vectors for 6 m n² + 20 n³ operations, a symmetric n × n one its
+    eigenvectors for 9 n³ (Golub & Van Loan 2013, chapter 8). Adding up a covariance takes 2 n² per token. Activations
+    need a third of what forward and backward take in training, gradients at outputs two thirds.
 
     Args:
         model: The model.
