@@ -29,7 +29,7 @@ from hf_progressive.phi.records import (
     save_fisher,
     save_subspace,
 )
-from hf_progressive.phi.subspace import learn_subspace
+from hf_progressive.phi.subspace import learn_subspace, subspace_flops
 
 _FISHER_FILE, _SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"
 
@@ -109,7 +109,12 @@ class _Estimator:
         options = self.phi.fisher
         count, batches = self._last(options.sequences, options.batch_size)
         fisher = estimate_fisher(
-            self.model, batches, kind=options.kind, reduce=self._is_distributed, progress=self.state.is_main_process
+            self.model,
+            batches,
+            kind=options.kind,
+            definition=options.definition,
+            reduce=self._is_distributed,
+            progress=self.state.is_main_process,
         )
         tokens = count * self.corpus.context
         flops = fisher_flops(
@@ -118,7 +123,7 @@ class _Estimator:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             training_flops_per_token=self.flops_per_token,
         )
-        record = FisherRecord(kind=options.kind, definition="sequence", sequences=count, tokens=tokens)
+        record = FisherRecord(kind=options.kind, definition=options.definition, sequences=count, tokens=tokens)
         return fisher, record, flops
 
     def subspace(self) -> tuple[dict[str, torch.Tensor], SubspaceRecord, float]:
@@ -134,7 +139,9 @@ class _Estimator:
             progress=self.state.is_main_process,
         )
         tokens = count * self.corpus.context
-        flops = tokens * self.flops_per_token + _decomposition_flops(self.model, bases, tokens)
+        flops = subspace_flops(
+            self.model, source=options.source, tokens=tokens, training_flops_per_token=self.flops_per_token
+        )
         record = SubspaceRecord(source=options.source, energy=options.energy, sequences=count, tokens=tokens)
         return bases, record, flops
 
@@ -154,30 +161,6 @@ def _read(corpus: Corpus, indices: range) -> list[torch.Tensor]:
     blocks = rung_blocks(corpus, indices.start, len(indices))
     items = blocks if isinstance(blocks, IterableDataset) else (blocks[i] for i in range(len(indices)))
     return [torch.as_tensor(item["input_ids"]) for item in items]
-
-
-def _decomposition_flops(model: PreTrainedModel, bases: dict[str, torch.Tensor], tokens: int) -> float:
-    """Count what the bases cost beyond forward and backward passes.
-
-    A matrix with `out` outputs and `n` columns (its inputs, or the tokens whose outputs or gradients were summed)
-    takes 2·out²·n for its (out, out) product and 9·out³ for a symmetric eigendecomposition (Golub & Van Loan, Matrix
-    Computations, section 8.3.3); a singular value decomposition of W costs no more.
-
-    Args:
-        model: The model.
-        bases: The bases learned, by parameter name.
-        tokens: Tokens read; 0 where the weights themselves were decomposed.
-
-    Returns:
-        Floating-point operations.
-    """
-    parameters = dict(model.named_parameters())
-    total = 0.0
-    for name, basis in bases.items():
-        outputs = len(basis)
-        columns = tokens or parameters[name].numel() // outputs
-        total += 2 * outputs**2 * columns + 9 * outputs**3
-    return total
 
 
 def load_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) -> InheritancePenalty | None:

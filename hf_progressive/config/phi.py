@@ -13,6 +13,10 @@ class FisherConfig:
     kind: Literal["empirical", "true"] = "empirical"
     """Labels from the data, or sampled from the model."""
 
+    definition: Literal["token", "sequence"] = "token"
+    """Whose gradients are squared: single tokens', with which λ = 1 weighs a step as the parent's own loss does, or
+    whole sequences'."""
+
     sequences: int = 128
     """Blocks of the parent's own training data to estimate it from."""
 
