@@ -9,6 +9,7 @@ norm does not see; everywhere else, and for RMSNorm everywhere, the moments are 
 import os
 import pickle
 from collections.abc import Mapping
+from copy import deepcopy
 from itertools import chain
 from typing import Any
 
@@ -122,7 +123,11 @@ def _grown_entry(tensor: TensorPlan, entry: Mapping[str, Any]) -> dict[str, Any]
     unknown = [name for name in entry if name not in {"step", *_POWERS}]
     if unknown:
         raise ValueError(f"the optimizer keeps {', '.join(unknown)}; only the state of Adam and AdamW can grow")
-    return {name: value if name == "step" else tensor.carry(value, _POWERS[name]) for name, value in entry.items()}
+    # The step is copied: an optimizer counts it up in place and takes the loaded tensor for its own.
+    return {
+        name: deepcopy(value) if name == "step" else tensor.carry(value, _POWERS[name])
+        for name, value in entry.items()
+    }
 
 
 def _new_entry(tensor: TensorPlan, example: Mapping[str, Any]) -> dict[str, Any]:
