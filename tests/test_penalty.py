@@ -116,6 +116,20 @@ def test_arithmetic_is_float32_whatever_the_parameters(dtype, autocast):
     assert terms["subspace"].item() == pytest.approx(sub.item(), rel=2e-6)
 
 
+def test_anchor_and_fisher_may_be_kept_in_bfloat16_on_another_device():
+    """The dense formula with W₀ and Ω rounded once; the arithmetic stays float32."""
+    model = Mixed(vocabulary=40, width=30, hidden=50)
+    _, (anchor, fisher, subspace) = random_penalty(model, ewc_lambda=2.0, gamma=0.3, rank=10)
+    weights = {"ewc_lambda": 2.0, "gamma": 0.3}
+    kept = InheritancePenalty(anchor, fisher, subspace, **weights, storage_dtype=torch.bfloat16, storage_device="cpu")
+    step = kept.add_gradient(model)
+    rounded = ({n: t.bfloat16() for n, t in anchor.items()}, {n: t.bfloat16() for n, t in fisher.items()}, subspace)
+    ewc, sub = dense_terms(model, rounded, **weights)
+    assert [step.ewc.item(), step.subspace.item()] == pytest.approx([ewc.item(), sub.item()], rel=2e-6)
+    basis_bytes = sum(basis.numel() * 4 for basis in subspace.values())
+    assert kept.held_bytes() - basis_bytes == 2 * 2 * sum(p.numel() for p in model.parameters())
+
+
 def test_parameters_without_an_entry_or_frozen_take_no_part():
     model = Mixed()
     model.norm.requires_grad_(False)
