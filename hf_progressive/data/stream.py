@@ -18,7 +18,7 @@ from hf_progressive.data.tokenizer import encode_documents
 POSITION_TOKENS = 1 << 26
 """Tokens between remembered positions: what a later start reads again at the most."""
 
-_BATCH_DOCUMENTS = 64
+_BATCH_DOCUMENTS = 512  # tokenized at once, by all cores
 
 
 class TokenStream(IterableDataset[Block]):
@@ -26,9 +26,12 @@ class TokenStream(IterableDataset[Block]):
 
     The blocks are those that storing the whole corpus, in the source's order, would give. While reading, positions of
     the source are stored, so that a start at a later block reads little again; a start behind the furthest stored
-    position reads, without training on it, all that lies between. Shards are read one after the other by one process:
-    `accelerate` hands its batches to the others (`dispatch_batches`, its default for streams), which gives every
-    process the blocks it would get of stored ones. More than one worker of a data loader is refused.
+    position reads, without training on it, all that lies between.
+
+    One process reads: `accelerate` hands its batches to the others (`dispatch_batches`, its default for streams), and
+    each gets the blocks it would get of stored ones. Packing is sequential, so that more than one worker of a data
+    loader is refused. One worker reads ahead; started by `spawn` it tokenizes with all cores, while in a forked one
+    the tokenizers library keeps to a single thread.
 
     Args:
         config: The corpus.

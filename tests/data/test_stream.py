@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 
 import pytest
 from accelerate import Accelerator, debug_launcher
@@ -80,7 +81,7 @@ def test_start_at_a_later_block_reads_from_the_nearest_position(write, texts, to
 
 def test_loader_may_read_ahead_in_one_worker_but_not_in_two(write, texts, tokenizer, tmp_path):
     stored, streamed = pair(write(texts, tokenizer=tokenizer), tmp_path)
-    blocks = rung_blocks(streamed, 2, 8)
+    blocks = pickle.loads(pickle.dumps(rung_blocks(streamed, 2, 8)))  # as a spawned worker gets it
     loaded = [row for batch in DataLoader(blocks, batch_size=4, num_workers=1) for row in batch["input_ids"].tolist()]
     assert loaded == ids(rung_blocks(stored, 2, 8))
     with pytest.raises(ValueError, match="dataloader_num_workers: 2 workers would each read the whole stream; use 0"):
