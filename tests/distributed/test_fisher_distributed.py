@@ -1,5 +1,6 @@
 """Fisher diagonals and subspaces of two processes against those of one that reads all the sequences."""
 
+import functools
 import os
 
 import pytest
@@ -32,6 +33,9 @@ CONFIGS = {
 RECORD = FisherRecord(kind="empirical", definition="sequence", sequences=6, tokens=66)
 
 
+fisher_of = functools.partial(estimate_fisher, definition="sequence")  # nothing random in it
+
+
 def build(name):
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(CONFIGS[name]).double()
@@ -60,25 +64,25 @@ def estimate_in_process(rank, folder):
     results = {}
     for name in CONFIGS:
         whole = build(name)
-        results[name, "reduced"] = estimate_fisher(whole, own_batches(rank), reduce=True)
+        results[name, "reduced"] = fisher_of(whole, own_batches(rank), reduce=True)
         for source in ("gradients", "activations"):
             results[name, source] = learn_subspace(whole, own_batches(rank), source=source, rank=3, reduce=True)
-        results[name, "alone"] = estimate_fisher(whole, [all_sequences()])
+        results[name, "alone"] = fisher_of(whole, [all_sequences()])
 
         model = divide(build(name))
         model(input_ids=all_sequences(), labels=all_sequences()).loss.backward()  # it has trained before
         before = {n: p.grad.full_tensor() for n, p in model.named_parameters()}
-        divided = estimate_fisher(model, own_batches(rank))
+        divided = fisher_of(model, own_batches(rank))
         assert all(isinstance(value, DTensor) for value in divided.values())
         rows = {n: len(value.to_local()) for n, value in divided.items()}
         assert all(rows[n] <= -(-len(value) // WORLD) for n, value in divided.items())
         assert all(torch.equal(p.grad.full_tensor(), before[n]) for n, p in model.named_parameters())
         save_fisher(f"{folder}/{name}.safetensors", divided, RECORD)
-        normalized = estimate_fisher(model, own_batches(rank), normalize="mean")
+        normalized = fisher_of(model, own_batches(rank), normalize="mean")
         results[name, "normalized"] = {n: value.full_tensor() for n, value in normalized.items()}
         results[name, "weights"] = learn_subspace(model, rank=3)
         with pytest.raises(ValueError, match="divided among processes"):
-            estimate_fisher(model, own_batches(rank), batched=False)
+            fisher_of(model, own_batches(rank), batched=False)
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
     dist.destroy_process_group()
@@ -105,7 +109,7 @@ def estimate_under_zero(rank, folder):
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), config=ZERO
         )
-        divided = estimate_fisher(engine.module, own_batches(rank))
+        divided = fisher_of(engine.module, own_batches(rank))
         assert all(len(value.to_local()) <= -(-len(value) // WORLD) for value in divided.values())
         save_fisher(f"{folder}/{name}.safetensors", divided, RECORD)
         for source in ("weights", "gradients"):
@@ -127,7 +131,7 @@ def test_zero_3_estimates_what_one_process_does(tmp_path):
     results = torch.load(tmp_path / "results.pt")
     for name in CONFIGS:
         model = build(name).float()
-        expected = estimate_fisher(model, [all_sequences()])
+        expected = fisher_of(model, [all_sequences()])
         divided, _ = load_fisher(tmp_path / f"{name}.safetensors", expected=dict(model.named_parameters()))
         assert_same({n: divided[n] for n in expected}, expected, rtol=1e-4)
         for source in ("weights", "gradients"):
@@ -153,13 +157,13 @@ def assert_same(actual, expected, rtol=1e-9):
 def test_two_processes_estimate_what_one_does(name, outcome):
     folder, results = outcome
     model = build(name)
-    expected = estimate_fisher(model, [all_sequences()])
+    expected = fisher_of(model, [all_sequences()])
     assert_same(results[name, "reduced"], expected)
     assert_same(results[name, "alone"], expected)  # reduced only if asked
     divided, record = load_fisher(folder / f"{name}.safetensors", expected=dict(model.named_parameters()))
     assert_same({n: divided[n] for n in expected}, expected)
     assert record == RECORD
-    assert_same(results[name, "normalized"], estimate_fisher(model, [all_sequences()], normalize="mean"))
+    assert_same(results[name, "normalized"], fisher_of(model, [all_sequences()], normalize="mean"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
