@@ -7,6 +7,7 @@ on the number of layers, and the folder appears whole or not at all.
 
 import copy
 import errno
+import logging
 import math
 import os
 import shutil
@@ -29,6 +30,8 @@ from hf_progressive.growth.source import CONFIG_NAME, GrowthSource, locate_sourc
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
 from hf_progressive.growth.writer import CheckpointWriter
 from hf_progressive.storage import atomic_folder, read_json, sha256_file, write_json
+
+logger = logging.getLogger(__name__)
 
 RECORD_NAME = "growth.json"
 """Name of the record that a grown checkpoint carries."""
@@ -158,6 +161,8 @@ def grow_checkpoint(
         if optimizer is not None:
             files[OPTIMIZER_NAME] = _grow_optimizer(optimizer, plan, folder)
         check = _check(origin, folder, parent) if verify else None
+        if plan.preserves_function and check is not None and not check.preserved:
+            logger.warning("%s: %s, though method %r keeps it in exact arithmetic", output, check.describe(), method)
         report = GrowthReport(
             output=os.fspath(output),
             source=origin.name,
@@ -195,7 +200,8 @@ def grow_model(
         **options: Further options of `plan_growth`.
 
     Returns:
-        The child, of the parent's class, dtype, device and mode; it shares no memory with the parent.
+        The child, of the parent's class, dtype, device, mode and kind of attention; it shares no memory with the
+        parent.
 
     Raises:
         ValueError: The target is not one that the parent can grow into, or the parent holds NaN.
@@ -210,7 +216,10 @@ def grow_model(
     specs = parent.child_specs()
     grown = {t.name: parent.grow(t, seed=seed, dtype=specs[t.name].dtype).clone() for t in plan.tensors}
     config = _child_config(plan, model.dtype)
-    child = type(model).from_pretrained(None, config=config, state_dict=grown, dtype=model.dtype)
+    attention = model.config._attn_implementation
+    child = type(model).from_pretrained(
+        None, config=config, state_dict=grown, dtype=model.dtype, attn_implementation=attention
+    )
     if model.generation_config is not None:
         child.generation_config = copy.deepcopy(model.generation_config)
     return child.to(model.device).train(model.training)

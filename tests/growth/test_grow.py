@@ -21,6 +21,7 @@ from hf_progressive.growth.checkpoint import INDEX_NAME, CheckpointReader
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.grow import RECORD_NAME
 from hf_progressive.growth.optimizer import grow_optimizer_state, parameter_groups
+from hf_progressive.growth.verify import TOLERANCES
 from hf_progressive.storage import check_manifest, read_json, sha256_file, write_manifest
 
 WIDER = {"n_embd": 40, "n_head": 5, "n_layer": 3}
@@ -64,7 +65,7 @@ def test_growth_in_float64_is_exact_to_rounding(tmp_path):
 
 
 def test_a_model_grows_in_memory_into_what_is_written_to_disk(parent, tmp_path):
-    mother = gpt2()
+    mother = gpt2(attn_implementation="eager")
     mother.train()
     before = copy.deepcopy(mother.state_dict())
     torch.manual_seed(5)
@@ -73,6 +74,7 @@ def test_a_model_grows_in_memory_into_what_is_written_to_disk(parent, tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert child.training
     assert type(child) is GPT2LMHeadModel
+    assert child.config._attn_implementation == "eager"
     assert child.config.n_embd == 40
     assert mother.config.n_embd == 24
 
@@ -253,6 +255,13 @@ def test_the_record_says_how_to_repeat_the_growth(parent, tmp_path):
     again = {"method": record["method"], "seed": record["seed"], **record["options"]}
     grow_checkpoint(parent, tmp_path / "again", target, **again)
     assert weights(tmp_path / "again") == weights(tmp_path / "child")
+
+
+def test_a_difference_that_should_not_be_is_warned_of(parent, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(TOLERANCES, torch.float32, 1e-12)
+    grow_checkpoint(parent, tmp_path / "child", WIDER)
+    assert "child: function NOT preserved" in caplog.text
+    assert "though method 'exact' keeps it" in caplog.text
 
 
 def test_without_checksums_sizes_stand_alone_and_the_weights_are_the_same(parent, tmp_path):

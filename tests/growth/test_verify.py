@@ -85,7 +85,6 @@ def test_norms_that_compute_in_float32_do_not_blur_the_check_in_float64(model_ty
     )
     mother = AutoModelForCausalLM.from_config(config, attn_implementation=attention).double()
     child = grow_model(mother, {"hidden_size": 40, "num_attention_heads": 5})
-    child.set_attn_implementation(attention)
     check = verify_growth(mother, child, dtype="float64", max_length=16)
     assert check.preserved, check.describe()
     with torch.no_grad():  # the stock forward pass, as it is
