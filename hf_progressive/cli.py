@@ -144,12 +144,12 @@ def _publish(options: argparse.Namespace) -> Outcome:
 
 
 def _core(options: argparse.Namespace) -> Outcome:
-    from accelerate import PartialState
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from hf_progressive.evaluation.core import evaluate_core
+    from hf_progressive.processes import current_processes
 
-    state = PartialState()
+    state = current_processes()
     result = evaluate_core(
         AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).to(state.device),
         AutoTokenizer.from_pretrained(options.model),

@@ -29,6 +29,7 @@ from hf_progressive.evaluation.core import evaluate_core
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.inheritance import estimate_inheritance, load_penalty
 from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
+from hf_progressive.processes import current_processes
 from hf_progressive.record import ladder_record, matched, rung_record
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def run_ladder(
         OSError: A file could not be read or written.
         FloatingPointError: A loss is no longer finite; the message names the last good checkpoint.
     """
-    state = PartialState()
+    state = current_processes()
     plan = plan_ladder(config)
     folder = Path(output_dir)
     with _exclusive(folder, state):

@@ -206,12 +206,18 @@ def test_a_killed_run_ends_with_the_same_bits(finished: tuple[Path, Path, list[R
 @pytest.mark.slow
 def test_two_processes_train_the_same_family(finished: tuple[Path, Path, list[RungResult]], tmp_path: Path) -> None:
     path, run, results = finished
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += [str(ROOT / "examples" / "run_ladder.py"), "--config", str(path), "--output-dir", str(tmp_path / "run")]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
     for name, result in zip(NAMES, results, strict=True):
         other = json.loads((tmp_path / "run" / name / "final" / "rung.json").read_text())
+        assert other["environment"]["processes"] == 2
         assert other["bits_per_byte"] == pytest.approx(result.bits_per_byte, abs=2e-5)
         one, two = (load_file(folder / name / "final" / "model.safetensors") for folder in (run, tmp_path / "run"))
         for key, value in one.items():

@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -35,6 +34,7 @@ from hf_progressive.evaluation.bundle import CORE_TASKS, Bundle, Task, load_bund
 from hf_progressive.evaluation.ledger import TaskLedger, digest_model, task_key
 from hf_progressive.evaluation.prompts import build_requests, draw_examples
 from hf_progressive.evaluation.scoring import Answer, can_reuse_prefixes, judge, score_requests
+from hf_progressive.processes import current_processes
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def evaluate_core(
         raise ValueError(f"batch_size is {batch_size}; give 1 or more")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     chosen = bundle.select(tasks)
-    state = PartialState()
+    state = current_processes()
     ledger = TaskLedger(resume_file) if resume_file is not None and state.is_main_process else None
     digest = digest_model(model, tokenizer) if ledger else ""
 
@@ -240,7 +240,7 @@ def answer_task(
         logger.warning(
             "%s: %d examples leave %d to show, not %d", task.label, len(examples), len(examples) - 1, task.shots
         )
-    state = PartialState()
+    state = current_processes()
     mine = range(state.process_index, len(examples), state.num_processes)
     training = model.training
     model.eval()

@@ -5,7 +5,8 @@ the headers and nothing else, and then hands out single tensors. `hf_progressive
 
 The file format (https://github.com/huggingface/safetensors#format): 8 bytes with the length of the header, little
 endian; the header, a JSON object of `{name: {dtype, shape, data_offsets}}` padded with spaces; the tensors' bytes,
-without holes. Files are read with `pread`, not mapped into memory: mapped pages would count as the process's own.
+without holes. A tensor is mapped from its file by itself, and let go with it: a file mapped whole would leave all its
+pages in the process's resident memory.
 """
 
 import json
@@ -13,10 +14,10 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,19 +126,17 @@ class CheckpointReader:
             name: The tensor's name in the file.
 
         Returns:
-            The tensor on the CPU, in the dtype of the file, its memory its own.
+            The tensor on the CPU, in the dtype of the file; what is written to it does not reach the file.
 
         Raises:
             KeyError: There is no tensor of that name.
             ValueError: The tensor holds NaN or an infinity, or the file has been cut short since it was opened.
         """
         entry = self._entries[name]
-        buffer = torch.empty(entry.spec.nbytes, dtype=torch.uint8)
-        with FileIO(entry.path) as file:
-            file.seek(entry.offset)
-            if _fill(file, buffer.numpy().data) != entry.spec.nbytes:
-                raise ValueError(f"{entry.path}: tensor {name} ends early; the file has been truncated")
-        tensor = buffer.view(entry.spec.dtype).view(entry.spec.shape)
+        try:
+            tensor = _mapped(entry)
+        except ValueError as error:
+            raise ValueError(f"{entry.path}: tensor {name} ends early; the file has been truncated") from error
         if not is_finite(tensor):
             raise ValueError(f"{entry.path}: tensor {name} holds NaN or infinite values; a sound checkpoint is needed")
         return tensor
@@ -162,11 +161,16 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(total.isfinite()) or bool(tensor.isfinite().all())
 
 
-def _fill(file: FileIO, view: memoryview) -> int:
-    filled = 0
-    while filled < len(view) and (count := file.readinto(view[filled:])):  # 2 GiB at most
-        filled += count
-    return filled
+def _mapped(entry: _Entry) -> Tensor:
+    spec = entry.spec
+    if spec.nbytes == 0:
+        return torch.empty(spec.shape, dtype=spec.dtype)
+    file_bytes: np.ndarray[Any, Any] = np.memmap(
+        entry.path, np.uint8, mode="c", offset=entry.offset, shape=spec.nbytes
+    )
+    if entry.offset % spec.dtype.itemsize:  # the format does not ask for alignment
+        file_bytes = np.array(file_bytes)
+    return torch.from_numpy(file_bytes).view(spec.dtype).view(spec.shape)
 
 
 # The names of a checkpoint's files, and its index's map of tensor to file, empty where there is no index.

@@ -38,6 +38,8 @@ def family_of(config: Any) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ValueError(f"model_type {config.model_type!r} cannot be grown; families known: {', '.join(FAMILIES)}")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError("a quantized checkpoint cannot be grown; dequantize it first, or take the original")
     for name, reason in family.unsupported.items():
         if getattr(config, name, False):
             raise ValueError(f"{name}={getattr(config, name)!r} cannot be grown: {reason}; set it to False")

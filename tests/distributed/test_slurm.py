@@ -14,7 +14,8 @@ STAND_INS = {
     # two nodes, each of which runs the command with its own SLURM_NODEID
     "srun": "for node in 0 1; do SLURM_NODEID=$node \"$@\" & done; trap 'kill -TERM $(jobs -p)' TERM; wait; wait",
     "scontrol": 'if [ "$1" = show ]; then printf "alpha\\nbeta\\n"; else echo "scontrol $*" >> "$LOG"; fi',
-    "accelerate": 'echo "accelerate $*" >> "$LOG"; trap "kill \$!; echo told >> $LOG; exit 143" TERM; sleep ${LASTS:-0} & wait',
+    "accelerate": 'echo "accelerate $*" >> "$LOG"; trap "kill \$!; echo told >> $LOG; exit 143" TERM; '
+    "sleep ${LASTS:-0} & wait",
 }
 
 

@@ -87,6 +87,19 @@ def test_files_are_named_and_split_as_save_pretrained_does(tmp_path, max_shard_s
     assert same(dict(loaded.state_dict()), dict(model.state_dict()))
 
 
+def test_a_tensor_that_is_not_aligned_is_read(tmp_path):
+    data = bytes(3) + torch.arange(4.0).numpy().tobytes()
+    entries = {"odd": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}
+    raw(tmp_path, entries | {"a": {**F4, "data_offsets": [3, 19]}}, data)
+    assert torch.equal(CheckpointReader(tmp_path).read("a"), torch.arange(4.0))
+
+
+def test_what_is_read_can_be_changed_and_the_file_stays(tmp_path):
+    before = single(tmp_path).read_bytes()
+    CheckpointReader(tmp_path).read("a").mul_(2)
+    assert (tmp_path / WEIGHTS_NAME).read_bytes() == before
+
+
 def test_a_tensor_that_is_not_contiguous_is_written_by_value(tmp_path):
     tensor = torch.arange(6.0).view(2, 3).T
     write(tmp_path, {"w": tensor})

@@ -62,6 +62,11 @@ def test_cross_attention_is_refused():
         family_of(GPT2Config(add_cross_attention=True))
 
 
+def test_a_quantized_parent_is_refused():
+    with pytest.raises(ValueError, match=r"a quantized checkpoint cannot be grown; dequantize it first"):
+        family_of(GPT2Config(quantization_config={"quant_method": "fp8"}))
+
+
 def test_names_of_base_model_files_gain_the_prefix():
     gpt2 = FAMILIES["gpt2"]
     assert gpt2.canonical_name("h.0.attn.c_attn.weight") == "transformer.h.0.attn.c_attn.weight"
