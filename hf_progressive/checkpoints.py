@@ -81,20 +81,20 @@ def check_checkpoint(checkpoint: Path, penalty: InheritancePenalty | None) -> No
         logger.warning("%s was trained without a penalty; the run goes on with one", checkpoint)
 
 
-def rotate(folder: Path, limit: int | None, best: str | None) -> None:
+def rotate(written: Path, limit: int | None, best: str | None) -> None:
     """Delete the oldest complete checkpoints beyond a limit.
 
     Only complete ones count, and only they are deleted: those of a plain Trainer have no manifest, and stay.
 
     Args:
-        folder: A Trainer's `output_dir`.
+        written: The checkpoint just written, which stays whatever else an earlier run left there.
         limit: How many to keep; None or 0 for all.
         best: One to keep besides.
     """
     if limit is None or limit <= 0:
         return
-    complete = [path for path in _checkpoints(folder) if is_complete(path)]
-    for path in complete[:-limit]:
+    others = [path for path in _checkpoints(written.parent) if path != written and is_complete(path)]
+    for path in others[: len(others) - (limit - 1)]:
         if best is None or path != Path(best):
             shutil.rmtree(path)
 

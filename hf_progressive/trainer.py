@@ -153,6 +153,8 @@ class ProgressiveTrainer(Trainer):
             output = super().train(resume_from_checkpoint or None, *args, **kwargs)
         if self._stop_asked:
             raise TrainingInterrupted(_EXIT_CODE_OF_SIGTERM)
+        if self._sigterm.came:  # in the very last step: too late to be heeded here
+            signal.raise_signal(signal.SIGTERM)
         return output
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
@@ -286,7 +288,7 @@ class ProgressiveTrainer(Trainer):
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(target))
         if self.args.should_save:
-            rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+            rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Wait until the checkpoint stands at its own name."""

@@ -219,9 +219,13 @@ def test_two_processes_train_the_same_family(finished: tuple[Path, Path, list[Ru
         other = json.loads((tmp_path / "run" / name / "final" / "rung.json").read_text())
         assert other["environment"]["processes"] == 2
         assert other["bits_per_byte"] == pytest.approx(result.bits_per_byte, abs=2e-5)
+        for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-3)):
+            ours, theirs = ([entry[key] for entry in record["training_log"]] for record in (result.record, other))
+            assert theirs == pytest.approx(ours, rel=tolerance)
+        # In norm: Adam turns the rounding of a gradient entry near zero into a whole step of that entry.
         one, two = (load_file(folder / name / "final" / "model.safetensors") for folder in (run, tmp_path / "run"))
         for key, value in one.items():
-            torch.testing.assert_close(two[key], value, atol=2e-4, rtol=1e-3)
+            assert (two[key] - value).norm() <= 1e-2 * value.norm(), key
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -267,6 +267,12 @@ def test_save_total_limit_spares_the_complete_ones(tmp_path):
     assert is_complete(tmp_path / "checkpoint-9")
 
 
+def test_what_was_just_written_stays_beside_an_earlier_runs_higher_number(tmp_path):
+    resumable_trainer(tmp_path, save_steps=9).train()
+    resumable_trainer(tmp_path, save_total_limit=1, max_steps=2).train()
+    assert newest_complete_checkpoint(tmp_path).name == "checkpoint-2"
+
+
 def test_the_best_checkpoint_is_named_where_it_stands(tmp_path):
     model = build_model()
     args = arguments(

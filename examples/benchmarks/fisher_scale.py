@@ -1,9 +1,10 @@
 """Check what λ = 1 means: the quadratic form of the Fisher diagonal against the loss it should predict.
 
-A model is trained briefly, then every weight is moved by a random sign times a small multiple of its tensor's root
-mean square. For such moves ½ Σ Ω_i ΔW_i² predicts the mean increase of the loss in nats per token, if Ω is the diagonal
-of the loss's curvature. Printed is prediction over increase, for each way to estimate Ω and each size of model: 1 means
-that λ = 1 weighs a step away from the parent as the parent's own loss does. The last line on stdout is JSON.
+A model is trained briefly, then every weight is moved by a random sign times a small multiple of its tensor's
+root mean square. For such moves ½ Σ Ω_i ΔW_i² predicts the mean increase of the loss in nats per token, if Ω is the
+diagonal of the loss's curvature. Printed is prediction over increase, for each way to estimate Ω and each size of
+model: 1 means that λ = 1 weighs a step away from the parent as the parent's own loss does. The last line on stdout is
+JSON.
 
     python examples/benchmarks/fisher_scale.py --steps 400
 """

@@ -172,11 +172,15 @@ class InheritancePenalty:
             gradient_scale: By what the gradients found are multiplied, where a loss scaler is at work.
 
         Returns:
-            The terms and the two gradient norms, without the gradient scale; the same on every process.
+            The terms and the two gradient norms, without the gradient scale; the same on every process. All zero,
+            the task's norm too, where λ and γ are zero: then nothing is read.
 
         Raises:
             ValueError: A name or shape does not fit the model.
         """
+        if factor * self.ewc_lambda == 0.0 and factor * self.gamma == 0.0:
+            zero = torch.zeros((), device=next(model.parameters()).device)
+            return PenaltyStep(ewc=zero, subspace=zero, gradient_norm=zero, task_gradient_norm=zero)
         ewc, subspace, penalty_square, task_square = self._sums(model, factor, gradient_scale=gradient_scale)
         return PenaltyStep(
             ewc=ewc, subspace=subspace, gradient_norm=penalty_square.sqrt(), task_gradient_norm=task_square.sqrt()

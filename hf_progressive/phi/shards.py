@@ -136,6 +136,11 @@ class _ZeroFragment(HeldPiece):
         if self._mapping is None:
             self.start = self.length = 0
             return
+        if getattr(parameter, "_hp_grad", None) is not None:
+            raise ValueError(
+                "ZeRO-1 with bf16 weights and data_types.grad_accum_dtype fp32 keeps every gradient whole; "
+                "leave grad_accum_dtype unset, or use ZeRO-2 or 3"
+            )
         if self._mapping.use_offload:
             raise ValueError(
                 "ZeRO-1 and 2 with offload_optimizer take the gradient's norm before Φ can be added; "
@@ -154,9 +159,8 @@ class _ZeroFragment(HeldPiece):
     def gradient(self) -> Tensor:
         if self._mapping is None:
             return torch.zeros(0, device=self.parameter.device)
-        averaged: Tensor = self._mapping.get_lp_grad_fragment(self._index).view(-1)
-        # The first and last parameter of a partition come cut to the fragment, those between come whole.
-        return averaged if averaged.numel() == self.length else averaged[self.start : self.start + self.length]
+        averaged: Tensor = self._mapping.get_lp_grad_fragment(self._index)
+        return averaged.view(-1)
 
 
 def held_piece(parameter: nn.Parameter) -> HeldPiece:
