@@ -94,7 +94,7 @@ def rotate(written: Path, limit: int | None, best: str | None) -> None:
     if limit is None or limit <= 0:
         return
     others = [path for path in _checkpoints(written.parent) if path != written and is_complete(path)]
-    for path in others[: len(others) - (limit - 1)]:
+    for path in others[: max(0, len(others) - (limit - 1))]:
         if best is None or path != Path(best):
             shutil.rmtree(path)
 

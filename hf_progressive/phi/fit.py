@@ -18,7 +18,7 @@ def output_dimension(model: nn.Module, name: str) -> int:
 
     Args:
         model: The model.
-        name: The weight's name. Of tied weights the first name decides, as `named_parameters` does.
+        name: The weight's name, as `named_parameters` has it: of tied weights, the first one decides.
 
     Returns:
         1 for a Conv1D (in, out) or an Embedding (vocab, out), 0 for a Linear (out, in) and all else.
@@ -27,7 +27,6 @@ def output_dimension(model: nn.Module, name: str) -> int:
     >>> output_dimension(model, "0.weight"), output_dimension(model, "1.weight")
     (1, 0)
     """
-    name = next(iter(canonical_names(model, [name])))
     owner = model.get_submodule(name.rpartition(".")[0])
     return 1 if isinstance(owner, Conv1D | nn.Embedding) else 0
 
@@ -100,8 +99,8 @@ def check_fit(
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     require_known("the anchor", anchor, parameters, "the model")
-    for name, tensor in anchor.items():
-        shape = whole_shape(parameters[name])
+    for canonical, name in canonical_names(model, anchor).items():
+        shape, tensor = whole_shape(parameters[name]), anchor[name]
         _check_shape("anchor", name, tensor, shape)
         if tensor.numel() and tensor.data_ptr() == parameters[name].data_ptr():
             raise ValueError(
@@ -111,7 +110,7 @@ def check_fit(
         if name in fisher:
             _check_fisher(name, fisher[name], shape)
         if name in subspace:
-            _check_basis(name, subspace[name], shape, output_dimension(model, name))
+            _check_basis(name, subspace[name], shape, output_dimension(model, canonical))
 
 
 def _check_shape(kind: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

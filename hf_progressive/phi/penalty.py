@@ -119,6 +119,7 @@ class InheritancePenalty:
         self._validated: weakref.ref[nn.Module] | None = None
         self._bound: weakref.ref[nn.Module] | None = None
         self._restraints: dict[str, Restraint] = {}  # by the name model.named_parameters() has
+        self._places: list[tuple[int, int, torch.device]] = []
         self._group: dist.ProcessGroup | None = None
         self._let_go = False  # the mappings, once pieces of them are all this process needs
         self._fingerprint: dict[str, str] = {}  # theirs, from then on
@@ -179,7 +180,8 @@ class InheritancePenalty:
             ValueError: A name or shape does not fit the model.
         """
         if factor * self.ewc_lambda == 0.0 and factor * self.gamma == 0.0:
-            zero = torch.zeros((), device=next(model.parameters()).device)
+            first = next(model.parameters())
+            zero = torch.zeros((), dtype=working_dtype(first.dtype), device=first.device)
             return PenaltyStep(ewc=zero, subspace=zero, gradient_norm=zero, task_gradient_norm=zero)
         ewc, subspace, penalty_square, task_square = self._sums(model, factor, gradient_scale=gradient_scale)
         return PenaltyStep(
@@ -269,8 +271,7 @@ class InheritancePenalty:
     def _bind(self, model: nn.Module) -> dict[str, HeldPiece]:
         if self._bound is not None and self._bound() is model:
             pieces = _pieces(model, self._restraints)
-            held = {name: (r.start, len(r.anchor)) for name, r in self._restraints.items()}
-            if held == {name: (piece.start, piece.length) for name, piece in pieces.items()}:
+            if self._places == _places(pieces):
                 return pieces
         if self._let_go:
             raise ValueError("W₀ and Ω were divided among processes for another model; build a penalty for this one")
@@ -281,17 +282,17 @@ class InheritancePenalty:
         if layouts:
             self._fingerprint = self.fingerprint()
         self._restraints = {
-            name: self._restraint(model, names[name], piece, layouts.get(name, [])) for name, piece in pieces.items()
+            name: self._restraint(names[name], piece, output_dimension(model, name), layouts.get(name, []))
+            for name, piece in pieces.items()
         }
+        self._places = _places(pieces)
         self._group = next((piece.group for piece in pieces.values() if piece.group is not None), None)
         self._bound = weakref.ref(model)
         if layouts:
             self._anchor, self._fisher, self._subspace, self._let_go = {}, {}, {}, True
         return pieces
 
-    def _restraint(
-        self, model: nn.Module, name: str, piece: HeldPiece, layout: Sequence[tuple[int, int]]
-    ) -> Restraint:
+    def _restraint(self, name: str, piece: HeldPiece, output: int, layout: Sequence[tuple[int, int]]) -> Restraint:
         place = piece.weights()
 
         def held(tensor: Tensor) -> Tensor:
@@ -300,7 +301,6 @@ class InheritancePenalty:
             return part if piece.is_whole else part.clone()  # a view would keep the whole alive
 
         fisher, basis = self._fisher.get(name), self._subspace.get(name)
-        output = output_dimension(model, name)
         cut: list[int] = []
         if basis is not None:
             basis = basis.detach().to(place.device, working_dtype(place.dtype))
@@ -352,6 +352,11 @@ _differentiable_value: Callable[..., Any] = _Value.apply
 def _pieces(model: nn.Module, names: Iterable[str]) -> dict[str, HeldPiece]:
     parameters = dict(model.named_parameters())
     return {name: held_piece(parameters[name]) for name in names}
+
+
+def _places(pieces: Mapping[str, HeldPiece]) -> list[tuple[int, int, torch.device]]:
+    # what must be as it was for the tensors taken to be still the right ones, in the right place
+    return [(piece.start, piece.length, piece.parameter.device) for piece in pieces.values()]
 
 
 def _gather_layouts(pieces: Mapping[str, HeldPiece]) -> dict[str, list[tuple[int, int]]]:

@@ -67,8 +67,8 @@ class Restraint:
             gradient_scale: By what the gradient found is multiplied.
 
         Returns:
-            (4,): λ·½ Σ Ω ΔW², γ‖(I − UUᵀ)ΔW‖², ‖∇Φ‖² and ‖gradient found / scale‖², over the piece. If a subspace is
-            at work on a divided parameter, all its processes must call.
+            (4,): λ·½ Σ Ω ΔW², γ‖(I − UUᵀ)ΔW‖², ‖∇Φ‖² and ‖gradient found / scale‖², over the piece; the last two are 0
+            without a gradient. If a subspace is at work on a divided parameter, all its processes must call.
         """
         fisher = self.fisher if ewc_lambda > 0.0 else None
         basis = self.basis if gamma > 0.0 else None
@@ -87,8 +87,8 @@ class Restraint:
                     residual = self._residual(delta, basis)
                     sums[1] += gamma * _dot(residual, residual)
                     slope.add_(residual, alpha=2.0 * gamma)
-                sums[2] += _dot(slope, slope)
                 if gradient is not None:
+                    sums[2] += _dot(slope, slope)
                     found = chunk.of(gradient)
                     exact = found.to(dtype)
                     if not unscaled:
