@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from hf_progressive.growth.operators import Fresh, Role
+from hf_progressive.growth.axis import Role
+from hf_progressive.growth.operators import Fresh
 
 AxisName = Literal[
     "vocab",  # tokens

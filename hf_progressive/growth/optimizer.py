@@ -1,6 +1,6 @@
 """Adam's moments through the plan of a growth, so that training can go on with them.
 
-A gradient of the child equals the parent's, scaled as the plan says, on every inherited entry (equation 2 of
+A gradient of the child equals the parent's, scaled as the plan says, on every inherited entry (equation 1 of
 `hf_progressive.growth.operators`); Adam's averages of gradients and of their squares scale with it. In models with
 LayerNorm the gradients of what writes a *widened* residual stream differ by a constant over the channels, which the
 norm does not see; everywhere else, and for RMSNorm everywhere, the moments are those that the child would have had.

@@ -19,11 +19,11 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_progressive.growth.axes import grow_axes
+from hf_progressive.growth.axis import Axis
+from hf_progressive.growth.exactness import grow_axes
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.family import AxisName, Family
 from hf_progressive.growth.methods import DepthPosition, GrowthOptions, LayerOrigin, Method, NewLayers, method_named
-from hf_progressive.growth.operators import Axis
 from hf_progressive.growth.target import complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
 
@@ -294,7 +294,14 @@ def _layer_origins(method: Method, old: int, new: int, options: GrowthOptions) -
         return [LayerOrigin(None, heir=False)] * new
     if old == new:
         return [LayerOrigin(layer) for layer in range(old)]
-    return method.depth(old, new, options)
+    layers = method.depth(old, new, options)
+    heirs = [layer.source for layer in layers if layer.heir]
+    if len(layers) != new or sorted(source for source in heirs if source is not None) != list(range(old)):
+        raise ValueError(
+            f"layers: the method {method.name!r} gives {len(layers)} of {new} layers, with the heirs {heirs}; each of"
+            f" the parent's {old} needs one"
+        )
+    return layers
 
 
 def _follow(layers: Sequence[LayerOrigin], values: Sequence[Any]) -> list[Any]:

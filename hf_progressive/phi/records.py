@@ -31,7 +31,7 @@ class FisherRecord:
     sequences: int
     """Sequences read."""
     tokens: int
-    """Target tokens read."""
+    """Tokens read."""
     normalize: str | None = None
     """"mean" if divided by the mean over all entries."""
     model_hash: str = ""
@@ -53,7 +53,7 @@ class SubspaceRecord:
     sequences: int = 0
     """Sequences read; 0 for weights."""
     tokens: int = 0
-    """Target tokens read; 0 for weights."""
+    """Tokens read; 0 for weights."""
     model_hash: str = ""
     """SHA-256 of the model's weights, as the caller computes it."""
     data_fingerprint: str = ""

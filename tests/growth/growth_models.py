@@ -75,7 +75,7 @@ def build(config: Any, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
             parameter.data = 0.3 * noise
         else:
             fan_in = parameter.shape[0] if config.model_type == "gpt2" else parameter.shape[1]
-            parameter.data = noise * (1.5 / fan_in**0.5)
+            parameter.data = noise / fan_in**0.5  # more, and rounding errors grow from layer to layer
     model.tie_weights()
     return model.to(dtype)
 
@@ -165,13 +165,13 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
     old = {
         "heads": kv_heads * group,
         "kv_heads": kv_heads,
-        "head_dim": 2 * integer(1, 3),
+        "head_dim": 2 * integer(2, 4),
         "layers": integer(1, 3),
         "mlp": integer(3, 12),
         "vocab": integer(5, 12),
         "positions": 12,
     }
-    old["width"] = old["heads"] * (old["head_dim"] if model_type in DERIVED_HEAD_DIM else integer(2, 6))
+    old["width"] = old["heads"] * (old["head_dim"] if model_type in DERIVED_HEAD_DIM else integer(4, 8))
 
     def grown(size: int, step: int = 1) -> int:
         return size * integer(1, 3) if tile else size + step * integer(0, 2 * size)

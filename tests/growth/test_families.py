@@ -79,7 +79,7 @@ def check_exactness(pair, dtype):
     child, plan = grow(parent, pair.target, **pair.options)
     assert plan.preserves_function
     tokens = tokens_for(pair.source)
-    assert relative_difference(parent, child, tokens) <= 2e-5  # the stock class as it is: split qwen2 shows 1.25e-5
+    assert relative_difference(parent, child, tokens) <= 1e-5  # the stock class as it is, norms in float32
     with norms_in_full_precision(parent, child):
         assert relative_difference(parent, child, tokens) <= TOLERANCE[dtype]
 

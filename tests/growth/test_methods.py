@@ -21,6 +21,7 @@ from hf_progressive.growth.methods import (
     stack_layers,
     tile_units,
 )
+from hf_progressive.growth.plan import plan_growth
 
 
 @pytest.mark.parametrize("rule", [append_units, tile_units, split_units])
@@ -117,6 +118,23 @@ def test_an_unknown_method_is_refused_with_those_known():
 def test_a_name_is_taken_once():
     with pytest.raises(ValueError, match=r"a growth method 'exact' exists already"):
         register_method("exact", summary="another")
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            {"width": lambda old, new: [UnitOrigin(0, 1 / new)] * new},
+            r"^width: the method 'own' gives 24 units of 24, and shares of the 16 old ones that add up to 0 … 1; they",
+        ),
+        ({"width": append_units, "depth": lambda old, new, options: []}, r"^layers: the method 'own' gives 0 of 3"),
+    ],
+)
+def test_a_method_of_ones_own_that_loses_units_or_layers_is_refused(monkeypatch, rules, message):
+    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+    register_method("own", summary="careless", **rules)
+    with pytest.raises(ValueError, match=message):
+        plan_growth(config_of("gpt2"), {"n_embd": 24, "n_head": 3, "n_layer": 3}, method="own")
 
 
 def test_a_method_of_ones_own_takes_a_few_lines_and_is_exact(monkeypatch):

@@ -5,17 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_progressive.growth.operators import (
-    Axis,
-    Dim,
-    Fresh,
-    Segment,
-    add_noise,
-    fill_new,
-    joined,
-    place,
-    working_dtype,
-)
+from hf_progressive.growth.axis import Axis, Dim, Segment, joined
+from hf_progressive.growth.operators import Fresh, add_noise, fill_new, place, working_dtype
 
 
 @st.composite

@@ -33,9 +33,9 @@ from typing import Any
 
 import torch
 
+from hf_progressive.growth.axis import Axis, Fill, Segment
 from hf_progressive.growth.family import AxisName, Family, Sizes, axis_lengths
 from hf_progressive.growth.methods import Method, UnitOrigin
-from hf_progressive.growth.operators import Axis, Fill, Segment
 
 _STEADY_ROTATIONS = ("default", "linear", "llama3")  # rates depend on i/head_dim alone
 
@@ -62,11 +62,10 @@ def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple
     if not method.inherits:
         lengths = axis_lengths(old)
         return {name: Axis.of(lengths[name], [Segment(size)]) for name, size in axis_lengths(new).items()}, 1.0
-    tied = target.tie_word_embeddings
     if family.rotary:
         _check_rotation(family, source, old, new)
-    axes, rho = _stream_axes(family, method, old.width, new.width, tied=tied)
-    query_scale = key_scale = rho if family.normed_queries else 1.0
+    axes, eps_factor = _stream_axes(family, method, old.width, new.width, tied=target.tie_word_embeddings)
+    query_scale = key_scale = math.sqrt(eps_factor) if family.normed_queries else 1.0
     if method.rescales and scores_fall_with_head_dim(family, source):
         query_scale *= math.sqrt(new.head_dim / old.head_dim)
     axes |= _attention_axes(family, method, old, new, query_scale, key_scale)
@@ -75,7 +74,7 @@ def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple
     axes["positions"] = _appended(old.positions, new.positions)
     if not method.rescales:
         axes = {name: axis.filled("zero", "zero") for name, axis in axes.items()}
-    return axes, rho**2
+    return axes, eps_factor
 
 
 def scores_fall_with_head_dim(family: Family, config: Any) -> bool:
@@ -106,44 +105,41 @@ def _stream_axes(
             " head's share; set tie_word_embeddings=False in the target"
         )
     units, copies = _whole_copies(_width(method, "width", old, new), old)
-    stream = _unit_axis(old, units)  # write 1, read the share
+    shared = _unit_axis(old, units)  # written as it is, each copy read by its share
     rho = math.sqrt(copies * old / new) if method.rescales else 1.0
-    weightless = family.norm == "weightless_rms"
-    wider = 1 / rho if weightless else 1.0  # factor of what the stream carries
-    gain = 1.0 if weightless else rho
-    embedding = wider
+    if family.norm == "weightless_rms":
+        carried, gain, handed, eps_factor = 1 / rho, 1.0, 1 / rho, 1.0
+    else:
+        carried, gain, handed, eps_factor = 1.0, rho, 1.0, rho**2
+    embedded = carried
     if family.scaled_embedding and method.rescales:
-        embedding *= _embedding_scale(old) / _embedding_scale(new)
+        embedded *= _embedding_scale(old) / _embedding_scale(new)
     silent: Fill = "mean" if family.norm == "layer" else "zero"
-    handed = wider if weightless else 1.0  # factor of what a norm hands on
     axes: dict[AxisName, Axis] = {
-        "embedding": stream.scaled(embedding, 1 / embedding).filled(silent),
-        "residual": stream.scaled(wider, 1 / wider).filled(silent),
-        "normed": stream.scaled(handed, 1 / handed),
-        "gain": stream.scaled(gain, 1 / gain).filled("mean"),
-        "shift": stream.filled("zero"),
-        "final": stream.scaled(handed, 1 / handed),
-        "final_gain": stream.scaled(gain, 1 / gain).filled("mean"),
-        "final_shift": stream.filled("zero"),
+        "embedding": shared.scaled(embedded, 1 / embedded).filled(silent),
+        "residual": shared.scaled(carried, 1 / carried).filled(silent),
+        "gain": shared.scaled(gain, 1 / gain).filled("mean"),
+        "shift": shared.filled("zero"),
+        "normed": shared.scaled(handed, 1 / handed),
+        "final_gain": shared.scaled(gain, 1 / gain).filled("mean"),
+        "final_shift": shared.filled("zero"),
+        "final": shared.scaled(handed, 1 / handed),
     }
     if tied:
+        # The head reads with the embedding's weights: the last norm hands it its share, over their factor.
         for name in ("final_gain", "final_shift"):
-            axes[name] = _shared_by_head(axes[name], embedding)
-    return axes, 1.0 if weightless else rho
+            segments = [_handed_by_share(segment, embedded) for segment in axes[name].segments]
+            axes[name] = Axis.of(old, segments)
+    return axes, eps_factor
 
 
-def _shared_by_head(axis: Axis, embedding: float) -> Axis:
-    # The head cannot take its share itself: its weights are the embedding's. The last norm hands on share / embedding.
-    segments = [
-        s if s.source is None else replace(s, write=s.write * share / embedding, read=s.read * embedding / share)
-        for s in axis.segments
-        for share in [s.read * s.write]
-    ]
-    return Axis.of(axis.parent_size, segments)
+def _handed_by_share(segment: Segment, factor: float) -> Segment:
+    share = segment.write * segment.read
+    return replace(segment, write=segment.write * share / factor, read=segment.read * factor / share)
 
 
 def _embedding_scale(width: int) -> float:
-    # As the model holds it: rounded to float32.
+    # As the stock class holds it: rounded to float32.
     return torch.tensor(width**0.5, dtype=torch.float32).item()
 
 
@@ -151,9 +147,19 @@ def _width(method: Method, what: str, old: int, new: int) -> Sequence[UnitOrigin
     if old == new:
         return [UnitOrigin(unit) for unit in range(old)]
     try:
-        return method.width(old, new)
+        units = method.width(old, new)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
+    shares = [0.0] * old
+    for unit in units:
+        if unit.source is not None:
+            shares[unit.source] += unit.share
+    if len(units) != new or not all(math.isclose(share, 1.0, rel_tol=1e-9) for share in shares):
+        raise ValueError(
+            f"{what}: the method {method.name!r} gives {len(units)} units of {new}, and shares of the {old} old ones"
+            f" that add up to {min(shares):g} … {max(shares):g}; they must add up to 1"
+        )
+    return units
 
 
 def _whole_copies(units: Sequence[UnitOrigin], old: int) -> tuple[list[UnitOrigin], int]:
@@ -232,7 +238,7 @@ def _check_rotation(family: Family, source: Any, old: Sizes, new: Sizes) -> None
             f"head_dim {old.head_dim} → {new.head_dim} is not exact for {family.model_type}: its query and key norms"
             f" average over head_dim; keep head_dim={old.head_dim} and grow the number of heads"
         )
-    if new.head_dim % old.head_dim or rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if new.head_dim % old.head_dim:
         raise ValueError(
             f"head_dim {old.head_dim} → {new.head_dim} is not exact under RoPE: the rotation rates θ^(−2i/head_dim) of"
             f" the parent are among the child's for whole multiples only; take"

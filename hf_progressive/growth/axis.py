@@ -1,0 +1,252 @@
+"""Axes: how the units along one dimension of a parent's tensors become the child's units.
+
+A *unit* is one index along a dimension: a residual channel, a hidden unit of the MLP, one dimension of one attention
+head, a token of the vocabulary. An `Axis` lists the child's units as `Segment`s, runs of units that are either
+inherited from consecutive units of the parent or new. A tensor that *writes* an axis (its output side) scales an
+inherited unit by `write`; a tensor that *reads* the axis (its input side) scales the matching entries by `read`. An
+axis that keeps the function satisfies, for every parent unit i,
+
+    Σ_{child units j inherited from i} write_j · read_j = 1.                                                       (1)
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Fill = Literal["fresh", "zero", "mean", "near_mean"]
+"""How new entries are filled: as a freshly initialised tensor, with zero, with the mean of the inherited units, or
+with that mean plus fresh noise."""
+
+Role = Literal["read", "write"]
+"""What a tensor does with the units along one of its dimensions."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of consecutive units of the child.
+
+    Attributes:
+        size: Number of units.
+        source: The parent's unit that the first of them inherits from, the others following; None if they are new.
+        write: Factor of an inherited unit where a tensor writes it.
+        read: Factor of an inherited unit where a tensor reads it.
+        written_as: How a tensor that writes new units fills its entries for them.
+        read_as: How a tensor that reads new units fills its entries for them.
+    """
+
+    size: int
+    source: int | None = None
+    write: float = 1.0
+    read: float = 1.0
+    written_as: Fill = "fresh"
+    read_as: Fill = "fresh"
+
+    @property
+    def first(self) -> int:
+        """The parent's unit that the first one inherits from; only inherited segments have one."""
+        assert self.source is not None
+        return self.source
+
+    def follows(self, other: "Segment") -> bool:
+        """Tell whether this segment continues another one, so that the two can be one.
+
+        Args:
+            other: The segment before this one.
+
+        Returns:
+            True if the factors, the fills and the order of the sources agree.
+        """
+        expected = None if other.source is None else other.source + other.size
+        return self.source == expected and replace(self, size=other.size, source=other.source) == other
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The child's units along one dimension, in order.
+
+    Attributes:
+        parent_size: Number of the parent's units.
+        segments: The child's units; neighbours that continue one another are merged.
+
+    >>> wider = Axis.of(4, [Segment(4, source=0), Segment(2, written_as="mean")])
+    >>> wider.size, wider.keeps_function
+    (6, True)
+    """
+
+    parent_size: int
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, parent_size: int, segments: Sequence[Segment]) -> "Axis":
+        """Build an axis, merging neighbouring segments.
+
+        Args:
+            parent_size: Number of the parent's units.
+            segments: The child's units in order; empty ones are dropped.
+
+        Returns:
+            The axis.
+        """
+        merged: list[Segment] = []
+        for segment in segments:
+            if segment.size == 0:
+                continue
+            if merged and segment.follows(merged[-1]):
+                merged[-1] = replace(merged[-1], size=merged[-1].size + segment.size)
+            else:
+                merged.append(segment)
+        return cls(parent_size, tuple(merged))
+
+    @classmethod
+    def unchanged(cls, size: int) -> "Axis":
+        """Build the axis on which parent and child agree.
+
+        Args:
+            size: Number of units.
+
+        Returns:
+            The identity.
+        """
+        return cls.of(size, [Segment(size, source=0)])
+
+    @property
+    def size(self) -> int:
+        """Number of the child's units."""
+        return sum(segment.size for segment in self.segments)
+
+    @property
+    def keeps_function(self) -> bool:
+        """Whether equation (1) of this module holds."""
+        totals = [0.0] * self.parent_size
+        for _, segment in self.inherited():
+            for source in range(segment.first, segment.first + segment.size):
+                totals[source] += segment.write * segment.read
+        return all(math.isclose(total, 1.0, rel_tol=1e-12) for total in totals)
+
+    def inherited(self) -> Iterator[tuple[int, Segment]]:
+        """Iterate over the segments that have a parent.
+
+        Yields:
+            The first unit of the segment and the segment.
+        """
+        yield from ((start, segment) for start, segment in self._placed() if segment.source is not None)
+
+    def new(self) -> Iterator[tuple[int, Segment]]:
+        """Iterate over the segments that have none.
+
+        Yields:
+            The first unit of the segment and the segment.
+        """
+        yield from ((start, segment) for start, segment in self._placed() if segment.source is None)
+
+    def unit_sources(self) -> tuple[list[int], list[int]]:
+        """List the inherited units one by one.
+
+        Returns:
+            The child's units, and the parent's unit of each.
+        """
+        units = [start + unit for start, segment in self.inherited() for unit in range(segment.size)]
+        sources = [segment.first + unit for _, segment in self.inherited() for unit in range(segment.size)]
+        return units, sources
+
+    def scaled(self, write: float, read: float) -> "Axis":
+        """Multiply the factors of the inherited units.
+
+        Args:
+            write: Multiplies what a tensor writes.
+            read: Multiplies what a tensor reads.
+
+        Returns:
+            The scaled axis.
+        """
+        return replace(
+            self, segments=tuple(replace(s, write=s.write * write, read=s.read * read) for s in self.segments)
+        )
+
+    def filled(self, written_as: Fill, read_as: Fill = "fresh") -> "Axis":
+        """Set how entries of new units are filled.
+
+        Args:
+            written_as: By a tensor that writes them.
+            read_as: By a tensor that reads them.
+
+        Returns:
+            The axis with the fills of its new units replaced.
+        """
+        return Axis.of(
+            self.parent_size,
+            [s if s.source is not None else replace(s, written_as=written_as, read_as=read_as) for s in self.segments],
+        )
+
+    def _placed(self) -> Iterator[tuple[int, Segment]]:
+        start = 0
+        for segment in self.segments:
+            yield start, segment
+            start += segment.size
+
+
+def joined(axes: Sequence[Axis]) -> Axis:
+    """Join axes that a fused tensor stores one after the other, such as query, key and value.
+
+    Args:
+        axes: The axes in the order of storage.
+
+    Returns:
+        The joined axis.
+
+    >>> joined([Axis.unchanged(2), Axis.unchanged(3)]) == Axis.unchanged(5)
+    True
+    """
+    segments: list[Segment] = []
+    offset = 0
+    for axis in axes:
+        segments += [s if s.source is None else replace(s, source=s.source + offset) for s in axis.segments]
+        offset += axis.parent_size
+    return Axis.of(offset, segments)
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dimension of one tensor: an axis and what the tensor does with it.
+
+    Attributes:
+        axis: The units.
+        role: Whether the tensor reads or writes them.
+    """
+
+    axis: Axis
+    role: Role
+
+    def value_factor(self, segment: Segment) -> float:
+        """Return the factor of a value.
+
+        Args:
+            segment: An inherited segment of the axis.
+
+        Returns:
+            `write` or `read`, after the role.
+        """
+        return segment.write if self.role == "write" else segment.read
+
+    def gradient_factor(self, segment: Segment) -> float:
+        """Return the factor of a gradient.
+
+        Args:
+            segment: An inherited segment of the axis.
+
+        Returns:
+            `read` or `write`, the opposite of the role.
+        """
+        return segment.read if self.role == "write" else segment.write
+
+    def fill(self, segment: Segment) -> Fill:
+        """Return how the entries of new units are filled.
+
+        Args:
+            segment: A new segment of the axis.
+
+        Returns:
+            The rule.
+        """
+        return segment.written_as if self.role == "write" else segment.read_as
