@@ -296,7 +296,8 @@ class _Run:
                 f"rung {rung.name}: its logits differ from its parent's by {check['max_abs_logit_diff']:.3g}"
                 f" at a scale of {check['max_abs_logit']:.3g}, above growth.max_relative_logit_difference {limit:.0e}"
             )
-        return growth
+        # The record is published, and says of the parent who it is, not where it lay on this machine.
+        return {**growth, "source": {**growth["source"], "name": rung.parent}}
 
     def _actual_plan(self, rung: RungPlan, init: Path) -> Any:
         source, target = (AutoConfig.from_pretrained(path) for path in (self._parent(rung), init))

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, p
 
 from hf_progressive import arm, cli, storage
 from hf_progressive.config import load_ladder_config
+from hf_progressive.hub import prepare_publication
 from hf_progressive.ladder import RungResult, run_ladder
 from hf_progressive.ladder_plan import plan_ladder
 
@@ -92,6 +93,22 @@ def test_the_record_adds_up(finished: tuple[Path, Path, list[RungResult]]) -> No
         saved = cold["flops"] - third["flops_to_match"]
         assert third["eta"] == pytest.approx(saved / third["flops"]["inherited"])
         assert third["saving"] == pytest.approx(saved / cold["flops"])
+
+
+def test_nothing_published_tells_where_the_run_lay(finished: tuple[Path, Path, list[RungResult]]) -> None:
+    path, run, results = finished
+    corpus = storage.read_json(run / "data" / "corpus.json")
+    for result in results:
+        assert result.record["growth"] is None or result.record["growth"]["source"]["name"] == result.record["parent"]
+        assert result.record["data"]["block_tokens"] == 32
+        assert result.record["data"]["corpus_blocks"] == corpus["counts"]["train_tokens"] // 32
+        assert result.record["data"]["fingerprint"] == corpus["fingerprint"]
+        files = prepare_publication(result.folder, f"org/{result.name}").files
+        assert (result.record["growth"] is None) == ("growth.json" not in files)
+        for name, file in files.items():
+            content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+            for place in (str(path.parent), str(ROOT), str(Path.home())):
+                assert place.encode() not in content, f"{name} holds {place}"
 
 
 def test_the_penalty_is_logged_and_absent_from_the_first_rung(

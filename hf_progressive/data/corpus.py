@@ -57,7 +57,7 @@ class Corpus:
     tokens stand for none."""
 
     fingerprint: str
-    """SHA-256 of tokenizer and blocks (of a stream: of tokenizer, configuration and validation blocks)."""
+    """SHA-256 of vocabulary and blocks (of a stream: of vocabulary, source and validation blocks)."""
 
     counts: dict[str, int | None]
     """Documents, bytes and tokens of the parts."""
@@ -87,8 +87,9 @@ class Corpus:
 
         Returns:
             `source`; `first_block` and `blocks`; `first_epoch` and `last_epoch` of the corpus that it reads, from 0;
-            `repeats_from_token`, counted from the rung's own start, or None where all is new. A stream is taken to
-            have no end until one has been seen.
+            `repeats_from_token`, counted from the rung's own start, or None where all is new; and what tells another
+            run whether its own corpus is the same in the same order: `block_tokens`, `corpus_blocks`, `shuffle_seed`
+            and `fingerprint`. A stream is taken to have no end until one has been seen.
         """
         length = self.train_length
         last = first_block + blocks - 1
@@ -100,6 +101,10 @@ class Corpus:
             "first_epoch": first_block // length if length else 0,
             "last_epoch": max(first_block, last) // length if length else 0,
             "repeats_from_token": max(0, length - first_block) * self.context if repeats and length else None,
+            "block_tokens": self.context,
+            "corpus_blocks": length,
+            "shuffle_seed": None if self.config.streaming else self.config.shuffle_seed,
+            "fingerprint": self.fingerprint,
         }
 
     def summary(self) -> dict[str, Any]:

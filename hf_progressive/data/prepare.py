@@ -206,7 +206,9 @@ def _fingerprint(config: DataConfig, tokenizer: PreTrainedTokenizerFast, folder:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     parts = [json.dumps(vocabulary), storage.sha256_file(folder / VALIDATION_NAME)]
     if config.streaming:
-        parts.append(json.dumps(corpus_identity(config, context=0)))
+        identity = corpus_identity(config, context=0)
+        del identity["tokenizer"]  # the vocabulary stands for it, trained here or loaded by name
+        parts.append(json.dumps(identity))
     else:
         parts.append(storage.sha256_file(folder / TRAIN_NAME))
     return hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()

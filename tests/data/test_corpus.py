@@ -43,6 +43,8 @@ def test_span_tells_where_data_repeat(corpus):
             (i for i in range(blocks) if (first + i) % length in seen | set(range(first, first + i))), None
         )
         assert repeats == (None if repeated is None else repeated * CONTEXT)
+        assert (span["block_tokens"], span["corpus_blocks"]) == (CONTEXT, length)
+        assert span["fingerprint"] == corpus.fingerprint
 
 
 def test_trainer_reads_the_blocks_in_their_order(corpus, tmp_path):
