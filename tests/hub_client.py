@@ -17,7 +17,8 @@ CHECKOUT = Path(__file__).parents[1]
 
 _PUBLISHER = """
 import json, logging, os, sys
-from hf_progressive.hub import publish_rung, transport
+from hf_progressive.hub import publish_rung
+from hf_progressive.remote import transport
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 for line in sys.stdin:
     folder, repo_id, token, attempts, options = json.loads(line)

@@ -16,7 +16,7 @@ from hub_server import FaultKind, HubServer
 from huggingface_hub import constants
 
 from hf_progressive.hub import prepare_publication
-from hf_progressive.hub.publication import is_published
+from hf_progressive.remote.names import is_published
 from hf_progressive.storage import check_manifest, read_json, sha256_file, write_manifest
 
 OPTIONS = ("--license", "apache-2.0", "--language", "code", "--collection", "Tiny")

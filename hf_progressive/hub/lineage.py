@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_progressive.remote.names import RECORD_NAME, check_repo_id
 from hf_progressive.report.reading import read_run, read_rung
 from hf_progressive.report.records import Rung
 from hf_progressive.storage import read_json
 
-RECORD_NAME = "rung.json"
-"""Name of a rung's record."""
-
 NAME_FIELD = "{name}"
 """What stands for a rung's name in a pattern of repository names."""
-
-_REPO_ID = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
-_LONGEST_REPO_ID = 96  # characters, huggingface_hub's own limit
 
 _BUILDERS = ("stdlib", "text", "json", "parquet")
 """Sources of data that are no datasets of the Hub."""
@@ -130,19 +125,3 @@ def name_pattern(repo_id: str, name: str) -> str | None:
     word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])")
     replaced, count = word.subn(NAME_FIELD.replace("\\", r"\\"), repository, count=1)
     return f"{namespace}/{replaced}" if count else None
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Raise unless a repository's name is one that the Hub could accept, with its namespace.
-
-    Args:
-        repo_id: The name.
-
-    Raises:
-        ValueError: It is not ORG/NAME.
-    """
-    if len(repo_id) > _LONGEST_REPO_ID or not _REPO_ID.fullmatch(repo_id):
-        raise ValueError(
-            f"{repo_id!r} is no repository's name; give ORG/NAME in letters, digits, '-', '_' and '.', without '--'"
-            f" and '..', {_LONGEST_REPO_ID} characters at the most"
-        )

@@ -15,39 +15,11 @@ from huggingface_hub import get_token
 
 from hf_progressive.hub.card import evaluation_results, model_card
 from hf_progressive.hub.lineage import Lineage
+from hf_progressive.remote.names import CARD, GROWTH, PLOT, RESULTS, RUNG_FILES
 from hf_progressive.report import canvas
 from hf_progressive.report.plot_curves import draw_curves
 from hf_progressive.report.records import Rung
 from hf_progressive.storage import MANIFEST_NAME, check_manifest, read_json
-
-RUNG_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "chat_template.jinja",
-    "growth.json",
-    "rung.json",
-    "phi/fisher.safetensors",
-    "phi/subspace.safetensors",
-)
-"""Patterns of the files of a rung's folder that are published. Whatever is not on this list stays at home."""
-
-CARD, PLOT, GROWTH, RESULTS = "README.md", "plots/curve.png", "growth.json", ".eval_results/bits_per_byte.yaml"
-"""Names of the files that are made for the repository."""
-
-PUBLISHED = (*RUNG_FILES, CARD, PLOT, RESULTS, MANIFEST_NAME)
-"""Patterns of everything a repository gets from here, and of all that an older revision may have left there."""
 
 WEIGHTS_SUFFIX = ".safetensors"
 
@@ -153,21 +125,6 @@ def prepare_publication(
     files[MANIFEST_NAME] = PublishedFile.from_bytes(_json({"format": 1, "files": manifest}))
     _refuse_tokens(folder, files)
     return Publication(lineage=lineage, tag=tag, files=dict(sorted(files.items())))
-
-
-def is_published(name: str) -> bool:
-    """Tell whether a file of a repository is one that publishing writes.
-
-    Args:
-        name: Its name in the repository.
-
-    Returns:
-        False for files that others put there, which publishing leaves alone.
-
-    >>> is_published("model-00001-of-00003.safetensors"), is_published("training_args.bin")
-    (True, False)
-    """
-    return any(fnmatchcase(name, pattern) for pattern in PUBLISHED)
 
 
 def _rung_files(folder: Path) -> dict[str, PublishedFile]:

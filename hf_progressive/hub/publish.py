@@ -10,9 +10,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.hf_api import RepoFile
 
 from hf_progressive import __version__
-from hf_progressive.hub.lineage import NAME_FIELD, check_repo_id
-from hf_progressive.hub.publication import Publication, PublishedFile, is_published, prepare_publication
-from hf_progressive.hub.transport import HubError, patiently
+from hf_progressive.hub.lineage import NAME_FIELD
+from hf_progressive.hub.publication import Publication, PublishedFile, prepare_publication
+from hf_progressive.remote.names import check_repo_id, is_published
+from hf_progressive.remote.transport import HubError, patiently
 from hf_progressive.report.reading import read_run
 
 logger = logging.getLogger(__name__)
