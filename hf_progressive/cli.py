@@ -73,11 +73,24 @@ def _verify(options: argparse.Namespace) -> Outcome:
 def _plan(options: argparse.Namespace) -> Outcome:
     from hf_progressive.config import load_ladder_config
     from hf_progressive.ladder_plan import plan_ladder
+    from hf_progressive.pricing import Cluster, LadderPrice, read_evidence
 
-    plan = plan_ladder(load_ladder_config(options.config, options.set))
+    price = LadderPrice(
+        plan=plan_ladder(load_ladder_config(options.config, options.set)),
+        cluster=Cluster.of(options.gpu, count=options.gpus, mfu=options.mfu, price=options.price),
+        evidence=read_evidence(options.recipe_eta) if options.recipe_eta else None,
+        budget_dollars=options.budget_dollars,
+        budget_hours=options.budget_hours,
+    )
     if not options.json:
-        sys.stdout.write(plan.table() + "\n")
-    return EXIT_DONE, plan.to_dict()
+        sys.stdout.write(f"{price.plan.table()}\n\n{price.table()}\n")
+    record = price.to_dict()
+    if options.plot:
+        from hf_progressive.report import write_prices
+
+        write_prices(record, options.plot)
+        _say(f"picture: {options.plot}")
+    return EXIT_DONE, record
 
 
 def run_ladder_command(options: argparse.Namespace) -> Outcome:
@@ -226,6 +239,21 @@ def build_parser() -> argparse.ArgumentParser:
     plan = command("plan", _plan, "show what a ladder would train, and what each rung costs, without training")
     plan.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
     plan.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY.PATH=VALUE", help="overrides")
+    plan.add_argument("--gpus", type=int, default=8, metavar="N", help="number of accelerators (default: 8)")
+    plan.add_argument("--gpu", default="h100", metavar="NAME", help="their kind (default: h100)")
+    plan.add_argument(
+        "--mfu", type=float, default=0.4, help="share of their peak that training reaches (default: 0.4)"
+    )
+    plan.add_argument("--price", type=float, metavar="DOLLARS", help="price of one accelerator for an hour")
+    plan.add_argument(
+        "--recipe-eta",
+        nargs="+",
+        metavar="ETA",
+        help="measured transfer efficiency: ETA, or ETA LOW HIGH, or the path of a study.json",
+    )
+    plan.add_argument("--budget-dollars", type=float, metavar="DOLLARS", help="what the run may cost")
+    plan.add_argument("--budget-hours", type=float, metavar="HOURS", help="what the run may take")
+    plan.add_argument("--plot", metavar="FILE", help="write the prices as a picture (PNG)")
     _add_json(plan)
 
     ladder = command(

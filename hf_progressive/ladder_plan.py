@@ -6,7 +6,9 @@ at once.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PretrainedConfig
@@ -14,6 +16,8 @@ from transformers import AutoTokenizer, PretrainedConfig
 from hf_progressive.arm import check_arguments
 from hf_progressive.config import LadderConfig
 from hf_progressive.growth import GrowthPlan, plan_growth
+from hf_progressive.origin_plan import find_origin, larger_config
+from hf_progressive.remote.origin import Origin
 from hf_progressive.sizing import ParameterCount, RungSize, rung_model_config, size_rung
 
 
@@ -37,13 +41,17 @@ class RungPlan:
     """The growth from the parent; None for the first."""
 
     steps: int
-    """Optimizer steps it trains for: the cold run's on the first rung, a share of them on grown ones."""
+    """Optimizer steps it trains for: the cold run's on the first rung, a share of them on grown ones, and none where
+    it was trained elsewhere."""
 
     first_block: int
     """The first block of the corpus that it reads."""
 
     trains_cold: bool
     """Whether a cold twin is trained beside it."""
+
+    origin: Origin | None = None
+    """The model trained elsewhere that it is; None for a rung that is trained."""
 
     @property
     def name(self) -> str:
@@ -70,6 +78,13 @@ class RungPlan:
         """Training FLOPs it spends, without estimates for Φ."""
         return float(self.tokens * self.size.flops_per_token)
 
+    @property
+    def cold_flops(self) -> float | None:
+        """FLOPs of its full cold budget; None for a model trained elsewhere whose budget is not recorded."""
+        if self.origin is None:
+            return float(self.size.flops)
+        return None if self.origin.record is None else self.origin.record["cold_flops"]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values.
 
@@ -91,6 +106,7 @@ class RungPlan:
             "cold_flops": self.size.flops,
             "trains_cold": self.trains_cold,
             "first_block": self.first_block,
+            "origin": None if self.origin is None else self.origin.to_dict(),
             "growth": None if self.growth is None else self.growth.summary(),
         }
 
@@ -105,17 +121,30 @@ class LadderPlan:
     rungs: tuple[RungPlan, ...]
     """The rungs."""
 
+    def starting_at(self, block: int) -> "LadderPlan":
+        """Return the same plan with the corpus read from another block on.
+
+        Args:
+            block: The first block that the first trained rung reads.
+
+        Returns:
+            A plan whose rungs read one after the other, as before.
+        """
+        moved = (dataclasses.replace(rung, first_block=rung.first_block + block) for rung in self.rungs)
+        return dataclasses.replace(self, rungs=tuple(moved))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values.
 
         Returns:
-            The rungs, and the family's FLOPs: all cold, all inherited as planned, and the last alone.
+            The rungs, and the family's FLOPs: all cold, all inherited as planned, and the last alone. A model trained
+            elsewhere costs nothing any more.
         """
         return {
             "name": self.config.name,
             "rungs": [rung.to_dict() for rung in self.rungs],
             "flops": {
-                "all_cold": sum(rung.size.flops for rung in self.rungs),
+                "all_cold": sum(rung.size.flops for rung in self.rungs if rung.origin is None),
                 "all_inherited": sum(rung.flops for rung in self.rungs),
                 "last_alone": self.rungs[-1].size.flops,
             },
@@ -131,25 +160,24 @@ class LadderPlan:
             ("rung", "parent", "parameters", "tokens cold", "FLOPs cold", "tokens grown", "FLOPs grown", "parent/cold")
         ]
         for before, rung in zip((None, *self.rungs), self.rungs, strict=False):
-            grown = rung.parent is not None
+            grown, taken = rung.parent is not None, rung.origin is not None
             rows.append(
                 (
                     rung.name,
                     rung.parent or "–",
                     f"{rung.parameters.total:,}",
-                    f"{rung.size.tokens:,}",
-                    f"{rung.size.flops:.3g}",
+                    "–" if taken else f"{rung.size.tokens:,}",
+                    "–" if taken else f"{rung.size.flops:.3g}",
                     f"{rung.tokens:,}" if grown else "–",
                     f"{rung.flops:.3g}" if grown else "–",
-                    f"{before.size.flops / rung.size.flops:.2f}" if before else "–",
+                    f"{before.cold_flops / rung.size.flops:.2f}" if before and before.cold_flops else "–",
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
         flops = self.to_dict()["flops"]
         return "\n".join(
             [
-                *lines,
+                *aligned(rows),
+                *(f"{rung.name} is {rung.origin.describe()}" for rung in self.rungs if rung.origin is not None),
                 "",
                 f"all rungs cold       {flops['all_cold']:.3g} FLOPs",
                 f"all rungs inherited  {flops['all_inherited']:.3g} FLOPs, as planned, not yet measured to match",
@@ -158,26 +186,51 @@ class LadderPlan:
         )
 
 
-def plan_ladder(config: LadderConfig) -> LadderPlan:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines of text whose columns are flush right.
+
+    Args:
+        rows: Rows of as many cells each.
+
+    Returns:
+        A line per row.
+
+    >>> aligned([("rung", "tokens"), ("d10", "9")])
+    ['rung  tokens', ' d10       9']
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def plan_ladder(config: LadderConfig, taken: Path | None = None) -> LadderPlan:
     """Size every rung and plan every growth.
 
     Args:
         config: The ladder.
+        taken: Where a first rung that was trained elsewhere is at hand; None looks where the configuration says.
 
     Returns:
         The plan.
 
     Raises:
+        FileNotFoundError: There is no such model as the first rung is to be.
         ValueError: Something is wrong with a rung or a growth; all of them are listed, in one line.
+        OSError: The Hub refused or failed.
     """
     check_arguments(config.training.arguments)
-    vocab_size = vocabulary_size(config)
+    origin = find_origin(config, taken)
+    vocab_size = vocabulary_size(config) if origin is None else 0
     problems: list[str] = []
     sizes: list[RungSize] = []
     for rung in config.rungs:
         try:
-            model_config = rung_model_config(config.model, rung, vocab_size=vocab_size)
-            sizes.append(size_rung(rung.name, model_config, config.training))
+            if origin is None:
+                model_config = rung_model_config(config.model, rung, vocab_size=vocab_size)
+            elif not sizes:
+                model_config = origin.checkpoint.read_config()
+            else:
+                model_config = larger_config(config.model, rung, sizes[-1].config)
+            sizes.append(size_rung(rung.name, model_config, config.training, config.model.context))
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -195,7 +248,8 @@ def plan_ladder(config: LadderConfig) -> LadderPlan:
             except ValueError as error:
                 problems.append(f"rung {size.name}, grown from {parent.name}: {error}")
         share = 1.0 if parent is None else config.training.inherited_fraction
-        steps = max(1, math.ceil(share * size.steps))
+        is_origin = origin is not None and index == 0
+        steps = 0 if is_origin else max(1, math.ceil(share * size.steps))
         rungs.append(
             RungPlan(
                 index=index,
@@ -206,6 +260,7 @@ def plan_ladder(config: LadderConfig) -> LadderPlan:
                 steps=steps,
                 first_block=first_block,
                 trains_cold=config.trains_cold(size.name),
+                origin=origin if is_origin else None,
             )
         )
         first_block += steps * size.batch_tokens // config.model.context
@@ -227,7 +282,9 @@ def vocabulary_size(config: LadderConfig) -> int:
     if given is not None:
         return int(given)
     tokenizer = config.data.tokenizer
-    return tokenizer.vocab_size if tokenizer.name is None else len(AutoTokenizer.from_pretrained(tokenizer.name))
+    if tokenizer.name is None:
+        return tokenizer.vocab_size
+    return len(AutoTokenizer.from_pretrained(tokenizer.name, revision=tokenizer.revision))
 
 
 def _differing_fields(before: PretrainedConfig, after: PretrainedConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ PACKAGE = Path(hf_progressive.__file__).parent
 
 ROOMS = [
     "storage", "processes", "strict_yaml", "config", "sizing", "growth", "phi", "data", "remote", "checkpoints",
-    "trainer", "evaluation", "arm", "ladder_plan", "inheritance", "record", "ladder", "study", "report", "hub", "cli",
+    "trainer", "evaluation", "arm", "origin_plan", "ladder_plan", "memory", "pricing", "inheritance", "record", "ladder", "study", "report", "hub", "cli",
     "__main__",
 ]  # fmt: skip
 STRANGERS = {("growth", "phi"), ("phi", "growth")}

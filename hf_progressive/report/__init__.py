@@ -1,6 +1,7 @@
 """The report of a ladder: tables, figures and pages, made from the records of its rungs alone."""
 
 from hf_progressive.report.page import ReportPaths, write_report
+from hf_progressive.report.plot_prices import write_prices
 from hf_progressive.report.reading import read_run, read_rung
 from hf_progressive.report.records import Run, Rung
 from hf_progressive.report.table import results_markdown, results_table
@@ -16,5 +17,6 @@ __all__ = [
     "read_rung",
     "results_markdown",
     "results_table",
+    "write_prices",
     "write_report",
 ]

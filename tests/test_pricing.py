@@ -1,0 +1,106 @@
+"""Prices of a plan: published FLOPs, sums by hand, and what is refused."""
+
+import json
+
+import pytest
+
+from hf_progressive import cli
+from hf_progressive.config import load_ladder_config
+from hf_progressive.ladder_plan import plan_ladder
+from hf_progressive.pricing import Cluster, LadderPrice, inherited_flops, read_evidence
+
+# Cold runs of nanochat's miniseries of January 2026, 1e18 FLOPs.
+MINISERIES = {"d10": 0.42, "d11": 0.64, "d12": 0.96, "d13": 1.40, "d14": 2.00, "d15": 2.81, "d16": 3.89, "d17": 5.30,
+              "d18": 7.12}  # fmt: skip
+MINISERIES_SIZES = ["model.family=nanochat", "model.fields={}", "data.tokenizer.vocab_size=32768",
+                    "training.budget_parameters=total"]  # fmt: skip
+
+
+def plan(capsys, *words):
+    assert cli.main(["plan", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_sizes_of_the_miniseries_give_its_flops(capsys):
+    record = plan(capsys, "ladder_d10_d18", "--set", *MINISERIES_SIZES)
+    assert {rung["name"]: rung["cold_flops"] / 1e18 for rung in record["rungs"]} == pytest.approx(MINISERIES, rel=0.02)
+
+
+def test_hours_and_dollars_are_flops_over_what_the_cluster_does(capsys):
+    record = plan(capsys, "ladder_tiny", "--gpus", "2", "--gpu", "a100", "--mfu", "0.5", "--price", "1.5")
+    flops = record["flops"]["last_alone"]
+    seconds = flops / (2 * 312e12 * 0.5)
+    cost = record["family"]["last_alone"]
+    assert cost == pytest.approx({"flops": flops, "hours": seconds / 3600, "dollars": seconds / 3600 * 2 * 1.5})
+    spent = sum(rung["flops"] + rung["cold_flops"] * rung["trains_cold"] for rung in record["rungs"])
+    assert record["family"]["this_run"]["flops"] == pytest.approx(spent)
+    assert record["family"]["to_match"] is None
+
+
+def test_at_eta_one_the_family_costs_what_its_largest_costs():
+    cold = [0.42, 0.64, 0.96, 1.4, 2.0]
+    assert sum(inherited_flops(cold, 1.0)) == pytest.approx(cold[-1])
+    assert sum(inherited_flops(cold, 0.0)) == pytest.approx(sum(cold))
+    by_hand = [0.42, 0.64 - 0.5 * 0.42]
+    assert inherited_flops(cold[:2], 0.5) == pytest.approx(by_hand)
+    assert min(inherited_flops(cold, 5.0)) == 0.0
+
+
+def test_the_interval_of_the_evidence_is_carried_through(capsys, tmp_path):
+    rungs = [{"eta": 0.9, "eta_low": 0.8, "eta_high": 1.0}, {"eta": 1.1, "eta_low": 1.0, "eta_high": 1.2}]
+    study = tmp_path / "study.json"
+    study.write_text(json.dumps({"headline": {"recipe": "exact", "rungs": rungs}}))
+    evidence = read_evidence([str(study)])
+    assert (evidence.eta, evidence.low, evidence.high) == pytest.approx((1.0, 0.9, 1.1))
+    assert evidence.source == "study.json, recipe 'exact'"
+    costs = plan(capsys, "ladder_tiny", "--recipe-eta", str(study))["family"]["to_match"]
+    given = plan(capsys, "ladder_tiny", "--recipe-eta", "1.0", "0.9", "1.1")["family"]["to_match"]
+    for key, cost in given.items():
+        assert costs[key] == pytest.approx(cost)
+    assert costs["at_best"]["flops"] < costs["expected"]["flops"] < costs["at_worst"]["flops"]
+
+
+def test_the_table_keeps_the_prices_apart_and_says_what_does_not_fit(capsys):
+    words = ["plan", "validation_d15_d16", "--price", "3", "--budget-dollars", "20", "--budget-hours", "2"]
+    assert cli.main([*words, "--gpus", "4", "--set", "training.micro_batch_size=64"]) == 0
+    table = capsys.readouterr().out
+    for text in ("every rung cold", "as configured", "the last rung alone, cold", "this run, its cold twins included"):
+        assert text in table
+    assert "of the 20 dollars it may: over the budget" in table
+    assert "of the 2 hours it may: within the budget" in table
+    assert "set training.micro_batch_size to" in table
+    assert cli.main(words) == 0
+    assert "set training.micro_batch_size to" not in capsys.readouterr().out
+
+
+def test_the_picture_is_written(capsys, tmp_path):
+    picture = tmp_path / "prices.png"
+    plan(capsys, "ladder_tiny", "--price", "3", "--recipe-eta", "0.9", "0.8", "1.0", "--plot", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    plan(capsys, "ladder_tiny", "--plot", str(picture))
+
+
+def test_disk_is_that_of_a_finished_run():
+    price = LadderPrice(plan=plan_ladder(load_ladder_config("ladder_d10_d18")), cluster=Cluster())
+    record = price.to_dict()
+    assert record["family"]["disk_bytes"] == sum(rung["disk_bytes"] for rung in record["rungs"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpu", "h10"], "gpu: 'h10' is not in the table; did you mean 'h100'?"),
+        (["--gpus", "0"], "gpus: 0 is below 1"),
+        (["--mfu", "40"], "mfu: 40.0 is not in (0, 1]"),
+        (["--price", "-1"], "price: -1.0 is not a number of dollars of 0 or more"),
+        (["--recipe-eta", "0.9", "0.8"], "recipe-eta: '0.9 0.8' is neither ETA, nor ETA LOW HIGH, nor a study.json"),
+        (["--recipe-eta", "2", "0.8", "1"], "recipe-eta: 2.0 is not between 0.8 and 1.0; give ETA [LOW HIGH]"),
+        (["--recipe-eta", "nowhere/study.json"], "No such file"),
+        (["--gpus", "7"], "not divisible among 7 processes"),
+    ],
+)
+def test_refusals_are_one_clear_line(capsys, words, message):
+    assert cli.main(["plan", "ladder_tiny", *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
