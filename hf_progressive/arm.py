@@ -82,7 +82,16 @@ class Arm:
     """Course of λ and γ."""
 
     phi_until: float = 1.0
-    """Share of the steps after which λ and γ have reached 0."""
+    """Share of the steps after which λ and γ have reached 0; above 1, that is after the last step."""
+
+    warmup_steps: int | None = None
+    """Steps of warm-up; None takes the share of the steps that `training` states."""
+
+    checkpoint_steps: frozenset[int] | None = None
+    """Steps after which to save a checkpoint, all of which are kept; None saves and rotates as `training` says."""
+
+    branch_from: Path | None = None
+    """A checkpoint of another run to go on from, until there is one of this run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +123,11 @@ class ArmResult:
 class _Milestones(TrainerCallback):
     """Evaluate, save and log at chosen steps, the last one included."""
 
-    def __init__(self, steps: int, training: TrainingConfig) -> None:
-        self.evaluations = _evenly_spaced(steps, training.evaluations)
-        self.checkpoints = _evenly_spaced(steps, training.checkpoints)
-        self.logs = _evenly_spaced(steps, _LOGS_PER_RUN)
+    def __init__(self, arm: Arm) -> None:
+        self.evaluations = evenly_spaced(arm.steps, arm.training.evaluations)
+        spaced = frozenset(evenly_spaced(arm.steps, arm.training.checkpoints))
+        self.checkpoints = spaced if arm.checkpoint_steps is None else arm.checkpoint_steps
+        self.logs = evenly_spaced(arm.steps, _LOGS_PER_RUN)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_evaluate = state.global_step in self.evaluations
@@ -158,8 +168,19 @@ class _ProgressBar(TrainerCallback):
             self.bar = None
 
 
-def _evenly_spaced(steps: int, count: int) -> set[int]:
-    # `count` steps, or all where there are fewer, evenly spaced up to and including the last.
+def evenly_spaced(steps: int, count: int) -> set[int]:
+    """Choose steps, evenly spaced up to and including the last.
+
+    Args:
+        steps: All steps.
+        count: How many to choose; all where there are fewer.
+
+    Returns:
+        The steps, counted from 1.
+
+    >>> sorted(evenly_spaced(10, 4))
+    [3, 5, 8, 10]
+    """
     count = min(count, steps)
     return {math.ceil(steps * i / count) for i in range(1, count + 1)}
 
@@ -210,7 +231,7 @@ def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
     check_arguments(training.arguments)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     size, accumulation = micro_batches(training, context, processes)
-    warmup, warmdown = schedule_steps(training, arm.steps)
+    warmup, warmdown = schedule_steps(training, arm.steps, arm.warmup_steps)
     settings: dict[str, Any] = {
         "report_to": "none",
         "save_total_limit": 2,
@@ -220,6 +241,8 @@ def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
         "run_name": arm.title,
         **training.arguments,
     }
+    if arm.checkpoint_steps is not None:
+        settings["save_total_limit"] = None
     return ProgressiveTrainingArguments(
         output_dir=str(arm.folder / "checkpoints"),
         max_steps=arm.steps,
@@ -269,12 +292,13 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             raise ValueError(f"training.arguments.{name}: unknown argument; {strict_yaml.nearest(name, known)}")
 
 
-def schedule_steps(training: TrainingConfig, steps: int) -> tuple[int, int]:
+def schedule_steps(training: TrainingConfig, steps: int, warmup: int | None = None) -> tuple[int, int]:
     """Return the steps of warm-up and of warm-down.
 
     Args:
         training: Their shares.
         steps: All steps.
+        warmup: Steps of warm-up, where they are not a share of the steps.
 
     Returns:
         Warm-up and warm-down steps, at least one of each where the share is not 0.
@@ -282,12 +306,12 @@ def schedule_steps(training: TrainingConfig, steps: int) -> tuple[int, int]:
     >>> schedule_steps(TrainingConfig(warmup_fraction=0.02, warmdown_fraction=0.5), 200)
     (4, 100)
     """
-    warmup = math.ceil(training.warmup_fraction * steps)
+    warmup = math.ceil(training.warmup_fraction * steps) if warmup is None else min(warmup, steps)
     return warmup, min(math.ceil(training.warmdown_fraction * steps), steps - warmup)
 
 
 def train_arm(
-    arm: Arm, corpus: Corpus, penalty: InheritancePenalty | None = None
+    arm: Arm, corpus: Corpus, penalty: InheritancePenalty | None = None, callbacks: Sequence[TrainerCallback] = ()
 ) -> tuple[ArmResult, ProgressiveTrainer]:
     """Train one arm, from its start or from its newest complete checkpoint.
 
@@ -295,6 +319,7 @@ def train_arm(
         arm: The run.
         corpus: What to train and to validate on.
         penalty: Φ, in the coordinates of the arm's model; None for none.
+        callbacks: Further callbacks for the trainer.
 
     Returns:
         What was measured, and the trainer, which holds the trained model.
@@ -316,16 +341,17 @@ def train_arm(
         data_collator=default_data_collator,  # blocks are of one length: nothing to pad, and GPT-2 has no pad token
         penalty=penalty,
         callbacks=[
-            _Milestones(arm.steps, arm.training),
+            _Milestones(arm),
             _ProgressBar(arm.title, corpus.bits_per_nat_token),
+            *callbacks,
         ],
     )
     if arm.stable is not None:
-        _, warmdown = schedule_steps(arm.training, arm.steps)
+        _, warmdown = schedule_steps(arm.training, arm.steps, arm.warmup_steps)
         trainer.add_callback(KeepStableCheckpoint(trainer, arm.stable, step=arm.steps - warmdown))
     for stock in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(stock)
-    checkpoint = newest_complete_checkpoint(arm.folder / "checkpoints")
+    checkpoint = newest_complete_checkpoint(arm.folder / "checkpoints") or arm.branch_from
     if checkpoint is None:
         args.eval_on_start = True  # the curve's first point; a resumed run has it in its log already
     else:

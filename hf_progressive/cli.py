@@ -135,6 +135,28 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
     return EXIT_DONE, {"run": str(output_dir), "rungs": [result.summary() for result in results]}
 
 
+def _study(options: argparse.Namespace) -> Outcome:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a study's bars would fill a log; its lines say the same
+    from hf_progressive.config import load_study_config
+    from hf_progressive.study import check_instrument, run_study
+
+    # A run that branches off gets its penalty from the study, not from the checkpoint, which need not hold one.
+    logging.getLogger("hf_progressive.checkpoints").setLevel(logging.ERROR)
+    config = load_study_config(options.config, options.set)
+    name = f"{config.name}-check" if options.check else config.name
+    output_dir = Path(options.output_dir or Path("runs") / name)
+    if options.check:
+        check = check_instrument(config, output_dir)
+        _say(check.describe())
+        return (EXIT_DONE if check.passed else EXIT_CHECK_FAILED), check.to_dict()
+    record = run_study(config, output_dir)
+    for failure in record["failed"]:
+        _say(f"{failure['task']} failed: {failure['reason']}")
+    outcome = {"study": str(output_dir), "complete": record["complete"], "headline": record["headline"]}
+    return (EXIT_CHECK_FAILED if record["failed"] else EXIT_DONE), outcome
+
+
 def _report(options: argparse.Namespace) -> Outcome:
     from hf_progressive.report import write_report
 
@@ -182,7 +204,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_ladder_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output-dir", metavar="DIR", help="the run folder; default: runs/ and the ladder's name")
+    parser.add_argument("--output-dir", metavar="DIR", help="the run folder; default: runs/ and the name in CONFIG")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -261,6 +283,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     ladder.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
     _add_ladder_options(ladder)
+
+    study = command("study", _study, "measure what inheritance saves: arms × seeds × rungs, several budgets each")
+    study.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
+    study.add_argument("--check", action="store_true", help="prove the instrument on cases whose result is known")
+    _add_ladder_options(study)
 
     report = command("report", _report, "write the report of a run folder again from its records")
     report.add_argument("run_dir", metavar="RUN_DIR", help="the run folder")

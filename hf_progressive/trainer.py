@@ -65,10 +65,10 @@ class ProgressiveTrainingArguments(TrainingArguments):
 
     Args:
         phi_schedule: How λ and γ move: `constant`, `linear` or `cosine` to zero.
-        phi_until: Fraction of `max_steps`, in (0, 1], at which λ and γ are zero.
+        phi_until: Fraction of `max_steps`, above 0, at which λ and γ are zero; above 1, that is after the last step.
 
     Raises:
-        ValueError: A schedule is unknown, `phi_until` is outside (0, 1], or a Hub token was passed: it would be
+        ValueError: A schedule is unknown, `phi_until` is not above 0, or a Hub token was passed: it would be
             written into every checkpoint's training_args.bin.
     """
 
@@ -76,7 +76,7 @@ class ProgressiveTrainingArguments(TrainingArguments):
         default="constant", metadata={"help": "How λ and γ move over the run: constant, linear or cosine."}
     )
     phi_until: float = dataclasses.field(
-        default=1.0, metadata={"help": "Fraction of the run, in (0, 1], at which λ and γ reach zero."}
+        default=1.0, metadata={"help": "Fraction of the run, above 0, at which λ and γ reach zero."}
     )
 
     def __post_init__(self) -> None:

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_progressive.arm import Arm, _evenly_spaced, micro_batches, schedule_steps, training_arguments
+from hf_progressive.arm import Arm, evenly_spaced, micro_batches, schedule_steps, training_arguments
 from hf_progressive.config import TrainingConfig
 
 
 @given(steps=st.integers(1, 500), count=st.integers(1, 80))
 def test_milestones_are_as_many_as_asked_and_end_with_the_last_step(steps: int, count: int) -> None:
-    chosen = sorted(_evenly_spaced(steps, count))
+    chosen = sorted(evenly_spaced(steps, count))
     assert len(chosen) == min(steps, count)
     assert chosen[-1] == steps
     gaps = [b - a for a, b in zip([0, *chosen], chosen, strict=False)]

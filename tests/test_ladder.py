@@ -327,8 +327,8 @@ def test_a_second_run_in_the_same_folder_is_kept_out(tmp_path: Path, capsys: pyt
         )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_ladder_can_be_planned(path: Path) -> None:
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!s]*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_ladder_can_be_planned(path: Path) -> None:  # studies, study_*.yaml, have their own tests
     plan = plan_ladder(load_ladder_config(path))
     ratios = [a.size.flops / b.size.flops for a, b in zip(plan.rungs, plan.rungs[1:], strict=False)]
     if path.stem != "ladder_tiny":

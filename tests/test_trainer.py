@@ -321,7 +321,7 @@ def test_the_stable_checkpoint_is_the_model_where_the_warm_down_begins(tmp_path)
     ("changes", "message"),
     [
         ({"phi_schedule": "exponential"}, "phi_schedule is 'exponential'; it must be one of constant, linear, cosine"),
-        ({"phi_until": 0.0}, r"phi_until is 0.0; it must be a fraction of the run above 0 and at most 1"),
+        ({"phi_until": 0.0}, r"phi_until is 0.0; it must be a fraction of the run above 0"),
         ({"hub_token": "secret"}, "set the HF_TOKEN environment variable instead"),
     ],
 )

@@ -15,13 +15,14 @@ def schedule_factor(schedule: str, progress: float, until: float = 1.0) -> float
     Args:
         schedule: One of `PHI_SCHEDULES`.
         progress: Optimizer steps already taken over the steps of the whole run, in [0, 1].
-        until: Fraction of the run at which the factor is 0, in (0, 1].
+        until: Fraction of the run at which the factor is 0, above 0. Above 1 the run ends before that: a run cut
+            short follows the same course as a longer one.
 
     Returns:
         A number in [0, 1].
 
     Raises:
-        ValueError: The schedule is unknown, or `until` is outside (0, 1].
+        ValueError: The schedule is unknown, or `until` is not above 0.
 
     >>> [schedule_factor(name, 0.25, until=0.5) for name in PHI_SCHEDULES]
     [1.0, 0.5, 0.5]
@@ -30,8 +31,8 @@ def schedule_factor(schedule: str, progress: float, until: float = 1.0) -> float
     """
     if schedule not in PHI_SCHEDULES:
         raise ValueError(f"phi_schedule is {schedule!r}; it must be one of {', '.join(PHI_SCHEDULES)}")
-    if not 0.0 < until <= 1.0:
-        raise ValueError(f"phi_until is {until}; it must be a fraction of the run above 0 and at most 1")
+    if not 0.0 < until < math.inf:
+        raise ValueError(f"phi_until is {until}; it must be a fraction of the run above 0")
     position = progress / until
     if position >= 1.0:
         return 0.0

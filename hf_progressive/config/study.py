@@ -1,0 +1,275 @@
+"""A study, read from strict YAML: arms × seeds × rungs on one ladder."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_progressive import strict_yaml
+from hf_progressive.config.checks import require, require_positive
+from hf_progressive.config.ladder import LadderConfig, find_config
+
+_LARGEST_FRACTION = 2.0
+_ARM_SECTIONS = ("growth", "phi", "training")
+_TWIN_KEYS = ("training.tokens_per_parameter", "training.budget_parameters", "training.inherited_fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyArmConfig:
+    """One recipe for the grown rungs. The first rung and all cold twins come from the ladder as it stands."""
+
+    name: str
+    """The arm's name, in tables and plots."""
+
+    set: dict[str, Any] = field(default_factory=dict)
+    """Dotted overrides of the ladder below `growth`, `phi` and `training` (`phi.gamma: 1e-4`)."""
+
+    parent_fraction: float = 0.5
+    """Share of a grown parent's cold budget after which its finished model is grown from; 1 is the whole budget. The
+    first rung always trains for its whole budget."""
+
+    parent_arm: str | None = None
+    """An arm named above whose models are the parents on every rung; None grows from this arm's own."""
+
+    carry_moments: bool = False
+    """Grow Adam's moments along with the weights, instead of starting from none."""
+
+    rungs: tuple[str, ...] | None = None
+    """Grown rungs to measure; None measures all. What their parents need is trained besides."""
+
+    seeds: tuple[int, ...] | None = None
+    """Seeds to measure; None takes the study's."""
+
+    child_fractions: tuple[float, ...] | None = None
+    """Fractions to finish; None takes the study's."""
+
+    def __post_init__(self) -> None:
+        require(self.name.strip() != "", "name: it is empty")
+        require_positive(self, "parent_fraction")
+        for key in self.set:
+            section = key.partition(".")[0]
+            require(
+                section in _ARM_SECTIONS and "." in key,
+                f"set.{key}: an arm changes keys below {', '.join(_ARM_SECTIONS)} alone; change the ladder instead",
+            )
+            require(key not in _TWIN_KEYS, f"set.{key}: it sizes the cold twin too; change the ladder instead")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRatesConfig:
+    """A sweep of peak learning rates on one rung and the first seed."""
+
+    cold: tuple[float, ...] = ()
+    """Rates of the cold twin, each on its whole budget."""
+
+    child: tuple[float, ...] = ()
+    """Rates of the headline arm's child, each at the arm's `parent_fraction`."""
+
+    rung: str | None = None
+    """The grown rung; None takes the first."""
+
+    def __post_init__(self) -> None:
+        for name in ("cold", "child"):
+            for value in getattr(self, name):
+                require(value > 0, f"{name}: {value} is no positive learning rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A study: every arm's children and their cold twins, finished at several budgets, from several seeds."""
+
+    name: str = "study"
+    """The study's name, which is its folder's below runs/."""
+
+    ladder: LadderConfig
+    """The ladder; in YAML it may name a `base` to start from, the path or name of a ladder's configuration."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of initial weights, of growth, and of the order of the data; validation and tokenizer stay the same."""
+
+    cold_fractions: tuple[float, ...] = (0.5, 0.65, 0.8, 1.0)
+    """Shares of the cold budget at which a cold twin is finished; 1 must be among them."""
+
+    child_fractions: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8)
+    """Shares of the cold budget at which a child is finished."""
+
+    arms: tuple[StudyArmConfig, ...]
+    """The recipes."""
+
+    headline: str | None = None
+    """The arm whose result is the study's; None takes the first."""
+
+    baseline: str | None = None
+    """The arm without Φ that arms with it are compared with; None makes no comparison."""
+
+    learning_rates: LearningRatesConfig = field(default_factory=LearningRatesConfig)
+    """A sweep of learning rates."""
+
+    def __post_init__(self) -> None:
+        require(len(self.ladder.rungs) > 1, "ladder.rungs: a study needs two rungs or more")
+        require(len(self.arms) > 0, "arms: the list is empty; name at least one")
+        require(len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds), "seeds: give distinct seeds")
+        require(all(seed >= 0 for seed in self.seeds), f"seeds: {min(self.seeds)} is negative")
+        _check_fractions("cold_fractions", self.cold_fractions)
+        _check_fractions("child_fractions", self.child_fractions)
+        require(1.0 in self.cold_fractions, "cold_fractions: 1.0 is missing, the budget that a child has to match")
+        names = [arm.name for arm in self.arms]
+        for index, arm in enumerate(self.arms):
+            self._check_arm(arm, f"arms.{index}", names[:index])
+        for key in ("headline", "baseline"):
+            name = getattr(self, key)
+            require(name is None or name in names, f"{key}: there is no arm {name!r}; {_nearest(name, names)}")
+        if self.baseline is not None:
+            phi = self.arm_ladder(self.baseline).phi
+            require(
+                phi.ewc_lambda == phi.gamma == 0, f"baseline: the arm {self.baseline!r} has Φ on; name one without"
+            )
+        if self.learning_rates.rung is not None:
+            self._check_rung(self.learning_rates.rung, "learning_rates.rung")
+
+    def _check_arm(self, arm: StudyArmConfig, where: str, above: list[str]) -> None:
+        require(arm.name not in above, f"{where}.name: {arm.name!r} is given twice")
+        require(
+            arm.parent_arm is None or arm.parent_arm in above,
+            f"{where}.parent_arm: no arm above is named {arm.parent_arm!r}; {_nearest(arm.parent_arm, above)}",
+        )
+        for name in arm.rungs or ():
+            self._check_rung(name, f"{where}.rungs")
+        for seed in arm.seeds or ():
+            require(seed in self.seeds, f"{where}.seeds: {seed} is none of the study's seeds, {list(self.seeds)}")
+        if arm.child_fractions is not None:
+            _check_fractions(f"{where}.child_fractions", arm.child_fractions)
+        try:
+            ladder = self._arm_ladder(arm)
+        except ValueError as error:
+            raise ValueError(f"{where}.set.{error}") from None
+        shortest = min(*self.fractions_of(arm), arm.parent_fraction)
+        warmup = ladder.training.warmup_fraction
+        require(
+            warmup < shortest,
+            f"{where}: the warm-up takes {warmup} of the cold budget, the shortest child has {shortest}; "
+            f"lower training.warmup_fraction",
+        )
+
+    def _check_rung(self, name: str, where: str) -> None:
+        grown = self.grown_rungs
+        require(name in grown, f"{where}: {name!r} is no grown rung; {_nearest(name, grown)}")
+
+    @property
+    def grown_rungs(self) -> list[str]:
+        """Names of all rungs but the first."""
+        return [rung.name for rung in self.ladder.rungs[1:]]
+
+    @property
+    def headline_arm(self) -> StudyArmConfig:
+        """The arm whose result is the study's."""
+        return self.arms[0] if self.headline is None else self.arm(self.headline)
+
+    def arm(self, name: str) -> StudyArmConfig:
+        """Return an arm.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The arm.
+        """
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def arm_ladder(self, name: str) -> LadderConfig:
+        """Return the ladder with an arm's overrides in it.
+
+        Args:
+            name: The arm's name.
+
+        Returns:
+            The ladder, of which the arm's grown rungs are a part.
+        """
+        return self._arm_ladder(self.arm(name))
+
+    def _arm_ladder(self, arm: StudyArmConfig) -> LadderConfig:
+        items = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in arm.set.items()]
+        return strict_yaml.build(LadderConfig, strict_yaml.apply_overrides(self.ladder.to_dict(), items))
+
+    def fractions_of(self, arm: StudyArmConfig) -> tuple[float, ...]:
+        """Return the fractions at which an arm's children are measured.
+
+        Args:
+            arm: The arm.
+
+        Returns:
+            Shares of the cold budget.
+        """
+        return self.child_fractions if arm.child_fractions is None else arm.child_fractions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain values, such that reading them back gives an equal one.
+
+        Returns:
+            Nested dictionaries and lists.
+        """
+        arms = [{key: _plain(value) for key, value in vars(arm).items()} for arm in self.arms]
+        rates = {key: _plain(value) for key, value in vars(self.learning_rates).items()}
+        rest = {key: _plain(value) for key, value in vars(self).items()}
+        return {**rest, "ladder": self.ladder.to_dict(), "arms": arms, "learning_rates": rates}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_fractions(name: str, fractions: tuple[float, ...]) -> None:
+    require(len(fractions) > 0, f"{name}: the list is empty")
+    for fraction in fractions:
+        require(0 < fraction <= _LARGEST_FRACTION, f"{name}: {fraction} is not in (0, {_LARGEST_FRACTION:g}]")
+    rising = all(a < b for a, b in zip(fractions, fractions[1:], strict=False))
+    require(rising, f"{name}: {list(fractions)} does not rise; list each fraction once, from the smallest")
+
+
+def _nearest(name: str | None, known: Iterable[str]) -> str:
+    return strict_yaml.nearest(str(name), known)
+
+
+def load_study_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> StudyConfig:
+    """Read a study's YAML file.
+
+    Args:
+        path: The file, or the name of a configuration that ships with the package.
+        overrides: Dotted overrides, `ladder.training.learning_rate=1e-3`, whose values are YAML.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        FileNotFoundError: There is no such file, or the ladder's `base` is none.
+        ValueError: A key is unknown, or a value has the wrong type or range; the message names its dotted path.
+    """
+    file = find_config(path)
+    mapping = strict_yaml.apply_overrides(strict_yaml.read_yaml(file), overrides)
+    try:
+        ladder = mapping.get("ladder")
+        if isinstance(ladder, dict) and "base" in ladder:
+            mapping["ladder"] = _on_base(ladder, file.parent)
+        return strict_yaml.build(StudyConfig, mapping)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _on_base(ladder: dict[str, Any], folder: Path) -> dict[str, Any]:
+    changes = dict(ladder)
+    base = changes.pop("base")
+    require(isinstance(base, str), f"ladder.base: expected the path or name of a ladder's configuration, got {base!r}")
+    beside = folder / base
+    return _merged(strict_yaml.read_yaml(beside if beside.is_file() else find_config(base)), changes)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    # Mappings are merged key by key; anything else is replaced.
+    result = dict(base)
+    for key, value in changes.items():
+        before = result.get(key)
+        result[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return result

@@ -1,0 +1,110 @@
+"""Intervals of a mean over a few seeds.
+
+With three seeds a percentile bootstrap has 10 distinct means to draw from, and its 95 % interval covers the truth in
+about three cases of four; Student's t (two degrees of freedom) is honest about how little three values say of their
+own spread. The t interval is therefore the one reported; the bootstrap stands beside it for comparison.
+
+This module imports neither torch nor transformers.
+"""
+
+import itertools
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_T_975 = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,
+    2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484,
+    2.0452, 2.0423,
+)  # fmt: skip
+_Z_975 = 1.959964
+_EXACT_RESAMPLES = 5  # up to this many values all resamples are enumerated: 5⁵ = 3125
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with its 95 % intervals; None where one value alone says nothing of its spread."""
+
+    mean: float
+    """The mean."""
+
+    low: float | None
+    """Lower end by Student's t."""
+
+    high: float | None
+    """Upper end by Student's t."""
+
+    bootstrap_low: float | None
+    """Lower end by the percentile bootstrap."""
+
+    bootstrap_high: float | None
+    """Upper end by the percentile bootstrap."""
+
+    count: int
+    """Values."""
+
+
+def t_quantile(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t.
+
+    Args:
+        degrees: Degrees of freedom, 1 or more.
+
+    Returns:
+        The tabulated value up to 30 degrees; beyond, the first two terms of the expansion about the normal quantile z,
+        z + (z³ + z)/4ν (Abramowitz and Stegun, 26.7.5), good to 1e-3.
+
+    >>> t_quantile(2), round(t_quantile(60), 2)
+    (4.3027, 2.0)
+    """
+    if degrees <= len(_T_975):
+        return _T_975[degrees - 1]
+    return _Z_975 + (_Z_975**3 + _Z_975) / (4 * degrees)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of some values with its 95 % intervals.
+
+    Args:
+        values: One value or more, one per seed.
+
+    Returns:
+        Mean and intervals.
+
+    Raises:
+        ValueError: There is no value.
+
+    >>> interval = mean_interval([1.0, 2.0, 3.0])
+    >>> interval.mean, round(interval.low, 3), round(interval.high, 3)
+    (2.0, -0.484, 4.484)
+    """
+    if not values:
+        raise ValueError("values: none are given; a mean needs one at least")
+    count, mean = len(values), statistics.fmean(values)
+    if count == 1:
+        return Interval(mean=mean, low=None, high=None, bootstrap_low=None, bootstrap_high=None, count=1)
+    half = t_quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
+    low, high = _percentile_bootstrap(values)
+    return Interval(mean=mean, low=mean - half, high=mean + half, bootstrap_low=low, bootstrap_high=high, count=count)
+
+
+def _percentile_bootstrap(values: Sequence[float]) -> tuple[float, float]:
+    count = len(values)
+    if count <= _EXACT_RESAMPLES:
+        resamples = itertools.product(values, repeat=count)
+    else:
+        draw = random.Random(0)
+        resamples = (tuple(draw.choices(values, k=count)) for _ in range(_RESAMPLES))  # type: ignore[assignment]
+    means = sorted(statistics.fmean(resample) for resample in resamples)
+    return _quantile(means, 0.025), _quantile(means, 0.975)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    # Linear between order statistics.
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])

@@ -1,0 +1,242 @@
+"""What arms achieved: per rung over the seeds, for the family, and for Φ against its absence."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_progressive.config import StudyArmConfig
+from hf_progressive.study.interval import Interval, mean_interval
+from hf_progressive.study.plan import StudyPlan
+from hf_progressive.study.points import Point, Transfer, bits_per_byte_at, crossing, transfer
+from hf_progressive.study.results import StudyResults
+
+_BEYOND = 0.05  # of FLOPs: how far Φ's estimates may carry a point beyond the baseline's last
+
+
+def rung_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig, rung: str) -> dict[str, Any] | None:
+    """Compare an arm's children on one rung with their cold twins, over all seeds that are complete.
+
+    Args:
+        plan: The study.
+        results: What was measured.
+        arm: The arm.
+        rung: A grown rung's name.
+
+    Returns:
+        Plain values: `eta`, `saving` and their intervals, each seed's crossing, the advantage at every budget of the
+        twin; None where no seed is complete. Where a seed did not match, η and saving are None and `gap_bits_per_byte`
+        says how much is missing; where one matched at its smallest budget already, they are lower bounds
+        (`at_least`).
+    """
+    index = plan.rungs.index(rung)
+    seeds, transfers, pairs, as_trained = [], [], [], []
+    for seed in plan.config.seeds:
+        runs = plan.children.get((arm.name, rung, seed))
+        child = results.points(runs) if runs else None
+        cold = results.points(plan.cold[rung, seed])
+        if not runs or child is None or cold is None:
+            continue
+        parent = runs[0].start.parent
+        assert parent is not None
+        seeds.append(seed)
+        pairs.append((child, cold))
+        transfers.append(transfer(child, cold, results.lineage_flops(parent)))
+        as_trained.append(bits_per_byte_of(child, arm.parent_fraction) - target_of(cold))
+    if not seeds:
+        return None
+    sizes = [plan.ladder.rungs[i].size.flops for i in (index - 1, index)]
+    matched = all(item.eta is not None for item in transfers)
+    eta = mean_interval([item.eta for item in transfers if item.eta is not None]) if matched else None
+    saving = mean_interval([item.saving for item in transfers if item.saving is not None]) if matched else None
+    return {
+        "parent": plan.rungs[index - 1],
+        "child": rung,
+        "c_parent_over_c_cold": sizes[0] / sizes[1],
+        **_named("saving", saving),
+        **_named("eta", eta),
+        "at_least": any(item.crossing.reached == "at_most" for item in transfers),
+        "matched": sum(item.eta is not None for item in transfers),
+        "seeds": len(seeds),
+        "gap_bits_per_byte": mean_interval([item.crossing.gap_bits_per_byte for item in transfers]).mean,
+        "gap_as_trained": _interval_values(mean_interval(as_trained)),
+        "c_cold": sizes[1],
+        "c_parent": _mean([item.parent_flops for item in transfers]),
+        "c_child": _mean([item.crossing.flops for item in transfers if item.crossing.flops]) if matched else None,
+        "by_seed": [_seed_values(seed, item) for seed, item in zip(seeds, transfers, strict=True)],
+        "advantage": _advantage(pairs),
+    }
+
+
+def bits_per_byte_of(child: Sequence[Point], fraction: float) -> float:
+    """Return a child's bits per byte at a budget, interpolated where it was not finished there.
+
+    Args:
+        child: The finished children.
+        fraction: Share of the cold budget.
+
+    Returns:
+        Bits per byte; the nearest child's where the budget is outside.
+    """
+    nearest = min(child, key=lambda point: abs(point.fraction - fraction))
+    if nearest.fraction == fraction or len(child) < 2:
+        return nearest.bits_per_byte
+    flops_per_fraction = child[-1].flops / child[-1].fraction
+    between = bits_per_byte_at(child, fraction * flops_per_fraction)
+    return nearest.bits_per_byte if between is None else between
+
+
+def target_of(cold: Sequence[Point]) -> float:
+    """Return the bits per byte of a cold twin's whole budget.
+
+    Args:
+        cold: The finished twins.
+
+    Returns:
+        Bits per byte.
+    """
+    return next(point.bits_per_byte for point in cold if point.fraction == 1.0)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return mean_interval(values).mean if values else None
+
+
+def _named(name: str, interval: Interval | None) -> dict[str, float | None]:
+    parts = ("low", "high", "bootstrap_low", "bootstrap_high")
+    return {name: None if interval is None else interval.mean} | {
+        f"{name}_{part}": None if interval is None else getattr(interval, part) for part in parts
+    }
+
+
+def _interval_values(interval: Interval) -> dict[str, Any]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _seed_values(seed: int, item: Transfer) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "c_child": item.crossing.flops,
+        "reached": item.crossing.reached,
+        "gap_bits_per_byte": item.crossing.gap_bits_per_byte,
+        "c_parent": item.parent_flops,
+        "saving": item.saving,
+        "eta": item.eta,
+    }
+
+
+def _advantage(pairs: Sequence[tuple[list[Point], list[Point]]]) -> list[dict[str, Any]]:
+    # At every budget of the twin: the share of it that the child did not need, over the seeds that matched there.
+    rows = []
+    for position, twin in enumerate(pairs[0][1]):
+        found = [(crossing(child, cold[position].bits_per_byte), cold[position].flops) for child, cold in pairs]
+        shares = [1 - cross.flops / flops for cross, flops in found if cross.flops is not None]
+        rows.append(
+            {
+                "cold_fraction": twin.fraction,
+                "matched": len(shares),
+                "saving": _mean(shares),
+                "at_least": any(cross.reached == "at_most" for cross, _ in found),
+            }
+        )
+    return rows
+
+
+def family_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig) -> dict[str, Any]:
+    """Add up what a whole family costs: all cold, by inheritance, and its last model alone.
+
+    By inheritance, the first rung trains for its whole budget, each grown one as it was trained to be a parent, and
+    the last one to its crossing.
+
+    Args:
+        plan: The study.
+        results: What was measured.
+        arm: The arm.
+
+    Returns:
+        FLOPs: `cold`, `inherited` (mean over the seeds whose last child matched all; None before that, or where one
+        did not), `last_alone`; and `over_last_alone`, inherited over last alone, with its interval.
+    """
+    sizes = [float(rung.size.flops) for rung in plan.ladder.rungs]
+    last = plan.rungs[-1]
+    totals: list[float | None] = []
+    for seed in plan.config.seeds:
+        runs = plan.children.get((arm.name, last, seed))
+        child = results.points(runs) if runs else None
+        cold = results.points(plan.cold[last, seed])
+        if not runs or child is None or cold is None:
+            continue
+        parent = runs[0].start.parent
+        assert parent is not None
+        found = crossing(child, target_of(cold)).flops
+        totals.append(None if found is None else results.lineage_flops(parent) + found)
+    known = [total for total in totals if total is not None]
+    complete = bool(known) and len(known) == len(totals)
+    ratio = mean_interval([total / sizes[-1] for total in known]) if complete else None
+    return {
+        "cold": sum(sizes),
+        "inherited": _mean(known) if complete else None,
+        "last_alone": sizes[-1],
+        **_named("over_last_alone", ratio),
+        "seeds": len(totals),
+    }
+
+
+def phi_outcome(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
+    """Compare every arm with Φ with the baseline without it, at equal total FLOPs.
+
+    An arm's point has spent more than the baseline's of the same length, by what the estimates cost; the baseline is
+    therefore interpolated at the arm's FLOPs, and its line goes on a little beyond its last point.
+
+    Args:
+        plan: The study.
+        results: What was measured.
+
+    Returns:
+        The baseline's name, and by arm and rung the differences in bits per byte at every budget, paired by seed, with
+        their intervals; negative where Φ helps.
+    """
+    baseline = plan.config.baseline
+    arms = []
+    for arm in plan.config.arms:
+        phi = plan.config.arm_ladder(arm.name).phi
+        if baseline is None or (phi.ewc_lambda == 0 and phi.gamma == 0):
+            continue
+        rungs = [{"rung": rung, "points": _phi_points(plan, results, arm.name, baseline, rung)} for rung in plan.rungs]
+        arms.append(
+            {
+                "arm": arm.name,
+                "ewc_lambda": phi.ewc_lambda,
+                "gamma": phi.gamma,
+                "schedule": phi.schedule,
+                "until": phi.until,
+                "rungs": [row for row in rungs if row["points"]],
+            }
+        )
+    return {"baseline": baseline, "arms": arms}
+
+
+def _phi_points(plan: StudyPlan, results: StudyResults, arm: str, baseline: str, rung: str) -> list[dict[str, Any]]:
+    differences: dict[float, list[float]] = {}
+    flops: dict[float, float] = {}
+    for seed in plan.config.seeds:
+        runs = [plan.children.get((name, rung, seed)) for name in (arm, baseline)]
+        if runs[0] is None or runs[1] is None:
+            continue
+        with_phi, without = results.points(runs[0]), results.points(runs[1])
+        if with_phi is None or without is None:
+            continue
+        for point in with_phi:
+            expected = bits_per_byte_at(without, point.flops, beyond=_BEYOND)
+            if expected is not None:
+                differences.setdefault(point.fraction, []).append(point.bits_per_byte - expected)
+                flops[point.fraction] = point.flops
+    return [
+        {
+            "fraction": fraction,
+            "flops": flops[fraction],
+            "seeds": len(values),
+            "difference": (interval := mean_interval(values)).mean,
+            "low": interval.low,
+            "high": interval.high,
+        }
+        for fraction, values in sorted(differences.items())
+    ]

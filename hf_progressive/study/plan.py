@@ -1,0 +1,165 @@
+"""The whole of a study, laid out before any compute: who needs which models, and in which order they are trained."""
+
+from dataclasses import dataclass
+
+from hf_progressive.arm import check_arguments
+from hf_progressive.config import LadderConfig, StudyArmConfig, StudyConfig
+from hf_progressive.ladder_plan import LadderPlan, plan_ladder
+from hf_progressive.study.tasks import Group, Run, Task, TaskGraph
+
+_SEED_STRIDE = 1000  # between the seeds of two studies' seeds, so that no two rungs share a draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """Every task of a study, and what each is for."""
+
+    config: StudyConfig
+    """The study."""
+
+    ladder: LadderPlan
+    """The ladder as it stands, with the sizes of all rungs."""
+
+    graph: TaskGraph
+    """The tasks."""
+
+    cold: dict[tuple[str, int], list[Run]]
+    """The cold twin's runs by rung and seed; the first rung's model is there as well."""
+
+    children: dict[tuple[str, str, int], list[Run]]
+    """The children's runs that an arm is measured by, by arm, rung and seed."""
+
+    swept: list[tuple[str, float, Run]]
+    """Runs of the sweep: `cold` or `child`, peak learning rate, run."""
+
+    tasks: list[Task]
+    """All tasks in the order in which to take them; a task stands after those it needs."""
+
+    @property
+    def rungs(self) -> list[str]:
+        """Names of the rungs, from the smallest."""
+        return [rung.name for rung in self.ladder.rungs]
+
+
+class _Builder:
+    def __init__(self, config: StudyConfig, fingerprint: str) -> None:
+        self.config = config
+        self.ladder = plan_ladder(config.ladder)
+        self.graph = TaskGraph(fingerprint, config.ladder.data.shuffle_seed)
+        self.recipes = {arm.name: config.arm_ladder(arm.name) for arm in config.arms}
+        self.plans = {arm.name: _planned(arm, self.recipes[arm.name]) for arm in config.arms}
+        self.first_blocks = self._first_blocks()
+
+    def _first_blocks(self) -> list[int]:
+        # Where each rung begins to read: behind all that any rung below may have read, whatever its arm or length, so
+        # that an arm added later changes nothing of what is there. Child and cold twin begin at the same block.
+        arms = [self.config.fractions_of(arm)[-1] for arm in self.config.arms]
+        share = max(1.0, *self.config.cold_fractions, *self.config.child_fractions, *arms)
+        blocks, first = [], 0
+        for rung in self.ladder.rungs:
+            blocks.append(first)
+            first += -(-round(share * rung.size.tokens) // self.config.ladder.model.context)
+        return blocks
+
+    def draw(self, index: int, seed: int) -> int:
+        return self.config.ladder.seed + _SEED_STRIDE * seed + index
+
+    def cold_group(self, index: int, seed: int, learning_rate: float | None = None) -> Group:
+        rung, training = self.ladder.rungs[index], self.config.ladder.training
+        start = self.graph.fresh(rung, seed, self.draw(index, seed))
+        return self.graph.group(start, training, learning_rate or training.learning_rate, self.first_blocks[index])
+
+    def child_group(self, arm: StudyArmConfig, index: int, seed: int, learning_rate: float | None = None) -> Group:
+        recipe = self.recipes[arm.name]
+        rung = self.plans[arm.name].rungs[index]
+        parent = self.parent(arm, index - 1, seed)
+        start = self.graph.grown(rung, parent, self.draw(index, seed), recipe, arm.carry_moments)
+        training = recipe.training
+        rate = learning_rate or training.inherited_learning_rate or training.learning_rate
+        return self.graph.group(start, training, rate, self.first_blocks[index])
+
+    def parent(self, arm: StudyArmConfig, index: int, seed: int) -> Run:
+        # The finished run that an arm's children on the next rung grow from.
+        if index == 0:
+            return self.graph.run(self.cold_group(0, seed), 1.0)
+        source = arm if arm.parent_arm is None else self.config.arm(arm.parent_arm)
+        return self.graph.run(self.child_group(source, index, seed), arm.parent_fraction)
+
+    def build(self) -> StudyPlan:
+        config, graph = self.config, self.graph
+        cold: dict[tuple[str, int], list[Run]] = {}
+        children: dict[tuple[str, str, int], list[Run]] = {}
+        for seed in config.seeds:
+            for index, rung in enumerate(self.ladder.rungs):
+                fractions = config.cold_fractions if index else (1.0,)
+                group = self.cold_group(index, seed)
+                cold[rung.name, seed] = [graph.run(group, fraction) for fraction in fractions]
+            for arm in config.arms:
+                for index, rung in enumerate(self.ladder.rungs):
+                    if index and _measures(arm, rung.name, seed):
+                        group = self.child_group(arm, index, seed)
+                        runs = [graph.run(group, fraction) for fraction in config.fractions_of(arm)]
+                        children[arm.name, rung.name, seed] = runs
+        swept = self._swept()
+        return StudyPlan(
+            config=config,
+            ladder=self.ladder,
+            graph=graph,
+            cold=cold,
+            children=children,
+            swept=swept,
+            tasks=_ordered(graph),
+        )
+
+    def _swept(self) -> list[tuple[str, float, Run]]:
+        rates, seed, arm = self.config.learning_rates, self.config.seeds[0], self.config.headline_arm
+        names = [rung.name for rung in self.ladder.rungs]
+        index = 1 if rates.rung is None else names.index(rates.rung)
+        cold = [("cold", rate, self.graph.run(self.cold_group(index, seed, rate), 1.0)) for rate in rates.cold]
+        child = [
+            ("child", rate, self.graph.run(self.child_group(arm, index, seed, rate), arm.parent_fraction))
+            for rate in rates.child
+        ]
+        return cold + child
+
+
+def _planned(arm: StudyArmConfig, recipe: LadderConfig) -> LadderPlan:
+    try:
+        return plan_ladder(recipe)
+    except ValueError as error:
+        raise ValueError(f"arm {arm.name!r}: {error}") from None
+
+
+def _measures(arm: StudyArmConfig, rung: str, seed: int) -> bool:
+    return (arm.rungs is None or rung in arm.rungs) and (arm.seeds is None or seed in arm.seeds)
+
+
+def _ordered(graph: TaskGraph) -> list[Task]:
+    # Groups in the order in which they were asked for, which puts parents before children and one seed before the
+    # next; in a group the start, then the trunk, then the others from the shortest, the parents among them first.
+    parents = {start.parent.name for start in graph.starts.values() if start.parent is not None}
+    tasks: list[Task] = []
+    for group in graph.groups.values():
+        if group.start not in tasks:
+            tasks.append(group.start)
+        trunk = group.trunk
+        branches = [run for run in group.runs if run is not trunk]
+        tasks += [trunk, *sorted(branches, key=lambda run: (run.name not in parents, run.steps))]
+    return tasks
+
+
+def plan_study(config: StudyConfig, fingerprint: str) -> StudyPlan:
+    """Lay out a study.
+
+    Args:
+        config: The study.
+        fingerprint: The corpus's.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: A rung cannot be built or grown as an arm says; the message names the arm.
+    """
+    check_arguments(config.ladder.training.arguments)
+    return _Builder(config, fingerprint).build()

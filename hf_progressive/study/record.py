@@ -1,0 +1,137 @@
+"""study.json: what a study found, from what, and what it cost."""
+
+from typing import Any
+
+from accelerate import PartialState
+
+from hf_progressive.data import Corpus
+from hf_progressive.record import environment
+from hf_progressive.study.folder import StudyFolder
+from hf_progressive.study.outcome import family_outcome, phi_outcome, rung_outcome
+from hf_progressive.study.plan import StudyPlan
+from hf_progressive.study.results import StudyResults
+from hf_progressive.study.tasks import Run
+
+RECORD_FORMAT = 1
+"""Version of the record's layout."""
+
+_RUNG_KEYS = (
+    "parent", "child", "c_parent_over_c_cold", "saving", "saving_low", "saving_high", "eta", "eta_low", "eta_high",
+    "eta_bootstrap_low", "eta_bootstrap_high", "at_least", "matched", "gap_bits_per_byte", "gap_as_trained", "seeds",
+)  # fmt: skip
+
+
+def study_record(folder: StudyFolder, corpus: Corpus, state: PartialState) -> dict[str, Any]:
+    """Return what study.json holds, at any time of the study.
+
+    Args:
+        folder: The study's files.
+        corpus: The corpus.
+        state: The process.
+
+    Returns:
+        Plain values; `headline` first, then every arm with its points.
+    """
+    plan, config = folder.plan, folder.plan.config
+    results = StudyResults(folder=folder)
+    arms = [_arm_record(plan, results, arm.name) for arm in config.arms]
+    headline = next(arm for arm in arms if arm["name"] == config.headline_arm.name)
+    tasks = [task for task in plan.tasks if isinstance(task, Run)]
+    finished = [task for task in tasks if folder.result(task) is not None]
+    return {
+        "format": RECORD_FORMAT,
+        "name": config.name,
+        "family": config.ladder.model.family,
+        "complete": len(finished) == len(tasks),
+        "finished": len(finished),
+        "runs": len(tasks),
+        "headline": {
+            "recipe": headline["name"],
+            "overrides": headline["overrides"],
+            "parent_fraction": headline["parent_fraction"],
+            "rungs": [{key: rung[key] for key in _RUNG_KEYS} for rung in headline["rungs"]],
+            "family": headline["family"],
+            "phi_effect": phi_outcome(plan, results),
+        },
+        "rungs": [_size_record(plan, index) for index in range(len(plan.rungs))],
+        "cold": [
+            {"rung": rung, "seed": seed, "points": _points(results, runs)} for (rung, seed), runs in plan.cold.items()
+        ],
+        "arms": arms,
+        "learning_rates": [
+            {"kind": kind, "rung": run.start.rung.name, "learning_rate": rate, "point": results.record(run)}
+            for kind, rate, run in plan.swept
+        ],
+        "failed": _failures(folder),
+        "costs": _costs(folder),
+        "data": corpus.summary(),
+        "environment": environment(state),
+        "config": config.to_dict(),
+    }
+
+
+def _arm_record(plan: StudyPlan, results: StudyResults, name: str) -> dict[str, Any]:
+    arm = plan.config.arm(name)
+    outcomes = [rung_outcome(plan, results, arm, rung) for rung in plan.rungs[1:]]
+    return {
+        "name": arm.name,
+        "overrides": arm.set,
+        "parent_fraction": arm.parent_fraction,
+        "parent_arm": arm.parent_arm,
+        "carry_moments": arm.carry_moments,
+        "rungs": [outcome for outcome in outcomes if outcome is not None],
+        "family": family_outcome(plan, results, arm),
+        "points": [
+            {"rung": rung, "seed": seed, "points": _points(results, runs)}
+            for (arm_name, rung, seed), runs in plan.children.items()
+            if arm_name == name
+        ],
+    }
+
+
+def _points(results: StudyResults, runs: list[Run]) -> list[dict[str, Any]]:
+    records = [results.record(run) for run in runs]
+    return [record for record in records if record is not None]
+
+
+def _size_record(plan: StudyPlan, index: int) -> dict[str, Any]:
+    size = plan.ladder.rungs[index].size
+    before = plan.ladder.rungs[index - 1].size.flops if index else None
+    return {
+        "name": size.name,
+        "parameters": size.parameters.total,
+        "scaling_parameters": size.parameters.scaling,
+        "cold_steps": size.steps,
+        "cold_tokens": size.tokens,
+        "cold_flops": size.flops,
+        "flops_per_token": size.flops_per_token,
+        "c_parent_over_c_cold": None if before is None else before / size.flops,
+    }
+
+
+def _failures(folder: StudyFolder) -> list[dict[str, str]]:
+    found = ((task.name, folder.result(task)) for task in folder.plan.tasks)
+    return [{"task": name, "reason": result["failed"]} for name, result in found if result and "failed" in result]
+
+
+def _costs(folder: StudyFolder) -> dict[str, Any]:
+    # What the study itself spent: a trunk once, whatever branches off it; estimates once per start.
+    training = estimates = seconds = sweep = 0.0
+    swept = {run.name for _, _, run in folder.plan.swept}
+    for task in folder.plan.tasks:
+        result = folder.result(task)
+        if result is None or "failed" in result:
+            continue
+        seconds += result["seconds"]
+        if isinstance(task, Run):
+            training += result["flops"]["spent"]
+            sweep += result["flops"]["spent"] if task.name in swept else 0.0
+        else:
+            estimates += sum(estimate["flops"] for estimate in result["estimates"].values())
+    return {
+        "flops": training + estimates,
+        "training_flops": training,
+        "estimates_flops": estimates,
+        "learning_rates_flops": sweep,
+        "seconds": seconds,
+    }
