@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hf_progressive import strict_yaml
-from hf_progressive.config import LadderConfig, find_config, load_ladder_config
+from hf_progressive.config import LadderConfig, find_config, load_ladder_config, load_study_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -105,7 +105,10 @@ def test_a_missing_file_lists_what_ships(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_loads(path: Path) -> None:
-    assert isinstance(load_ladder_config(path), LadderConfig)
+    if path.stem.startswith("study_"):
+        assert load_study_config(path).name == path.stem
+    else:
+        assert isinstance(load_ladder_config(path), LadderConfig)
 
 
 def test_strict_conversion_accepts_the_exponents_that_yaml_takes_for_text() -> None:
