@@ -5,7 +5,10 @@ Here growth and penalty meet: estimates are in the parent's coordinates, a `Grow
 
 import dataclasses
 import hashlib
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,13 @@ from hf_progressive.phi.records import (
     SubspaceRecord,
     load_fisher,
     load_subspace,
+    read_record,
     save_fisher,
     save_subspace,
 )
 from hf_progressive.phi.subspace import learn_subspace, subspace_flops
+
+logger = logging.getLogger(__name__)
 
 _FISHER_FILE, _SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"
 
@@ -42,6 +48,7 @@ def estimate_inheritance(
     *,
     flops_per_token: float,
     state: PartialState,
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Estimate what Φ needs of a trained model and store it in `phi/` beside the weights.
 
@@ -54,25 +61,31 @@ def estimate_inheritance(
         span: The blocks of it that the model read; the last ones are used.
         flops_per_token: Training FLOPs per token of this model.
         state: The processes.
+        known: What was recorded of estimates that came with the model. One made of these weights in the way that is
+            wanted is kept, with its FLOPs; any other is made again.
 
     Returns:
         For `fisher` and `subspace`, as far as they were estimated: how, from how many sequences, and the FLOPs spent.
     """
     if phi.ewc_lambda == 0 and phi.gamma == 0:
         return {}
+    weights = _weights_hash(checkpoint)
+    costs = _kept_estimates(checkpoint, phi, weights, known or {})
+    wants_fisher = phi.ewc_lambda > 0 and "fisher" not in costs
+    wants_subspace = phi.gamma > 0 and "subspace" not in costs
+    if not wants_fisher and not wants_subspace:
+        return costs
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(state.device)
     estimator = _Estimator(
         model=model, phi=phi, corpus=corpus, span=span, flops_per_token=flops_per_token, state=state
     )
-    weights = _weights_hash(checkpoint)
-    costs: dict[str, Any] = {}
-    if phi.ewc_lambda > 0:
+    if wants_fisher:
         fisher, fisher_record, flops = estimator.fisher()
         costs["fisher"] = {**_described(fisher_record), "flops": flops}
         if state.is_main_process:
             made = dataclasses.replace(fisher_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
             save_fisher(checkpoint / _FISHER_FILE, fisher, made)
-    if phi.gamma > 0:
+    if wants_subspace:
         bases, subspace_record, flops = estimator.subspace()
         costs["subspace"] = {**_described(subspace_record), "flops": flops}
         if state.is_main_process:
@@ -82,10 +95,30 @@ def estimate_inheritance(
     return costs
 
 
+def _kept_estimates(checkpoint: Path, phi: PhiConfig, weights: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    # The estimates beside the weights that are just what is wanted, as they were recorded.
+    kept = {}
+    if phi.ewc_lambda > 0 and "fisher" in known and (checkpoint / _FISHER_FILE).is_file():
+        fisher = read_record(checkpoint / _FISHER_FILE, FisherRecord)
+        wanted = (phi.fisher.kind, phi.fisher.definition, phi.fisher.sequences, None, weights)
+        if (fisher.kind, fisher.definition, fisher.sequences, fisher.normalize, fisher.model_hash) == wanted:
+            kept["fisher"] = dict(known["fisher"])
+    if phi.gamma > 0 and "subspace" in known and (checkpoint / _SUBSPACE_FILE).is_file():
+        subspace = read_record(checkpoint / _SUBSPACE_FILE, SubspaceRecord)
+        source, energy = phi.subspace.source, phi.subspace.energy
+        sequences = 0 if source == "weights" else phi.subspace.sequences
+        found = (subspace.source, subspace.energy, subspace.rank, subspace.sequences, subspace.model_hash)
+        if found == (source, energy, None, sequences, weights):
+            kept["subspace"] = dict(known["subspace"])
+    for name in kept:
+        logger.info("%s: its %s came with it and is kept", checkpoint, name)
+    return kept
+
+
 def _weights_hash(checkpoint: Path) -> str:
-    # One digest for one file or many: that of the manifest's digests.
+    # One digest for one file or many: that of the manifest's digests. Estimates lie in a folder below the weights.
     files = storage.read_json(checkpoint / storage.MANIFEST_NAME)["files"]
-    digests = [entry["sha256"] for name, entry in sorted(files.items()) if name.endswith(".safetensors")]
+    digests = [entry["sha256"] for name, entry in sorted(files.items()) if fnmatchcase(name, "model*.safetensors")]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

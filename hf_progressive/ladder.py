@@ -4,20 +4,17 @@ Every step leaves complete files or none, so that a run killed at any moment and
 on where it was and ends with the same bits. Under `accelerate launch` the first process writes and the others wait.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
@@ -30,7 +27,10 @@ from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.inheritance import estimate_inheritance, load_penalty
 from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
 from hf_progressive.processes import current_processes
-from hf_progressive.record import ladder_record, matched, rung_record
+from hf_progressive.record import ladder_record, matched, origin_record, rung_record
+from hf_progressive.remote.origin import Origin, locate_origin
+from hf_progressive.run_folder import claim, exclusive
+from hf_progressive.takeover import copy_origin, data_read, first_new_block, measure_origin
 
 logger = logging.getLogger(__name__)
 
@@ -84,68 +84,25 @@ def run_ladder(
         FloatingPointError: A loss is no longer finite; the message names the last good checkpoint.
     """
     state = current_processes()
-    plan = plan_ladder(config)
     folder = Path(output_dir)
-    with _exclusive(folder, state):
-        _claim(folder, config, state)
+    first = folder / config.rungs[0].name / "final"
+    plan = plan_ladder(config, first if storage.is_complete(first) else None)
+    with exclusive(folder, state):
+        claim(folder, config, state)
         with state.main_process_first():
-            corpus = prepare_corpus(config.data, config.model.context, folder / "data")
+            corpus = prepare_corpus(config.corpus, config.model.context, folder / "data")
+        if (origin := plan.rungs[0].origin) is not None:
+            plan = plan.starting_at(first_new_block(origin, corpus))
         run = _Run(config=config, plan=plan, folder=folder, corpus=corpus, state=state, on_record=on_record)
         for rung in plan.rungs:
-            run.train_rung(rung)
+            if rung.origin is None:
+                run.train_rung(rung)
+            else:
+                run.take_over(rung)
         for rung in plan.rungs:
             if rung.trains_cold:
                 run.train_cold_twin(rung)
         return [RungResult(folder=run.final(rung.name), record=run.record(rung.name)) for rung in plan.rungs]
-
-
-@contextlib.contextmanager
-def _exclusive(folder: Path, state: PartialState) -> Iterator[None]:
-    # Keeps a second run out of the same folder; the lock goes with the process, however it ends.
-    if not state.is_main_process:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{folder}: another run is working in this folder; wait for it or choose another"
-            ) from None
-        yield
-
-
-def _claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
-    # Write the configuration into a new run folder, or compare it with the one that is there.
-    path = folder / "ladder.json"
-    if path.exists():
-        there, here = storage.read_json(path)["config"], config.to_dict()
-        del there["publish"], here["publish"]  # where the rungs go does not change what they are
-        differences = list(_differences(there, here))
-        if differences:
-            raise ValueError(
-                f"{folder}: holds a run of another configuration ({'; '.join(differences)}); "
-                f"go back to that configuration or choose another output folder"
-            )
-    elif state.is_main_process:
-        with storage.atomic_file(folder / "ladder.yaml") as temporary:
-            temporary.write_text(
-                yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
-            )
-        storage.write_json(path, ladder_record(config, finished=[], state=state))
-    state.wait_for_everyone()
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, pair in enumerate(zip(old, new, strict=True)):
-            yield from _differences(*pair, f"{path}.{index}")
-    elif old != new:
-        yield f"{path}: {old!r} there, {new!r} here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +162,50 @@ class _Run:
             self._publish(rung.name, source=folder / "trained", record=record)
             shutil.rmtree(folder / "trained")
         self._recorded()
+
+    def take_over(self, rung: RungPlan) -> None:
+        """Make a model trained elsewhere the first rung, unless that is done."""
+        if storage.is_complete(self.final(rung.name)):
+            return
+        folder, started = self.folder / rung.name / "trained", time.monotonic()
+        with self.state.main_process_first():
+            origin = locate_origin(*self._source)
+        if self.state.is_main_process:
+            copy_origin(origin, folder, self.corpus.tokenizer)
+        self.state.wait_for_everyone()
+        seconds = {"fetch": time.monotonic() - started}
+        logger.info("%s is %s", rung.name, origin.describe())
+        started = time.monotonic()
+        measured = measure_origin(folder, self.corpus, self.config.training.micro_batch_size, self.state)
+        seconds["evaluate"] = time.monotonic() - started
+        started = time.monotonic()
+        estimates = self._estimate(rung, origin)
+        seconds["phi"] = time.monotonic() - started
+        started = time.monotonic()
+        core = self._evaluate_core(folder)
+        seconds["core"] = time.monotonic() - started
+        if self.state.is_main_process:
+            record = origin_record(
+                self.config,
+                rung,
+                origin,
+                data=data_read(origin, self.corpus),
+                measured=measured,
+                model_config=storage.read_json(folder / "config.json"),
+                estimates=estimates,
+                core=core,
+                seconds=seconds,
+                state=self.state,
+            )
+            self._publish(rung.name, source=folder, record=record)
+            shutil.rmtree(folder)
+        self._recorded()
+
+    @property
+    def _source(self) -> tuple[str, str | None]:
+        first = self.config.rungs[0]
+        assert first.source is not None
+        return first.source, first.revision
 
     def train_cold_twin(self, rung: RungPlan) -> None:
         """Train the same architecture from nothing on its full budget and add it to the rung's record."""
@@ -269,6 +270,7 @@ class _Run:
                     init,
                     rung.target,
                     method=self.config.growth.method,
+                    dtype="float32",
                     seed=self.config.seed + rung.index,
                     overwrite=True,
                     **self.config.growth.options,
@@ -310,23 +312,34 @@ class _Run:
     def _parent_record(self, rung: RungPlan) -> dict[str, Any] | None:
         return None if rung.parent is None else self.record(rung.parent)
 
-    def _estimate(self, rung: RungPlan) -> dict[str, Any]:
+    def _estimate(self, rung: RungPlan, origin: Origin | None = None) -> dict[str, Any]:
         # What the next rung's Φ needs, on the weights that the next rung grows from.
         folder = self.folder / rung.name
         source = folder / ("stable" if self.config.growth.parent == "stable" else "trained")
-        blocks = rung.tokens // self.config.model.context
+        read = range(rung.first_block, rung.first_block + rung.tokens // self.config.model.context)
+        known: Mapping[str, Any] = {}
+        if origin is not None:
+            # What it read, or if that is not at hand, the start of the corpus.
+            end = first_new_block(origin, self.corpus)
+            read = range(end) if end else range(self._phi_sequences)
+            known = (origin.record or {}).get("estimates", {})
         estimates = estimate_inheritance(
             source,
             self.config.phi,
             self.corpus,
-            range(rung.first_block, rung.first_block + blocks),
+            read,
             flops_per_token=rung.size.flops_per_token,
             state=self.state,
+            known=known,
         )
         if self.state.is_main_process and estimates:
             storage.write_manifest(source)
         self.state.wait_for_everyone()
         return estimates
+
+    @property
+    def _phi_sequences(self) -> int:
+        return max(self.config.phi.fisher.sequences, self.config.phi.subspace.sequences)
 
     def _evaluate_core(self, checkpoint: Path) -> dict[str, Any] | None:
         options = self.config.core

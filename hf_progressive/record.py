@@ -17,9 +17,7 @@ from hf_progressive.config import LadderConfig
 from hf_progressive.data import Corpus
 from hf_progressive.evaluation.matching import flops_to_match, saving, transfer_efficiency
 from hf_progressive.ladder_plan import RungPlan
-
-RECORD_FORMAT = 1
-"""Version of both records' layout."""
+from hf_progressive.remote.origin import RECORD_FORMAT, Origin, lineage_flops
 
 
 def ladder_record(config: LadderConfig, *, finished: list[str], state: PartialState) -> dict[str, Any]:
@@ -110,35 +108,19 @@ def rung_record(
         "inherited": lineage_flops(parent) if parent else 0.0,
     }
     check = growth["verification"] if growth else {}
-    budget_parameters = getattr(rung.parameters, config.training.budget_parameters)
+    parent_flops = parent["cold_flops"] if parent else None
     return {
-        "format": RECORD_FORMAT,
-        "index": rung.index,
-        "name": rung.name,
-        "parent": rung.parent,
-        "family": config.model.family,
-        "config": dict(model_config),
-        "parameters": {
-            "total": rung.parameters.total,
-            "non_embedding": rung.parameters.non_embedding,
-            "scaling": rung.parameters.scaling,
-        },
-        "tokens": result.tokens,
+        **_frame(config, rung, model_config, result.tokens, state),
         "cold_tokens": rung.size.tokens,
-        "tokens_per_parameter": result.tokens / budget_parameters,
         "data": corpus.span(rung.first_block, result.tokens // config.model.context),
         "flops": flops,
+        "lineage_complete": parent is None or parent.get("lineage_complete", True),
         "bits_per_byte": result.bits_per_byte,
         "loss": result.loss,
         "core": core,
         "curve": result.curve,
         "training_log": result.training_log,
-        "cold": None,
-        "flops_to_match": None,
-        "gap_bits_per_byte": None,
-        "saving": None,
-        "eta": None,
-        "c_parent_over_c_cold": parent["cold_flops"] / rung.size.flops if parent else None,
+        "c_parent_over_c_cold": None if parent_flops is None else parent_flops / rung.size.flops,
         "cold_flops": float(rung.size.flops),
         "max_abs_logit_diff": check.get("max_abs_logit_diff"),
         "max_abs_logit": check.get("max_abs_logit"),
@@ -146,21 +128,106 @@ def rung_record(
         "estimates": estimates,
         "phi": _phi(config, parent) if parent else None,
         "seconds": dict(seconds),
-        "environment": environment(state),
     }
 
 
-def lineage_flops(record: Mapping[str, Any]) -> float:
-    """Return all FLOPs that went into a rung's weights.
+def origin_record(
+    config: LadderConfig,
+    rung: RungPlan,
+    origin: Origin,
+    *,
+    data: Mapping[str, Any],
+    measured: Mapping[str, float],
+    model_config: Mapping[str, Any],
+    estimates: dict[str, Any],
+    core: dict[str, Any] | None,
+    seconds: Mapping[str, float],
+    state: PartialState,
+) -> dict[str, Any]:
+    """Return what `rung.json` holds of a first rung that was trained elsewhere.
+
+    All FLOPs that went into it, its ancestors' among them, count as its training, since the ladder begins with it.
+    They are 0 where nothing is recorded, and `lineage_complete` says so there and on every rung grown from it.
 
     Args:
-        record: The rung's record.
+        config: The ladder.
+        rung: The rung's plan.
+        origin: The model.
+        data: What it was trained on.
+        measured: Its `loss` and `bits_per_byte` on this ladder's validation documents.
+        model_config: The model's configuration.
+        estimates: What was estimated of it for its successor, here or before, with the FLOPs.
+        core: The result on CORE, where it was evaluated.
+        seconds: Wall-clock seconds by step.
+        state: The processes.
 
     Returns:
-        Its own training and estimates, and those of its ancestors.
+        Plain values.
     """
-    flops = record["flops"]
-    return float(flops["train"] + flops["fisher"] + flops["subspace"] + flops["inherited"])
+    known = origin.record or {"tokens": 0, "cold_tokens": 0, "cold_flops": None}
+    per_token, spent = rung.size.flops_per_token, origin.flops
+    point = {"step": 0, "tokens": 0, "flops": spent, **{key: measured[key] for key in ("loss", "bits_per_byte")}}
+    return {
+        **_frame(config, rung, model_config, known["tokens"], state),
+        "origin": origin.to_dict(),
+        "cold_tokens": known["cold_tokens"],
+        "data": dict(data),
+        "flops": {"per_token": per_token, "train": spent, "fisher": 0.0, "subspace": 0.0, "inherited": 0.0},
+        "lineage_complete": origin.is_complete,
+        "bits_per_byte": point["bits_per_byte"],
+        "loss": point["loss"],
+        "core": core,
+        "curve": [point],
+        "cold_flops": known["cold_flops"],
+        "estimates": estimates,
+        "seconds": dict(seconds),
+    }
+
+
+def _frame(
+    config: LadderConfig, rung: RungPlan, model_config: Mapping[str, Any], tokens: int, state: PartialState
+) -> dict[str, Any]:
+    # What every record holds, with nothing in the places of what is measured.
+    budget_parameters = getattr(rung.parameters, config.training.budget_parameters)
+    return {
+        "format": RECORD_FORMAT,
+        "index": rung.index,
+        "name": rung.name,
+        "parent": rung.parent,
+        "origin": None,
+        "family": config.model.family,
+        "config": dict(model_config),
+        "parameters": {
+            "total": rung.parameters.total,
+            "non_embedding": rung.parameters.non_embedding,
+            "scaling": rung.parameters.scaling,
+        },
+        "tokens": tokens,
+        "cold_tokens": 0,
+        "tokens_per_parameter": tokens / budget_parameters,
+        "data": {},
+        "flops": {},
+        "lineage_complete": True,
+        "bits_per_byte": None,
+        "loss": None,
+        "core": None,
+        "curve": [],
+        "training_log": [],
+        "cold": None,
+        "flops_to_match": None,
+        "gap_bits_per_byte": None,
+        "saving": None,
+        "eta": None,
+        "c_parent_over_c_cold": None,
+        "cold_flops": None,
+        "max_abs_logit_diff": None,
+        "max_abs_logit": None,
+        "growth": None,
+        "estimates": {},
+        "phi": None,
+        "seconds": {},
+        "environment": environment(state),
+    }
 
 
 def _phi(config: LadderConfig, parent: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -181,7 +248,8 @@ def matched(record: Mapping[str, Any], *, cold: Mapping[str, Any], parent: Mappi
 
     Returns:
         A new record. `flops_to_match`, `saving` and `eta` are None where the rung did not reach its twin's final bits
-        per byte; `gap_bits_per_byte` says by how much it missed, or (negative) went below them.
+        per byte; `gap_bits_per_byte` says by how much it missed, or (negative) went below them. `eta` is None too
+        where what went into the parent is not known.
     """
     result = {
         **record,
@@ -194,5 +262,6 @@ def matched(record: Mapping[str, Any], *, cold: Mapping[str, Any], parent: Mappi
     if child is not None:
         result["flops_to_match"] = child
         result["saving"] = saving(child_flops=child, cold_flops=full)
-        result["eta"] = transfer_efficiency(child_flops=child, cold_flops=full, parent_flops=before)
+        if parent.get("lineage_complete", True):
+            result["eta"] = transfer_efficiency(child_flops=child, cold_flops=full, parent_flops=before)
     return result

@@ -125,7 +125,7 @@ def rung_model_config(
 
     given = {**model.fields, **rung.fields}
     if rung.depth is not None:
-        given |= _dial(model, rung, rung.depth, names)
+        given |= dial_sizes(model, rung, rung.depth, names)
     for name in (names.layers, names.width, names.heads):
         value = given.get(name)
         if type(value) is not int or value < 1:
@@ -144,7 +144,21 @@ def rung_model_config(
         raise ValueError(f"rung {rung.name}: {' '.join(str(error).split())}") from error
 
 
-def _dial(model: ModelConfig, rung: RungConfig, depth: int, names: DialFields) -> dict[str, int]:
+def dial_sizes(model: ModelConfig, rung: RungConfig, depth: int, names: DialFields) -> dict[str, int]:
+    """Return the sizes that a depth stands for.
+
+    Args:
+        model: Width per layer, and width per head.
+        rung: The rung, for error messages.
+        depth: Its layers.
+        names: The family's names of the sizes.
+
+    Returns:
+        Layers, width and heads.
+
+    Raises:
+        ValueError: The heads do not divide the width.
+    """
     width = model.aspect_ratio * depth
     if width % model.head_dim:
         raise ValueError(
@@ -328,7 +342,7 @@ class RungSize:
     """Its parameters."""
 
     flops_per_token: int
-    """Training FLOPs per token, at the full context."""
+    """Training FLOPs per token."""
 
     steps: int
     """Optimizer steps of the cold run: the budget, rounded to whole batches."""
@@ -347,13 +361,14 @@ class RungSize:
         return self.tokens * self.flops_per_token
 
 
-def size_rung(name: str, config: PretrainedConfig, training: TrainingConfig) -> RungSize:
+def size_rung(name: str, config: PretrainedConfig, training: TrainingConfig, context: int | None = None) -> RungSize:
     """Size a rung's full cold run.
 
     Args:
         name: The rung's name.
         config: The model's configuration.
         training: The budget and the batch.
+        context: Tokens of a sequence; None takes the configuration's largest number of positions.
 
     Returns:
         The size; at least one step.
@@ -363,7 +378,7 @@ def size_rung(name: str, config: PretrainedConfig, training: TrainingConfig) -> 
         name=name,
         config=config,
         parameters=count_parameters(config),
-        flops_per_token=flops_per_token(config),
+        flops_per_token=flops_per_token(config, context),
         steps=max(1, round(tokens / training.batch_tokens)),
         batch_tokens=training.batch_tokens,
     )

@@ -31,6 +31,19 @@ def test_plain_values_read_back_as_an_equal_configuration(tmp_path: Path) -> Non
     assert load_ladder_config(write(tmp_path, config.to_dict())) == config
 
 
+def test_a_first_rung_with_a_source_brings_its_tokenizer(tmp_path: Path) -> None:
+    first = {"name": "d2", "source": "org/d2", "revision": "v1"}
+    config = load_ladder_config(write(tmp_path, MINIMAL | {"rungs": [first, "d3"]}))
+    assert config.to_dict()["rungs"][0] == first
+    assert load_ladder_config(write(tmp_path, config.to_dict())) == config
+    assert (config.corpus.tokenizer.name, config.corpus.tokenizer.revision) == ("org/d2", "v1")
+    assert config.data.tokenizer.name is None
+    named = load_ladder_config(write(tmp_path, config.to_dict()), ["data.tokenizer.name=org/other"])
+    assert named.corpus == named.data
+    with pytest.raises(ValueError, match="growth.parent: 'stable' needs parents trained here, but d2 has a source"):
+        load_ladder_config(write(tmp_path, config.to_dict()), ["growth.parent=stable"])
+
+
 def test_the_configuration_cannot_be_changed(tmp_path: Path) -> None:
     config = load_ladder_config(write(tmp_path, MINIMAL))
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -65,6 +78,11 @@ def test_overrides_reach_nested_keys_and_list_items(tmp_path: Path) -> None:
         ("rungs.1.name=a/b", r"rungs\.1\.name: 'a/b' cannot name a folder"),
         ("rungs=[{n_layer: 2}]", r"rungs\.0: a rung with explicit fields needs a name"),
         ("rungs=[{name: x, depth: 2, n_layer: 2}]", r"rungs\.0\.x: give either a depth or explicit fields"),
+        ("rungs.0={name: x, source: o/x, depth: 2}", r"rungs\.0\.x: a rung with a source has its sizes; leave depth"),
+        ("rungs.0={source: o/x}", r"rungs\.0: a rung with a source needs a name"),
+        ("rungs.0={depth: 2, revision: v1}", r"rungs\.0\.d2: revision 'v1' without a source; name the source"),
+        ("rungs.1={name: x, source: o/x}", r"rungs: x has a source, but only the first rung can be taken over"),
+        ("data.tokenizer.revision=v1", r"data\.tokenizer\.revision: 'v1' without a name; name the tokenizer"),
         ("cold=[d3]", r"cold: 'd3' is no grown rung"),
         ("training.batch_tokens=100", r"batch_tokens: 100 is not a multiple of the context, 64 tokens"),
         ("training.warmdown_fraction=0.99", r"warm-up and warm-down together are 1\.01"),

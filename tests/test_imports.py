@@ -13,8 +13,8 @@ PACKAGE = Path(hf_progressive.__file__).parent
 
 ROOMS = [
     "storage", "processes", "strict_yaml", "config", "sizing", "growth", "phi", "data", "remote", "checkpoints",
-    "trainer", "evaluation", "arm", "origin_plan", "ladder_plan", "memory", "pricing", "inheritance", "record", "ladder", "study", "report", "hub", "cli",
-    "__main__",
+    "trainer", "evaluation", "arm", "origin_plan", "ladder_plan", "memory", "pricing", "inheritance", "record",
+    "takeover", "run_folder", "ladder", "study", "report", "hub", "cli", "__main__",
 ]  # fmt: skip
 STRANGERS = {("growth", "phi"), ("phi", "growth")}
 

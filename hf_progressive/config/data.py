@@ -10,7 +10,11 @@ class TokenizerConfig:
     """Where the tokenizer comes from."""
 
     name: str | None = None
-    """A local folder or a Hub name to load it from; None trains a byte-level BPE on the corpus."""
+    """A local folder or a Hub name to load it from; None takes that of a first rung that has a source, and otherwise
+    trains a byte-level BPE on the corpus."""
+
+    revision: str | None = None
+    """The branch, tag or commit of a Hub tokenizer."""
 
     vocab_size: int = 1024
     """Entries of a tokenizer to be trained, the 256 bytes and the end-of-text token included."""
@@ -23,6 +27,10 @@ class TokenizerConfig:
             self.vocab_size > 256, f"vocab_size: {self.vocab_size} leaves no room for the 256 bytes; use 257 or more"
         )
         require_positive(self, "training_bytes")
+        require(
+            self.revision is None or self.name is not None,
+            f"revision: {self.revision!r} without a name; name the tokenizer, or leave the revision out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,13 @@ class LadderConfig:
         names = [rung.name for rung in self.rungs]
         for name in names:
             require(names.count(name) == 1, f"rungs: the name {name!r} is given to {names.count(name)} rungs")
+        for rung in self.rungs[1:]:
+            require(rung.source is None, f"rungs: {rung.name} has a source, but only the first rung can be taken over")
+        require(
+            self.rungs[0].source is None or self.growth.parent == "final",
+            f"growth.parent: {self.growth.parent!r} needs parents trained here, but {self.rungs[0].name} has a source;"
+            f" take 'final'",
+        )
         if not isinstance(self.cold, str):
             for name in self.cold:
                 require(name in names[1:], f"cold: {name!r} is no grown rung; {strict_yaml.nearest(name, names[1:])}")
@@ -81,6 +88,15 @@ class LadderConfig:
             return False
         return self.cold == "all" or (self.cold != "none" and name in self.cold)
 
+    @property
+    def corpus(self) -> DataConfig:
+        """The corpus with its tokenizer: that of the first rung's source, where there is one and none is named."""
+        first = self.rungs[0]
+        if first.source is None or self.data.tokenizer.name is not None:
+            return self.data
+        tokenizer = dataclasses.replace(self.data.tokenizer, name=first.source, revision=first.revision)
+        return dataclasses.replace(self.data, tokenizer=tokenizer)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values, such that reading them back gives an equal one.
 
@@ -88,10 +104,7 @@ class LadderConfig:
             Nested dictionaries and lists.
         """
         value = _plain(self)
-        value["rungs"] = [
-            {"name": rung.name, **({"depth": rung.depth} if rung.depth is not None else rung.fields)}
-            for rung in self.rungs
-        ]
+        value["rungs"] = [rung.to_dict() for rung in self.rungs]
         assert isinstance(value, dict)
         return value
 

@@ -37,16 +37,23 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RungConfig:
-    """One model of the ladder: a depth on the dial, or explicit configuration fields."""
+    """One model of the ladder: a depth on the dial, explicit configuration fields, or a model trained elsewhere."""
 
     name: str
     """The rung's name, which is its folder's too; `d11` where the depth alone is given."""
 
     depth: int | None = None
-    """Layers, from which everything else follows; None where `fields` say it."""
+    """Layers, from which everything else follows; None where `fields` or `source` say it."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     """Fields of the family's configuration (`n_layer: 5, n_embd: 96, n_head: 6`)."""
+
+    source: str | None = None
+    """The first rung only: a rung's or another checkpoint's folder, or its Hub name. It is taken over as it is, with
+    its tokenizer, its record and its estimates for Φ, and is not trained."""
+
+    revision: str | None = None
+    """The tag or commit of a `source` on the Hub, which must be pinned."""
 
     def __post_init__(self) -> None:
         require(
@@ -54,11 +61,22 @@ class RungConfig:
             f"name: {self.name!r} cannot name a folder; use letters, digits, '.', '_' and '-'",
         )
         require_positive(self, "depth")
-        require((self.depth is None) != (not self.fields), f"{self.name}: give either a depth or explicit fields")
+        require(
+            self.source is None or not (self.depth or self.fields),
+            f"{self.name}: a rung with a source has its sizes; leave depth and fields out",
+        )
+        require(
+            self.source is not None or (self.depth is None) != (not self.fields),
+            f"{self.name}: give either a depth or explicit fields",
+        )
+        require(
+            self.revision is None or self.source is not None,
+            f"{self.name}: revision {self.revision!r} without a source; name the source, or leave the revision out",
+        )
 
     @classmethod
     def from_yaml(cls, value: Any, path: str) -> "RungConfig":
-        """Read a rung: `d11`, `{depth: 11, name: …}` or `{name: …, n_layer: …, n_embd: …}`.
+        """Read a rung: `d11`, `{depth: 11, …}`, `{name: …, n_layer: …, …}` or `{name: …, source: …, revision: …}`.
 
         Args:
             value: The YAML value.
@@ -81,11 +99,23 @@ class RungConfig:
         fields = {str(key): item for key, item in value.items()}
         depth = strict_yaml.convert(int | None, fields.pop("depth", None), f"{path}.depth")
         name = strict_yaml.convert(str | None, fields.pop("name", None), f"{path}.name")
-        require(name is not None or depth is not None, f"{path}: a rung with explicit fields needs a name")
+        source = strict_yaml.convert(str | None, fields.pop("source", None), f"{path}.source")
+        revision = strict_yaml.convert(str | None, fields.pop("revision", None), f"{path}.revision")
+        kind = "explicit fields" if source is None else "a source"
+        require(name is not None or depth is not None, f"{path}: a rung with {kind} needs a name")
         try:
-            return cls(name=name or f"d{depth}", depth=depth, fields=fields)
+            return cls(name=name or f"d{depth}", depth=depth, fields=fields, source=source, revision=revision)
         except ValueError as error:
             raise ValueError(f"{path}.{error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rung as `from_yaml` reads it.
+
+        Returns:
+            Plain values.
+        """
+        given = {"depth": self.depth, "source": self.source, "revision": self.revision}
+        return {"name": self.name, **{key: value for key, value in given.items() if value is not None}, **self.fields}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
     if config.name is None:
         return train_tokenizer(texts, vocab_size=config.vocab_size, training_bytes=config.training_bytes)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.name)
+        tokenizer = AutoTokenizer.from_pretrained(config.name, revision=config.revision)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"data.tokenizer.name: cannot load {config.name!r}: {reason}") from error

@@ -84,6 +84,7 @@ class Lineage:
         pattern = name_pattern(repo_id, rung.name)
         names = [other.name for other in family] + ([rung.parent] if rung.parent else [])
         others = {} if pattern is None else {name: pattern.replace(NAME_FIELD, name) for name in names}
+        others |= {other.name: other.origin.name for other in family if other.origin and other.origin.commit}
         return cls(
             repo_id=repo_id,
             record=record,

@@ -71,6 +71,8 @@ def publish_family(
 ) -> list[str]:
     """Publish every finished rung of a run, from the smallest, and gather them in a collection.
 
+    A first rung that was taken from the Hub stays in its own repository; the collection names that.
+
     Args:
         run_dir: The run folder.
         pattern: The rungs' repositories, with `{name}` for a rung's name: `ORG/{name}`.
@@ -94,18 +96,23 @@ def publish_family(
     run = read_run(run_dir)
     if not run.rungs:
         raise FileNotFoundError(f"{run_dir}: no rung is finished, so there is nothing to publish yet")
-    repo_ids = {rung.name: pattern.replace(NAME_FIELD, rung.name) for rung in run.rungs}
+    elsewhere = {rung.name: rung.origin.name for rung in run.rungs if rung.origin and rung.origin.commit}
+    repo_ids = {rung.name: pattern.replace(NAME_FIELD, rung.name) for rung in run.rungs} | elsewhere
     for repo_id in repo_ids.values():
         check_repo_id(repo_id)
     addresses = []
     for name, repo_id in repo_ids.items():
+        if name in elsewhere:
+            logger.info("%s is %s already; it is not published again", name, repo_id)
+            continue
         final = Path(run_dir) / name / "final"
         addresses.append(
             publish_rung(final, repo_id, private=private, license=license, language=language, dry_run=dry_run)
         )
     if collection is not None and not dry_run:
         items = {repo_ids[rung.name]: f"Rung {rung.index + 1} of {len(run.planned)}" for rung in run.rungs}
-        gather = partial(_gather, _api(), items, title=collection, private=private)
+        namespace = pattern.partition("/")[0]  # a rung taken from the Hub may be in another
+        gather = partial(_gather, _api(), items, title=collection, namespace=namespace, private=private)
         addresses.append(f"{constants.ENDPOINT}/collections/{patiently(gather, f'the collection {collection!r}')}")
     return addresses
 
@@ -171,8 +178,7 @@ def _same(file: PublishedFile, stored: RepoFile) -> bool:
     return stored.size == file.size and stored.blob_id == file.git_blob_id()
 
 
-def _gather(api: HfApi, items: Mapping[str, str], *, title: str, private: bool) -> str:
-    namespace = next(iter(items)).partition("/")[0]
+def _gather(api: HfApi, items: Mapping[str, str], *, title: str, namespace: str, private: bool) -> str:
     collection = api.create_collection(title, namespace=namespace, private=private, exists_ok=True)
     for repo_id, note in items.items():
         api.add_collection_item(collection.slug, repo_id, "model", note=note, exists_ok=True)

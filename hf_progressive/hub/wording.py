@@ -6,6 +6,8 @@ Only numbers that a record holds appear, rounded. A function returns an empty st
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from huggingface_hub import constants
+
 from hf_progressive.hub.lineage import Lineage
 from hf_progressive.report.quantities import FlopUnit, count, minus, percent, significant
 from hf_progressive.report.records import Rung
@@ -51,6 +53,8 @@ def introduction(lineage: Lineage, link: Link) -> str:
     ladder = f" of the ladder *{escape_markdown(lineage.title)}*" if lineage.title else ""
     place = f"rung {rung.index + 1} of {lineage.planned}{ladder}" if lineage.title else "one rung of a ladder"
     what = f"A {architecture(lineage)} language model of {count(rung.parameters)} parameters, {place}"
+    if rung.origin is not None:
+        return f"{what}: the first, taken from {_origin(lineage)} and not trained further. The others inherit from it."
     if not rung.grown:
         return f"{what}: the first, trained from nothing. The others inherit from it."
     assert rung.parent is not None
@@ -58,6 +62,14 @@ def introduction(lineage: Lineage, link: Link) -> str:
         f"{what}. It was not trained from nothing: it was grown from {link(lineage, rung.parent)}, began as a larger"
         f" network that computes {_preservation(lineage)}, and went on from there."
     )
+
+
+def _origin(lineage: Lineage) -> str:
+    origin = lineage.rung.origin
+    assert origin is not None
+    if origin.commit is None:
+        return escape_markdown(origin.name)
+    return f"[{origin.name}]({constants.ENDPOINT}/{origin.name}) at `{origin.commit[:12]}`"
 
 
 def _preservation(lineage: Lineage) -> str:
@@ -81,15 +93,20 @@ def facts(lineage: Lineage, link: Link) -> list[tuple[str, str]]:
     rows = [
         ("Model", f"{architecture(lineage)}, {size}context {_context(record['config'])}"),
         ("Parameters", f"{count(rung.parameters)}, of which {embedded} outside the embeddings"),
-        ("Grown from", "nothing" if rung.parent is None else link(lineage, rung.parent)),
     ]
+    if rung.origin is not None:
+        rows.append(("Taken from", _origin(lineage)))
+    else:
+        rows.append(("Grown from", "nothing" if rung.parent is None else link(lineage, rung.parent)))
     if rung.max_abs_logit_diff is not None and rung.max_abs_logit is not None:
         change, scale = _small(rung.max_abs_logit_diff), significant(rung.max_abs_logit)
         rows.append(("Started from", f"the parent's function: logits up to {scale} differed by {change} at most"))
     rows.append(("Bits per byte", _own_against_cold(rung)))
-    rows.append(("FLOPs of its own", _own_flops(rung, unit)))
+    if rung.origin is None or rung.train_flops:
+        rows.append(("FLOPs of its own", _own_flops(rung, unit)))
     if rung.grown:
-        rows.append(("FLOPs inherited", f"{unit.text(record['flops']['inherited'])}, spent on its ancestors"))
+        part = "" if rung.lineage_complete else "; what went into the first of them is not known"
+        rows.append(("FLOPs inherited", f"{unit.text(record['flops']['inherited'])}, spent on its ancestors{part}"))
     if rung.cold is not None:
         rows.append(("FLOPs of its twin", unit.text(rung.cold.flops)))
         rows.append(("FLOPs to match", _match(rung, unit)))
@@ -159,6 +176,8 @@ def training_budget(lineage: Lineage) -> str:
         Markdown.
     """
     rung, environment = lineage.rung, lineage.record["environment"]
+    if rung.origin is not None:
+        return f"Not trained by this ladder{f': it had read {count(rung.tokens)} tokens' if rung.tokens else ''}."
     budget = f"{count(rung.tokens)} tokens, {significant(rung.tokens_per_parameter)} per parameter of the budget"
     if rung.grown:
         budget += f"; training it from nothing would be planned with {count(rung.cold_tokens)}"
@@ -271,6 +290,8 @@ def data_use(lineage: Lineage) -> str:
         Markdown.
     """
     data, rung = lineage.record["data"], lineage.rung
+    if rung.origin is not None and data["source"] == "unknown":
+        return "What it was trained on is not recorded."
     source = escape_markdown(str(lineage.data["source"]))
     if lineage.dataset_id is not None:
         source = f"[{source}](https://huggingface.co/datasets/{lineage.dataset_id})"

@@ -144,6 +144,26 @@ def load_subspace(
     return tensors, record
 
 
+def read_record(path: str | os.PathLike[str], record_type: type[Record]) -> Record:
+    """Read how a file's estimate was made, without the estimate.
+
+    Args:
+        path: A file `save_fisher` or `save_subspace` wrote.
+        record_type: `FisherRecord` or `SubspaceRecord`.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: The file is damaged or of another sort.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _parse(path, file.metadata(), record_type)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a sound safetensors file ({error}); write it again") from error
+
+
 def _save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: FisherRecord | SubspaceRecord) -> None:
     # Gathering divided tensors takes every process; one of them writes.
     content = {name: whole_tensor(value).cpu().contiguous() for name, value in tensors.items()}
@@ -159,16 +179,21 @@ def _load(path: str | os.PathLike[str], record_type: type[Record], device: str) 
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {}).get(_HEADER_KEY, "{}"))
+            record = _parse(path, file.metadata(), record_type)
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a sound safetensors file ({error}); write it again") from error
+    return tensors, record
+
+
+def _parse(path: str | os.PathLike[str], metadata: Mapping[str, str] | None, record_type: type[Record]) -> Record:
+    header: dict[str, Any] = json.loads((metadata or {}).get(_HEADER_KEY, "{}"))
     if header.pop("type", None) != record_type.__name__:
         raise ValueError(
             f"{path}: holds no {record_type.__name__}; it was not written by this package's save function"
         )
-    return tensors, record_type(**header)
+    return record_type(**header)
 
 
 def _check_names(path: str | os.PathLike[str], found: set[str], expected: set[str], *, missing_allowed: bool) -> None:

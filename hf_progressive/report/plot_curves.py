@@ -53,7 +53,7 @@ def draw_curve_panel(axes: "Axes", rung: Rung, unit: FlopUnit, *, left: bool, bo
     """
     cold = rung.cold.curve if rung.cold else () if rung.grown else rung.curve
     inherited = rung.curve if rung.grown else ()
-    right = max(point.flops for point in (*cold, *inherited)) / unit.size
+    right = max(point.flops for point in (*cold, *inherited)) / unit.size or 1.0
     ends = []
     for curve, colour, name in ((cold, COLD, "cold"), (inherited, INHERITED, "inherited")):
         if not curve:
@@ -130,11 +130,13 @@ def _label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
 
 
 def _verdict(rung: Rung) -> str:
+    if rung.origin is not None:
+        return f"taken from {rung.origin.name}"
     if not rung.grown:
         return "the first rung, trained cold"
     if rung.cold is None:
         return "no cold twin trained"
-    if rung.saving is None or rung.eta is None:
+    if rung.saving is None:
         return f"not matched, {rung.gap or 0:.4f} bits per byte short"
     saved = f"saves {percent(rung.saving)}" if rung.saving >= 0 else f"costs {percent(-rung.saving)} more"
-    return minus(f"{saved}, η {rung.eta:.2f}")
+    return saved if rung.eta is None else minus(f"{saved}, η {rung.eta:.2f}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_progressive.report.records import ColdTwin, DataUse, Evaluation, Run, Rung
+from hf_progressive.report.records import ColdTwin, DataUse, Evaluation, Run, Rung, TakenFrom
 from hf_progressive.storage import read_json
 
 FORMAT = 1
@@ -69,6 +69,8 @@ def read_rung(path: str | os.PathLike[str]) -> Rung:
         index=record.get("index", _whole),
         name=record.get("name", _text),
         parent=record.optional("parent", _text),
+        origin=record.optional("origin", _taken_from) if "origin" in record.content else None,
+        lineage_complete=bool(record.content.get("lineage_complete", True)),
         layers=next((config[name] for name in _LAYER_FIELDS if name in config), None),
         width=next((config[name] for name in _WIDTH_FIELDS if name in config), None),
         parameters=record.get("parameters.total", _whole),
@@ -183,6 +185,16 @@ def _curve(value: Any) -> tuple[Evaluation, ...]:
         if after.flops < before.flops:
             raise ValueError(f"FLOPs fall from {before.flops:g} to {after.flops:g}")
     return tuple(points)
+
+
+def _taken_from(value: Any) -> TakenFrom:
+    commit = _entry(value, "commit")
+    return TakenFrom(
+        name=_text(_entry(value, "name")),
+        commit=None if commit is None else _text(commit),
+        flops=_number(_entry(value, "flops")),
+        is_complete=bool(_entry(value, "is_complete")),
+    )
 
 
 def _cold_twin(value: Any) -> ColdTwin:

@@ -45,6 +45,23 @@ class DataUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TakenFrom:
+    """The model trained elsewhere that a ladder began with."""
+
+    name: str
+    """Its Hub name, or that of the rung or folder."""
+
+    commit: str | None
+    """The commit on the Hub."""
+
+    flops: float
+    """All FLOPs that went into it, as far as they are recorded."""
+
+    is_complete: bool
+    """Whether they all are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rung:
     """One trained model of the ladder."""
 
@@ -55,7 +72,13 @@ class Rung:
     """The rung's name, which is its folder's too."""
 
     parent: str | None
-    """The rung it was grown from; None for the first, which was trained from nothing."""
+    """The rung it was grown from; None for the first, which was trained from nothing or taken over."""
+
+    origin: TakenFrom | None = None
+    """The model trained elsewhere that it is; None for a rung that was trained here."""
+
+    lineage_complete: bool = True
+    """Whether all FLOPs that went into it and its ancestors are recorded."""
 
     layers: int | None
     """Layers; None where the configuration does not tell."""

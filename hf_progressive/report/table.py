@@ -120,7 +120,7 @@ def _rung_row(rung: Rung, unit: FlopUnit) -> tuple[str, ...]:
         rung.parent or NOTHING,
         f"{rung.layers or '?'}×{rung.width or '?'}",
         count(rung.parameters),
-        f"{rung.tokens_per_parameter:.2f}",
+        f"{rung.tokens_per_parameter:.2f}" if rung.tokens else NOTHING,
         NOTHING if rung.max_abs_logit_diff is None else small(rung.max_abs_logit_diff),
         f"{rung.bits_per_byte:.4f}",
         NOTHING if twin is None else f"{twin.bits_per_byte:.4f}",
@@ -181,7 +181,32 @@ def table_notes(rungs: Sequence[Rung]) -> list[str]:
     planned = [rung.name for rung in rungs if rung.cold_is_planned]
     if planned:
         notes.append(f"{PLANNED} planned: no cold twin of {', '.join(planned)} has been trained.")
-    return [*notes, data_repetition(rungs)]
+    taken = [origin_note(rung) for rung in rungs if rung.origin is not None]
+    return [*notes, *taken, data_repetition(rungs)]
+
+
+def origin_note(rung: Rung) -> str:
+    """Say where a rung was taken from, and how much of what went into it is counted.
+
+    Args:
+        rung: A rung that was not trained here.
+
+    Returns:
+        A sentence or two.
+    """
+    assert rung.origin is not None
+    origin, unit = rung.origin, FlopUnit.for_values([rung.origin.flops])
+    where = origin.name if origin.commit is None else f"{origin.name} at {origin.commit[:12]}"
+    taken = f"{rung.name} was not trained here but taken from {where}"
+    if not origin.flops:
+        return (
+            f"{taken}. What went into it is not recorded: its FLOPs count as 0, and no η can be stated on top of it."
+        )
+    if not origin.is_complete:
+        return (
+            f"{taken}. {unit.text(origin.flops)} that went into it are recorded; what its first ancestor took is not."
+        )
+    return f"{taken}; all {unit.text(origin.flops)} that went into it count as its cost."
 
 
 def data_repetition(rungs: Sequence[Rung]) -> str:
@@ -193,12 +218,15 @@ def data_repetition(rungs: Sequence[Rung]) -> str:
     Returns:
         A sentence.
     """
+    unknown = [rung.name for rung in rungs if rung.origin is not None and rung.data.source == "unknown"]
     for rung in rungs:
         token = rung.data.repeats_from_token
         if token is not None:
             epoch = max(rung.data.first_epoch, 1) + 1  # people count epochs from 1; data first repeat in the second
             where = "the first token" if token == 0 else f"token {count(token)}"
             return f"Data repeat from {where} of {rung.name} on, in epoch {epoch} of the corpus."
+    if unknown:
+        return f"No rung trained on a block twice that was read here; what {unknown[0]} had read before is not known."
     return "No rung trained on a block of the corpus that it or an earlier rung had read."
 
 

@@ -1,0 +1,83 @@
+"""A run folder as one run's own: held against a second process, and against another configuration."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+
+from hf_progressive import storage
+from hf_progressive.config import LadderConfig
+from hf_progressive.record import ladder_record
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, state: PartialState) -> Iterator[None]:
+    """Keep a second run out of the same folder; the lock goes with the process, however it ends.
+
+    Args:
+        folder: The run folder.
+        state: The processes, of which the first holds the lock.
+
+    Yields:
+        Nothing, while the lock is held.
+
+    Raises:
+        ValueError: Another run holds it.
+    """
+    if not state.is_main_process:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another run is working in this folder; wait for it or choose another"
+            ) from None
+        yield
+
+
+def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
+    """Write the configuration into a new run folder, or compare it with the one that is there.
+
+    Args:
+        folder: The run folder.
+        config: The ladder.
+        state: The processes.
+
+    Raises:
+        ValueError: The folder holds a run of another configuration; all differences are named.
+    """
+    path = folder / "ladder.json"
+    if path.exists():
+        there, here = storage.read_json(path)["config"], config.to_dict()
+        del there["publish"], here["publish"]  # where the rungs go does not change what they are
+        differences = list(_differences(there, here))
+        if differences:
+            raise ValueError(
+                f"{folder}: holds a run of another configuration ({'; '.join(differences)}); "
+                f"go back to that configuration or choose another output folder"
+            )
+    elif state.is_main_process:
+        with storage.atomic_file(folder / "ladder.yaml") as temporary:
+            temporary.write_text(
+                yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
+            )
+        storage.write_json(path, ladder_record(config, finished=[], state=state))
+    state.wait_for_everyone()
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            yield from _differences(*pair, f"{path}.{index}")
+    elif old != new:
+        yield f"{path}: {old!r} there, {new!r} here"
