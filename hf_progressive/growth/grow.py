@@ -1,8 +1,8 @@
 """Grow a checkpoint on disk or a model in memory.
 
 The plan says how every tensor of the child follows from the parent's; this module reads, grows, writes and checks. On
-disk a tensor is read, grown and handed to the writer before the next one is touched, so that memory does not depend
-on the number of layers, and the folder appears whole or not at all.
+disk a few tensors at a time are read, grown and handed to the writer, so that memory does not depend on the number of
+layers, and the folder appears whole or not at all.
 """
 
 import copy
@@ -12,13 +12,15 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
@@ -27,6 +29,7 @@ from hf_progressive.growth.checkpoint import CheckpointReader
 from hf_progressive.growth.parent import ModelTensors, ParentTensors
 from hf_progressive.growth.plan import GrowthPlan, plan_growth
 from hf_progressive.growth.source import CONFIG_NAME, GrowthSource, locate_source
+from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
 from hf_progressive.growth.writer import CheckpointWriter
 from hf_progressive.storage import atomic_folder, read_json, sha256_file, write_json
@@ -40,6 +43,8 @@ OPTIMIZER_NAME = "optimizer.pt"
 """Name of an optimizer's state, as Trainer writes it."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_GROWN_AT_ONCE = 2
+_GROWN_BYTES = 1 << 26  # that wait for their turn to be written, or one tensor that is larger
 _CHECK_LENGTH = 256  # tokens per sequence of the check that grow_checkpoint makes; verify_growth alone reads more
 
 
@@ -241,10 +246,30 @@ def _write_weights(
     bar = tqdm(total=writer.total_bytes, unit="B", unit_scale=True, desc="growing", disable=None if progress else True)
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     with writer, bar:
-        for name in writer.order:
-            spec = writer.specs[name]
-            writer.write(name, parent.grow(tensors[name], seed=seed, dtype=spec.dtype))
-            bar.update(spec.nbytes)
+        for name, tensor in _grown(writer, tensors, parent, seed):
+            writer.write(name, tensor)
+            bar.update(writer.specs[name].nbytes)
+
+
+# The tensors in the writer's order, two of them grown at a time as long as they are small.
+def _grown(
+    writer: CheckpointWriter, tensors: Mapping[str, TensorPlan], parent: ParentTensors, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    waiting: deque[tuple[str, Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(_GROWN_AT_ONCE) as growers:
+        try:
+            for name in writer.order:
+                size = writer.specs[name].nbytes
+                while waiting and size + sum(writer.specs[other].nbytes for other, _ in waiting) > _GROWN_BYTES:
+                    first, grown = waiting.popleft()
+                    yield first, grown.result()
+                dtype = writer.specs[name].dtype
+                waiting.append((name, growers.submit(parent.grow, tensors[name], seed=seed, dtype=dtype)))
+            while waiting:
+                first, grown = waiting.popleft()
+                yield first, grown.result()
+        finally:
+            growers.shutdown(cancel_futures=True)
 
 
 # The record of the file read: size and SHA-256.
