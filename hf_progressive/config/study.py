@@ -110,6 +110,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         require(len(self.ladder.rungs) > 1, "ladder.rungs: a study needs two rungs or more")
+        source = self.ladder.rungs[0].source
+        require(source is None, f"ladder.rungs.0: a study trains its first rung itself; leave out source {source!r}")
         require(len(self.arms) > 0, "arms: the list is empty; name at least one")
         require(len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds), "seeds: give distinct seeds")
         require(all(seed >= 0 for seed in self.seeds), f"seeds: {min(self.seeds)} is negative")

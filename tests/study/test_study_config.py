@@ -1,0 +1,95 @@
+"""A study's configuration: its ladder, its arms, and one line for every mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from study_fixtures import study_config, study_mapping
+
+from hf_progressive.config import load_study_config
+
+
+def write(folder: Path, mapping: dict[str, Any]) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(mapping))
+    return path
+
+
+def test_plain_values_read_back_as_an_equal_configuration(corpus_file: Path, tmp_path: Path) -> None:
+    arm = {"name": "a", "set": {"phi.gamma": 1e-5, "growth.options": {"init_std": 1e-4}}, "rungs": ["l2w16"]}
+    config = study_config(corpus_file, arms=[arm], learning_rates={"cold": [1e-3]})
+    assert load_study_config(write(tmp_path, config.to_dict())) == config
+
+
+def test_an_arm_changes_the_ladder_under_its_dotted_keys(corpus_file: Path) -> None:
+    overrides = {"phi.gamma": 1e-5, "growth.options": {"init_std": 1e-4}, "training.inherited_learning_rate": 1e-3}
+    config = study_config(corpus_file, arms=[{"name": "plain"}, {"name": "a", "set": overrides}])
+    ladder = config.arm_ladder("a")
+    assert ladder.phi.gamma == 1e-5
+    assert ladder.growth.options == {"init_std": 1e-4}
+    assert ladder.training.inherited_learning_rate == 1e-3
+    assert config.arm_ladder("plain") == config.ladder
+
+
+def test_a_ladder_stands_on_its_base_and_overrides_go_last(tmp_path: Path) -> None:
+    mapping = {
+        "ladder": {"base": "ladder_tiny", "training": {"learning_rate": 5e-3}},
+        "arms": [{"name": "exact", "set": {"phi.ewc_lambda": 0.0}}],
+    }
+    config = load_study_config(write(tmp_path, mapping), ["ladder.phi.gamma=0.25", "seeds=[7]"])
+    assert config.ladder.training.learning_rate == 5e-3
+    assert config.ladder.training.batch_tokens == 512  # the base's
+    assert config.ladder.phi.gamma == 0.25
+    assert config.seeds == (7,)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "rungs": ["d2", "d3"]}))
+    beside = load_study_config(write(tmp_path, {"ladder": {"base": "mine.yaml"}, "arms": [{"name": "x"}]}))
+    assert beside.ladder.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seedz": [1]}, r"seedz: unknown key; did you mean 'seeds'\?"),
+        ({"arms": []}, "arms: the list is empty; name at least one"),
+        ({"arms": [{"name": "a"}, {"name": "a"}]}, r"arms.1.name: 'a' is given twice"),
+        (
+            {"arms": [{"name": "a", "set": {"rungs": 1}}]},
+            r"arms.0.set.rungs: an arm changes keys below growth",
+        ),
+        ({"arms": [{"name": "a", "set": {"phi.lamda": 1}}]}, r"arms.0.set.phi.lamda: unknown key"),
+        (
+            {"arms": [{"name": "a", "set": {"training.tokens_per_parameter": 1}}]},
+            "tokens_per_parameter: it sizes the cold twin too; change the ladder instead",
+        ),
+        ({"arms": [{"name": "a", "parent_arm": "b"}]}, r"arms.0.parent_arm: no arm above is named 'b'"),
+        (
+            {"arms": [{"name": "a", "rungs": ["l1w16"]}]},
+            "arms.0.rungs: 'l1w16' is no grown rung; did you",
+        ),
+        ({"arms": [{"name": "a", "seeds": [5]}]}, r"arms.0.seeds: 5 is none of the study's seeds, \[0\]"),
+        ({"arms": [{"name": "a", "set": {"training.warmup_fraction": 0.3}}]}, "lower training.warmup_fraction"),
+        ({"cold_fractions": [0.5]}, "cold_fractions: 1.0 is missing, the budget that a child has to match"),
+        ({"child_fractions": [0.5, 0.2]}, r"child_fractions: \[0.5, 0.2\] does not rise"),
+        ({"child_fractions": [3.0]}, r"child_fractions: 3.0 is not in \(0, 2\]"),
+        ({"seeds": [1, 1]}, "seeds: give distinct seeds"),
+        ({"seeds": [-1]}, "seeds: -1 is negative"),
+        ({"headline": "b"}, "headline: there is no arm 'b'; known: exact"),
+        (
+            {"arms": [{"name": "a", "set": {"phi.gamma": 1.0}}], "baseline": "a"},
+            "baseline: the arm 'a' has Φ on; name one without",
+        ),
+        ({"learning_rates": {"cold": [0.0]}}, "learning_rates.cold: 0.0 is no positive learning rate"),
+        ({"learning_rates": {"rung": "x"}}, "learning_rates.rung: 'x' is no grown rung"),
+        ({"ladder": {"rungs": ["d2"]}}, "ladder.rungs: a study needs two rungs or more"),
+        ({"ladder": {"base": "nothing_of_the_kind"}}, "nothing_of_the_kind: no such file"),
+        ({"ladder": {"base": 3}}, "ladder.base: expected the path or name of a ladder's configuration, got 3"),
+    ],
+)
+def test_every_mistake_is_one_line_that_says_where(
+    corpus_file: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path, study_mapping(corpus_file, **changes))
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        load_study_config(path)
+    assert "\n" not in str(error.value)
