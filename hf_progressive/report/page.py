@@ -17,7 +17,7 @@ from hf_progressive.report.plot_penalty import draw_penalty, penalized
 from hf_progressive.report.quantities import NOTHING, duration
 from hf_progressive.report.reading import read_run
 from hf_progressive.report.records import Run, Rung
-from hf_progressive.report.table import Table, escape_markdown, rung_table, table_notes, totals_table
+from hf_progressive.report.table import Table, core_table, escape_markdown, rung_table, table_notes, totals_table
 from hf_progressive.report.totals import count_four_ways
 from hf_progressive.storage import atomic_file
 
@@ -78,7 +78,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     context = _context(run, findings, plots)
     markdown, html = folder / "report.md", folder / "report.html"
     for path in (markdown, html):
-        text = _render(f"{path.name}.j2", context)
+        text = render(f"{path.name}.j2", context)
         with atomic_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return ReportPaths(html=html, markdown=markdown, plots=tuple(paths))
@@ -127,6 +127,7 @@ def _context(run: Run, findings: Findings, plots: Sequence[_Plot]) -> dict[str, 
         "svg": {plot.name: canvas.svg(plot.figure, plot.name) for plot in on_page},
         "rungs": rung_table(run.rungs) if run.rungs else None,
         "totals": totals_table(run.rungs) if run.rungs else None,
+        "core": core_table(run.rungs),
         "counts": count_four_ways(run.rungs) if run.rungs else (),
         "notes": table_notes(run.rungs) if run.rungs else [],
         "definitions": DEFINITIONS,
@@ -183,7 +184,16 @@ def _keep_units(text: str) -> str:
     return re.sub(r"(?<=\d) (?=[kMGTPEZY]?FLOP|%|×)", "\N{NO-BREAK SPACE}", text)
 
 
-def _render(template: str, context: Mapping[str, Any]) -> str:
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Fill one of the package's templates.
+
+    Args:
+        template: Its name; those that end in .html.j2 escape what they are given.
+        context: The values.
+
+    Returns:
+        The text.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

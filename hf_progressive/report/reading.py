@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_progressive.report.records import ColdTwin, DataUse, Evaluation, Run, Rung, TakenFrom
+from hf_progressive.report.records import ColdTwin, CoreScore, DataUse, Evaluation, Run, Rung, TakenFrom
 from hf_progressive.storage import read_json
 
 FORMAT = 1
@@ -98,6 +98,7 @@ def read_rung(path: str | os.PathLike[str]) -> Rung:
             first_epoch=record.get("data.first_epoch", _whole),
             repeats_from_token=record.optional("data.repeats_from_token", _whole),
         ),
+        core=record.optional("core", _core_score) if "core" in record.content else None,
         seconds=_numbers(record.get("seconds", _mapping)),
     )
 
@@ -194,6 +195,22 @@ def _taken_from(value: Any) -> TakenFrom:
         commit=None if commit is None else _text(commit),
         flops=_number(_entry(value, "flops")),
         is_complete=bool(_entry(value, "is_complete")),
+    )
+
+
+def _core_score(value: Any) -> CoreScore:
+    tasks = {
+        _text(_entry(task, "label")): (
+            _number(_entry(task, "centred")),
+            _number(_entry(task, "centred_standard_error")),
+        )
+        for task in _list(_entry(value, "tasks"))
+    }
+    return CoreScore(
+        name=_text(_entry(value, "name")),
+        score=_number(_entry(value, "score")),
+        standard_error=_number(_entry(value, "standard_error")),
+        tasks=tasks,
     )
 
 

@@ -62,6 +62,23 @@ class TakenFrom:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CoreScore:
+    """A result on CORE, or on the tasks of it that had data."""
+
+    name: str
+    """What may be claimed: "CORE", or "CORE (18 of 22 tasks)" and the like."""
+
+    score: float
+    """Mean centred accuracy."""
+
+    standard_error: float
+    """Of the score."""
+
+    tasks: Mapping[str, tuple[float, float]]
+    """Centred accuracy and its standard error, by task."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rung:
     """One trained model of the ladder."""
 
@@ -148,6 +165,9 @@ class Rung:
 
     data: DataUse
     """What it trained on."""
+
+    core: CoreScore | None = None
+    """Its result on CORE; None if it was not evaluated."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by step of the work."""

@@ -168,6 +168,36 @@ def _totals_row(count: Count, all_cold: Count, last_alone: Count, unit: FlopUnit
     )
 
 
+def core_table(rungs: Sequence[Rung]) -> Table | None:
+    """Lay out what the rungs reach on CORE, with standard errors.
+
+    Args:
+        rungs: The finished rungs, from the smallest.
+
+    Returns:
+        A row for the score, under the name that may be claimed for it, and one per task, both as centred accuracy;
+        None if no rung was evaluated.
+    """
+    scores = [rung.core for rung in rungs if rung.core is not None]
+    if not scores:
+        return None
+    names = dict.fromkeys(score.name for score in scores)
+    labels = dict.fromkeys(label for score in scores for label in score.tasks)
+    rows = []
+    for name in names:
+        known = [rung.core if rung.core and rung.core.name == name else None for rung in rungs]
+        cells = (NOTHING if core is None else _with_error(core.score, core.standard_error) for core in known)
+        rows.append((name, *cells))
+    for label in labels:
+        found = [None if rung.core is None else rung.core.tasks.get(label) for rung in rungs]
+        rows.append((label, *(NOTHING if pair is None else _with_error(*pair) for pair in found)))
+    return Table(groups=(), header=("centred accuracy", *(rung.name for rung in rungs)), rows=tuple(rows))
+
+
+def _with_error(value: float, standard_error: float) -> str:
+    return minus(f"{value:.3f} ± {standard_error:.3f}")
+
+
 def table_notes(rungs: Sequence[Rung]) -> list[str]:
     """Return what must be said under the table.
 
@@ -239,7 +269,7 @@ def results_table(rungs: Sequence[Rung]) -> str:
     Returns:
         Plain text: a row per rung, the family's totals, and what must be said about both.
     """
-    tables = [rung_table(rungs).plain(), totals_table(rungs).plain()]
+    tables = [table.plain() for table in (rung_table(rungs), totals_table(rungs), core_table(rungs)) if table]
     return "\n\n".join([*tables, "\n".join(table_notes(rungs))])
 
 
@@ -252,6 +282,6 @@ def results_markdown(rungs: Sequence[Rung]) -> str:
     Returns:
         The same tables and sentences as `results_table`.
     """
-    tables = [rung_table(rungs).markdown(), totals_table(rungs).markdown()]
+    tables = [table.markdown() for table in (rung_table(rungs), totals_table(rungs), core_table(rungs)) if table]
     notes = "\n".join(f"- {escape_markdown(note)}" for note in table_notes(rungs))
     return "\n\n".join([*tables, notes])

@@ -10,26 +10,32 @@ from pathlib import Path
 import pytest
 import torch
 from core_bundle_writer import WORDS, train_tokenizer, varied_tasks, word_tokenizer, write_bundle
-from core_reference import reference_answers
-from transformers import GPT2Config, GPT2LMHeadModel
+from core_reference import NaiveGPT2, reference_answers
+from ladder_fixtures import RUNGS, ladder_mapping
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from hf_progressive import strict_yaml
+from hf_progressive.config import LadderConfig
 from hf_progressive.evaluation import core
 from hf_progressive.evaluation.bundle import CORE_TASKS, load_bundle
 from hf_progressive.evaluation.core import answer_task, evaluate_core
+from hf_progressive.ladder import run_ladder
 
-# How many examples per real task the longer comparison asks; 0 asks all of them, which takes some ten minutes.
-MORE_EXAMPLES = int(os.environ.get("CORE_TEST_EXAMPLES", "100")) or None
+# How many examples per real task the longer comparison asks: all of them, unless a number is given.
+MORE_EXAMPLES = int(os.environ.get("CORE_TEST_EXAMPLES", "0")) or None
 
-REAL_BUNDLE = Path(__file__).parents[3] / "shared" / "data" / "core"
+REAL_BUNDLE = Path(os.environ.get("CORE_BUNDLE", Path(__file__).parents[3] / "shared" / "data" / "core"))
+
+SINGLE_PRECISION = 200  # examples of a task that are compared in float32 as well
 
 
-def tiny_gpt2(vocab_size, context, **fields):
+def tiny_gpt2(vocab_size, context, layers=1, **fields):
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=vocab_size,
         n_positions=context,
         n_embd=16,
-        n_layer=1,
+        n_layer=layers,
         n_head=2,
         bos_token_id=0,
         eos_token_id=0,
@@ -114,17 +120,45 @@ def test_equal_logits_give_the_first_option_and_the_lowest_token_and_count_as_ti
 
 
 def assert_agrees(model, tokenizer, bundle_dir, task, max_per_task):
-    """Compare every answer in float64, and in float32 wherever two losses are not within its rounding."""
+    """Compare every answer in float64, and many in float32 wherever two losses are not within its rounding."""
     context = model.config.n_positions
-    expected = list(reference_answers(model.double().eval(), tokenizer, bundle_dir, task.label, context, max_per_task))
-    answers = answer_task(model, tokenizer, task, max_per_task=max_per_task)
+    expected = list(reference_answers(model, tokenizer, bundle_dir, task.label, context, max_per_task))
+    answers = answer_task(model.double(), tokenizer, task, max_per_task=max_per_task)
     assert [(answer.correct, answer.truncated) for answer in answers] == [(a, b) for a, b, _ in expected]
-    for answer, (correct, _, losses) in zip(
-        answer_task(model.float(), tokenizer, task, max_per_task=max_per_task, batch_size=5), expected, strict=True
-    ):
+    if len(expected) > SINGLE_PRECISION:
+        expected = list(
+            reference_answers(model, tokenizer, bundle_dir, task.label, context, max_per_task=SINGLE_PRECISION)
+        )
+    single = answer_task(model.float(), tokenizer, task, max_per_task=len(expected), batch_size=5)
+    for answer, (correct, _, losses) in zip(single, expected, strict=True):
         lowest, *others = sorted(losses)
         assert answer.correct == correct or min(others) - lowest < 1e-5
     return sum(answer.truncated for answer in answers)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_reference_computes_what_the_stock_class_computes(layers):
+    model = tiny_gpt2(50, 24, layers).double()
+    tokens = torch.randint(50, (20,), generator=torch.Generator().manual_seed(1)).tolist()
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens])).logits[0]
+    torch.testing.assert_close(torch.from_numpy(NaiveGPT2(model)(tokens)), logits, rtol=1e-12, atol=1e-12)
+
+
+def train_rung(folder, texts, context, vocab_size):
+    """The second rung of a tiny ladder trained on texts, as a stock model with its tokenizer."""
+    corpus = folder / "texts.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    mapping = ladder_mapping(corpus, model={"context": context}, rungs=RUNGS[:2], cold="none")
+    mapping["data"]["tokenizer"]["vocab_size"] = vocab_size
+    mapping["training"] |= {"tokens_per_parameter": 1.0, "batch_tokens": 8 * context, "learning_rate": 1e-2}
+    final = run_ladder(strict_yaml.build(LadderConfig, mapping), folder / "run")[-1].folder
+    return AutoModelForCausalLM.from_pretrained(final), AutoTokenizer.from_pretrained(final)
+
+
+def texts_of(bundle, per_task):
+    examples = (example for task in bundle.tasks for example in task.examples[:per_task])
+    return [" ".join(example.options[example.gold]) for example in examples]
 
 
 def test_every_answer_is_the_reference_s(toy):
@@ -134,24 +168,35 @@ def test_every_answer_is_the_reference_s(toy):
         assert 0 < truncated <= len(task.examples)
 
 
+def test_every_answer_of_a_trained_rung_is_the_reference_s(tmp_path):
+    bundle_dir = write_bundle(tmp_path / "bundle", varied_tasks(40))
+    bundle = load_bundle(bundle_dir)
+    model, tokenizer = train_rung(tmp_path, texts_of(bundle, 40) * 4, context=24, vocab_size=290)
+    truncated = [assert_agrees(model, tokenizer, bundle_dir, task, None) for task in bundle.tasks]
+    assert all(truncated)
+
+
 @pytest.fixture(scope="module")
 def real_bundle():
     if not REAL_BUNDLE.is_dir():
-        pytest.skip(f"{REAL_BUNDLE} is not there")
+        pytest.skip(f"no CORE bundle at {REAL_BUNDLE}; name one in CORE_BUNDLE")
     return load_bundle(REAL_BUNDLE)
 
 
-@pytest.fixture(scope="module")
-def real_tokenizer(real_bundle):
-    texts = [text for task in real_bundle.tasks for item in task.examples[:40] for text in item.options[0]]
-    return train_tokenizer(texts, vocab_size=800)
+@pytest.fixture(scope="module", params=["random", "trained"])
+def real_model(request, real_bundle, tmp_path_factory):
+    """A model with a short context, and its tokenizer."""
+    if request.param == "trained":
+        return train_rung(tmp_path_factory.mktemp("rung"), texts_of(real_bundle, 200), context=64, vocab_size=800)
+    tokenizer = train_tokenizer(texts_of(real_bundle, 40), vocab_size=800)
+    return tiny_gpt2(len(tokenizer), 64), tokenizer
 
 
-@pytest.mark.parametrize("max_per_task", [8, pytest.param(MORE_EXAMPLES, marks=pytest.mark.slow, id="more")])
-def test_every_answer_is_the_reference_s_on_the_real_tasks(real_bundle, real_tokenizer, max_per_task):
-    model = tiny_gpt2(len(real_tokenizer), 64)
+@pytest.mark.parametrize("max_per_task", [8, pytest.param(MORE_EXAMPLES, marks=pytest.mark.slow, id="all")])
+def test_every_answer_is_the_reference_s_on_the_real_tasks(real_bundle, real_model, max_per_task):
+    model, tokenizer = real_model
     for task in real_bundle.tasks:
-        assert_agrees(model, real_tokenizer, REAL_BUNDLE, task, max_per_task)
+        assert_agrees(model, tokenizer, REAL_BUNDLE, task, max_per_task)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

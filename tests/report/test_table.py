@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from hf_progressive.report import read_run, results_markdown, results_table
-from hf_progressive.report.table import data_repetition, rung_table
+from hf_progressive.report import read_run, results_markdown, results_table, write_report
+from hf_progressive.report.table import core_table, data_repetition, rung_table
 
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}
 
@@ -104,3 +104,23 @@ def test_the_epoch_from_which_data_repeat_is_stated(rungs, first_epoch, token, s
     changed = [rungs[0], dataclasses.replace(rungs[1], data=data), rungs[2]]
     assert data_repetition(changed) == sentence
     assert sentence in results_table(changed)
+
+
+def test_core_has_its_honest_name_and_errors(run, records):
+    core = {"name": "CORE (2 of 22 tasks)", "score": -0.0123, "standard_error": 0.0456, "tasks": []}
+    for label, centred, error in (("piqa", 0.1, 0.02), ("winograd", -0.1246, 0.09)):
+        core["tasks"].append({"label": label, "centred": centred, "centred_standard_error": error})
+    three = records()
+    folder = run([three[0] | {"core": core}, three[1] | {"core": None}, three[2]])
+    table = core_table(read_run(folder).rungs)
+    assert table.header == ("centred accuracy", "l5w96", "l6w96", "l6w112")
+    assert table.rows == (
+        ("CORE (2 of 22 tasks)", "−0.012 ± 0.046", "–", "–"),
+        ("piqa", "0.100 ± 0.020", "–", "–"),
+        ("winograd", "−0.125 ± 0.090", "–", "–"),
+    )
+    assert core_table(read_run(folder).rungs[1:]) is None
+    paths = write_report(folder)
+    assert "In-context learning: CORE (2 of 22 tasks)" in paths.html.read_text()
+    assert "## In-context learning: CORE (2 of 22 tasks)" in paths.markdown.read_text()
+    assert "−0.125 ± 0.090" in results_table(read_run(folder).rungs)
