@@ -150,7 +150,10 @@ def _study(options: argparse.Namespace) -> Outcome:
         check = check_instrument(config, output_dir)
         _say(check.describe())
         return (EXIT_DONE if check.passed else EXIT_CHECK_FAILED), check.to_dict()
+    from hf_progressive.report import write_study_report
+
     record = run_study(config, output_dir)
+    _say(f"report: {write_study_report(output_dir).html}")
     for failure in record["failed"]:
         _say(f"{failure['task']} failed: {failure['reason']}")
     outcome = {"study": str(output_dir), "complete": record["complete"], "headline": record["headline"]}
@@ -158,9 +161,10 @@ def _study(options: argparse.Namespace) -> Outcome:
 
 
 def _report(options: argparse.Namespace) -> Outcome:
-    from hf_progressive.report import write_report
+    from hf_progressive.report import write_report, write_study_report
 
-    paths = write_report(options.run_dir)
+    is_study = (Path(options.run_dir) / "study.json").is_file()
+    paths = write_study_report(options.run_dir) if is_study else write_report(options.run_dir)
     _say(f"report: {paths.html}")
     return EXIT_DONE, {"html": str(paths.html), "markdown": str(paths.markdown)}
 
@@ -289,8 +293,8 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--check", action="store_true", help="prove the instrument on cases whose result is known")
     _add_ladder_options(study)
 
-    report = command("report", _report, "write the report of a run folder again from its records")
-    report.add_argument("run_dir", metavar="RUN_DIR", help="the run folder")
+    report = command("report", _report, "write the report of a run or a study again from its records")
+    report.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run or of a study")
     _add_json(report)
 
     publish = command("publish", _publish, "publish a rung, or every finished rung of a run, on the Hub")

@@ -4,6 +4,7 @@ from hf_progressive.report.page import ReportPaths, write_report
 from hf_progressive.report.plot_prices import write_prices
 from hf_progressive.report.reading import read_run, read_rung
 from hf_progressive.report.records import Run, Rung
+from hf_progressive.report.study_page import write_study_report
 from hf_progressive.report.table import results_markdown, results_table
 from hf_progressive.report.totals import FamilyTotals, family_totals
 
@@ -19,4 +20,5 @@ __all__ = [
     "results_table",
     "write_prices",
     "write_report",
+    "write_study_report",
 ]

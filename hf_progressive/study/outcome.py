@@ -25,7 +25,7 @@ def rung_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig, ru
         Plain values: `eta`, `saving` and their intervals, each seed's crossing, the advantage at every budget of the
         twin; None where no seed is complete. Where a seed did not match, η and saving are None and `gap_bits_per_byte`
         says how much is missing; where one matched at its smallest budget already, they are lower bounds
-        (`at_least`).
+        (`at_least`), and their intervals have no upper end.
     """
     index = plan.rungs.index(rung)
     seeds, transfers, pairs, as_trained = [], [], [], []
@@ -47,13 +47,14 @@ def rung_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig, ru
     matched = all(item.eta is not None for item in transfers)
     eta = mean_interval([item.eta for item in transfers if item.eta is not None]) if matched else None
     saving = mean_interval([item.saving for item in transfers if item.saving is not None]) if matched else None
+    at_least = any(item.crossing.reached == "at_most" for item in transfers)
     return {
         "parent": plan.rungs[index - 1],
         "child": rung,
         "c_parent_over_c_cold": sizes[0] / sizes[1],
-        **_named("saving", saving),
-        **_named("eta", eta),
-        "at_least": any(item.crossing.reached == "at_most" for item in transfers),
+        **_named("saving", saving, at_least=at_least),
+        **_named("eta", eta, at_least=at_least),
+        "at_least": at_least,
         "matched": sum(item.eta is not None for item in transfers),
         "seeds": len(seeds),
         "gap_bits_per_byte": mean_interval([item.crossing.gap_bits_per_byte for item in transfers]).mean,
@@ -100,11 +101,17 @@ def _mean(values: Sequence[float]) -> float | None:
     return mean_interval(values).mean if values else None
 
 
-def _named(name: str, interval: Interval | None) -> dict[str, float | None]:
-    parts = ("low", "high", "bootstrap_low", "bootstrap_high")
-    return {name: None if interval is None else interval.mean} | {
-        f"{name}_{part}": None if interval is None else getattr(interval, part) for part in parts
-    }
+def _named(
+    name: str, interval: Interval | None, *, at_least: bool = False, at_most: bool = False
+) -> dict[str, float | None]:
+    # Of values that are bounds themselves, an interval has one end only.
+    parts = ["low", "high", "bootstrap_low", "bootstrap_high"]
+    open_end = {"high"} if at_least else {"low"} if at_most else set()
+    values: dict[str, float | None] = {name: None if interval is None else interval.mean}
+    for part in parts:
+        known = interval is not None and part.removeprefix("bootstrap_") not in open_end
+        values[f"{name}_{part}"] = getattr(interval, part) if known else None
+    return values
 
 
 def _interval_values(interval: Interval) -> dict[str, Any]:
@@ -153,11 +160,13 @@ def family_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig) 
 
     Returns:
         FLOPs: `cold`, `inherited` (mean over the seeds whose last child matched all; None before that, or where one
-        did not), `last_alone`; and `over_last_alone`, inherited over last alone, with its interval.
+        did not), `last_alone`; and `over_last_alone`, inherited over last alone, with its interval, an upper bound
+        (`at_most`) where the last child matched at its smallest budget already.
     """
     sizes = [float(rung.size.flops) for rung in plan.ladder.rungs]
     last = plan.rungs[-1]
     totals: list[float | None] = []
+    at_most = False
     for seed in plan.config.seeds:
         runs = plan.children.get((arm.name, last, seed))
         child = results.points(runs) if runs else None
@@ -166,8 +175,9 @@ def family_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig) 
             continue
         parent = runs[0].start.parent
         assert parent is not None
-        found = crossing(child, target_of(cold)).flops
-        totals.append(None if found is None else results.lineage_flops(parent) + found)
+        found = crossing(child, target_of(cold))
+        at_most |= found.reached == "at_most"
+        totals.append(None if found.flops is None else results.lineage_flops(parent) + found.flops)
     known = [total for total in totals if total is not None]
     complete = bool(known) and len(known) == len(totals)
     ratio = mean_interval([total / sizes[-1] for total in known]) if complete else None
@@ -175,7 +185,8 @@ def family_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig) 
         "cold": sum(sizes),
         "inherited": _mean(known) if complete else None,
         "last_alone": sizes[-1],
-        **_named("over_last_alone", ratio),
+        **_named("over_last_alone", ratio, at_most=at_most),
+        "at_most": at_most,
         "seeds": len(totals),
     }
 

@@ -1,0 +1,96 @@
+"""The report of a study: what it says of records whose answer is known."""
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_fixtures import study_config, study_mapping
+from study_pretence import pretend
+
+from hf_progressive import cli
+from hf_progressive.report import write_study_report
+from hf_progressive.report.study_findings import find_in_study
+from hf_progressive.report.study_tables import arms_table, phi_table, steps_table
+from hf_progressive.study.run import run_study
+
+ARMS = [{"name": "exact"}, {"name": "with Φ <1>", "set": {"phi.ewc_lambda": 0.1}, "parent_arm": "exact"}]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished study of pretended tasks, in which every child matches at .55 of its twin's FLOPs."""
+    from ladder_fixtures import RUNGS, write_corpus
+
+    folder = tmp_path_factory.mktemp("study")
+    corpus = write_corpus(folder)
+    config = study_config(
+        corpus,
+        ladder={**study_mapping(corpus)["ladder"], "rungs": RUNGS},
+        arms=ARMS,
+        seeds=[0, 1],
+        baseline="exact",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        pretend(patch, folder / "log")
+        return folder / "run", run_study(config, folder / "run")
+
+
+def test_the_page_answers_first_and_holds_nothing_from_elsewhere(study: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = study
+    paths = write_study_report(folder)
+    html, markdown = paths.html.read_text(), paths.markdown.read_text()
+    family = record["headline"]["family"]
+    answer = f"A family of three models for {family['over_last_alone']:.2f} times what its largest alone costs cold"
+    assert f"<h1>{answer}</h1>" in html
+    assert answer in markdown
+    assert html.index("How sure is this?") < html.index("<svg")
+    assert "with Φ &lt;1&gt;" in html
+    assert "with Φ <1>" not in html
+    assert not re.search(r'(src|href)="(?!#)', html)
+    for path in paths.plots:
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert f"](plots/{path.name})" in markdown
+
+
+def test_tables_hold_what_the_record_says(study: tuple[Path, dict[str, Any]]) -> None:
+    _, record = study
+    steps = steps_table(record).rows
+    assert [row[0] for row in steps] == ["l2w16", "l2w24"]
+    assert [row[2] for row in steps] == [f"{100 * rung['saving']:.0f} %" for rung in record["headline"]["rungs"]]
+    assert len(arms_table(record).rows) == 4
+    phi = phi_table(record)
+    assert phi is not None
+    # Pretended children are the same with Φ and without, but for what the estimates cost: it can only harm.
+    assert all(cell.startswith("+0.") for row in phi.rows for cell in row[2:])
+
+
+def test_bounds_gaps_and_single_seeds_are_said(study: tuple[Path, dict[str, Any]]) -> None:
+    _, finished = study
+    record = copy.deepcopy(finished)
+    first, second = record["headline"]["rungs"]
+    first |= {"at_least": True, "eta_high": None}
+    assert any("lower bounds" in sentence for sentence in find_in_study(record).certainty)
+    second |= {"eta": None, "saving": None, "eta_low": None, "eta_high": None}
+    record["headline"]["family"]["inherited"] = None
+    assert "l2w24: not every seed matched" in find_in_study(record).headline
+    for rung in (first, second):
+        rung["seeds"] = 1
+    assert any(sentence.startswith("One seed") for sentence in find_in_study(record).certainty)
+    record |= {"complete": False, "finished": 1}
+    assert find_in_study(record).unfinished.startswith("1 of ")
+    record["headline"]["rungs"] = []
+    assert find_in_study(record).headline.startswith("No step is finished")
+
+
+def test_the_report_command_tells_a_study_from_a_run(
+    study: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, record = study
+    assert cli.main(["report", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["html"].endswith("study.html")
+    (tmp_path / "study.json").write_text(json.dumps({"headline": {}}))
+    assert cli.main(["report", str(tmp_path)]) == cli.EXIT_BAD_INPUT
+    assert "it is no study's record, or was cut" in capsys.readouterr().err
