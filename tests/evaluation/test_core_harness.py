@@ -5,14 +5,23 @@ CORE averages them) or a continuation judged by its arg max. The harness puts a 
 text only if the tokenizer does so itself and `add_bos_token=True` lets it.
 """
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
+import yaml
 from core_bundle_writer import WORDS, train_tokenizer, varied_tasks, write_bundle
+from ladder_fixtures import RUNGS, write_ladder
 from test_core import tiny_gpt2
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_progressive.config import load_ladder_config
 from hf_progressive.evaluation.bundle import load_bundle
 from hf_progressive.evaluation.core import answer_task, evaluate_core
 from hf_progressive.evaluation.prompts import draw_examples
+from hf_progressive.ladder import run_ladder
 
 lm_eval = pytest.importorskip("lm_eval", reason="the harness is an optional extra")
 
@@ -31,6 +40,18 @@ HARNESS_TASKS = {
 }
 
 
+def harness_task(label, data_file):
+    """The harness's own description of one of our tasks."""
+    return HARNESS_TASKS[label] | {
+        "task": f"core_{label}",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": str(data_file)},
+        "test_split": "train",
+        "target_delimiter": " ",
+        "metric_list": [{"metric": "acc"}],
+    }
+
+
 @pytest.mark.parametrize("label", HARNESS_TASKS)
 def test_the_harness_and_core_give_every_example_the_same_answer(tmp_path, label):
     kind, _, _, baseline, items = varied_tasks(40)[label]
@@ -43,14 +64,7 @@ def test_the_harness_and_core_give_every_example_the_same_answer(tmp_path, label
     model.save_pretrained(tmp_path / "rung")
     tokenizer.save_pretrained(tmp_path / "rung")
 
-    task = HARNESS_TASKS[label] | {
-        "task": f"core_{label}",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": str(bundle_dir / f"eval_data/{kind}/{label}.jsonl")},
-        "test_split": "train",
-        "target_delimiter": " ",
-        "metric_list": [{"metric": "acc"}],
-    }
+    task = harness_task(label, bundle_dir / f"eval_data/{kind}/{label}.jsonl")
     report = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(tmp_path / "rung"), "dtype": "float32", "add_bos_token": True},
@@ -69,6 +83,25 @@ def test_the_harness_and_core_give_every_example_the_same_answer(tmp_path, label
     accuracy = evaluate_core(model, tokenizer, bundle_dir, progress=False).tasks[0].accuracy
     assert report["results"][task["task"]]["acc,none"] == accuracy
     assert 0 < accuracy < 1
+
+
+@pytest.mark.slow
+def test_the_documented_command_evaluates_a_trained_rung(tmp_path):
+    path = write_ladder(tmp_path, rungs=RUNGS[:1], cold="none")
+    final = run_ladder(load_ladder_config(path), tmp_path / "run")[0].folder
+    kind, _, _, baseline, items = varied_tasks()["commonsense_qa"]
+    bundle_dir = write_bundle(tmp_path / "bundle", {"commonsense_qa": (kind, 0, None, baseline, items)})
+    task = harness_task("commonsense_qa", bundle_dir / f"eval_data/{kind}/commonsense_qa.jsonl")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "commonsense_qa.yaml").write_text(yaml.safe_dump(task))
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args"]
+    command += [f"pretrained={final},dtype=float32,add_bos_token=True", "--include_path", str(tmp_path / "tasks")]
+    command += ["--tasks", "core_commonsense_qa", "--device", "cpu", "--output_path", str(tmp_path / "out.json")]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    (report,) = tmp_path.rglob("out*.json")
+    accuracy = json.loads(report.read_text())["results"]["core_commonsense_qa"]["acc,none"]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(final), AutoTokenizer.from_pretrained(final)
+    assert accuracy == evaluate_core(model, tokenizer, bundle_dir, progress=False).tasks[0].accuracy
 
 
 def teach(model, tokenizer, texts):
