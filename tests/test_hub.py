@@ -10,7 +10,7 @@ from pathlib import Path
 import hub_fixtures
 import pytest
 from hub_client import HubClient, Publisher, wait_until
-from hub_family import NAMES, assert_same_tensors
+from hub_family import NAMES, assert_same_tensors, change_record
 from hub_fixtures import LFS, TOKEN
 from hub_server import FaultKind, HubServer
 from huggingface_hub import constants
@@ -254,6 +254,36 @@ def test_killed_upload_leaves_the_old_state_and_is_finished_later(
     with client.publisher(**LFS) as publisher:
         publisher.publish(final, "org/d4")
     _assert_published(server, final, "org/d4")
+
+
+@pytest.mark.parametrize(
+    ("number", "fault"),
+    enumerate([
+        ("status", "POST", "/preupload/", {}),
+        ("status", "POST", "/commit/", {"status": 429, "headers": {"Retry-After": "0"}}),
+        ("cut", "POST", "/commit/", {"after_bytes": 500}),
+        ("conflict", "POST", "/commit/", {}),
+    ]),
+    ids=["status", "rate limit", "cut", "conflict"],
+)  # fmt: skip
+def test_a_fault_that_stays_leaves_the_old_revision(
+    workshop: tuple[HubServer, Publisher], run_dir: Path, tmp_path: Path, number: int, fault: tuple
+) -> None:
+    server, publisher = workshop
+    repo_id, old, new = f"org/stays-{number}-d4", run_dir / "d4" / "final", tmp_path / "final"
+    shutil.copytree(old, new)
+    change_record(new, bits_per_byte=2.5)
+    publisher.publish(old, repo_id)
+    files = server.storage.files(repo_id)
+    kind, method, path, options = fault
+    injected = server.inject(kind, method, f"{repo_id}{path}", times=99, **options)
+    assert publisher.publish(new, repo_id, attempts=1).startswith(f"HubError: {repo_id}: ")
+    held = server.storage.files(repo_id)
+    assert {name: content for name, content in held.items() if name != "NOTES.md"} == files
+    server.faults.remove(injected)
+    assert publisher.publish(new, repo_id) == f"{server.endpoint}/{repo_id}"
+    assert json.loads(server.storage.files(repo_id)["rung.json"])["bits_per_byte"] == 2.5
+    assert [commit["title"] for commit in server.storage.history(repo_id)].count("Publish d4") == 2
 
 
 def _program(final: Path) -> str:

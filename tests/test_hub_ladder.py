@@ -47,6 +47,8 @@ def test_ladder_publishes_while_it_trains(server: HubServer, client: HubClient, 
             patch.setattr(constants, "ENDPOINT", server.endpoint)
             publication = prepare_publication(run / name / "final", f"org/{name}", license="apache-2.0")
         held = server.storage.read_commit(server.storage.head(f"org/{name}"))["files"]
+        for path, content in server.storage.files(f"org/{name}").items():
+            assert str(run).encode() not in content, f"{path} tells where the run lay"
         assert {path: entry["sha256"] for path, entry in held.items() if path != ".gitattributes"} == {
             path: file.sha256 for path, file in publication.files.items()
         }
@@ -55,6 +57,7 @@ def test_ladder_publishes_while_it_trains(server: HubServer, client: HubClient, 
     assert json.loads(server.storage.files("org/l3w48")["rung.json"])["cold"] is not None  # the last record
     (collection,) = server.storage.collections()
     assert [item["id"] for item in collection["items"]] == [f"org/{name}" for name in NAMES]
+    assert TOKEN not in result.stdout + result.stderr
     assert not [path for path in run.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
     # A finished run that is started again publishes nothing new; one that lost its rungs' folders can start from them.
