@@ -59,7 +59,9 @@ def test_a_ladder_goes_on_from_a_published_rung(
     parent = read_json(parents / "run" / "l2w16" / "final" / "rung.json")
     spent = sum(parent["flops"][key] for key in ("train", "fisher", "subspace", "inherited"))
     assert (origin["name"], origin["commit"], origin["flops"]) == ("org/l2w16", commit, spent)
-    assert not server.asked("GET", "model.safetensors")  # a plan takes no weights
+    asked = [path for _, path, _ in server.requests]
+    assert f"/org/l2w16/resolve/{commit}/config.json" in asked
+    assert f"/org/l2w16/resolve/{commit}/model.safetensors" not in asked  # a plan takes no weights
 
     options = ["publish.repo_id=org/next-{name}", "publish.collection=Next"]
     result = client.run(COMMAND, "ladder", *arguments(parents, tmp_path / "run", commit, *options))
@@ -130,7 +132,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     server, commit = published
     run, home = tmp_path / "run", tmp_path / "home"
     command = (COMMAND, "ladder", *arguments(parents, run, commit))
-    stalled = server.inject("slow", "GET", "/resolve/.*/model.safetensors", times=9, seconds=60)
+    stalled = server.inject("slow", "GET", "/storage/", times=9, seconds=60)
     final, checkpoints = run / "l2w16" / "final", run / "l2w24" / "checkpoints"
     for reached in (lambda: stalled.struck, final.exists, lambda: list(checkpoints.glob("checkpoint-*"))):
         process = client.start(*command)
