@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_progressive.config import LadderConfig, load_ladder_config
+    from hf_progressive.config import LadderConfig, StudyConfig, load_ladder_config, load_study_config
     from hf_progressive.growth import (
         GrowthCheck,
         GrowthPlan,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hf_progressive.ladder import RungResult, run_ladder
     from hf_progressive.ladder_plan import LadderPlan, plan_ladder
     from hf_progressive.phi import InheritancePenalty, estimate_fisher, learn_subspace
+    from hf_progressive.study import run_study
     from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 __version__ = "0.1.0"
@@ -50,6 +51,10 @@ __all__ = [
     "load_ladder_config",
     "plan_ladder",
     "run_ladder",
+    # studies
+    "StudyConfig",
+    "load_study_config",
+    "run_study",
 ]
 
 _MODULES = {
@@ -65,9 +70,10 @@ _MODULES = {
     ),
     "phi": ("InheritancePenalty", "estimate_fisher", "learn_subspace"),
     "trainer": ("ProgressiveTrainer", "ProgressiveTrainingArguments"),
-    "config": ("LadderConfig", "load_ladder_config"),
+    "config": ("LadderConfig", "StudyConfig", "load_ladder_config", "load_study_config"),
     "ladder_plan": ("LadderPlan", "plan_ladder"),
     "ladder": ("RungResult", "run_ladder"),
+    "study": ("run_study",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

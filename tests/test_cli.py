@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_progressive import cli
 
-COMMANDS = ("grow", "verify", "plan", "ladder", "report", "publish", "core")
+COMMANDS = ("grow", "verify", "plan", "ladder", "study", "report", "publish", "core")
 
 
 @pytest.fixture
@@ -63,6 +63,9 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["grow", "/nowhere/at-all", "CHILD", "--set", "n_layer=3"], "/nowhere/at-all"),
         (["grow", "PARENT", "PARENT", "--set", "n_layer=3"], "exists already"),
         (["plan", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["study", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["study", "study_tiny", "--set", "arms.0.parent_fraction=0"], "arms.0.parent_fraction: 0.0 is not positive"),
+        (["study", "study_tiny", "--set", "arms.0.set={growth.method: grow}"], "arm 'exact': "),
         (["report", "/nowhere"], "/nowhere"),
         (["core", "PARENT", "--bundle", "/nowhere"], "/nowhere/core.yaml: no such file"),
     ],

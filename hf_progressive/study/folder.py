@@ -37,6 +37,7 @@ class StudyFolder:
     def __init__(self, root: Path, plan: StudyPlan) -> None:
         self.root = root
         self.plan = plan
+        self._read: dict[str, tuple[int, dict[str, Any]]] = {}  # results by name, as of a file's time
         self._children: dict[str, list[Start]] = {}
         for start in plan.graph.starts.values():
             if start.parent is not None:
@@ -63,7 +64,14 @@ class StudyFolder:
             What was recorded; None where the task is not finished.
         """
         path = self.result_path(task)
-        return storage.read_json(path) if path.exists() else None
+        try:
+            written = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        known = self._read.get(task.name)
+        if known is None or known[0] != written:
+            known = self._read[task.name] = written, storage.read_json(path)
+        return known[1]
 
     def weights(self, task: Task) -> Path:
         """Return the folder of a task's weights.

@@ -25,7 +25,7 @@ from hf_progressive.study.work import Worker
 logger = logging.getLogger(__name__)
 
 CONFIG_NAME, RECORD_NAME = "study.yaml", "study.json"
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1.0
 
 
 def run_study(
@@ -65,7 +65,7 @@ def run_study(
         progress = Progress(folder)
 
         def write_record() -> dict[str, Any]:
-            with _locked(root / ".record.lock", fcntl.LOCK_EX):
+            with locked(root / ".record.lock"):
                 record = study_record(folder, corpus, state)
                 storage.write_json(root / RECORD_NAME, record)
             if on_record is not None:
@@ -137,10 +137,18 @@ def _carry_out(folder: StudyFolder, worker: Worker, task: Task, progress: Progre
 
 
 @contextlib.contextmanager
-def _locked(path: Path, kind: int) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Wait for a lock file, and hold it.
+
+    Args:
+        path: The file; it is created.
+
+    Yields:
+        Nothing; the lock is let go at the end of the block, or with the process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        fcntl.flock(file, kind)
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
