@@ -252,6 +252,7 @@ def _certainty(study: Record) -> list[str]:
     elif len(rungs) > 1:
         sentences.append("Every model between was, as trained, at least as good as its cold twin.")
     sentences += _phi_verdict(headline["phi_effect"])
+    sentences += _rate_sentences(study)
     sentences += _data_sentences(study)
     if study["failed"]:
         sentences.append(f"{len(study['failed'])} tasks failed; they are listed in study.json.")
@@ -278,6 +279,38 @@ def _phi_verdict(effect: Record) -> list[str]:
         ]
     better = sum(point["difference"] < 0 for point in points)
     return [f"Φ against none at equal FLOPs, one seed: lower in {better} of {len(points)} comparisons, no interval."]
+
+
+def _rate_sentences(study: Record) -> list[str]:
+    # Whether a peak learning rate of the sweep beats the one that twins, or children, were trained with.
+    sentences = []
+    for kind, name in (("cold", "twin's"), ("child", "child's")):
+        rows = [row for row in study["learning_rates"] if row["kind"] == kind and row["point"] is not None]
+        rows = [row for row in rows if "failed" not in row["point"]]
+        own = _own_point(study, kind, rows[0]) if rows else None
+        if own is None:
+            continue
+        tried = {own["learning_rate"]: own} | {row["learning_rate"]: row["point"] for row in rows}
+        best = min(tried, key=lambda rate: float(tried[rate]["bits_per_byte"]))
+        gain = own["bits_per_byte"] - tried[best]["bits_per_byte"]
+        verdict = (
+            "which is the best" if gain <= 0 else f"and {best:g} is better by {significant(gain, 2)} bits per byte"
+        )
+        rates = ", ".join(f"{rate:g}" for rate in sorted(tried))
+        sentences.append(
+            f"Of the {name} peak learning rates tried on {rows[0]['rung']} ({rates}) the study uses "
+            f"{own['learning_rate']:g}, {verdict}."
+        )
+    return sentences
+
+
+def _own_point(study: Record, kind: str, row: Record) -> dict[str, Any] | None:
+    # What the study's own rate gave at the budget, rung and seed of a swept run.
+    arm = next(arm for arm in study["arms"] if arm["name"] == study["headline"]["recipe"])
+    groups = study["cold"] if kind == "cold" else arm["points"]
+    seed, fraction = study["config"]["seeds"][0], row["point"]["fraction"]
+    points = [p for g in groups if g["rung"] == row["rung"] and g["seed"] == seed for p in g["points"]]
+    return next((point for point in points if point["fraction"] == fraction and "failed" not in point), None)
 
 
 def _data_sentences(study: Record) -> list[str]:

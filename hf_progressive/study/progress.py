@@ -40,11 +40,13 @@ class Progress:
         return f"{place}/{len(runs)} {run.start.rung.name} {self._arm(run)}, seed {run.start.seed}, {run.fraction:g}"
 
     def _arm(self, run: Run) -> str:
-        # The first arm that the run's group is measured for; a parent alone is none's.
+        # The first arm that the run's group is measured for; what is a parent alone is none's.
+        plan = self._folder.plan
+        if any(run is swept for _, _, swept in plan.swept):
+            return f"rate {run.group.learning_rate:g}"
         if run.start.parent is None:
             return "cold"
-        children = self._folder.plan.children.items()
-        return next((arm for (arm, _, _), runs in children if runs[0].group is run.group), "parent")
+        return next((arm for (arm, _, _), runs in plan.children.items() if runs[0].group is run.group), "parent")
 
     def report(self, task: Task) -> None:
         """Log a finished run.

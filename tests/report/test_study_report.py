@@ -67,6 +67,19 @@ def test_tables_hold_what_the_record_says(study: tuple[Path, dict[str, Any]]) ->
     assert all(cell.startswith("+0.") for row in phi.rows for cell in row[2:])
 
 
+def test_a_better_learning_rate_is_said(study: tuple[Path, dict[str, Any]]) -> None:
+    _, finished = study
+    record = copy.deepcopy(finished)
+    entry = next(row for row in record["cold"] if row["rung"] == "l2w24" and row["seed"] == 0)
+    own = entry["points"][-1]
+    other = {**own, "learning_rate": 0.5, "bits_per_byte": own["bits_per_byte"] - 0.25}
+    record["learning_rates"] = [{"kind": "cold", "rung": "l2w24", "learning_rate": 0.5, "point": other}]
+    sentence = "Of the twin's peak learning rates tried on l2w24 (0.003, 0.5) the study uses 0.003, "
+    assert sentence + "and 0.5 is better by 0.25 bits per byte." in find_in_study(record).certainty
+    other["bits_per_byte"] = own["bits_per_byte"] + 1
+    assert sentence + "which is the best." in find_in_study(record).certainty
+
+
 def test_bounds_gaps_and_single_seeds_are_said(study: tuple[Path, dict[str, Any]]) -> None:
     _, finished = study
     record = copy.deepcopy(finished)
