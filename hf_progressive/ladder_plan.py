@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 from hf_progressive.arm import check_arguments
 from hf_progressive.config import LadderConfig
 from hf_progressive.growth import GrowthPlan, plan_growth
+from hf_progressive.growth.families import family_of
 from hf_progressive.origin_plan import find_origin, larger_config
 from hf_progressive.remote.origin import Origin
 from hf_progressive.sizing import ParameterCount, RungSize, rung_model_config, size_rung
@@ -289,4 +290,5 @@ def vocabulary_size(config: LadderConfig) -> int:
 
 def _differing_fields(before: PretrainedConfig, after: PretrainedConfig) -> dict[str, Any]:
     old, new = before.to_dict(), after.to_dict()
-    return {name: value for name, value in new.items() if value != old.get(name)}
+    follows = family_of(before).layer_fields  # lists with an entry per layer, which growth makes itself
+    return {name: value for name, value in new.items() if value != old.get(name) and name not in follows}

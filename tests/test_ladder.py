@@ -16,11 +16,12 @@ from ladder_fixtures import RUNGS, ladder_mapping, write_corpus, write_ladder
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, pipeline
 
-from hf_progressive import arm, cli, storage
-from hf_progressive.config import load_ladder_config
+from hf_progressive import arm, cli, storage, strict_yaml
+from hf_progressive.config import LadderConfig, load_ladder_config
 from hf_progressive.hub import prepare_publication
 from hf_progressive.ladder import RungResult, run_ladder
 from hf_progressive.ladder_plan import plan_ladder
+from hf_progressive.sizing import DIAL_FIELDS
 
 NAMES = [rung["name"] for rung in RUNGS]
 ROOT = Path(__file__).parent.parent
@@ -334,3 +335,11 @@ def test_every_shipped_ladder_can_be_planned(path: Path) -> None:  # studies, st
     if path.stem != "ladder_tiny":
         assert all(0.6 < ratio < 0.8 for ratio in ratios)
     assert plan.table().count("\n") >= len(plan.rungs)
+
+
+@pytest.mark.parametrize("family", sorted(DIAL_FIELDS))
+def test_a_ladder_of_every_family_can_be_planned(family: str) -> None:
+    mapping = {"model": {"family": family, "context": 32}, "rungs": ["d1", "d2"], "training": {"batch_tokens": 256}}
+    plan = plan_ladder(strict_yaml.build(LadderConfig, mapping))
+    assert plan.rungs[1].growth.preserves_function
+    assert plan.rungs[1].config.num_hidden_layers == 2

@@ -8,14 +8,24 @@ import pytest
 import torch
 from ladder_fixtures import RUNGS, write_ladder
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from hf_progressive import inheritance, storage
-from hf_progressive.config import load_ladder_config
+from hf_progressive import inheritance, storage, strict_yaml
+from hf_progressive.config import LadderConfig, load_ladder_config
+from hf_progressive.data import train_tokenizer
 from hf_progressive.hub import prepare_publication
 from hf_progressive.ladder import RungResult, run_ladder
 from hf_progressive.ladder_plan import plan_ladder
 from hf_progressive.report import read_run, results_table, write_report
+from hf_progressive.sizing import DIAL_FIELDS, flops_per_token
 
 NAMES = [rung["name"] for rung in RUNGS]
 
@@ -171,6 +181,32 @@ def test_any_checkpoint_can_be_the_first_rung(
     assert "its FLOPs count as 0" in markdown
     card = prepare_publication(grown.folder, "org/child").card
     assert "spent on its ancestors; what went into the first of them is not known" in card
+
+
+@pytest.mark.parametrize("family", sorted(DIAL_FIELDS))
+def test_later_rungs_keep_the_ratios_of_the_first(tmp_path: Path, family: str) -> None:
+    names, sizes = DIAL_FIELDS[family], {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    sizes |= {names.layers: 2, names.width: 32, names.heads: 4, names.context: 48}
+    sizes |= {} if names.mlp is None else {names.mlp: 80}
+    sizes |= {} if names.key_value_heads is None else {names.key_value_heads: 2}
+    sizes |= {} if names.head_dim is None else {names.head_dim: 8}
+    AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**sizes)).save_pretrained(tmp_path / "d2")
+    train_tokenizer(["to be or not to be"], vocab_size=260, training_bytes=100).save_pretrained(tmp_path / "d2")
+    mapping = {
+        "model": {"family": family, "context": 32, "aspect_ratio": 16, "head_dim": 8},
+        "rungs": [{"name": "d2", "source": str(tmp_path / "d2")}, "d3", {"name": "d4", "depth": 4}],
+        "training": {"batch_tokens": 256},
+    }
+    plan = plan_ladder(strict_yaml.build(LadderConfig, mapping))
+    for rung, depth in zip(plan.rungs, (2, 3, 4), strict=True):
+        found = {name: getattr(rung.config, name) for name in (names.layers, names.width, names.heads, names.context)}
+        assert found == {names.layers: depth, names.width: 16 * depth, names.heads: 2 * depth, names.context: 48}
+        if names.mlp is not None:
+            assert getattr(rung.config, names.mlp) == 40 * depth
+        if names.key_value_heads is not None:
+            assert getattr(rung.config, names.key_value_heads) == depth
+        assert rung.growth is None or rung.growth.preserves_function
+        assert rung.size.flops_per_token == flops_per_token(rung.size.config, 32)
 
 
 @pytest.mark.parametrize(
