@@ -16,8 +16,8 @@ from hf_progressive.study.points import Point, transfer
 from hf_progressive.study.run import locked, run_study
 from hf_progressive.study.work import Worker
 
-_COLD_FRACTIONS = (0.5, 0.65, 0.8, 1.0)
-_RANDOM_FRACTIONS = (0.65, 0.8, 1.0, 1.25)  # beyond 1, so that a child a little worse than its twin crosses too
+_COLD_FRACTIONS = (0.5, 1.0)
+_RANDOM_FRACTIONS = (0.5, 0.75, 1.0, 1.3)  # beyond 1, so that a child a little worse than its twin crosses too
 _SEEDS = 3
 _POINT_KEYS = ("fraction", "flops", "bits_per_byte")
 _ROUNDING = 1e-9
@@ -35,13 +35,13 @@ class InstrumentCheck:
     """η of a child that is its twin's own checkpoint, where arithmetic says 1."""
 
     random_eta: float | None
-    """η of a child with nothing of its parent in it, where 0 is right; None where it did not match."""
+    """η of a child with nothing of its parent in it, where 0 is right; None where a seed did not match."""
 
     random_low: float | None
     """Lower end of its interval."""
 
     random_high: float | None
-    """Upper end of its interval."""
+    """Upper end of its interval; None where a seed matched at the smallest budget already."""
 
     study: str
     """The folder of the runs."""
@@ -55,8 +55,10 @@ class InstrumentCheck:
         if abs(self.twin_eta - 1) > _ROUNDING:
             found.append(f"the twin's own checkpoint has η {self.twin_eta:.6f} instead of 1")
         low, high = self.random_low, self.random_high
-        if low is None or high is None:
-            found.append("the random child did not match its twin in any budget")
+        if low is None:
+            found.append("the random child did not match its twin in every seed")
+        elif high is None:
+            found.append("the random child matched its twin at the smallest budget already")
         elif not low <= 0 <= high:
             found.append(f"the random child has η in [{low:.3f}, {high:.3f}], without 0")
         elif (high - low) / 2 > _WIDEST:

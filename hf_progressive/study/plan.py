@@ -90,13 +90,12 @@ class _Builder:
         cold: dict[tuple[str, int], list[Run]] = {}
         children: dict[tuple[str, str, int], list[Run]] = {}
         for seed in config.seeds:
-            for index, rung in enumerate(self.ladder.rungs):
+            for index, rung in enumerate(self.ladder.rungs):  # a step is measured before the next one begins
                 fractions = config.cold_fractions if index else (1.0,)
                 group = self.cold_group(index, seed)
                 cold[rung.name, seed] = [graph.run(group, fraction) for fraction in fractions]
-            for arm in config.arms:
-                for index, rung in enumerate(self.ladder.rungs):
-                    if index and _measures(arm, rung.name, seed):
+                for arm in config.arms if index else ():
+                    if _measures(arm, rung.name, seed):
                         group = self.child_group(arm, index, seed)
                         runs = [graph.run(group, fraction) for fraction in config.fractions_of(arm)]
                         children[arm.name, rung.name, seed] = runs
@@ -135,8 +134,9 @@ def _measures(arm: StudyArmConfig, rung: str, seed: int) -> bool:
 
 
 def _ordered(graph: TaskGraph) -> list[Task]:
-    # Groups in the order in which they were asked for, which puts parents before children and one seed before the
-    # next; in a group the start, then the trunk, then the others from the shortest, the parents among them first.
+    # Groups in the order in which they were asked for, which puts parents before children, one step before the next
+    # and one seed before the next; in a group the start, then the trunk, then the others from the shortest, the parents
+    # among them first.
     parents = {start.parent.name for start in graph.starts.values() if start.parent is not None}
     tasks: list[Task] = []
     for group in graph.groups.values():

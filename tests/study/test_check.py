@@ -25,7 +25,8 @@ def test_a_sound_instrument_passes_with_its_figures() -> None:
         ({"twin_eta": 0.9}, "the twin's own checkpoint has η 0.900000 instead of 1"),
         ({"random_low": 0.01}, r"the random child has η in \[0.010, 0.240\], without 0"),
         ({"random_low": -2.0, "random_high": 2.0}, "η is uncertain by 2.00, which tells nothing"),
-        ({"random_low": None, "random_high": None}, "the random child did not match its twin in any budget"),
+        ({"random_low": None, "random_high": None}, "the random child did not match its twin in every seed"),
+        ({"random_high": None}, "the random child matched its twin at the smallest budget already"),
     ],
 )
 def test_every_fault_is_named_in_one_line(changes: dict[str, Any], message: str) -> None:
