@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hf_progressive.ladder import RungResult, run_ladder
     from hf_progressive.ladder_plan import LadderPlan, plan_ladder
     from hf_progressive.phi import InheritancePenalty, estimate_fisher, learn_subspace
-    from hf_progressive.study import run_study
+    from hf_progressive.study.run import run_study
     from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 __version__ = "0.1.0"
@@ -73,7 +73,7 @@ _MODULES = {
     "config": ("LadderConfig", "StudyConfig", "load_ladder_config", "load_study_config"),
     "ladder_plan": ("LadderPlan", "plan_ladder"),
     "ladder": ("RungResult", "run_ladder"),
-    "study": ("run_study",),
+    "study.run": ("run_study",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

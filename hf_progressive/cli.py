@@ -139,7 +139,8 @@ def _study(options: argparse.Namespace) -> Outcome:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a study's bars would fill a log; its lines say the same
     from hf_progressive.config import load_study_config
-    from hf_progressive.study import check_instrument, run_study
+    from hf_progressive.study.check import check_instrument
+    from hf_progressive.study.run import run_study
 
     # A run that branches off gets its penalty from the study, not from the checkpoint, which need not hold one.
     logging.getLogger("hf_progressive.checkpoints").setLevel(logging.ERROR)

@@ -135,8 +135,7 @@ def _measures(arm: StudyArmConfig, rung: str, seed: int) -> bool:
 
 def _ordered(graph: TaskGraph) -> list[Task]:
     # Groups in the order in which they were asked for, which puts parents before children, one step before the next
-    # and one seed before the next; in a group the start, then the trunk, then the others from the shortest, the parents
-    # among them first.
+    # and one seed before the next; in a group the start, the trunk, and the others, parents first, then the shortest.
     parents = {start.parent.name for start in graph.starts.values() if start.parent is not None}
     tasks: list[Task] = []
     for group in graph.groups.values():
