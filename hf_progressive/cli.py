@@ -266,7 +266,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan = command("plan", _plan, "show what a ladder would train, and what each rung costs, without training")
     plan.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
     plan.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY.PATH=VALUE", help="overrides")
-    plan.add_argument("--gpus", type=int, default=8, metavar="N", help="number of accelerators (default: 8)")
+    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="number of accelerators (default: 1)")
     plan.add_argument("--gpu", default="h100", metavar="NAME", help="their kind (default: h100)")
     plan.add_argument(
         "--mfu", type=float, default=0.4, help="share of their peak that training reaches (default: 0.4)"

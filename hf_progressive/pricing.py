@@ -238,7 +238,7 @@ class LadderPrice:
         family = {
             "cold": self._cost(plan["flops"]["all_cold"]),
             "as_configured": self._cost(plan["flops"]["all_inherited"]),
-            "to_match": {key: self._cost(sum(flops)) for key, flops in by_eta.items()} or None,
+            "to_match": {key: self._cost(sum(flops[self._first_trained :])) for key, flops in by_eta.items()} or None,
             "last_alone": self._cost(plan["flops"]["last_alone"]),
             "this_run": self._cost(sum(self._run_flops(rung) for rung in self.plan.rungs)),
             "disk_bytes": sum(rung["disk_bytes"] for rung in rungs),
@@ -305,10 +305,14 @@ class LadderPrice:
             if memory["replicated_bytes"] > _USABLE_MEMORY * gpu.memory_gb * 1e9
         ]
 
+    @property
+    def _first_trained(self) -> int:
+        return 0 if self.plan.rungs[0].origin is None else 1  # a model trained elsewhere is not paid for again
+
     def _by_eta(self) -> dict[str, list[float]]:
         if self.evidence is None:
             return {}
-        cold = [float(rung.size.flops) for rung in self.plan.rungs]
+        cold = [rung.cold_flops or 0.0 for rung in self.plan.rungs]
         etas = {"expected": self.evidence.eta, "at_best": self.evidence.high, "at_worst": self.evidence.low}
         return {key: inherited_flops(cold, eta) for key, eta in etas.items() if eta is not None}
 
@@ -317,7 +321,7 @@ class LadderPrice:
         counted = getattr(parameters, self.plan.config.training.budget_parameters)
         expected = to_match.get("expected", rung.flops) / per_token
         return {
-            "cold": self._cost(rung.size.flops),
+            "cold": self._cost(rung.cold_flops or 0.0),
             "as_configured": self._cost(rung.flops),
             "to_match": {key: self._cost(flops) for key, flops in to_match.items()} or None,
             "tokens_per_parameter": {

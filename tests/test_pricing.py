@@ -61,8 +61,19 @@ def test_the_interval_of_the_evidence_is_carried_through(capsys, tmp_path):
 
 
 def test_the_table_keeps_the_prices_apart_and_says_what_does_not_fit(capsys):
-    words = ["plan", "validation_d15_d16", "--price", "3", "--budget-dollars", "20", "--budget-hours", "2"]
-    assert cli.main([*words, "--gpus", "4", "--set", "training.micro_batch_size=64"]) == 0
+    words = [
+        "plan",
+        "validation_d15_d16",
+        "--gpus",
+        "4",
+        "--price",
+        "3",
+        "--budget-dollars",
+        "20",
+        "--budget-hours",
+        "2",
+    ]
+    assert cli.main([*words, "--set", "training.micro_batch_size=64"]) == 0
     table = capsys.readouterr().out
     for text in ("every rung cold", "as configured", "the last rung alone, cold", "this run, its cold twins included"):
         assert text in table
