@@ -77,6 +77,6 @@ def test_a_folder_without_a_ladder_is_refused(tmp_path):
 
 
 def test_unknown_keys_are_left_alone(run, records):
-    first = records()[0] | {"core": {"score": 0.1}}
+    first = records()[0] | {"added_later": {"score": 0.1}}
     folder = run([first])
     assert read_rung(folder / "l5w96" / "final" / "rung.json").name == "l5w96"
