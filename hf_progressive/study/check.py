@@ -18,7 +18,7 @@ from hf_progressive.study.work import Worker
 
 _COLD_FRACTIONS = (0.5, 1.0)
 _RANDOM_FRACTIONS = (0.5, 0.75, 1.0, 1.3)  # beyond 1, so that a child a little worse than its twin crosses too
-_SEEDS = 3
+_SEEDS = 4  # of three, an interval is so wide that it may pass anything
 _POINT_KEYS = ("fraction", "flops", "bits_per_byte")
 _ROUNDING = 1e-9
 _WIDEST = 0.5  # of η, half the interval: a wider one would pass anything
