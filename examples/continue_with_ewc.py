@@ -146,7 +146,7 @@ def main() -> None:
     """Train both domains for every λ and print the table; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--english", type=Path, help="a .txt file, or a .parquet file with a column text")
-    parser.add_argument("--lambdas", type=float, nargs="+", default=[1.0, 3.0, 12.0, 48.0])
+    parser.add_argument("--lambdas", type=float, nargs="+", default=[1.0, 5.0, 15.0, 50.0])
     parser.add_argument("--characters", type=int, default=2_000_000, help="of each domain, at most")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=96)
