@@ -22,7 +22,7 @@ from hf_progressive.evaluation.core import answer_task, evaluate_core
 from hf_progressive.ladder import run_ladder
 
 # How many examples per real task the longer comparison asks; 0 asks all 52,400 of each model, which takes an hour.
-MORE_EXAMPLES = int(os.environ.get("CORE_TEST_EXAMPLES", "60")) or None
+MORE_EXAMPLES = int(os.environ.get("CORE_TEST_EXAMPLES", "25")) or None
 
 REAL_BUNDLE = Path(os.environ.get("CORE_BUNDLE", Path(__file__).parents[3] / "shared" / "data" / "core"))
 
