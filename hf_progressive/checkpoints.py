@@ -1,4 +1,4 @@
-"""A training run's checkpoints: which are complete, which may go, and the penalty that travels with them."""
+"""A training run's checkpoints: the fresh one, which are complete, which may go, the penalty that travels along."""
 
 import logging
 import os
@@ -6,9 +6,12 @@ import re
 import shutil
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
 from hf_progressive.phi.penalty import InheritancePenalty
 from hf_progressive.phi.stored import DESCRIPTION_NAME, save_penalty
-from hf_progressive.storage import MANIFEST_NAME, check_manifest, is_complete, read_json
+from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +21,25 @@ PENALTY_NAME = "phi"
 """Folder of the penalty, beside the checkpoints and inside each."""
 
 _CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
+
+
+def write_fresh(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, *, seed: int) -> None:
+    """Write a stock checkpoint of fresh weights, in float32.
+
+    Args:
+        config: The model's configuration; the special tokens are taken from the tokenizer.
+        tokenizer: The corpus's tokenizer, saved beside the weights.
+        folder: The folder to create or replace.
+        seed: Seed of the weights.
+    """
+    config = type(config).from_dict(config.to_dict())
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
+    set_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with atomic_folder(folder, overwrite=True) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:

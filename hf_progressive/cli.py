@@ -74,6 +74,7 @@ def _plan(options: argparse.Namespace) -> Outcome:
     from hf_progressive.config import load_ladder_config
     from hf_progressive.ladder_plan import plan_ladder
     from hf_progressive.pricing import Cluster, LadderPrice, read_evidence
+    from hf_progressive.report import price_table, write_prices
 
     price = LadderPrice(
         plan=plan_ladder(load_ladder_config(options.config, options.set)),
@@ -82,12 +83,10 @@ def _plan(options: argparse.Namespace) -> Outcome:
         budget_dollars=options.budget_dollars,
         budget_hours=options.budget_hours,
     )
-    if not options.json:
-        sys.stdout.write(f"{price.plan.table()}\n\n{price.table()}\n")
     record = price.to_dict()
+    if not options.json:
+        sys.stdout.write(f"{price.plan.table()}\n\n{price_table(record)}\n")
     if options.plot:
-        from hf_progressive.report import write_prices
-
         write_prices(record, options.plot)
         _say(f"picture: {options.plot}")
     return EXIT_DONE, record

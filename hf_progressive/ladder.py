@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
 from hf_progressive.arm import Arm, train_arm
+from hf_progressive.checkpoints import write_fresh
 from hf_progressive.config import LadderConfig
 from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.evaluation.core import evaluate_core
@@ -278,14 +279,7 @@ class _Run:
         self.state.wait_for_everyone()
 
     def _write_fresh(self, rung: RungPlan, folder: Path) -> None:
-        config = AutoConfig.for_model(**rung.size.config.to_dict())
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(config, name, getattr(self.corpus.tokenizer, name))
-        set_seed(self.config.seed + rung.index)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with storage.atomic_folder(folder, overwrite=True) as temporary:
-            model.save_pretrained(temporary)
-            self.corpus.tokenizer.save_pretrained(temporary)
+        write_fresh(rung.size.config, self.corpus.tokenizer, folder, seed=self.config.seed + rung.index)
 
     def _checked_growth(self, rung: RungPlan, init: Path) -> dict[str, Any] | None:
         # The growth's record, once the measured difference is what its method promises.

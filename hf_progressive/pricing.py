@@ -6,16 +6,16 @@ budget), and as a measured transfer efficiency η says it takes to match the col
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from hf_progressive import strict_yaml
+from hf_progressive import storage, strict_yaml
 from hf_progressive.arm import micro_batches
 from hf_progressive.config import LadderConfig
-from hf_progressive.ladder_plan import LadderPlan, RungPlan, aligned
+from hf_progressive.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.memory import activation_bytes, disk_bytes, training_bytes
 
 _USABLE_MEMORY = 0.9
@@ -155,7 +155,7 @@ def read_evidence(words: Sequence[str]) -> Evidence:
         The evidence.
 
     Raises:
-        ValueError: The words are neither, or the study has no headline.
+        ValueError: The words are neither, or a rung of the study's headline did not match.
         FileNotFoundError: There is no such file.
     """
     if len(words) == 1 and words[0].endswith(".json"):
@@ -170,15 +170,18 @@ def read_evidence(words: Sequence[str]) -> Evidence:
 
 
 def _from_study(path: Path) -> Evidence:
-    study = json.loads(path.read_text(encoding="utf-8"))
-    rungs = [rung for rung in study.get("headline", {}).get("rungs", []) if rung.get("eta") is not None]
-    if not rungs:
-        raise ValueError(f"recipe-eta: {path} has no headline with a transfer efficiency; finish the study")
-    ends = {key: [rung[f"eta_{key}"] for rung in rungs] for key in ("low", "high")}
-    means = {key: None if None in values else sum(values) / len(values) for key, values in ends.items()}
-    recipe = study["headline"].get("recipe")
+    headline = storage.read_json(path).get("headline", {})
+    rungs = headline.get("rungs", [])
+    short = [rung["child"] for rung in rungs if rung["eta"] is None]
+    if not rungs or short:
+        missing = f"{', '.join(short)} did not match" if short else "its headline has no finished rung"
+        raise ValueError(f"recipe-eta: {path}: {missing}, so it has no mean efficiency; finish the study or give ETA")
+    eta, low, high = ([rung[key] for rung in rungs] for key in ("eta", "eta_low", "eta_high"))
     return Evidence(
-        eta=sum(rung["eta"] for rung in rungs) / len(rungs), **means, source=f"{path.name}, recipe {recipe!r}"
+        eta=fmean(eta),
+        low=None if None in low else fmean(low),
+        high=None if None in high else fmean(high),
+        source=f"{path.name}, recipe {headline['recipe']!r}",
     )
 
 
@@ -248,62 +251,10 @@ class LadderPrice:
             "rungs": rungs,
             "family": family,
             "budget": {"dollars": self.budget_dollars, "hours": self.budget_hours},
+            "inherited_fraction": self.plan.config.training.inherited_fraction,
             "cluster": dataclasses.asdict(self.cluster),
             "evidence": None if self.evidence is None else dataclasses.asdict(self.evidence),
         }
-
-    def table(self) -> str:
-        """Return the prices as a table of plain text.
-
-        Returns:
-            A line per rung, the family's prices, and what does not fit.
-        """
-        record = self.to_dict()
-        key = "to_match" if self.evidence else "as_configured"
-        header = (
-            "rung", "cold: FLOPs", "hours", "dollars", "inherited: FLOPs", "hours", "dollars", "tokens : params",
-            "effective", "GB per GPU", "sharded", "GB on disk",
-        )  # fmt: skip
-        rows = [header, *(_row(rung, key) for rung in record["rungs"])]
-        tail = [*self._family_lines(record["family"]), *self._warnings(record["rungs"])]
-        return "\n".join([*aligned(rows), "", *tail])
-
-    def _family_lines(self, family: dict[str, Any]) -> list[str]:
-        cluster, training = self.cluster, self.plan.config.training
-        price = "" if cluster.price is None else f" at ${cluster.price:g} per GPU-hour"
-        entries = [("every rung cold", family["cold"])]
-        if self.evidence is not None:
-            interval = "" if self.evidence.low is None else f", {self.evidence.low:g} … {self.evidence.high:g}"
-            of = f"η = {self.evidence.eta:.3g}{interval} ({self.evidence.source})"
-            entries += [(f"every rung inherited, to match at {of}", family["to_match"]["expected"])]
-            for key, text in (("at_best", "  at the upper end"), ("at_worst", "  at the lower end")):
-                entries += [(text, family["to_match"][key])] if key in family["to_match"] else []
-        share = f"every rung inherited, {training.inherited_fraction:g} of its cold budget each, as configured"
-        entries += [(share, family["as_configured"]), ("the last rung alone, cold", family["last_alone"])]
-        entries += [("this run, its cold twins included", family["this_run"])]
-        head = f"{cluster.count} × {cluster.gpu.name} at {cluster.mfu:.0%} MFU{price}, estimates for Φ not counted:"
-        return [head, *(f"  {_priced(cost)}  {text}" for text, cost in entries), *self._budget_lines(family)]
-
-    def _budget_lines(self, family: dict[str, Any]) -> list[str]:
-        run, lines = family["this_run"], []
-        for unit, limit in (("dollars", self.budget_dollars), ("hours", self.budget_hours)):
-            if limit is None or run[unit] is None:
-                continue
-            verdict = "within" if run[unit] <= limit else "over"
-            share = run[unit] / limit
-            lines.append(f"  this run takes {share:.0%} of the {limit:g} {unit} it may: {verdict} the budget")
-        return lines
-
-    def _warnings(self, rungs: Sequence[dict[str, Any]]) -> list[str]:
-        gpu = self.cluster.gpu
-        return [
-            f"{rung['name']}: micro-batches of {memory['micro_batch_size']} take"
-            f" {memory['replicated_bytes'] / 1e9:.0f} GB of the {gpu.name}'s {gpu.memory_gb:g};"
-            f" set training.micro_batch_size to {memory['largest_micro_batch']} or less"
-            for rung in rungs
-            for memory in [rung["memory"]]
-            if memory["replicated_bytes"] > _USABLE_MEMORY * gpu.memory_gb * 1e9
-        ]
 
     @property
     def _first_trained(self) -> int:
@@ -360,6 +311,7 @@ class LadderPrice:
                 total, sequences=size, per_sequence=per_sequence, shards=self.cluster.count, **state
             ),
             "largest_micro_batch": max(0, int(room // per_sequence)),
+            "fits": size * per_sequence <= room,
         }
 
     def _disk(self, rung: RungPlan) -> int:
@@ -371,32 +323,6 @@ class LadderPrice:
             stable=config.training.keep_stable or config.growth.parent == "stable",
             with_fisher=config.phi.ewc_lambda > 0,
         )
-
-
-def _row(rung: dict[str, Any], key: str) -> tuple[str, ...]:
-    cold, memory, tokens = rung["cold"], rung["memory"], rung["tokens_per_parameter"]
-    inherited = rung[key]["expected"] if key == "to_match" else rung[key]
-    grown = rung["parent"] is not None
-    spent = tokens["spent"] if grown else tokens["cold"]
-    sizes = (memory["replicated_bytes"], memory["sharded_bytes"], rung["disk_bytes"])
-    return (
-        rung["name"],
-        *_cells(cold),
-        *(_cells(inherited) if grown else ("–", "–", "–")),
-        f"{spent:.2f}",
-        "–" if tokens["effective"] is None else f"{tokens['effective']:.2f}",
-        *(f"{size / 1e9:.3g}" for size in sizes),
-    )
-
-
-def _cells(cost: dict[str, Any]) -> tuple[str, str, str]:
-    dollars = "–" if cost["dollars"] is None else f"{cost['dollars']:.2f}"
-    return f"{cost['flops']:.3g}", f"{cost['hours']:.3g}", dollars
-
-
-def _priced(cost: dict[str, Any]) -> str:
-    dollars = "" if cost["dollars"] is None else f"  ${cost['dollars']:>8.2f}"
-    return f"{cost['flops']:>9.3g} FLOPs  {cost['hours']:>7.3g} h{dollars}"
 
 
 def _is_bf16(config: LadderConfig) -> bool:

@@ -24,6 +24,7 @@ from hf_progressive.data import train_tokenizer
 from hf_progressive.hub import prepare_publication
 from hf_progressive.ladder import RungResult, run_ladder
 from hf_progressive.ladder_plan import plan_ladder
+from hf_progressive.pricing import Cluster, Evidence, LadderPrice
 from hf_progressive.report import read_run, results_table, write_report
 from hf_progressive.sizing import DIAL_FIELDS, flops_per_token
 
@@ -99,6 +100,8 @@ def test_a_later_rung_brings_all_that_went_into_it(whole: tuple[Path, Path, list
     table = plan_ladder(config).table()
     line = f"start is l2w16, which is taken over and not trained; {second['tokens']:,} tokens and {spent:.3g} FLOPs"
     assert line in table
+    price = LadderPrice(plan=plan_ladder(config), cluster=Cluster(count=1), evidence=Evidence(eta=1.0)).to_dict()
+    assert price["family"]["to_match"]["expected"]["flops"] == price["rungs"][1]["to_match"]["expected"]["flops"] > 0
     first, child = (result.record for result in run_ladder(config, tmp_path / "run"))
     assert first["flops"]["train"] == child["flops"]["inherited"] == spent
     assert child["data"]["first_block"] == second["data"]["first_block"] + second["data"]["blocks"]

@@ -60,6 +60,26 @@ def test_the_interval_of_the_evidence_is_carried_through(capsys, tmp_path):
     assert costs["at_best"]["flops"] < costs["expected"]["flops"] < costs["at_worst"]["flops"]
 
 
+def test_evidence_without_an_upper_end_is_an_open_interval(capsys, tmp_path):
+    study = tmp_path / "study.json"
+    rungs = [{"eta": 0.9, "eta_low": 0.8, "eta_high": None}]  # it matched at its smallest budget already
+    study.write_text(json.dumps({"headline": {"recipe": "exact", "rungs": rungs}}))
+    assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(study)]) == 0
+    table = capsys.readouterr().out
+    assert "η = 0.9, 0.8 … –" in table
+    assert "at the lower end" in table
+    assert "at the upper end" not in table
+
+
+def test_a_study_in_which_a_rung_did_not_match_is_no_evidence(capsys, tmp_path):
+    study = tmp_path / "study.json"
+    matched = {"child": "b", "eta": 0.9, "eta_low": 0.8, "eta_high": 1.0}
+    short = {"child": "c", "eta": None, "eta_low": None, "eta_high": None}
+    study.write_text(json.dumps({"headline": {"recipe": "exact", "rungs": [matched, short]}}))
+    assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(study)]) == 2
+    assert "study.json: c did not match, so it has no mean efficiency" in capsys.readouterr().err
+
+
 def test_the_table_keeps_the_prices_apart_and_says_what_does_not_fit(capsys):
     words = [
         "plan",
@@ -100,7 +120,7 @@ def test_the_picture_is_written(capsys, tmp_path):
         (["--price", "-1"], "price: -1.0 is not a number of dollars of 0 or more"),
         (["--recipe-eta", "0.9", "0.8"], "recipe-eta: '0.9 0.8' is neither ETA, nor ETA LOW HIGH, nor a study.json"),
         (["--recipe-eta", "2", "0.8", "1"], "recipe-eta: 2.0 is not between 0.8 and 1.0; give ETA [LOW HIGH]"),
-        (["--recipe-eta", "nowhere/study.json"], "No such file"),
+        (["--recipe-eta", "nowhere/study.json"], "nowhere/study.json: no such file"),
         (["--gpus", "7"], "not divisible among 7 processes"),
     ],
 )

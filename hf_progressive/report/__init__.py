@@ -2,6 +2,7 @@
 
 from hf_progressive.report.page import ReportPaths, write_report
 from hf_progressive.report.plot_prices import write_prices
+from hf_progressive.report.price_table import price_table
 from hf_progressive.report.reading import read_run, read_rung
 from hf_progressive.report.records import Run, Rung
 from hf_progressive.report.study_page import write_study_report
@@ -14,6 +15,7 @@ __all__ = [
     "Run",
     "Rung",
     "family_totals",
+    "price_table",
     "read_run",
     "read_rung",
     "results_markdown",

@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _T_975 = (
@@ -94,11 +94,12 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 def _percentile_bootstrap(values: Sequence[float]) -> tuple[float, float]:
     count = len(values)
+    resamples: Iterable[tuple[float, ...]]
     if count <= _EXACT_RESAMPLES:
         resamples = itertools.product(values, repeat=count)
     else:
         draw = random.Random(0)
-        resamples = (tuple(draw.choices(values, k=count)) for _ in range(_RESAMPLES))  # type: ignore[assignment]
+        resamples = (tuple(draw.choices(values, k=count)) for _ in range(_RESAMPLES))
     means = sorted(statistics.fmean(resample) for resample in resamples)
     return _quantile(means, 0.025), _quantile(means, 0.975)
 

@@ -1,6 +1,6 @@
 """What arms achieved: per rung over the seeds, for the family, and for Φ against its absence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hf_progressive.config import StudyArmConfig
@@ -8,6 +8,7 @@ from hf_progressive.study.interval import Interval, mean_interval
 from hf_progressive.study.plan import StudyPlan
 from hf_progressive.study.points import Point, Transfer, bits_per_byte_at, crossing, transfer
 from hf_progressive.study.results import StudyResults
+from hf_progressive.study.tasks import Run
 
 _BEYOND = 0.05  # of FLOPs: how far Φ's estimates may carry a point beyond the baseline's last
 
@@ -29,14 +30,7 @@ def rung_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig, ru
     """
     index = plan.rungs.index(rung)
     seeds, transfers, pairs, as_trained = [], [], [], []
-    for seed in plan.config.seeds:
-        runs = plan.children.get((arm.name, rung, seed))
-        child = results.points(runs) if runs else None
-        cold = results.points(plan.cold[rung, seed])
-        if not runs or child is None or cold is None:
-            continue
-        parent = runs[0].start.parent
-        assert parent is not None
+    for seed, child, cold, parent in _complete_seeds(plan, results, arm, rung):
         seeds.append(seed)
         pairs.append((child, cold))
         transfers.append(transfer(child, cold, results.lineage_flops(parent)))
@@ -65,6 +59,21 @@ def rung_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig, ru
         "by_seed": [_seed_values(seed, item) for seed, item in zip(seeds, transfers, strict=True)],
         "advantage": _advantage(pairs),
     }
+
+
+def _complete_seeds(
+    plan: StudyPlan, results: StudyResults, arm: StudyArmConfig, rung: str
+) -> Iterator[tuple[int, list[Point], list[Point], Run]]:
+    # The seeds of which all children and twins are finished: seed, children, twins, and the run that they grew from.
+    for seed in plan.config.seeds:
+        runs = plan.children.get((arm.name, rung, seed))
+        child = results.points(runs) if runs else None
+        cold = results.points(plan.cold[rung, seed])
+        if not runs or child is None or cold is None:
+            continue
+        parent = runs[0].start.parent
+        assert parent is not None
+        yield seed, child, cold, parent
 
 
 def bits_per_byte_of(child: Sequence[Point], fraction: float) -> float:
@@ -167,14 +176,7 @@ def family_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig) 
     last = plan.rungs[-1]
     totals: list[float | None] = []
     at_most = False
-    for seed in plan.config.seeds:
-        runs = plan.children.get((arm.name, last, seed))
-        child = results.points(runs) if runs else None
-        cold = results.points(plan.cold[last, seed])
-        if not runs or child is None or cold is None:
-            continue
-        parent = runs[0].start.parent
-        assert parent is not None
+    for _, child, cold, parent in _complete_seeds(plan, results, arm, last):
         found = crossing(child, target_of(cold))
         at_most |= found.reached == "at_most"
         totals.append(None if found.flops is None else results.lineage_flops(parent) + found.flops)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainerCallback, set_seed
+from transformers import AutoConfig, TrainerCallback
 
 from hf_progressive import storage
 from hf_progressive.arm import Arm, evenly_spaced, train_arm
+from hf_progressive.checkpoints import write_fresh
 from hf_progressive.data import Corpus, TokenBlocks
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.growth.optimizer import read_optimizer_state
@@ -99,7 +99,7 @@ class Worker:
         init = folder / "init"
         record: dict[str, Any] = {"kind": "start", "name": start.name, "rung": start.rung.name, "seed": start.seed}
         if start.parent is None:
-            self._write_fresh(start, init)
+            write_fresh(start.rung.size.config, self.corpus.tokenizer, init, seed=start.draw)
             return {**record, "parent": None, "estimates": {}, "seconds": time.monotonic() - began}
         assert start.recipe is not None
         growth, parent = start.recipe.growth, self.folder.parent_weights(start)
@@ -132,16 +132,6 @@ class Worker:
             "estimates": estimates,
             "seconds": time.monotonic() - began,
         }
-
-    def _write_fresh(self, start: Start, init: Path) -> None:
-        config = AutoConfig.for_model(**start.rung.size.config.to_dict())
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(config, name, getattr(self.corpus.tokenizer, name))
-        set_seed(start.draw)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with storage.atomic_folder(init, overwrite=True) as temporary:
-            model.save_pretrained(temporary)
-            self.corpus.tokenizer.save_pretrained(temporary)
 
     def _estimate(self, start: Start, parent: Path) -> dict[str, Any]:
         assert start.parent is not None

@@ -12,10 +12,11 @@ ROOT = Path(__file__).parents[2]
 
 STAND_INS = {
     # two nodes, each of which runs the command with its own SLURM_NODEID
-    "srun": "for node in 0 1; do SLURM_NODEID=$node \"$@\" & done; trap 'kill -TERM $(jobs -p)' TERM; wait; wait",
-    "scontrol": 'if [ "$1" = show ]; then printf "alpha\\nbeta\\n"; else echo "scontrol $*" >> "$LOG"; fi',
-    "accelerate": 'echo "accelerate $*" >> "$LOG"; trap "kill \$!; echo told >> $LOG; exit 143" TERM; '
-    "sleep ${LASTS:-0} & wait",
+    "srun": "trap 'kill -TERM $(jobs -p)' TERM; for node in 0 1; do SLURM_NODEID=$node \"$@\" & done; wait; wait",
+    # it prints in two parts, so that a reader that leaves after the first ends it with SIGPIPE
+    "scontrol": 'if [ "$1" = show ]; then echo alpha; sleep 0.3; echo beta; else echo "scontrol $*" >> "$LOG"; fi',
+    "accelerate": 'sleep ${LASTS:-0} & trap "kill \$!; echo told >> $LOG; exit 143" TERM; '
+    'echo "accelerate $*" >> "$LOG"; wait',
 }
 
 
@@ -59,7 +60,6 @@ def test_when_time_is_up_it_stops_and_queues_itself_again(cluster):
         if log.exists() and len(log.read_text().splitlines()) == 2:
             break
         time.sleep(0.05)
-    time.sleep(0.2)  # their traps are set
     job.send_signal(signal.SIGUSR1)
     assert job.wait(timeout=60) == 0
     assert log.read_text().splitlines()[2:] == ["told", "told", "scontrol requeue 7"]

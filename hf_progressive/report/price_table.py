@@ -1,0 +1,96 @@
+"""A priced plan as a table of plain text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_progressive.ladder_plan import aligned
+from hf_progressive.report.quantities import NOTHING
+
+_HEADER = (
+    "rung", "cold: FLOPs", "hours", "dollars", "inherited: FLOPs", "hours", "dollars", "tokens : params", "effective",
+    "GB per GPU", "sharded", "GB on disk",
+)  # fmt: skip
+
+
+def price_table(record: Mapping[str, Any]) -> str:
+    """Return the prices of a ladder as plain text.
+
+    Args:
+        record: What `LadderPrice.to_dict` returns.
+
+    Returns:
+        A line per rung, the family's prices, and what does not fit.
+    """
+    rows = [_HEADER, *(_row(rung) for rung in record["rungs"])]
+    return "\n".join([*aligned(rows), "", *_family(record), *_budget(record), *_misfits(record)])
+
+
+def _row(rung: Mapping[str, Any]) -> tuple[str, ...]:
+    memory, tokens, grown = rung["memory"], rung["tokens_per_parameter"], rung["parent"] is not None
+    inherited = rung["to_match"]["expected"] if rung["to_match"] else rung["as_configured"]
+    sizes = (memory["replicated_bytes"], memory["sharded_bytes"], rung["disk_bytes"])
+    return (
+        rung["name"],
+        *_cells(rung["cold"]),
+        *(_cells(inherited) if grown else (NOTHING,) * 3),
+        f"{tokens['spent' if grown else 'cold']:.2f}",
+        NOTHING if tokens["effective"] is None else f"{tokens['effective']:.2f}",
+        *(f"{size / 1e9:.3g}" for size in sizes),
+    )
+
+
+def _cells(cost: Mapping[str, Any]) -> tuple[str, str, str]:
+    dollars = NOTHING if cost["dollars"] is None else f"{cost['dollars']:.2f}"
+    return f"{cost['flops']:.3g}", f"{cost['hours']:.3g}", dollars
+
+
+def _family(record: Mapping[str, Any]) -> list[str]:
+    family, cluster, evidence = record["family"], record["cluster"], record["evidence"]
+    entries = [("every rung cold", family["cold"])]
+    if evidence is not None:
+        entries += [(f"every rung inherited, to match at {_described(evidence)}", family["to_match"]["expected"])]
+        for key, text in (("at_best", "  at the upper end"), ("at_worst", "  at the lower end")):
+            entries += [(text, family["to_match"][key])] if key in family["to_match"] else []
+    share = f"{record['inherited_fraction']:g} of its cold budget each"
+    entries += [
+        (f"every rung inherited, {share}, as configured", family["as_configured"]),
+        ("the last rung alone, cold", family["last_alone"]),
+        ("this run, its cold twins included", family["this_run"]),
+    ]
+    price = "" if cluster["price"] is None else f" at ${cluster['price']:g} per GPU-hour"
+    machine = f"{cluster['count']} × {cluster['gpu']['name']} at {cluster['mfu']:.0%} MFU{price}"
+    return [f"{machine}, estimates for Φ not counted:", *(f"  {_priced(cost)}  {text}" for text, cost in entries)]
+
+
+def _described(evidence: Mapping[str, Any]) -> str:
+    ends = [NOTHING if evidence[key] is None else f"{evidence[key]:.3g}" for key in ("low", "high")]
+    interval = "" if ends == [NOTHING, NOTHING] else f", {ends[0]} … {ends[1]}"
+    return f"η = {evidence['eta']:.3g}{interval} ({evidence['source']})"
+
+
+def _priced(cost: Mapping[str, Any]) -> str:
+    dollars = "" if cost["dollars"] is None else f"  ${cost['dollars']:>8.2f}"
+    return f"{cost['flops']:>9.3g} FLOPs  {cost['hours']:>7.3g} h{dollars}"
+
+
+def _budget(record: Mapping[str, Any]) -> list[str]:
+    run, lines = record["family"]["this_run"], []
+    for unit, limit in record["budget"].items():
+        if limit is None or run[unit] is None:
+            continue
+        verdict = "within" if run[unit] <= limit else "over"
+        lines.append(f"  this run takes {run[unit] / limit:.0%} of the {limit:g} {unit} it may: {verdict} the budget")
+    return lines
+
+
+def _misfits(record: Mapping[str, Any]) -> list[str]:
+    gpu = record["cluster"]["gpu"]
+    trained: Sequence[Mapping[str, Any]] = [rung for rung in record["rungs"] if rung["origin"] is None]
+    return [
+        f"{rung['name']}: micro-batches of {memory['micro_batch_size']} take {memory['replicated_bytes'] / 1e9:.0f} GB"
+        f" of the {gpu['name']}'s {gpu['memory_gb']:g}; set training.micro_batch_size to"
+        f" {memory['largest_micro_batch']} or less"
+        for rung in trained
+        for memory in [rung["memory"]]
+        if not memory["fits"]
+    ]
