@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from hf_progressive.arm import check_arguments
-from hf_progressive.config import LadderConfig, StudyArmConfig, StudyConfig
-from hf_progressive.ladder_plan import LadderPlan, plan_ladder
-from hf_progressive.study.tasks import Group, Run, Task, TaskGraph
+from hf_progressive.config import LadderConfig, StudyArmConfig, StudyConfig, TrainingConfig
+from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
+from hf_progressive.study.tasks import Group, Run, Start, Task, TaskGraph
 
 _SEED_STRIDE = 1000  # between the seeds of two studies' seeds, so that no two rungs share a draw
 
@@ -67,7 +67,7 @@ class _Builder:
     def cold_group(self, index: int, seed: int, learning_rate: float | None = None) -> Group:
         rung, training = self.ladder.rungs[index], self.config.ladder.training
         start = self.graph.fresh(rung, seed, self.draw(index, seed))
-        return self.graph.group(start, training, learning_rate or training.learning_rate, self.first_blocks[index])
+        return self._group(index, start, rung, training, learning_rate or training.learning_rate)
 
     def child_group(self, arm: StudyArmConfig, index: int, seed: int, learning_rate: float | None = None) -> Group:
         recipe = self.recipes[arm.name]
@@ -76,7 +76,12 @@ class _Builder:
         start = self.graph.grown(rung, parent, self.draw(index, seed), recipe, arm.carry_moments)
         training = recipe.training
         rate = learning_rate or training.inherited_learning_rate or training.learning_rate
-        return self.graph.group(start, training, rate, self.first_blocks[index])
+        return self._group(index, start, rung, training, rate)
+
+    def _group(self, index: int, start: Start, rung: RungPlan, training: TrainingConfig, rate: float) -> Group:
+        first_block = self.first_blocks[index]
+        steps = rung.size.steps
+        return self.graph.group(start, training, cold_steps=steps, learning_rate=rate, first_block=first_block)
 
     def parent(self, arm: StudyArmConfig, index: int, seed: int) -> Run:
         # The finished run that an arm's children on the next rung grow from.

@@ -231,19 +231,22 @@ class TaskGraph:
         )
         return self.starts.setdefault(name, start)
 
-    def group(self, start: Start, training: TrainingConfig, learning_rate: float, first_block: int) -> Group:
+    def group(
+        self, start: Start, training: TrainingConfig, *, cold_steps: int, learning_rate: float, first_block: int
+    ) -> Group:
         """Add a way of training.
 
         Args:
             start: The initial checkpoint, whose recipe states Φ.
             training: Batch, schedule and optimizer.
+            cold_steps: Steps of the cold twin's full budget in these batches, which recipes that share a start may
+                choose differently.
             learning_rate: Peak learning rate.
             first_block: The first block to read.
 
         Returns:
             The group.
         """
-        cold_steps = start.rung.size.steps
         warmup = schedule_steps(training, cold_steps)[0]
         settings = {k: v for k, v in dataclasses.asdict(training).items() if k not in _WITHOUT_EFFECT}
         phi = None

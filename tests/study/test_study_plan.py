@@ -56,6 +56,17 @@ def test_another_arm_renames_nothing(corpus_file: Path) -> None:
     assert not {run for run in other.graph.runs if "child" in run} & set(more.graph.runs)
 
 
+def test_a_share_of_the_budget_is_as_many_tokens_in_any_batch(corpus_file: Path) -> None:
+    batch = study_mapping(corpus_file)["ladder"]["training"]["batch_tokens"]
+    arms = [{"name": "exact"}, {"name": "twice", "set": {"training.batch_tokens": 2 * batch}, "parent_arm": "exact"}]
+    plan = planned(corpus_file, arms=arms)
+    exact, twice = (plan.children[arm, "l2w16", 0] for arm in ("exact", "twice"))
+    assert exact[0].start is twice[0].start
+    for one, other in zip(exact, twice, strict=True):
+        assert other.group.training.batch_tokens == 2 * batch
+        assert abs(one.tokens - other.tokens) <= 2 * batch
+
+
 def test_branches_begin_where_their_warm_down_does(corpus_file: Path) -> None:
     plan = planned(corpus_file)
     for group in plan.graph.groups.values():
