@@ -161,9 +161,13 @@ def _study(options: argparse.Namespace) -> Outcome:
 
 
 def _report(options: argparse.Namespace) -> Outcome:
-    from hf_progressive.report import write_report, write_study_report
+    from hf_progressive.report import write_report, write_section, write_study_report
 
     is_study = (Path(options.run_dir) / "study.json").is_file()
+    if options.into:
+        write_section(options.run_dir, options.into)
+        _say(f"result of {options.run_dir} written into {options.into}")
+        return EXIT_DONE, {"document": options.into}
     paths = write_study_report(options.run_dir) if is_study else write_report(options.run_dir)
     _say(f"report: {paths.html}")
     return EXIT_DONE, {"html": str(paths.html), "markdown": str(paths.markdown)}
@@ -295,6 +299,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = command("report", _report, "write the report of a run or a study again from its records")
     report.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run or of a study")
+    report.add_argument(
+        "--into",
+        metavar="FILE",
+        help="put a study's result between the marks of this file, and write no page",
+    )
     _add_json(report)
 
     publish = command("publish", _publish, "publish a rung, or every finished rung of a run, on the Hub")

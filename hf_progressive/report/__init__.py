@@ -6,6 +6,7 @@ from hf_progressive.report.price_table import price_table
 from hf_progressive.report.reading import read_run, read_rung
 from hf_progressive.report.records import Run, Rung
 from hf_progressive.report.study_page import write_study_report
+from hf_progressive.report.study_section import study_section, write_section
 from hf_progressive.report.table import results_markdown, results_table
 from hf_progressive.report.totals import FamilyTotals, family_totals
 
@@ -20,7 +21,9 @@ __all__ = [
     "read_rung",
     "results_markdown",
     "results_table",
+    "study_section",
     "write_prices",
     "write_report",
+    "write_section",
     "write_study_report",
 ]

@@ -11,7 +11,7 @@ from study_fixtures import study_config, study_mapping
 from study_pretence import pretend
 
 from hf_progressive import cli
-from hf_progressive.report import write_study_report
+from hf_progressive.report import study_section, write_study_report
 from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_tables import arms_table, phi_table, steps_table
 from hf_progressive.study.run import run_study
@@ -53,6 +53,24 @@ def test_the_page_answers_first_and_holds_nothing_from_elsewhere(study: tuple[Pa
     for path in paths.plots:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert f"](plots/{path.name})" in markdown
+
+
+def test_the_result_replaces_what_stands_between_the_marks(
+    study: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, record = study
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- study: begin -->\nold\n<!-- study: end -->\nafter\n")
+    for _ in range(2):  # the second time changes nothing
+        assert cli.main(["report", str(folder), "--into", str(document)]) == 0
+        before, section, after = re.split("<!-- study: (?:begin|end) -->\n", document.read_text())
+        assert (before, after) == ("before\n", "after\n")
+        assert section == study_section(record) + "\n"
+    assert f"{record['headline']['rungs'][0]['eta']:.2f}" in section
+    document.write_text("<!-- study: begin -->\nno end\n")
+    assert cli.main(["report", str(folder), "--into", str(document)]) == 2
+    assert f"{document}: has no line <!-- study: end -->" in capsys.readouterr().err
+    assert document.read_text() == "<!-- study: begin -->\nno end\n"
 
 
 def test_tables_hold_what_the_record_says(study: tuple[Path, dict[str, Any]]) -> None:

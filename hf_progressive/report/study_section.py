@@ -1,0 +1,52 @@
+"""A study's result as a section of another document, so that a README says what its record says and nothing else."""
+
+import os
+from pathlib import Path
+
+from hf_progressive.report.study_findings import Record, find_in_study
+from hf_progressive.report.study_page import read_study
+from hf_progressive.report.study_tables import phi_table, steps_table
+from hf_progressive.storage import atomic_file
+
+_BEGIN, _END = "<!-- study: begin -->", "<!-- study: end -->"
+
+
+def study_section(study: Record) -> str:
+    """Return a study's result in Markdown.
+
+    Args:
+        study: The record.
+
+    Returns:
+        The answer, the table of the steps, how sure it is, and Φ against none.
+    """
+    findings, phi = find_in_study(study), phi_table(study)
+    parts = [f"**{findings.headline}.** {findings.explanation}", steps_table(study).markdown()]
+    parts.append("\n".join(f"- {sentence}" for sentence in (findings.unfinished, *findings.certainty) if sentence))
+    if phi is not None:
+        parts += [
+            "Φ against none: bits per byte at equal FLOPs, at shares of the cold budget; below 0 it helps.",
+            phi.markdown(),
+        ]
+    return "\n\n".join(parts)
+
+
+def write_section(study_dir: str | os.PathLike[str], document: str | os.PathLike[str]) -> None:
+    """Put a study's result into a document, in place of what stands between its two marks.
+
+    Args:
+        study_dir: The study's folder.
+        document: A text file with the lines `<!-- study: begin -->` and `<!-- study: end -->`.
+
+    Raises:
+        FileNotFoundError: The folder has no `study.json`, or there is no such document.
+        ValueError: The record is damaged, or a mark is missing.
+    """
+    path = Path(document)
+    section, text = study_section(read_study(Path(study_dir))), path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"{path}: has no line {_END if begin else _BEGIN}; the study's result goes between the two")
+    with atomic_file(path) as temporary:
+        temporary.write_text(f"{before}{begin}\n{section}\n{end}{after}", encoding="utf-8")
