@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hf_progressive.arm import check_arguments
-from hf_progressive.config import LadderConfig, StudyArmConfig, StudyConfig, TrainingConfig
+from hf_progressive.config import LadderConfig, StudyArmConfig, StudyConfig
 from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
 from hf_progressive.study.tasks import Group, Run, Start, Task, TaskGraph
 
@@ -65,23 +65,26 @@ class _Builder:
         return self.config.ladder.seed + _SEED_STRIDE * seed + index
 
     def cold_group(self, index: int, seed: int, learning_rate: float | None = None) -> Group:
-        rung, training = self.ladder.rungs[index], self.config.ladder.training
+        rung = self.ladder.rungs[index]
         start = self.graph.fresh(rung, seed, self.draw(index, seed))
-        return self._group(index, start, rung, training, learning_rate or training.learning_rate)
+        return self._group(start, rung, self.config.ladder, learning_rate)
 
     def child_group(self, arm: StudyArmConfig, index: int, seed: int, learning_rate: float | None = None) -> Group:
-        recipe = self.recipes[arm.name]
-        rung = self.plans[arm.name].rungs[index]
+        recipe, rung = self.recipes[arm.name], self.plans[arm.name].rungs[index]
         parent = self.parent(arm, index - 1, seed)
         start = self.graph.grown(rung, parent, self.draw(index, seed), recipe, arm.carry_moments)
-        training = recipe.training
-        rate = learning_rate or training.inherited_learning_rate or training.learning_rate
-        return self._group(index, start, rung, training, rate)
+        return self._group(start, rung, recipe, learning_rate or recipe.training.inherited_learning_rate)
 
-    def _group(self, index: int, start: Start, rung: RungPlan, training: TrainingConfig, rate: float) -> Group:
-        first_block = self.first_blocks[index]
-        steps = rung.size.steps
-        return self.graph.group(start, training, cold_steps=steps, learning_rate=rate, first_block=first_block)
+    def _group(self, start: Start, rung: RungPlan, recipe: LadderConfig, learning_rate: float | None) -> Group:
+        # Everything is the recipe's own, nothing the start's: recipes that differ in this alone share the start.
+        return self.graph.group(
+            start,
+            recipe.training,
+            phi=recipe.phi if start.estimates_inheritance else None,
+            cold_steps=rung.size.steps,
+            learning_rate=learning_rate or recipe.training.learning_rate,
+            first_block=self.first_blocks[rung.index],
+        )
 
     def parent(self, arm: StudyArmConfig, index: int, seed: int) -> Run:
         # The finished run that an arm's children on the next rung grow from.

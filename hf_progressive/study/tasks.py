@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_progressive.arm import schedule_steps
-from hf_progressive.config import LadderConfig, TrainingConfig
+from hf_progressive.config import LadderConfig, PhiConfig, TrainingConfig
 from hf_progressive.ladder_plan import RungPlan
 
 _DIGEST_DIGITS = 10
@@ -56,7 +56,8 @@ class Start:
     """The finished run to grow from; None for fresh weights."""
 
     recipe: LadderConfig | None = None
-    """The ladder with the arm's overrides; None for fresh weights."""
+    """A ladder with an arm's overrides, of which the growth and the estimates of Φ count, and no more: arms that have
+    these in common share the start; None for fresh weights."""
 
     carry_moments: bool = False
     """Grow Adam's moments too."""
@@ -87,6 +88,9 @@ class Group:
 
     training: TrainingConfig
     """Batch, schedule and optimizer."""
+
+    phi: PhiConfig | None
+    """The penalty; None for none."""
 
     learning_rate: float
     """Peak learning rate."""
@@ -232,15 +236,22 @@ class TaskGraph:
         return self.starts.setdefault(name, start)
 
     def group(
-        self, start: Start, training: TrainingConfig, *, cold_steps: int, learning_rate: float, first_block: int
+        self,
+        start: Start,
+        training: TrainingConfig,
+        *,
+        phi: PhiConfig | None,
+        cold_steps: int,
+        learning_rate: float,
+        first_block: int,
     ) -> Group:
         """Add a way of training.
 
         Args:
-            start: The initial checkpoint, whose recipe states Φ.
+            start: The initial checkpoint, which several recipes may share.
             training: Batch, schedule and optimizer.
-            cold_steps: Steps of the cold twin's full budget in these batches, which recipes that share a start may
-                choose differently.
+            phi: The penalty; None for none.
+            cold_steps: Steps of the cold twin's full budget in these batches.
             learning_rate: Peak learning rate.
             first_block: The first block to read.
 
@@ -249,18 +260,16 @@ class TaskGraph:
         """
         warmup = schedule_steps(training, cold_steps)[0]
         settings = {k: v for k, v in dataclasses.asdict(training).items() if k not in _WITHOUT_EFFECT}
-        phi = None
-        if start.recipe is not None and start.estimates_inheritance:
-            values = start.recipe.phi
-            phi = [values.ewc_lambda, values.gamma, values.schedule, values.until]
+        penalty = None if phi is None else [phi.ewc_lambda, phi.gamma, phi.schedule, phi.until]
         order = self.order_of(start.seed)
-        made_of = [start.name, settings, learning_rate, warmup, cold_steps, first_block, order, phi]
+        made_of = [start.name, settings, learning_rate, warmup, cold_steps, first_block, order, penalty]
         name = f"{start.rung.name}-s{start.seed}-{digest(made_of)}"
         if name not in self.groups:
             self.groups[name] = Group(
                 name=name,
                 start=start,
                 training=training,
+                phi=phi,
                 learning_rate=learning_rate,
                 cold_steps=cold_steps,
                 warmup_steps=warmup,

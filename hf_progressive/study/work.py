@@ -22,7 +22,7 @@ from hf_progressive.growth.optimizer import read_optimizer_state
 from hf_progressive.inheritance import estimate_inheritance, load_penalty
 from hf_progressive.phi import InheritancePenalty
 from hf_progressive.study.folder import OPTIMIZER_NAME, StudyFolder, link_weights
-from hf_progressive.study.tasks import Run, Start, TaskGraph
+from hf_progressive.study.tasks import Group, Run, Start, TaskGraph
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class Worker:
         branch = self.folder.branch_checkpoint(run, exactly=False)
         arm = self._arm(run, title, estimates, branch)
         callbacks = [CarriedMoments(arm.init / OPTIMIZER_NAME)] if start.carry_moments else []
-        result, trainer = train_arm(arm, corpus, self._penalty(start), callbacks)
+        result, trainer = train_arm(arm, corpus, self._penalty(group), callbacks)
         if self.folder.heirs(run):
             self._keep_weights(run, trainer.save_pretrained_whole, branch)
         del trainer
@@ -232,20 +232,21 @@ class Worker:
             checkpoint_steps=frozenset(steps - {0}),
             branch_from=branch,
         )
-        if start.recipe is None:
+        if group.phi is None:
             return arm
         # The study states Φ's course over the cold budget, an arm over its own steps: one course for all lengths.
-        until = start.recipe.phi.until * group.cold_steps / run.steps
-        return dataclasses.replace(arm, phi_schedule=start.recipe.phi.schedule, phi_until=until)
+        until = group.phi.until * group.cold_steps / run.steps
+        return dataclasses.replace(arm, phi_schedule=group.phi.schedule, phi_until=until)
 
-    def _penalty(self, start: Start) -> InheritancePenalty | None:
-        if not start.estimates_inheritance:
+    def _penalty(self, group: Group) -> InheritancePenalty | None:
+        if group.phi is None:
             return None
+        start = group.start
         assert start.recipe is not None
         folder, growth = self.folder.weights(start), start.recipe.growth
         configs = [AutoConfig.from_pretrained(folder / part) for part in ("parent", "init")]
         plan = plan_growth(*configs, method=growth.method, **growth.options)
-        return load_penalty(start.recipe.phi, anchor=folder / "init", parent=folder / "parent", growth=plan)
+        return load_penalty(group.phi, anchor=folder / "init", parent=folder / "parent", growth=plan)
 
     def _keep_weights(self, run: Run, save: Callable[[Path], None], branch: Path | None) -> None:
         # What the run's heirs grow from: the weights after the warm-down, those before it, and Adam's moments.

@@ -13,9 +13,11 @@ from study_pretence import pretend
 from hf_progressive import cli
 from hf_progressive.report import study_section, write_study_report
 from hf_progressive.report.study_findings import find_in_study
+from hf_progressive.report.study_page import read_study
 from hf_progressive.report.study_tables import arms_table, phi_table, steps_table
 from hf_progressive.study.run import run_study
 
+ROOT = Path(__file__).parents[2]
 ARMS = [{"name": "exact"}, {"name": "with Φ <1>", "set": {"phi.ewc_lambda": 0.1}, "parent_arm": "exact"}]
 
 
@@ -71,6 +73,20 @@ def test_the_result_replaces_what_stands_between_the_marks(
     assert cli.main(["report", str(folder), "--into", str(document)]) == 2
     assert f"{document}: has no line <!-- study: end -->" in capsys.readouterr().err
     assert document.read_text() == "<!-- study: begin -->\nno end\n"
+
+
+@pytest.mark.parametrize("name", ["books", "books_screen"])
+def test_the_committed_studies_are_complete_and_name_no_place(name: str) -> None:
+    path = ROOT / "examples" / "studies" / name / "study.json"
+    text = path.read_text()
+    assert len(text) < 2e6
+    assert read_study(path.parent)["complete"]
+    assert not re.search(r'"[^"]*/(home|work|tmp|root|shared)/', text)
+
+
+def test_the_readme_says_what_the_committed_study_says() -> None:
+    record = read_study(ROOT / "examples" / "studies" / "books")
+    assert f"<!-- study: begin -->\n{study_section(record)}\n<!-- study: end -->" in (ROOT / "README.md").read_text()
 
 
 def test_tables_hold_what_the_record_says(study: tuple[Path, dict[str, Any]]) -> None:

@@ -67,6 +67,18 @@ def test_a_share_of_the_budget_is_as_many_tokens_in_any_batch(corpus_file: Path)
         assert abs(one.tokens - other.tokens) <= 2 * batch
 
 
+def test_arms_that_share_a_start_keep_their_own_penalty(corpus_file: Path) -> None:
+    weights = (0.01, 1.0)
+    arms = [{"name": "exact"}]
+    arms += [{"name": f"EWC {w}", "set": {"phi.ewc_lambda": w}, "parent_arm": "exact"} for w in weights]
+    plan = planned(corpus_file, arms=arms)
+    first, second = (plan.children[f"EWC {w}", "l2w16", 0][0] for w in weights)
+    assert first.start is second.start
+    assert first.name != second.name
+    assert [run.group.phi.ewc_lambda for run in (first, second) if run.group.phi] == list(weights)
+    assert plan.children["exact", "l2w16", 0][0].group.phi is None
+
+
 def test_branches_begin_where_their_warm_down_does(corpus_file: Path) -> None:
     plan = planned(corpus_file)
     for group in plan.graph.groups.values():
