@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_progressive.ladder_plan import aligned
 from hf_progressive.report.quantities import NOTHING
+from hf_progressive.report.table import Table
 
 _HEADER = (
     "rung", "cold: FLOPs", "hours", "dollars", "inherited: FLOPs", "hours", "dollars", "tokens : params", "effective",
@@ -21,8 +21,8 @@ def price_table(record: Mapping[str, Any]) -> str:
     Returns:
         A line per rung, the family's prices, and what does not fit.
     """
-    rows = [_HEADER, *(_row(rung) for rung in record["rungs"])]
-    return "\n".join([*aligned(rows), "", *_family(record), *_budget(record), *_misfits(record)])
+    rungs = Table(groups=(), header=_HEADER, rows=tuple(_row(rung) for rung in record["rungs"]))
+    return "\n".join([rungs.plain(), "", *_family(record), *_budget(record), *_misfits(record)])
 
 
 def _row(rung: Mapping[str, Any]) -> tuple[str, ...]:
