@@ -347,6 +347,10 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
         return _fail(error, EXIT_BAD_INPUT)
     except FloatingPointError as error:
         return _fail(error, EXIT_CHECK_FAILED)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from hf_progressive.processes import leave_processes
+
+        leave_processes()
     if options.json and _is_main_process():
         sys.stdout.write(json.dumps(record) + "\n")
     return code

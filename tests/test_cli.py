@@ -1,5 +1,6 @@
 """The command line: exit codes, one line per mistake, one JSON object on the last line of stdout."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as distributed
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_progressive import cli
@@ -95,3 +97,15 @@ def test_every_command_explains_itself() -> None:
         )
         assert run.returncode == 0
         assert run.stdout.startswith("usage: hf-progressive")
+
+
+def test_a_launch_is_left_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a group still open, gloo's threads abort some exits after all the work is done."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        assert cli.execute(lambda options: (cli.EXIT_DONE, {}), argparse.Namespace(json=False)) == cli.EXIT_DONE
+        assert not distributed.is_initialized()
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()

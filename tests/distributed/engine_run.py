@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from hf_progressive.phi import InheritancePenalty
+from hf_progressive.processes import leave_processes
 from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 VOCABULARY, WIDTH = 67, 20  # 67 rows: odd, so that two processes hold unequal pieces
@@ -149,6 +150,7 @@ def main():
         shutil.copytree(options.output / "plain" / "checkpoint-2", resumed / "checkpoint-2")
     PartialState().wait_for_everyone()
     train(resumed, batch=4, accumulation=1, fsdp=options.fsdp, resume=True)
+    leave_processes()
 
 
 if __name__ == "__main__":
