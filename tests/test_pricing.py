@@ -81,18 +81,8 @@ def test_a_study_in_which_a_rung_did_not_match_is_no_evidence(capsys, tmp_path):
 
 
 def test_the_table_keeps_the_prices_apart_and_says_what_does_not_fit(capsys):
-    words = [
-        "plan",
-        "validation_d15_d16",
-        "--gpus",
-        "4",
-        "--price",
-        "3",
-        "--budget-dollars",
-        "20",
-        "--budget-hours",
-        "2",
-    ]
+    budget = ["--budget-dollars", "20", "--budget-hours", "2"]
+    words = ["plan", "validation_d15_d16", "--gpus", "4", "--price", "3", *budget]
     assert cli.main([*words, "--set", "training.micro_batch_size=64"]) == 0
     table = capsys.readouterr().out
     for text in ("every rung cold", "as configured", "the last rung alone, cold", "this run, its cold twins included"):

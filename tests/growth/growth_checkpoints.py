@@ -1,4 +1,4 @@
-"""Small parents on non-trivial weights, and the way to write them as folders."""
+"""Small parents on non-trivial weights, a target, and how to write, read and damage a checkpoint's folder."""
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -16,6 +16,8 @@ TINY_GPT2 = {
     "eos_token_id": 2,
     "architectures": ["GPT2LMHeadModel"],
 }
+
+WIDER = {"n_embd": 40, "n_head": 5, "n_layer": 3}
 
 
 def gpt2(dtype=torch.float32, **fields):
@@ -44,3 +46,13 @@ def write_tensors(folder, tensors, **options):
         for name in writer.order:
             writer.write(name, tensors[name])
     return writer
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)

@@ -1,30 +1,24 @@
 """Growth end to end: the stock class loads the result and computes what the parent computes."""
 
 import copy
-import errno
 import json
-import os
 import resource
 import shutil
-import signal
 
 import pytest
 import torch
-from growth_checkpoints import gpt2, save, write_tensors
+from growth_checkpoints import WIDER, contents, flip_a_bit, gpt2, save, write_tensors
 from growth_models import build, config_of, fields_of
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import hf_progressive
-from hf_progressive.growth import GrowthReport, grow, grow_checkpoint, grow_model, plan_growth, verify_growth
+from hf_progressive.growth import GrowthReport, grow_checkpoint, grow_model, plan_growth, verify_growth
 from hf_progressive.growth.checkpoint import INDEX_NAME, CheckpointReader
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.grow import RECORD_NAME
 from hf_progressive.growth.optimizer import grow_optimizer_state, parameter_groups
 from hf_progressive.growth.verify import TOLERANCES
-from hf_progressive.storage import check_manifest, read_json, sha256_file, write_manifest
-
-WIDER = {"n_embd": 40, "n_head": 5, "n_layer": 3}
+from hf_progressive.storage import check_manifest, read_json, sha256_file
 
 
 def logits(model, tokens):
@@ -131,10 +125,6 @@ def weights(folder):
 
 
 # --- bytes ---
-
-
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_same_seed_and_inputs_give_the_same_bytes(parent, tmp_path):
@@ -372,215 +362,6 @@ def test_greedy_generation_with_a_cache_gives_the_parents_tokens(tmp_path, seed)
     expected = mother.generate(prompt, **options)
     assert torch.equal(child.generate(prompt, **options), expected)
     assert expected.unique().numel() > 10  # not one token over and over
-
-
-# --- refusals ---
-
-
-def edit_json(path, **fields):
-    path.write_text(json.dumps({**(read_json(path) if path.exists() else {}), **fields}))
-
-
-def drop(folder, *names):
-    reader = CheckpointReader(folder)
-    kept = {name: reader.read(name) for name in reader.specs if name not in names}
-    (folder / "model.safetensors").unlink()
-    write_tensors(folder, kept)
-
-
-def add(folder, **tensors):
-    reader = CheckpointReader(folder)
-    all_tensors = {name: reader.read(name) for name in reader.specs} | tensors
-    (folder / "model.safetensors").unlink()
-    write_tensors(folder, all_tensors)
-
-
-def poison(folder, name, value):
-    reader = CheckpointReader(folder)
-    tensors = {key: reader.read(key) for key in reader.specs}
-    tensors[name].view(-1)[3] = value
-    (folder / "model.safetensors").unlink()
-    write_tensors(folder, tensors)
-
-
-def with_manifest(folder, damage):
-    write_manifest(folder)
-    damage(folder / "model.safetensors")
-
-
-def flip_a_bit(path):
-    data = bytearray(path.read_bytes())
-    data[-2] ^= 1
-    path.write_bytes(data)
-
-
-def add_metadata(path):
-    save_file(load_file(path), path, metadata={"format": "pt", "note": "the same tensors in another file"})
-
-
-def only_pickles(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-REFUSALS = {
-    "shrinking": (None, {"n_embd": 16, "n_head": 2}, ValueError, r"never shrinks: width 24 → 16"),
-    "unknown field": (None, {"n_embed": 48}, ValueError, "'n_embed' is not a field of GPT2Config.*'n_embd'"),
-    "unknown family": (lambda f: edit_json(f / "config.json", model_type="bert"), {}, ValueError, "'bert' cannot be"),
-    "unknown to Transformers": (
-        lambda f: edit_json(f / "config.json", model_type="gpt-nine"),
-        {},
-        ValueError,
-        "model_type is 'gpt-nine', unknown to Transformers",
-    ),
-    "no config": (lambda f: (f / "config.json").unlink(), {}, FileNotFoundError, "config.json: no such file"),
-    "remote code": (
-        lambda f: edit_json(f / "config.json", auto_map={"AutoModel": "x--y.Z"}),
-        {},
-        ValueError,
-        "config.json: has an auto_map, so it needs remote code",
-    ),
-    "tokenizer with remote code": (
-        lambda f: edit_json(f / "tokenizer_config.json", auto_map={"AutoTokenizer": ["t.T", None]}),
-        {},
-        ValueError,
-        "tokenizer_config.json: has an auto_map",
-    ),
-    "missing and unmapped tensors": (
-        lambda f: (
-            drop(f, "transformer.h.1.mlp.c_fc.bias", "transformer.ln_f.weight"),
-            add(f, extra=torch.zeros(2), **{"transformer.h.7.attn.bias.scale": torch.zeros(1)}),
-        ),
-        {},
-        ValueError,
-        "(?=.*extra)(?=.*h.7.attn.bias.scale)(?=.*h.1.mlp.c_fc.bias is missing)(?=.*ln_f.weight is missing)",
-    ),
-    "shape against config": (
-        lambda f: edit_json(f / "config.json", vocab_size=95),
-        {},
-        ValueError,
-        r"transformer.wte.weight has shape \(96, 24\), the config says \(95, 24\)",
-    ),
-    "NaN": (lambda f: poison(f, "transformer.wpe.weight", float("nan")), {}, ValueError, "wpe.weight holds NaN"),
-    "infinity": (
-        lambda f: poison(f, "transformer.h.1.ln_2.bias", float("-inf")),
-        {},
-        ValueError,
-        "transformer.h.1.ln_2.bias holds NaN or infinite",
-    ),
-    "truncated": (
-        lambda f: os.truncate(f / "model.safetensors", 5000),
-        {},
-        ValueError,
-        "model.safetensors: 5000 bytes, its header says",
-    ),
-    "size against the manifest": (
-        lambda f: with_manifest(f, lambda path: add_metadata(path)),
-        {},
-        ValueError,
-        "model.safetensors: .* bytes, manifest.json says",
-    ),
-    "content against the manifest": (
-        lambda f: with_manifest(f, flip_a_bit),
-        {},
-        ValueError,
-        "model.safetensors: its SHA-256 is not the one recorded; the file is damaged",
-    ),
-    "pickled weights": (only_pickles, {}, ValueError, "pytorch_model.bin is a pickle.*convert it"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), {}, FileNotFoundError, "has neither model.safet"),
-    "dtype": (None, {"dtype": "int8"}, ValueError, "'int8'; weights are stored in one of float32"),
-    "method": (None, {"method": "magic"}, ValueError, "method 'magic' is not known"),
-    "revision": (None, {"revision": "main"}, ValueError, "a local folder has no revision 'main'"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_refusals_are_one_clear_line_and_leave_nothing(parent, tmp_path, case):
-    damage, fields, error, text = REFUSALS[case]
-    source = tmp_path / "parent"
-    shutil.copytree(parent, source)
-    if damage is not None:
-        damage(source)
-    options = {name: value for name, value in fields.items() if name in ("dtype", "method", "revision")}
-    target = {name: value for name, value in fields.items() if name not in options} or WIDER
-    output = tmp_path / "out" / "child"
-    with pytest.raises(error, match=text) as raised:
-        grow_checkpoint(source, output, target, **options)
-    assert "\n" not in str(raised.value)
-    assert list((tmp_path / "out").glob("*")) == []
-
-
-@pytest.mark.parametrize("source", ["no/such/folder", "./gone", "nobody/nothing"])
-def test_a_source_that_is_nowhere_is_refused(tmp_path, source):
-    with pytest.raises(FileNotFoundError, match=source) as raised:
-        grow_checkpoint(source, tmp_path / "child", WIDER)
-    assert "\n" not in str(raised.value)
-
-
-def test_an_existing_output_is_refused_or_replaced_when_the_new_one_is_complete(parent, tmp_path):
-    output = tmp_path / "child"
-    grow_checkpoint(parent, output, WIDER, verify=False)
-    old = contents(output)
-    with pytest.raises(FileExistsError, match="child exists already"):
-        grow_checkpoint(parent, output, WIDER)
-    with pytest.raises(ValueError, match="never shrinks"):
-        grow_checkpoint(parent, output, {"n_layer": 1}, overwrite=True)
-    assert contents(output) == old
-    grow_checkpoint(parent, output, WIDER, seed=1, overwrite=True)
-    assert contents(output) != old
-    assert [path.name for path in tmp_path.iterdir()] == ["child"]
-
-
-def test_the_source_is_never_replaced(parent, tmp_path):
-    shutil.copytree(parent, tmp_path / "parent")
-    with pytest.raises(ValueError, match="is the source itself"):
-        grow_checkpoint(tmp_path / "parent", tmp_path / "parent", WIDER, overwrite=True)
-    assert contents(tmp_path / "parent") == contents(parent)
-
-
-def test_a_full_disk_leaves_the_old_output(parent, tmp_path):
-    output = tmp_path / "child"
-    grow_checkpoint(parent, output, WIDER, verify=False)
-    old = contents(output)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="child: File too large; free some space or choose another disk") as raised:
-            grow_checkpoint(parent, output, WIDER, seed=1, overwrite=True, verify=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "\n" not in str(raised.value)
-    assert contents(output) == old
-    assert [path.name for path in tmp_path.iterdir()] == ["child"]
-
-
-def test_space_is_asked_for_before_anything_is_written(parent, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))
-    with pytest.raises(OSError, match=r"child: .*257,440 bytes are needed, 1,000 are free; free some space") as raised:
-        grow_checkpoint(parent, tmp_path / "child", WIDER)
-    assert raised.value.errno == errno.ENOSPC
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_target_that_cannot_be_written_is_refused(parent):
-    with pytest.raises(OSError, match="/proc/child: cannot be created"):
-        grow_checkpoint(parent, "/proc/child", WIDER)
-
-
-def test_a_process_killed_midway_leaves_no_output(parent, tmp_path, monkeypatch):
-    def die(*args, **options):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    process = os.fork()
-    if process == 0:
-        monkeypatch.setattr(grow, "verify_growth", die)  # everything is written then
-        try:
-            grow_checkpoint(parent, tmp_path / "child", {"n_layer": 3})
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
-    assert not (tmp_path / "child").exists()
-    grow_checkpoint(parent, tmp_path / "child", {"n_layer": 3}, verify=False)
-    check_manifest(tmp_path / "child")
 
 
 # --- the Hub ---
