@@ -46,6 +46,9 @@ class StudyArmConfig:
     child_fractions: tuple[float, ...] | None = None
     """Fractions to finish; None takes the study's."""
 
+    baseline: str | None = None
+    """The arm without Φ that this one, with Φ, is compared with; None takes the study's."""
+
     def __post_init__(self) -> None:
         require(self.name.strip() != "", "name: it is empty")
         require_positive(self, "parent_fraction")
@@ -121,14 +124,12 @@ class StudyConfig:
         names = [arm.name for arm in self.arms]
         for index, arm in enumerate(self.arms):
             self._check_arm(arm, f"arms.{index}", names[:index])
-        for key in ("headline", "baseline"):
-            name = getattr(self, key)
+        baselines = {f"arms.{index}.baseline": arm.baseline for index, arm in enumerate(self.arms)}
+        for key, name in {"headline": self.headline, "baseline": self.baseline, **baselines}.items():
             require(name is None or name in names, f"{key}: there is no arm {name!r}; {_nearest(name, names)}")
-        if self.baseline is not None:
-            phi = self.arm_ladder(self.baseline).phi
-            require(
-                phi.ewc_lambda == phi.gamma == 0, f"baseline: the arm {self.baseline!r} has Φ on; name one without"
-            )
+            if name is not None and key != "headline":
+                phi = self.arm_ladder(name).phi
+                require(phi.ewc_lambda == phi.gamma == 0, f"{key}: the arm {name!r} has Φ on; name one without")
         if self.learning_rates.rung is not None:
             self._check_rung(self.learning_rates.rung, "learning_rates.rung")
 

@@ -270,15 +270,23 @@ def _phi_verdict(effect: Record) -> list[str]:
     if not points:
         return []
     tested = [point for point in points if point["low"] is not None]
-    helped = sum(point["high"] < 0 for point in tested)
-    hurt = sum(point["low"] > 0 for point in tested)
     if tested:
-        return [
-            f"Φ against none at equal FLOPs, {len(tested)} comparisons of several seeds: it helps in {helped}, harms "
-            f"in {hurt}, and cannot be told from nothing in {len(tested) - helped - hurt}."
-        ]
+        sentences = [f"Φ against none at equal FLOPs, {_verdicts(tested)}."]
+        at_equal_tokens = [point["at_equal_tokens"] for point in tested if point.get("at_equal_tokens")]
+        if at_equal_tokens:
+            sentences.append(f"At equal tokens, what its estimates cost left out, {_verdicts(at_equal_tokens)}.")
+        return sentences
     better = sum(point["difference"] < 0 for point in points)
     return [f"Φ against none at equal FLOPs, one seed: lower in {better} of {len(points)} comparisons, no interval."]
+
+
+def _verdicts(points: list[dict[str, Any]]) -> str:
+    helped = sum(point["high"] < 0 for point in points)
+    hurt = sum(point["low"] > 0 for point in points)
+    return (
+        f"{len(points)} comparisons of several seeds: it helps in {helped}, harms in {hurt}, and cannot be told from "
+        f"nothing in {len(points) - helped - hurt}"
+    )
 
 
 def _rate_sentences(study: Record) -> list[str]:

@@ -132,7 +132,7 @@ def _tables(study: Record) -> list[tuple[str, str, Table]]:
             arms_table(study),
         ),
         (
-            "Φ against none, at equal FLOPs",
+            "Φ against none, at equal FLOPs and at equal tokens",
             "Difference in bits per byte to the baseline at the child's own total FLOPs, at each share of the cold "
             "budget; below 0 Φ helps.",
             phi_table(study),

@@ -25,7 +25,8 @@ def study_section(study: Record) -> str:
     parts.append("\n".join(f"- {sentence}" for sentence in (findings.unfinished, *findings.certainty) if sentence))
     if phi is not None:
         parts += [
-            "Φ against none: bits per byte at equal FLOPs, at shares of the cold budget; below 0 it helps.",
+            "Φ against none, bits per byte at shares of the cold budget: at equal FLOPs, and at equal tokens, where "
+            "its estimates cost nothing. Below 0 it helps.",
             phi.markdown(),
         ]
     return "\n\n".join(parts)

@@ -1,5 +1,6 @@
 """A study's results as tables."""
 
+import itertools
 from typing import Any
 
 from hf_progressive.report.quantities import NOTHING, count, percent
@@ -96,7 +97,8 @@ def phi_table(study: Record) -> Table | None:
         study: The record.
 
     Returns:
-        A row per recipe with Φ and step, a column per budget; None where nothing was compared.
+        A row per recipe with Φ and step, two columns per budget: at equal FLOPs, and at equal tokens, where the
+        estimates cost nothing; None where nothing was compared.
     """
     arms = study["headline"]["phi_effect"]["arms"]
     fractions = sorted({point["fraction"] for arm in arms for rung in arm["rungs"] for point in rung["points"]})
@@ -106,9 +108,12 @@ def phi_table(study: Record) -> Table | None:
     for arm in arms:
         for rung in arm["rungs"]:
             by_fraction = {point["fraction"]: point for point in rung["points"]}
-            cells = (_difference(by_fraction.get(fraction)) for fraction in fractions)
-            rows.append((arm["arm"], rung["rung"], *cells))
-    return Table(groups=(), header=("recipe", "child", *(percent(f) for f in fractions)), rows=tuple(rows))
+            points = (by_fraction.get(fraction) for fraction in fractions)
+            cells = ((_difference(point), _difference(point and point.get("at_equal_tokens"))) for point in points)
+            rows.append((arm["arm"], rung["rung"], *itertools.chain.from_iterable(cells)))
+    columns = ((percent(fraction), f"{percent(fraction)}, equal tokens") for fraction in fractions)
+    header = ("recipe", "child", *itertools.chain.from_iterable(columns))
+    return Table(groups=(), header=header, rows=tuple(rows))
 
 
 def _difference(point: dict[str, Any] | None) -> str:

@@ -194,29 +194,30 @@ def family_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig) 
 
 
 def phi_outcome(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
-    """Compare every arm with Φ with the baseline without it, at equal total FLOPs.
+    """Compare every arm with Φ with its baseline without it, at equal total FLOPs and at equal tokens.
 
-    An arm's point has spent more than the baseline's of the same length, by what the estimates cost; the baseline is
-    therefore interpolated at the arm's FLOPs, and its line goes on a little beyond its last point.
+    An arm's point has spent more than the baseline's of the same length, by what the estimates cost. At equal FLOPs
+    the baseline is therefore interpolated at the arm's, and its line goes on a little beyond its last point. At equal
+    tokens the estimates are free, as they nearly are where a budget is much larger than the blocks they read.
 
     Args:
         plan: The study.
         results: What was measured.
 
     Returns:
-        The baseline's name, and by arm and rung the differences in bits per byte at every budget, paired by seed, with
-        their intervals; negative where Φ helps.
+        The study's baseline, and by arm and rung the differences in bits per byte at every budget, paired by seed,
+        with their intervals; negative where Φ helps.
     """
-    baseline = plan.config.baseline
     arms = []
     for arm in plan.config.arms:
-        phi = plan.config.arm_ladder(arm.name).phi
+        phi, baseline = plan.config.arm_ladder(arm.name).phi, arm.baseline or plan.config.baseline
         if baseline is None or (phi.ewc_lambda == 0 and phi.gamma == 0):
             continue
         rungs = [{"rung": rung, "points": _phi_points(plan, results, arm.name, baseline, rung)} for rung in plan.rungs]
         arms.append(
             {
                 "arm": arm.name,
+                "baseline": baseline,
                 "ewc_lambda": phi.ewc_lambda,
                 "gamma": phi.gamma,
                 "schedule": phi.schedule,
@@ -224,11 +225,12 @@ def phi_outcome(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
                 "rungs": [row for row in rungs if row["points"]],
             }
         )
-    return {"baseline": baseline, "arms": arms}
+    return {"baseline": plan.config.baseline, "arms": arms}
 
 
 def _phi_points(plan: StudyPlan, results: StudyResults, arm: str, baseline: str, rung: str) -> list[dict[str, Any]]:
     differences: dict[float, list[float]] = {}
+    at_equal_tokens: dict[float, list[float]] = {}
     flops: dict[float, float] = {}
     for seed in plan.config.seeds:
         runs = [plan.children.get((name, rung, seed)) for name in (arm, baseline)]
@@ -237,19 +239,28 @@ def _phi_points(plan: StudyPlan, results: StudyResults, arm: str, baseline: str,
         with_phi, without = results.points(runs[0]), results.points(runs[1])
         if with_phi is None or without is None:
             continue
+        of_same_length = {point.fraction: point.bits_per_byte for point in without}
         for point in with_phi:
             expected = bits_per_byte_at(without, point.flops, beyond=_BEYOND)
-            if expected is not None:
-                differences.setdefault(point.fraction, []).append(point.bits_per_byte - expected)
-                flops[point.fraction] = point.flops
+            if expected is None:
+                continue
+            differences.setdefault(point.fraction, []).append(point.bits_per_byte - expected)
+            flops[point.fraction] = point.flops
+            if point.fraction in of_same_length:
+                difference = point.bits_per_byte - of_same_length[point.fraction]
+                at_equal_tokens.setdefault(point.fraction, []).append(difference)
     return [
         {
             "fraction": fraction,
             "flops": flops[fraction],
             "seeds": len(values),
-            "difference": (interval := mean_interval(values)).mean,
-            "low": interval.low,
-            "high": interval.high,
+            **_difference(values),
+            "at_equal_tokens": _difference(at_equal_tokens[fraction]) if fraction in at_equal_tokens else None,
         }
         for fraction, values in sorted(differences.items())
     ]
+
+
+def _difference(values: Sequence[float]) -> dict[str, Any]:
+    interval = mean_interval(values)
+    return {"difference": interval.mean, "low": interval.low, "high": interval.high}

@@ -98,7 +98,8 @@ def test_tables_hold_what_the_record_says(study: tuple[Path, dict[str, Any]]) ->
     phi = phi_table(record)
     assert phi is not None
     # Pretended children are the same with Φ and without, but for what the estimates cost: it can only harm.
-    assert all(cell.startswith("+0.") for row in phi.rows for cell in row[2:])
+    assert all(cell.startswith("+0.") for row in phi.rows for cell in row[2::2])
+    assert all(cell == "+0.0000 (+0.0000 to +0.0000)" for row in phi.rows for cell in row[3::2])
 
 
 def test_a_better_learning_rate_is_said(study: tuple[Path, dict[str, Any]]) -> None:

@@ -79,6 +79,11 @@ def test_a_ladder_stands_on_its_base_and_overrides_go_last(tmp_path: Path) -> No
             {"arms": [{"name": "a", "set": {"phi.gamma": 1.0}}], "baseline": "a"},
             "baseline: the arm 'a' has Φ on; name one without",
         ),
+        (
+            {"arms": [{"name": "a", "set": {"phi.gamma": 1.0}}, {"name": "b", "baseline": "a"}]},
+            "arms.1.baseline: the arm 'a' has Φ on; name one without",
+        ),
+        ({"arms": [{"name": "a", "baseline": "c"}]}, "arms.0.baseline: there is no arm 'c'; known: a"),
         ({"learning_rates": {"cold": [0.0]}}, "learning_rates.cold: 0.0 is no positive learning rate"),
         ({"learning_rates": {"rung": "x"}}, "learning_rates.rung: 'x' is no grown rung"),
         ({"ladder": {"rungs": ["d2"]}}, "ladder.rungs: a study needs two rungs or more"),

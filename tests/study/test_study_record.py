@@ -88,6 +88,18 @@ def test_phi_is_compared_at_equal_total_flops(record: dict[str, Any]) -> None:
             assert point["difference"] == pytest.approx(SLOPE * math.log(point["flops"] / without), rel=1e-6)
             assert point["low"] == pytest.approx(point["difference"])
             assert point["seeds"] == 2
+            assert point["at_equal_tokens"] == {"difference": 0, "low": 0, "high": 0}
+
+
+def test_an_arm_is_compared_with_its_own_baseline(corpus_file: Path, tmp_path: Path) -> None:
+    slow = {"training.inherited_learning_rate": 1e-4}
+    arms = [{"name": "slow", "set": slow}, {"name": "slow Φ", "set": {**slow, **ARMS[1]["set"]}, "baseline": "slow"}]
+    with pytest.MonkeyPatch.context() as patch:
+        pretend(patch, tmp_path / "log")
+        record = run_study(study_config(corpus_file, arms=[*ARMS, *arms]), tmp_path / "run")
+    (arm,) = record["headline"]["phi_effect"]["arms"]  # the study names no baseline for the other
+    assert (arm["arm"], arm["baseline"]) == ("slow Φ", "slow")
+    assert [rung["rung"] for rung in arm["rungs"]] == ["l2w16"]
 
 
 def test_what_the_study_spent_counts_shared_steps_once(record: dict[str, Any]) -> None:
