@@ -9,11 +9,16 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import yaml
 
-T = TypeVar("T")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+T = TypeVar("T", bound=_Dataclass)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -151,7 +156,7 @@ def build(cls: type[T], value: Any, path: str = "") -> T:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: expected a mapping of keys to values, got {value!r}")
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     arguments = {}
     for key, item in value.items():
         here = f"{path}.{key}" if path else str(key)
@@ -201,9 +206,9 @@ def convert(hint: Any, value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"{path}: expected a mapping, got {value!r}")
         return {str(key): convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         from_yaml = getattr(hint, "from_yaml", None)
-        return from_yaml(value, path) if from_yaml else build(hint, value, path)  # type: ignore[arg-type]
+        return from_yaml(value, path) if from_yaml else build(hint, value, path)
     return _convert_scalar(hint, value, path)
 
 
