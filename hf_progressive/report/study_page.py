@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_progressive.report import canvas
 from hf_progressive.report.page import ReportPaths, render
 from hf_progressive.report.study_findings import Record, find_in_study, study_unit
-from hf_progressive.report.study_plots import draw_matches, draw_recipes
+from hf_progressive.report.study_plots import draw_matches, draw_penalties, draw_recipes
 from hf_progressive.report.study_tables import arms_table, models_table, phi_table, rates_table, steps_table
 from hf_progressive.report.table import Table
 from hf_progressive.storage import atomic_file, read_json
@@ -107,6 +107,14 @@ def _figures(study: Record) -> dict[str, tuple[str, str, "Figure"]]:
             "smallest budget tried. A single seed has no interval.",
             draw_recipes(study),
         )
+    if any(arm["rungs"] for arm in study["headline"]["phi_effect"]["arms"]):
+        figures["penalties"] = (
+            "What Φ changes",
+            "Against the same recipe without Φ, at the same share of the cold budget. At equal FLOPs the estimates of "
+            "Fisher information and subspace are paid for, at equal tokens they are free. Bars are 95 % intervals by "
+            "Student's t over the seeds.",
+            draw_penalties(study),
+        )
     return figures
 
 
@@ -133,8 +141,8 @@ def _tables(study: Record) -> list[tuple[str, str, Table]]:
         ),
         (
             "Φ against none, at equal FLOPs and at equal tokens",
-            "Difference in bits per byte to the baseline at the child's own total FLOPs, at each share of the cold "
-            "budget; below 0 Φ helps.",
+            "Difference in bits per byte to the same recipe without Φ, at each share of the cold budget: at the "
+            "child's own total FLOPs, and at its tokens, where the estimates are free. Below 0 Φ helps.",
             phi_table(study),
         ),
         ("Learning rates", "One seed and one rung.", rates_table(study)),

@@ -1,4 +1,4 @@
-"""A study's figures: finished models against FLOPs, η step by step, and the recipes compared."""
+"""A study's figures: finished models against FLOPs, η step by step, the recipes compared, and Φ against none."""
 
 import math
 from collections.abc import Sequence
@@ -122,6 +122,8 @@ def _plain_log_ticks(axes: "Axes") -> None:
 def draw_recipes(study: Record) -> "Figure":
     """Draw η of every recipe on every step, with its interval where there are several seeds.
 
+    Recipes that neither matched nor were trained as long as others of the step are left out: they say nothing here.
+
     Args:
         study: The record, with one finished step or more.
 
@@ -148,7 +150,13 @@ def draw_recipes(study: Record) -> "Figure":
 
 
 def _of_step(study: Record, step: str) -> list[tuple[str, Record]]:
-    rows = [(arm["name"], rung) for arm in study["arms"] for rung in arm["rungs"] if rung["child"] == step]
+    rows, longest = [], {}
+    for arm in study["arms"]:
+        fractions = [point["fraction"] for e in arm["points"] if e["rung"] == step for point in _finished(e)]
+        longest[arm["name"]] = max(fractions, default=0.0)
+        rows += [(arm["name"], rung) for rung in arm["rungs"] if rung["child"] == step]
+    most = max(longest.values(), default=0.0)
+    rows = [(name, rung) for name, rung in rows if rung["eta"] is not None or longest[name] == most]
     return sorted(rows, key=lambda row: -math.inf if row[1]["eta"] is None else row[1]["eta"], reverse=True)
 
 
@@ -172,3 +180,48 @@ def _draw_recipe(axes: "Axes", place: int, row: Record, colour: str) -> None:
         axes.plot([row["eta_low"], row["eta_high"]], [place, place], color=colour, linewidth=1.6)
     marker = ">" if row["at_least"] else "o"
     axes.plot(row["eta"], place, marker, color=colour, markersize=6, markeredgecolor=SURFACE, zorder=4)
+
+
+def draw_penalties(study: Record) -> "Figure":
+    """Draw what Φ changed on every step, at equal FLOPs and at equal tokens.
+
+    Args:
+        study: The record, in which something was compared.
+
+    Returns:
+        The figure: a column of panels, a panel per step, a line per recipe and budget.
+    """
+    panels = [(step, found) for step in (rung["name"] for rung in study["rungs"]) if (found := _compared(study, step))]
+    heights = [len(rows) + 1.6 for _, rows in panels]
+    with canvas.style():
+        figure = canvas.new_figure(canvas.WIDTH, sum(heights) * _ROW_INCHES + 0.5)
+        grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)
+        for (step, rows), axes in zip(panels, grid[:, 0], strict=True):
+            for place, (_, point) in enumerate(rows):
+                _draw_difference(axes, place - 0.15, point, INHERITED, "equal FLOPs")
+                if point.get("at_equal_tokens"):
+                    _draw_difference(axes, place + 0.15, point["at_equal_tokens"], COLD, "equal tokens")
+            axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+            axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.grid(axis="x", color=GRID)
+            axes.set_title(step, loc="left", color=INK, fontweight="bold")
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
+        grid[0][0].legend(reversed(first.values()), reversed(first), loc="best")
+        grid[-1][0].set_xlabel("bits per byte with Φ less bits per byte without (below 0 Φ helps)")
+    return figure
+
+
+def _compared(study: Record, step: str) -> list[tuple[str, Record]]:
+    found = []
+    for arm in study["headline"]["phi_effect"]["arms"]:
+        points = [point for rung in arm["rungs"] if rung["rung"] == step for point in rung["points"]]
+        found += [(arm["arm"] if len(points) == 1 else f"{arm['arm']}, {percent(p['fraction'])}", p) for p in points]
+    return found
+
+
+def _draw_difference(axes: "Axes", place: float, point: Record, colour: str, label: str) -> None:
+    if point["low"] is not None:
+        axes.plot([point["low"], point["high"]], [place, place], color=colour, linewidth=1.6)
+    axes.plot(point["difference"], place, "o", color=colour, markersize=5, markeredgecolor=SURFACE, label=label)

@@ -14,6 +14,7 @@ from hf_progressive import cli
 from hf_progressive.report import study_section, write_study_report
 from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_page import read_study
+from hf_progressive.report.study_plots import draw_penalties, draw_recipes
 from hf_progressive.report.study_tables import arms_table, phi_table, steps_table
 from hf_progressive.study.run import run_study
 
@@ -100,6 +101,36 @@ def test_tables_hold_what_the_record_says(study: tuple[Path, dict[str, Any]]) ->
     # Pretended children are the same with Φ and without, but for what the estimates cost: it can only harm.
     assert all(cell.startswith("+0.") for row in phi.rows for cell in row[2::2])
     assert all(cell == "+0.0000 (+0.0000 to +0.0000)" for row in phi.rows for cell in row[3::2])
+
+
+def labels(axes: Any) -> list[str]:
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
+def test_the_plot_of_phi_holds_every_comparison(study: tuple[Path, dict[str, Any]]) -> None:
+    _, record = study
+    (arm,) = record["headline"]["phi_effect"]["arms"]
+    panels = draw_penalties(record).axes
+    assert [axes.get_title(loc="left") for axes in panels] == [rung["rung"] for rung in arm["rungs"]]
+    for axes, rung in zip(panels, arm["rungs"], strict=True):
+        assert len(labels(axes)) == len(rung["points"])
+        drawn = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+        assert drawn[::2] == [point["difference"] for point in rung["points"]]
+        assert drawn[1::2] == [point["at_equal_tokens"]["difference"] for point in rung["points"]]
+
+
+def test_recipes_that_trained_too_briefly_to_match_are_left_out_of_the_plot(
+    study: tuple[Path, dict[str, Any]],
+) -> None:
+    _, finished = study
+    record = copy.deepcopy(finished)
+    assert all(set(labels(axes)) == {"exact", "with Φ <1>"} for axes in draw_recipes(record).axes)
+    for rung in record["arms"][1]["rungs"]:
+        rung["eta"] = None
+    assert all(labels(axes) == ["exact", "with Φ <1>"] for axes in draw_recipes(record).axes)  # as long as the other
+    for entry in record["arms"][1]["points"]:
+        entry["points"] = entry["points"][:1]
+    assert all(labels(axes) == ["exact"] for axes in draw_recipes(record).axes)
 
 
 def test_a_better_learning_rate_is_said(study: tuple[Path, dict[str, Any]]) -> None:
