@@ -21,8 +21,7 @@ from hf_progressive.storage import MANIFEST_NAME, read_json, sha256_file
 CONFIG_NAME = "config.json"
 """Name of a model's configuration."""
 
-COMPANIONS = (
-    "generation_config.json",
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -37,10 +36,10 @@ COMPANIONS = (
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
 )
+"""Patterns of the files that a tokenizer is made of."""
+
+COMPANIONS = ("generation_config.json", *TOKENIZER_FILES, "LICENSE", "LICENSE.txt", "NOTICE")
 """Patterns of the files that a grown checkpoint takes over unchanged; all others stay behind."""
 
 _WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json")

@@ -3,6 +3,7 @@
 import re
 from fnmatch import fnmatchcase
 
+from hf_progressive.growth.source import TOKENIZER_FILES
 from hf_progressive.storage import MANIFEST_NAME
 
 RECORD_NAME = "rung.json"
@@ -14,16 +15,7 @@ RUNG_FILES = (
     "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "chat_template.jinja",
+    *TOKENIZER_FILES,
     "growth.json",
     RECORD_NAME,
     "phi/fisher.safetensors",
