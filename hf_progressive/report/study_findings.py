@@ -196,12 +196,12 @@ def signed(value: float) -> str:
         value: The difference.
 
     Returns:
-        Four decimals and a sign.
+        Four decimals and a sign, which zero has too.
 
-    >>> signed(0.00214), signed(-0.01)
-    ('+0.0021', '−0.0100')
+    >>> signed(0.00214), signed(-0.01), signed(-0.00001)
+    ('+0.0021', '−0.0100', '+0.0000')
     """
-    return minus(f"{value:+.4f}")
+    return minus(f"{value:+z.4f}")
 
 
 def _phi_ends(point: Record) -> str:

@@ -136,7 +136,7 @@ def _tables(study: Record) -> list[tuple[str, str, Table]]:
         (
             "Every recipe on every step",
             "The last column compares the child of the largest budget with the twin of the whole one, in bits per "
-            "byte; below 0 the child is better. Screening recipes have one seed.",
+            "byte; below 0 the child is better. A recipe that trained too briefly to match has no η.",
             arms_table(study),
         ),
         (
