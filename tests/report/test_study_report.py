@@ -10,7 +10,8 @@ import pytest
 from study_fixtures import study_config, study_mapping
 from study_pretence import pretend
 
-from hf_progressive import cli
+from hf_progressive import cli, strict_yaml
+from hf_progressive.config import StudyConfig, load_study_config
 from hf_progressive.report import study_section, write_study_report
 from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_page import read_study
@@ -76,12 +77,21 @@ def test_the_result_replaces_what_stands_between_the_marks(
     assert document.read_text() == "<!-- study: begin -->\nno end\n"
 
 
-@pytest.mark.parametrize("name", ["books", "books_screen"])
-def test_the_committed_studies_are_complete_and_name_no_place(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("books", "configs/study_books.yaml"),
+        ("books_llama", "examples/studies/books_llama/study.yaml"),
+        ("books_screen", "examples/studies/books_screen/study.yaml"),
+    ],
+)
+def test_the_committed_studies_are_complete_and_name_no_place(name: str, config: str) -> None:
     path = ROOT / "examples" / "studies" / name / "study.json"
     text = path.read_text()
     assert len(text) < 2e6
-    assert read_study(path.parent)["complete"]
+    record = read_study(path.parent)
+    assert record["complete"]
+    assert load_study_config(ROOT / config) == strict_yaml.build(StudyConfig, record["config"])
     assert not re.search(r'"[^"]*/(home|work|tmp|root|shared)/', text)
 
 
