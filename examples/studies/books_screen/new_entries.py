@@ -9,7 +9,6 @@ the headline arm's `parent_fraction`, unstretched.
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -103,7 +102,6 @@ def main():
                 train(f"factor {factor:g}", init, options.share, [StretchUpdates(is_new, factor)])
             parent = train("parent", init, config.headline_arm.parent_fraction)
         first_block += -(-rung.size.tokens // corpus.context)
-    shutil.rmtree(root / "data")
 
 
 if __name__ == "__main__":
