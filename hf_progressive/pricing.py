@@ -13,44 +13,13 @@ from statistics import fmean
 from typing import Any
 
 from hf_progressive import storage, strict_yaml
+from hf_progressive.accelerators import GPUS, Gpu
 from hf_progressive.arm import micro_batches
 from hf_progressive.config import LadderConfig
 from hf_progressive.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.memory import activation_bytes, disk_bytes, training_bytes
 
 _USABLE_MEMORY = 0.9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """One kind of accelerator."""
-
-    name: str
-    """The name."""
-
-    peak_flops: float
-    """Dense bfloat16 matrix FLOPs per second, by its data sheet."""
-
-    memory_gb: float
-    """Memory, in 1e9 bytes."""
-
-    source: str
-    """Where the figures are from."""
-
-
-GPUS: dict[str, Gpu] = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu(name="a100", peak_flops=312e12, memory_gb=80, source="NVIDIA A100 80GB SXM data sheet, 2022"),
-        Gpu(name="b200", peak_flops=2250e12, memory_gb=180, source="NVIDIA HGX B200 data sheet, 2025"),
-        Gpu(name="h100", peak_flops=989.4e12, memory_gb=80, source="NVIDIA H100 SXM data sheet, 2023"),
-        Gpu(name="h200", peak_flops=989.4e12, memory_gb=141, source="NVIDIA H200 SXM data sheet, 2024"),
-        Gpu(name="l40s", peak_flops=362e12, memory_gb=48, source="NVIDIA L40S data sheet, 2023"),
-        Gpu(name="mi300x", peak_flops=1307.4e12, memory_gb=192, source="AMD Instinct MI300X data sheet, 2023"),
-        Gpu(name="rtx4090", peak_flops=165.2e12, memory_gb=24, source="NVIDIA Ada GPU architecture white paper, 2022"),
-    )
-}
-"""Accelerators by name; the figures are the vendors', without sparsity."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ import hf_progressive
 PACKAGE = Path(hf_progressive.__file__).parent
 
 ROOMS = [
-    "storage", "processes", "strict_yaml", "config", "sizing", "growth", "phi", "data", "remote", "checkpoints",
-    "trainer", "evaluation", "arm", "origin_plan", "ladder_plan", "memory", "pricing", "inheritance", "record",
-    "takeover", "run_folder", "ladder", "study", "report", "hub", "cli", "__main__",
+    "storage", "processes", "strict_yaml", "accelerators", "config", "sizing", "growth", "phi", "data", "remote",
+    "checkpoints", "trainer", "evaluation", "arm", "origin_plan", "ladder_plan", "memory", "pricing", "inheritance",
+    "record", "takeover", "run_folder", "ladder", "study", "report", "hub", "cli", "__main__",
 ]  # fmt: skip
 STRANGERS = {("growth", "phi"), ("phi", "growth")}
 
