@@ -16,6 +16,7 @@ ROOMS = [
     "checkpoints", "trainer", "evaluation", "arm", "origin_plan", "ladder_plan", "memory", "pricing", "inheritance",
     "record", "takeover", "run_folder", "ladder", "study", "report", "hub", "cli", "__main__",
 ]  # fmt: skip
+OF_EXTRAS = ["deepspeed", "tensorboard", "lm_eval", "hypothesis", "pytest", "_pytest"]
 STRANGERS = {("growth", "phi"), ("phi", "growth")}
 
 
@@ -58,6 +59,21 @@ def test_nothing_heavy_is_loaded(statement: str, absent: list[str]) -> None:
     program = f"import sys; {statement}; print([name for name in {absent!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_everything_loads_without_the_extras() -> None:
+    program = f"""
+import importlib, pkgutil, sys
+sys.modules |= dict.fromkeys({OF_EXTRAS!r})  # as if they were not installed: None makes an import of the name fail
+import hf_progressive
+for module in pkgutil.walk_packages(hf_progressive.__path__, "hf_progressive."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+for name in hf_progressive.__all__:
+    getattr(hf_progressive, name)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_every_public_name_can_be_loaded() -> None:
