@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, default_data_collator
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
 from hf_progressive import storage, strict_yaml
 from hf_progressive.config import TrainingConfig
@@ -121,7 +121,7 @@ class ArmResult:
 
 
 class _Milestones(TrainerCallback):
-    """Evaluate, save and log at chosen steps, the last one included."""
+    """Evaluate, save and log at chosen steps, the last one included; in place of Trainer's `DefaultFlowCallback`."""
 
     def __init__(self, arm: Arm) -> None:
         self.evaluations = evenly_spaced(arm.steps, arm.training.evaluations)
@@ -134,6 +134,7 @@ class _Milestones(TrainerCallback):
         # A request to save that came from elsewhere, such as a signal to stop, stands.
         control.should_save = control.should_save or state.global_step in self.checkpoints
         control.should_log = state.global_step in self.logs
+        control.should_training_stop = control.should_training_stop or state.global_step >= state.max_steps
         return control
 
 
@@ -264,7 +265,7 @@ def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
         train_sampling_strategy="sequential",
         prediction_loss_only=True,
         eval_strategy="no",
-        save_strategy="no",
+        save_strategy="steps",  # the milestones say which; "no" would also refuse what a signal to stop asks for
         logging_strategy="no",
         seed=arm.seed,
         phi_schedule=arm.phi_schedule,
@@ -349,14 +350,15 @@ def train_arm(
     if arm.stable is not None:
         _, warmdown = schedule_steps(arm.training, arm.steps, arm.warmup_steps)
         trainer.add_callback(KeepStableCheckpoint(trainer, arm.stable, step=arm.steps - warmdown))
-    for stock in (ProgressCallback, PrinterCallback):
+    for stock in (DefaultFlowCallback, ProgressCallback, PrinterCallback):
         trainer.remove_callback(stock)
-    checkpoint = newest_complete_checkpoint(arm.folder / "checkpoints") or arm.branch_from
+    own = newest_complete_checkpoint(arm.folder / "checkpoints")
+    checkpoint = own or arm.branch_from
     if checkpoint is None:
         args.eval_on_start = True  # the curve's first point; a resumed run has it in its log already
     else:
         logger.info("%s: continues from %s", arm.title, checkpoint.name)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, branches=own is None)
     return _measure(arm, corpus, trainer, time.monotonic() - started), trainer
 
 

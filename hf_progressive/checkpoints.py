@@ -82,12 +82,13 @@ def existing_checkpoint(folder: str | os.PathLike[str]) -> Path:
     return checkpoint
 
 
-def check_checkpoint(checkpoint: Path, penalty: InheritancePenalty | None) -> None:
+def check_checkpoint(checkpoint: Path, penalty: InheritancePenalty | None, *, branches: bool = False) -> None:
     """Raise unless a checkpoint is undamaged and was trained with the penalty that training is to go on with.
 
     Args:
         checkpoint: A checkpoint. One that a plain Trainer wrote has no manifest, and passes with a warning.
         penalty: The penalty to go on with; None for none.
+        branches: The checkpoint is another run's, whose penalty may have been any.
 
     Raises:
         ValueError: A file is missing or damaged, or the penalty is another.
@@ -96,11 +97,13 @@ def check_checkpoint(checkpoint: Path, penalty: InheritancePenalty | None) -> No
         logger.warning("%s has no manifest, so nothing tells whether it is complete; resuming from it", checkpoint)
         return
     check_manifest(checkpoint)
+    if branches:
+        return
     folder = checkpoint / PENALTY_NAME
     if (folder / DESCRIPTION_NAME).exists():
         _check_penalty(folder, penalty)
     elif penalty is not None:
-        logger.warning("%s was trained without a penalty; the run goes on with one", checkpoint)
+        logger.warning("%s holds no penalty; the run goes on with one", checkpoint)
 
 
 def rotate(written: Path, limit: int | None, best: str | None) -> None:

@@ -141,8 +141,6 @@ def _study(options: argparse.Namespace) -> Outcome:
     from hf_progressive.study.check import check_instrument
     from hf_progressive.study.run import run_study
 
-    # A run that branches off gets its penalty from the study, not from the checkpoint, which need not hold one.
-    logging.getLogger("hf_progressive.checkpoints").setLevel(logging.ERROR)
     config = load_study_config(options.config, options.set)
     name = f"{config.name}-check" if options.check else config.name
     output_dir = Path(options.output_dir or Path("runs") / name)

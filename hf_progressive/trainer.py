@@ -123,12 +123,19 @@ class ProgressiveTrainer(Trainer):
         if penalty is not None:
             penalty.validate(self.model)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        *args: Any,
+        branches: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Train, from the start or from a checkpoint that is complete.
 
         Args:
             resume_from_checkpoint: A checkpoint's folder, or True for the newest complete one in `output_dir`.
             *args: As for `Trainer.train`.
+            branches: The checkpoint is another run's, which may have been trained with another penalty or none.
             **kwargs: As for `Trainer.train`.
 
         Returns:
@@ -143,7 +150,7 @@ class ProgressiveTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(existing_checkpoint(self.args.output_dir))
         if resume_from_checkpoint:
-            check_checkpoint(Path(resume_from_checkpoint), self.penalty)
+            check_checkpoint(Path(resume_from_checkpoint), self.penalty, branches=branches)
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir))
         self._spoiled = None

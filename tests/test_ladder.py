@@ -1,5 +1,6 @@
 """The rung loop: what a run leaves, how it goes on after an interruption, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, pipeline
 
 from hf_progressive import arm, cli, storage, strict_yaml
+from hf_progressive.checkpoints import newest_complete_checkpoint
 from hf_progressive.config import LadderConfig, load_ladder_config
 from hf_progressive.hub import prepare_publication
 from hf_progressive.ladder import RungResult, run_ladder
@@ -191,6 +193,53 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         run_ladder(config, tmp_path / "run")
     monkeypatch.undo()
     run_ladder(config, tmp_path / "run")
+    assert final_weights(tmp_path / "run") == final_weights(run)
+
+
+class _Told(TrainerCallback):
+    """Let SIGTERM come within a given step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        if state.global_step == self.step - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_leaves_a_checkpoint_of_that_step_and_its_penalty(
+    finished: tuple[Path, Path, list[RungResult]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Step 7 of the second rung, where no checkpoint is due: it goes on in silence, with the same bits."""
+    path, run, _ = finished
+    config = load_ladder_config(path)
+    build = arm.ProgressiveTrainer.__init__
+
+    def told(self: object, *args: object, **kwargs: object) -> None:
+        build(self, *args, **kwargs)
+        if kwargs["penalty"] is not None:
+            self.add_callback(_Told(step=7))
+
+    monkeypatch.setattr(arm.ProgressiveTrainer, "__init__", told)
+    with pytest.raises(SystemExit) as caught:
+        run_ladder(config, tmp_path / "run")
+    monkeypatch.undo()
+    assert caught.value.code == 143
+    left = newest_complete_checkpoint(tmp_path / "run" / NAMES[1] / "checkpoints")
+    assert left.name == "checkpoint-7"
+    assert (left / "phi" / "penalty.json").samefile(left.parent / "phi" / "penalty.json")  # once on the disk
+    again = LadderConfig(**{**vars(config), "phi": dataclasses.replace(config.phi, gamma=0.0)})
+    record = storage.read_json(tmp_path / "run" / "ladder.json")
+    storage.write_json(tmp_path / "run" / "ladder.json", {**record, "config": again.to_dict()})
+    with pytest.raises(ValueError, match="checkpoint-7 was trained with another penalty: its subspace differ"):
+        run_ladder(again, tmp_path / "run")
+    storage.write_json(tmp_path / "run" / "ladder.json", record)
+    caplog.clear()
+    run_ladder(config, tmp_path / "run")
+    assert not [e for e in caplog.records if e.name.startswith("hf_progressive") and e.levelname == "WARNING"]
     assert final_weights(tmp_path / "run") == final_weights(run)
 
 
