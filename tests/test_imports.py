@@ -12,9 +12,10 @@ import hf_progressive
 PACKAGE = Path(hf_progressive.__file__).parent
 
 ROOMS = [
-    "storage", "processes", "strict_yaml", "accelerators", "config", "sizing", "growth", "phi", "data", "remote",
-    "checkpoints", "trainer", "evaluation", "arm", "origin_plan", "ladder_plan", "memory", "pricing", "inheritance",
-    "record", "takeover", "run_folder", "ladder", "study", "report", "hub", "cli", "__main__",
+    "storage", "processes", "strict_yaml", "accelerators", "host_reads", "config", "sizing", "growth", "phi",
+    "data", "remote", "checkpoints", "trainer", "evaluation", "arm", "origin_plan", "ladder_plan", "memory",
+    "pricing", "inheritance", "record", "takeover", "run_folder", "ladder", "study", "report", "hub", "cli",
+    "__main__",
 ]  # fmt: skip
 OF_EXTRAS = ["deepspeed", "tensorboard", "lm_eval", "hypothesis", "pytest", "_pytest"]
 STRANGERS = {("growth", "phi"), ("phi", "growth")}
