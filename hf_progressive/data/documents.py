@@ -18,6 +18,7 @@ import numpy as np
 
 from hf_progressive import strict_yaml
 from hf_progressive.config import DataConfig
+from hf_progressive.data.builders import TextColumnError, UnreadableFileError, reading_text_alone
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,10 @@ LOCAL_SUFFIXES = {
 
 PIECE_CHARACTERS = 16_384
 """Length at which the text of a file is cut, at the next line end, into documents of its own."""
+
+
+class EmptySourceError(ValueError):
+    """A source can be read, and holds no document."""
 
 
 class Holdout:
@@ -132,7 +137,7 @@ def read_documents(config: DataConfig) -> datasets.Dataset:
     if config.source == "stdlib":
         documents = datasets.Dataset.from_dict({"text": stdlib_texts()})
     else:
-        documents = _text_column(_load(config, config.files, streaming=False), config)
+        documents = _load(config, config.files, streaming=False)
         if config.source == "text":
             documents = documents.map(
                 lambda batch: {"text": [piece for text in batch["text"] for piece in cut_pieces(text)]},
@@ -164,7 +169,7 @@ def read_validation_texts(config: DataConfig) -> list[str]:
         FileNotFoundError: A file is missing.
         ValueError: The files cannot be read, have no such column, or are empty.
     """
-    documents = _text_column(_load(config, config.validation_files, streaming=False, key="validation_files"), config)
+    documents = _load(config, config.validation_files, streaming=False, key="validation_files")
     texts = [text for text in documents["text"] if text]
     if config.source == "text":
         texts = [piece for text in texts for piece in cut_pieces(text)]
@@ -178,7 +183,7 @@ class DocumentStream:
 
     def __init__(self, config: DataConfig):
         self._config = config
-        rows = _text_column(_load(config, config.files, streaming=True), config)
+        rows = _load(config, config.files, streaming=True)
         self._rows = rows if config.max_documents is None else rows.take(config.max_documents)
 
     def __iter__(self) -> Iterator[list[str]]:
@@ -187,7 +192,7 @@ class DocumentStream:
         Yields:
             Documents that are not empty.
         """
-        with _reading(self._config):
+        with _reading(self._config, "files" if self._config.files else "source"):
             for row in self._rows:
                 text = row["text"]
                 if text:
@@ -233,13 +238,25 @@ def _resolve(config: DataConfig, patterns: tuple[str, ...], key: str) -> list[st
 
 def _load(config: DataConfig, files: tuple[str, ...], *, streaming: bool, key: str = "files") -> Any:
     if files:
-        options: dict[str, Any] = {"data_files": _resolve(config, files, key), "split": "train"}
+        options: dict[str, Any] = {"data_files": _resolve(config, files, key)}
+        split = "train"
     else:
-        options = {"name": config.name, "split": config.split, "revision": config.revision}
+        options = {"name": config.name, "revision": config.revision}
+        split = config.split
     if config.source == "text":
         options["sample_by"] = "document"
     with _reading(config, key if files else "source"):
-        return datasets.load_dataset(config.source, streaming=streaming, **options)
+        builder = reading_text_alone(datasets.load_dataset_builder(config.source, **options), config.text_column)
+        if streaming:
+            rows = builder.as_streaming_dataset(split=split)
+        else:
+            builder.download_and_prepare()
+            if builder.info.splits is not None and all(
+                part.num_examples == 0 for part in builder.info.splits.values()
+            ):
+                raise EmptySourceError(f"data.{key if files else 'source'}: {_describe(config)} holds no document")
+            rows = builder.as_dataset(split=split)
+    return _text_column(rows, config)
 
 
 @contextlib.contextmanager
@@ -247,25 +264,33 @@ def _reading(config: DataConfig, key: str = "source") -> Iterator[None]:
     # Say in one line what could not be read.
     try:
         yield
-    except StopIteration:  # how the JSON builder takes an empty file
-        raise ValueError(f"data.{key}: {_describe(config)} holds no document") from None
+    except EmptySourceError:
+        raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"data.{key}: cannot read {_describe(config)}: {reason}") from error
+        cause = error.__cause__ or error
+        if isinstance(error, TextColumnError) or isinstance(cause, TextColumnError):
+            raise ValueError(f"data.text_column: {cause}") from error
+        unreadable = next((e for e in (error, cause) if isinstance(e, UnreadableFileError)), None)
+        if unreadable is not None:
+            raise ValueError(f"data.{key}: cannot read {unreadable}") from error
+        raise ValueError(f"data.{key}: cannot read {_describe(config)}: {' '.join(str(cause).split())}") from error
 
 
 def _text_column(rows: Any, config: DataConfig) -> Any:
+    # Of a format that is read whole, the text.
+    column = "text" if list(rows.features or ()) == ["text"] else config.text_column
     features = rows.features or _features_of_first(rows, config)  # a stream may not know its features
-    if config.text_column not in features:
+    if column not in features:
         raise ValueError(
-            f"data.text_column: {_describe(config)} has no column {config.text_column!r}; "
-            f"{strict_yaml.nearest(config.text_column, features)}"
+            f"data.text_column: {_describe(config)} has no column {column!r}; {strict_yaml.nearest(column, features)}"
         )
-    feature = features[config.text_column]
+    feature = features[column]
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
-        raise ValueError(f"data.text_column: the column {config.text_column!r} holds {feature}, expected text")
-    rows = rows.select_columns([config.text_column])
-    return rows if config.text_column == "text" else rows.rename_column(config.text_column, "text")
+        raise ValueError(f"data.text_column: the column {column!r} holds {feature}, expected text")
+    if list(features) == ["text"]:
+        return rows
+    rows = rows.select_columns([column])
+    return rows if column == "text" else rows.rename_column(column, "text")
 
 
 def _features_of_first(rows: Any, config: DataConfig) -> Any:

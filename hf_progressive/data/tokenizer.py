@@ -1,6 +1,7 @@
 """Tokenizers: a byte-level BPE trained on the corpus or one loaded by name, and the bytes each token stands for."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,14 @@ from hf_progressive.data.documents import take_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 """The one special token of a tokenizer trained here: it begins and ends texts."""
+
+LONGEST_WORD = 1000
+"""Characters of one kind without a break after which a word is cut for training a tokenizer: the time that takes is
+quadratic in the length of a word, as of a protein, a DNA read or a line of dashes."""
+
+_KINDS = (r"[^\W\d_]", r"\d", r"\s", r"[^\w\s]|_")
+_LONG_RUN = re.compile("|".join(f"(?:{kind}){{{LONGEST_WORD + 1},}}" for kind in _KINDS))
+_HALF_RUN = re.compile("|".join(f"(?:{kind}){{{LONGEST_WORD // 2}}}" for kind in _KINDS))
 
 _PROBE = "def f(x):\n\t  return 'naïve ½ €' # 漢字 🙂  \r\n\x00" + "z" * 40
 """A text of many kinds of characters, whose bytes a tokenizer must account for."""
@@ -84,13 +93,35 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, training_bytes: in
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(_with_progress(take_bytes(texts, training_bytes), training_bytes), trainer)
+    read = _with_progress(take_bytes(texts, training_bytes), training_bytes)
+    bpe.train_from_iterator((piece for text in read for piece in cut_long_words(text)), trainer)
     if bpe.get_vocab_size() < vocab_size:
         raise ValueError(
             f"data.tokenizer.vocab_size: the corpus yields {bpe.get_vocab_size()} entries only, not {vocab_size}; "
             f"lower vocab_size to that, or give more text"
         )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+
+
+def cut_long_words(text: str) -> list[str]:
+    """Cut a text where a word, as the tokenizer's pattern sees it, is longer than `LONGEST_WORD` characters.
+
+    Args:
+        text: A text.
+
+    Returns:
+        The pieces, which join to the text; the text alone where it has no such word.
+
+    >>> [len(piece) for piece in cut_long_words("a" * 2500 + " dog")]
+    [1000, 1000, 504]
+    """
+    # A longer word fills at least one of these stretches. Looking there alone is a hundred times as fast.
+    if not any(_HALF_RUN.match(text, start) for start in range(0, len(text), LONGEST_WORD // 2)):
+        return [text]
+    cuts = [0]
+    for run in _LONG_RUN.finditer(text):
+        cuts += range(run.start() + LONGEST_WORD, run.end(), LONGEST_WORD)
+    return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:

@@ -6,6 +6,8 @@ import json
 import sysconfig
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,22 +112,22 @@ MISTAKES = {
     ),
     "missing column": (
         {"content": b'{"txt": "a", "id": 1}\n'},
-        r"data.text_column: json \(.*broken.json\) has no column 'text'; did you mean 'txt'\?",
+        r"data.text_column: .*broken.json has no column 'text'; did you mean 'txt'\?",
     ),
     "column of numbers": (
         {"content": b'{"text": 1}\n'},
-        r"data.text_column: the column 'text' holds Value\('int64'\), expected text",
+        r"data.text_column: the column 'text' of .*broken.json holds int64, expected text",
     ),
     "empty file": ({"content": b""}, r"data.files: json \(.*broken.json\) holds no document"),
     "empty documents": ({"content": b'{"text": ""}\n'}, r"data.source: json \(.*broken.json\) holds no document"),
-    "not JSON": ({"content": b"{nope"}, r"data.files: cannot read json \(.*broken.json\): JSON parse error: .*"),
+    "not JSON": ({"content": b"{nope"}, r"data.files: cannot read .*broken.json: JSON parse error: .*"),
     "not Parquet": (
         {"content": b"PAR1 and no more", "name": "broken.parquet"},
-        r"data.files: cannot read parquet \(.*broken.parquet\): Parquet magic bytes not found .*",
+        r"data.files: cannot read .*broken.parquet: .*Parquet magic bytes not found .*",
     ),
     "not UTF-8": (
         {"content": "é".encode("latin-1"), "name": "broken.txt"},
-        r"data.files: cannot read text \(.*broken.txt\): 'utf-8' codec can't decode byte 0xe9 .*",
+        r"data.files: cannot read .*broken.txt: 'utf-8' codec can't decode byte 0xe9 .*",
     ),
     "unreachable": (
         {"source": "nobody/nothing"},
@@ -153,3 +155,50 @@ def test_python_without_sources_is_named(tmp_path, monkeypatch):
         FileNotFoundError, match=r"data.source: stdlib found no .py file below .*; name another source"
     ):
         read_documents(DataConfig())
+
+
+def shards_of_other_columns(folder, source, texts):
+    """Two files that agree in the text and in no other column."""
+    first = [{"text": text, "id": i, "meta": {"url": "a", "score": 1}} for i, text in enumerate(texts[:30])]
+    second = [{"meta": {"lang": "en"}, "id": f"x{i}", "text": text} for i, text in enumerate(texts[30:])]
+    folder.mkdir()
+    for name, rows in (("a", first), ("b", second)):
+        if source == "json":
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        else:
+            pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    return DataConfig(source=source, files=(str(folder),), shuffle_seed=None)
+
+
+@pytest.mark.parametrize("source", ["json", "parquet"])
+def test_shards_whose_other_columns_differ_are_one_corpus(texts, tmp_path, source):
+    config = shards_of_other_columns(tmp_path / "shards", source, texts)
+    expected = [text for text in texts if text]
+    assert read_documents(config)["text"][:] == expected
+    assert [text for row in DocumentStream(config) for text in row] == expected
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("source", ["json", "parquet"])
+def test_the_one_shard_without_the_column_is_named(texts, tmp_path, source, streaming):
+    config = shards_of_other_columns(tmp_path / "shards", source, texts)
+    bad = tmp_path / "shards" / ("c.jsonl" if source == "json" else "c.parquet")
+    if source == "json":
+        bad.write_text('{"txt": "a"}\n')
+    else:
+        pq.write_table(pa.table({"txt": ["a"]}), bad)
+    with pytest.raises(
+        ValueError, match=rf"^data.text_column: \S*{bad.name} has no column 'text'; did you mean 'txt'"
+    ):
+        list(DocumentStream(config)) if streaming else read_documents(config)
+
+
+def test_the_one_unreadable_file_among_many_is_named(tmp_path):
+    for i in range(5):
+        (tmp_path / f"{i}.txt").write_bytes(b"plain text " * 20 + (b"caf\xe9" if i == 3 else b""))
+    config = DataConfig(source="text", files=(str(tmp_path),))
+    for read in (read_documents, lambda config: list(DocumentStream(config))):
+        with pytest.raises(
+            ValueError, match=r"^data.files: cannot read \S*/3.txt: 'utf-8' codec can't decode byte 0xe9"
+        ):
+            read(config)

@@ -1,5 +1,6 @@
 """Tokenizers: trained alike everywhere, lossless, and with the true bytes of every token."""
 
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from hf_progressive.config import TokenizerConfig
 from hf_progressive.data.tokenizer import (
     END_OF_TEXT,
+    LONGEST_WORD,
+    cut_long_words,
     encode_documents,
     load_tokenizer,
     token_byte_lengths,
@@ -168,3 +171,16 @@ def test_mistakes_are_named_in_one_line(tmp_path):
 def test_ids_left_out_still_need_rows():
     tokenizer = trained()
     assert vocabulary_size(tokenizer) == np.array(list(tokenizer.get_vocab().values())).max() + 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("aß1 -_"), st.integers(1, 2500)), max_size=6))
+@settings(deadline=None)
+def test_long_words_are_cut_and_nothing_else(runs):
+    text = "".join(character * count for character, count in runs)
+    pieces = cut_long_words(text)
+    assert "".join(pieces) == text
+    for piece in pieces:
+        words = re.findall(r"[^\W\d_]+|\d+|\s+|[^\w\s]+", piece.replace("_", "-"))
+        assert all(len(word) <= LONGEST_WORD for word in words)
+    if all(count < LONGEST_WORD // 7 for _, count in runs):
+        assert pieces == [text]
