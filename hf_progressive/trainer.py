@@ -3,21 +3,20 @@
 Φ's gradient has a closed form, so it does not go through the loss: it is added to the averaged gradient once per
 optimizer step, after the last micro-batch's backward and before clipping. Gradient accumulation and the number of
 processes therefore cannot change it, and evaluation never sees it.
+
+Between two logs the host reads nothing from the device. Whether all is finite is noted there and read before a log, an
+evaluation and whatever is saved.
 """
 
 import dataclasses
-import math
 import os
 import shutil
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils.deepspeed import DeepSpeedEngineWrapper  # `accelerate.utils` has it only beside DeepSpeed
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -32,9 +31,12 @@ from hf_progressive.checkpoints import (
     remove_leftovers,
     rotate,
 )
+from hf_progressive.finiteness import GRADIENT, LOSS, PENALTY, FiniteWatch
+from hf_progressive.penalized_engine import PenalizedEngine
 from hf_progressive.phi.penalty import InheritancePenalty
 from hf_progressive.phi.schedule import schedule_factor
 from hf_progressive.phi.step_log import StepLog
+from hf_progressive.stopping import Sigterm, StopVote
 from hf_progressive.storage import atomic_folder
 
 __all__ = [
@@ -52,7 +54,7 @@ _EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss, or Φ, became NaN or infinite; the weights were not updated with it."""
+    """The loss, Φ, the gradient or a weight became NaN or infinite; nothing was saved or measured since."""
 
 
 class TrainingInterrupted(SystemExit):
@@ -61,7 +63,9 @@ class TrainingInterrupted(SystemExit):
 
 @dataclasses.dataclass
 class ProgressiveTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the schedule of Φ.
+    """`TrainingArguments` with the schedule of Φ, and without a filter of losses that are not finite.
+
+    Such a loss ends the training, and the filter reads every micro-batch's loss from the device.
 
     Args:
         phi_schedule: How λ and γ move: `constant`, `linear` or `cosine` to zero.
@@ -77,6 +81,10 @@ class ProgressiveTrainingArguments(TrainingArguments):
     )
     phi_until: float = dataclasses.field(
         default=1.0, metadata={"help": "Fraction of the run, above 0, at which λ and γ reach zero."}
+    )
+
+    logging_nan_inf_filter: bool = dataclasses.field(
+        default=False, metadata={"help": "Read every micro-batch's loss, to keep it from the log if it is not finite."}
     )
 
     def __post_init__(self) -> None:
@@ -116,8 +124,11 @@ class ProgressiveTrainer(Trainer):
             )
         self.penalty = penalty
         self._phi_log = StepLog()
-        self._spoiled: Tensor | None = None  # whether a micro-batch of this step had a loss that is not finite
-        self._sigterm = _Sigterm()
+        self._watch = FiniteWatch(self.accelerator)
+        self._finite_until = 0  # the last step after which all was known to be finite
+        self._flops_per_batch: dict[int, int] = {}
+        self._sigterm = Sigterm()
+        self._vote = StopVote(self.accelerator)
         self._stop_asked = False
         self._save_root: str | None = None
         if penalty is not None:
@@ -143,7 +154,8 @@ class ProgressiveTrainer(Trainer):
 
         Raises:
             ValueError: There is no complete checkpoint, or the one named is damaged.
-            NonFiniteLossError: The loss is NaN or infinite.
+            NonFiniteLossError: The loss, Φ, the gradient or a weight is NaN or infinite. It is found at the next log,
+                evaluation or checkpoint, none of which is kept, or at the end.
             TrainingInterrupted: SIGTERM came; the step was finished and, unless `save_strategy` is "no", a
                 checkpoint saved.
         """
@@ -153,33 +165,18 @@ class ProgressiveTrainer(Trainer):
             check_checkpoint(Path(resume_from_checkpoint), self.penalty, branches=branches)
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir))
-        self._spoiled = None
-        self._stop_asked = False
+        self._watch, self._finite_until = FiniteWatch(self.accelerator), 0
+        self._vote, self._stop_asked = StopVote(self.accelerator), False
         self._phi_log = StepLog()
         with self._sigterm.noticed():
             output = super().train(resume_from_checkpoint or None, *args, **kwargs)
-        if self._stop_asked:
-            raise TrainingInterrupted(_EXIT_CODE_OF_SIGTERM)
-        if self._sigterm.came:  # in the very last step: too late to be heeded here
+            self._require_finite()
+            if self._stop_asked:
+                raise TrainingInterrupted(_EXIT_CODE_OF_SIGTERM)
+            too_late = self._vote.at_the_end(self._sigterm.came)  # it came in the last steps
+        if too_late:
             signal.raise_signal(signal.SIGTERM)
         return output
-
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """Compute the task's loss as `Trainer` does, and stop while training if it is not finite.
-
-        Args:
-            model: The wrapped model.
-            inputs: A micro-batch.
-            return_outputs: Return the model's outputs too.
-            **kwargs: As for `Trainer.compute_loss`.
-
-        Returns:
-            The loss, or the loss and the outputs.
-        """
-        computed = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        if model.training:
-            self._agree_to_go_on(computed[0] if return_outputs else computed)
-        return computed
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Run one micro-batch; on the last before an optimizer step, add Φ's gradient once.
@@ -193,8 +190,13 @@ class ProgressiveTrainer(Trainer):
         Returns:
             The micro-batch's share of the loss, with Φ on the last one.
         """
+        last = self.accelerator.sync_gradients
+        if last and self._vote.stops(self.state.global_step, self._sigterm.came):
+            self._stop_asked = self.control.should_training_stop = True
+            self.control.should_save = self.args.save_strategy != "no"
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        if self.penalty is None or not self.accelerator.sync_gradients:
+        self._watch.note(LOSS, loss)
+        if self.penalty is None or not last:
             return loss
         if not self.is_deepspeed_enabled:
             self._add_penalty_gradient()
@@ -214,10 +216,11 @@ class ProgressiveTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
+        self._finite_until = self.state.global_step
         if self.penalty is None:
             return prepared
         if self.is_deepspeed_enabled:
-            self.accelerator.deepspeed_engine_wrapped = _PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
+            self.accelerator.deepspeed_engine_wrapped = PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
         if self.args.should_save and self._saves_state:
             keep_penalty(self.penalty, Path(self.args.output_dir))
         self.penalty.bind(self._bare_model())
@@ -236,8 +239,7 @@ class ProgressiveTrainer(Trainer):
         progress = self.state.global_step / self.state.max_steps
         factor = schedule_factor(self.args.phi_schedule, progress, self.args.phi_until)
         step = self.penalty.add_gradient(self._bare_model(), factor=factor, gradient_scale=self._gradient_scale())
-        if not torch.isfinite(step.value):  # the same on every process
-            raise self._non_finite("Φ", step.value)
+        self._watch.note(PENALTY, step.value)
         self._phi_log.add(step, ewc_lambda=self.penalty.ewc_lambda * factor, gamma=self.penalty.gamma * factor)
 
     def _gradient_scale(self) -> float:
@@ -247,29 +249,52 @@ class ProgressiveTrainer(Trainer):
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
 
-    def _agree_to_go_on(self, loss: Tensor) -> None:
-        # One process's bad loss spoils every process's gradient, and one may be told to stop before the others. So all
-        # agree once per step, at the same place: before the backward of the last micro-batch, in which DeepSpeed takes
-        # the optimizer's step.
-        spoiled = ~torch.isfinite(loss.detach()).all()
-        self._spoiled = spoiled if self._spoiled is None else self._spoiled | spoiled
-        if not self.accelerator.sync_gradients:
-            return
-        troubles = torch.stack([self._spoiled.float(), torch.tensor(float(self._sigterm.came)).to(loss.device)])
-        anywhere_spoiled, anywhere_told = self.accelerator.reduce(troubles, reduction="sum").tolist()
-        self._spoiled = None
-        if anywhere_spoiled:
-            raise self._non_finite("the loss", loss)
-        if anywhere_told:
-            self._stop_asked = self.control.should_training_stop = True
-            self.control.should_save = self.args.save_strategy != "no"
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        # A loss scaler meets gradients that overflow, skips the step and goes on.
+        if isinstance(norm, Tensor) and self.args.mixed_precision != "fp16":
+            self._watch.note(GRADIENT, norm)
+        return norm
 
-    def _non_finite(self, what: str, value: Tensor) -> NonFiniteLossError:
-        shown = value.detach().float().mean().item()
-        figure = f"is {shown}" if not math.isfinite(shown) else "is not finite in another process or micro-batch"
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count as `Trainer` does, once for each size of micro-batch: it walks through all modules.
+
+        Args:
+            inputs: A micro-batch.
+
+        Returns:
+            FLOPs of its forward and backward pass.
+        """
+        main_input = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        tokens = main_input.numel() if isinstance(main_input, Tensor) else 0
+        if tokens not in self._flops_per_batch:
+            self._flops_per_batch[tokens] = super().floating_point_ops(inputs)
+        return self._flops_per_batch[tokens]
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_evaluate:
+            self._require_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _require_finite(self) -> None:
+        """Raise unless all that was computed since the last call is finite, and the weights; every process must call.
+
+        The host waits for the device here.
+
+        Raises:
+            NonFiniteLossError: They are not.
+        """
+        self._watch.note_weights(self.model.parameters())
+        spoiled, step = self._watch.read(), self.state.global_step
+        if spoiled is not None:
+            raise self._non_finite(spoiled, self._finite_until + 1, step)
+        self._finite_until = step
+
+    def _non_finite(self, what: str, first: int, last: int) -> NonFiniteLossError:
+        steps = f"step {last}" if last <= first else f"steps {first} to {last}"
         checkpoint = newest_complete_checkpoint(self.args.output_dir)
         last_good = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
-        return NonFiniteLossError(f"step {self.state.global_step + 1}: {what} {figure}; {last_good}")
+        return NonFiniteLossError(f"{steps}: {what} is not finite; {last_good}")
 
     # Saving: everything is written below `.saving`, on every process, then moved into place by one.
 
@@ -278,6 +303,7 @@ class ProgressiveTrainer(Trainer):
         return root
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._require_finite()
         run_dir = Path(self._get_output_dir(trial))
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with self._saved_whole(target) as (staged, known):
@@ -306,6 +332,7 @@ class ProgressiveTrainer(Trainer):
         Args:
             folder: Where to; replaced if it exists.
         """
+        self._require_finite()
         with self._saved_whole(Path(folder)) as (staged, _):
             self.save_model(str(staged), _internal_call=True)
             if self.args.should_save:
@@ -326,21 +353,6 @@ class ProgressiveTrainer(Trainer):
                 os.replace(staged, empty)
             staged.parent.rmdir()
         self.accelerator.wait_for_everyone()
-
-
-class _PenalizedEngine(DeepSpeedEngineWrapper):
-    """Accelerate's wrapper, with Φ added where its backward has averaged the gradient and not yet taken the step."""
-
-    def __init__(self, engine: Any, add_penalty_gradient: Callable[[], None]) -> None:
-        super().__init__(engine)
-        self._add_penalty_gradient = add_penalty_gradient
-
-    def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
-        self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
-        self.engine.backward(loss, **kwargs)
-        if sync_gradients:
-            self._add_penalty_gradient()
-            self.engine.step()
 
 
 class KeepStableCheckpoint(TrainerCallback):
@@ -366,26 +378,3 @@ class KeepStableCheckpoint(TrainerCallback):
         """
         if state.global_step == self._step:
             self._trainer.save_pretrained_whole(self._folder)
-
-
-class _Sigterm:
-    """Whether SIGTERM came while training."""
-
-    def __init__(self) -> None:
-        self.came = False
-
-    @contextmanager
-    def noticed(self) -> Iterator[None]:
-        # Only a process's first thread may handle signals; in another, SIGTERM keeps its meaning.
-        self.came = False
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._notice)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _notice(self, number: int, frame: Any) -> None:
-        self.came = True

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_progressive.phi import InheritancePenalty, load_penalty
+from hf_progressive.stopping import StopVote
 from hf_progressive.storage import is_complete
 from hf_progressive.trainer import (
     KeepStableCheckpoint,
@@ -287,23 +288,91 @@ def test_the_best_checkpoint_is_named_where_it_stands(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, bad):
-    class Spoiled(ProgressiveTrainer):
-        def compute_loss(self, model, inputs, **kwargs):
-            if self.state.global_step == 3:
-                inputs = {**inputs, "position_ids": torch.zeros_like(inputs["input_ids"])}
-                self.before = weights(model)
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"logging_steps": 1}, "step 4"),
+        ({"logging_steps": 100}, "steps 3 to 4"),  # before the checkpoint
+        ({"logging_steps": 100, "save_steps": 100, "eval_strategy": "steps", "eval_steps": 5}, "steps 1 to 5"),
+        ({"logging_steps": 100, "save_strategy": "no"}, "steps 1 to 6"),  # at the end
+    ],
+)
+def test_a_loss_that_is_not_finite_ends_the_training_before_anything_is_kept(tmp_path, settings, found, bad):
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            if state.global_step == 3:
                 with torch.no_grad():
                     model.transformer.wpe.weight[0, 0] = bad
-                    self.before = weights(model)
-            return super().compute_loss(model, inputs, **kwargs)
 
-    trainer = Spoiled(build_model(), arguments(tmp_path, save_strategy="steps", save_steps=2), train_dataset=Blocks())
+    args = arguments(tmp_path, **{"save_strategy": "steps", "save_steps": 2} | settings)
+    trainer = ProgressiveTrainer(
+        build_model(), args, train_dataset=Blocks(), eval_dataset=Blocks(8), callbacks=[Spoil()]
+    )
     with pytest.raises(NonFiniteLossError) as caught:
         trainer.train()
-    assert str(caught.value) == f"step 4: the loss is nan; the last good checkpoint is {tmp_path / 'checkpoint-2'}"
-    after = weights(trainer.model)
-    assert all(torch.equal(after[n].nan_to_num(), p.nan_to_num()) for n, p in trainer.before.items())
+    saves = args.save_strategy != "no" and args.save_steps == 2
+    last_good = (
+        f"the last good checkpoint is {tmp_path / 'checkpoint-2'}" if saves else "no checkpoint was written yet"
+    )
+    assert str(caught.value) == f"{found}: the loss is not finite; {last_good}"
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == (["checkpoint-2"] if saves else [])
+    assert not any("eval_loss" in entry for entry in trainer.state.log_history)
+
+
+@pytest.mark.parametrize("what", ["the gradient", "a weight", "Φ"])
+def test_weights_that_the_last_step_spoiled_are_not_saved(tmp_path, what):
+    """The loss of the step was finite: the next one would tell, after the checkpoint."""
+
+    class Spoil(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model, **kwargs):
+            if state.global_step == 3 and what == "a weight":
+                with torch.no_grad():
+                    model.lm_head.weight[0, 0] = float("nan")
+
+    class Spoiled(ProgressiveTrainer):
+        def training_step(self, model, *args, **kwargs):
+            loss = super().training_step(model, *args, **kwargs)
+            if self.state.global_step == 3 and what == "the gradient":
+                model.lm_head.weight.grad[0, 0] = float("inf")
+            return loss
+
+    model = build_model()
+    penalty = build_penalty(model)
+    if what == "Φ":
+        penalty._anchor["transformer.wte.weight"][0] = 1e30
+    args = arguments(tmp_path, save_strategy="steps", save_steps=4, logging_steps=100)
+    trainer = Spoiled(model, args, train_dataset=Blocks(), penalty=penalty, callbacks=[Spoil()])
+    with pytest.raises(NonFiniteLossError, match=f"^steps 1 to 4: {what} is not finite; no checkpoint was written"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+    if what != "Φ":  # whose infinite gradient is clipped to zero
+        with pytest.raises(NonFiniteLossError, match="a weight is not finite"):
+            trainer.save_pretrained_whole(tmp_path / "final")
+        assert not (tmp_path / "final").exists()
+
+
+class PairOfProcesses:
+    """The other process of two votes as it is told."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def __init__(self):
+        self.other, self.reductions = 0.0, 0
+
+    def reduce(self, wish, reduction):
+        self.reductions += 1
+        return wish + self.other
+
+
+def test_processes_agree_to_stop_at_the_same_step_and_reduce_every_fourth():
+    """Two processes, of which only one is told in step 5, both stop in step 9, one after the vote."""
+    pairs = PairOfProcesses(), PairOfProcesses()
+    votes = [StopVote(pair) for pair in pairs]
+    for step in range(10):
+        told = step >= 5
+        pairs[1].other = float(told)  # process 0 is told, process 1 learns of it
+        assert [vote.stops(step, told and index == 0) for index, vote in enumerate(votes)] == [step == 9] * 2
+    assert [pair.reductions for pair in pairs] == [3, 3]
 
 
 def test_the_stable_checkpoint_is_the_model_where_the_warm_down_begins(tmp_path):
