@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_progressive import __version__, strict_yaml
+from hf_progressive.config.credentials import without_tokens
 
 # Imports of torch and transformers stand inside the commands: `--help` answers at once without them.
 
@@ -368,7 +369,7 @@ def _fail(error: Exception, code: int) -> int:
     if os.environ.get("HF_PROGRESSIVE_TRACEBACK"):
         raise error
     if _is_main_process():
-        _say(f"hf-progressive: error: {' '.join(str(error).split())}")
+        _say(f"hf-progressive: error: {without_tokens(' '.join(str(error).split()))}")
     return code
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 from transformers import AutoTokenizer, PretrainedConfig
 
+from hf_progressive import strict_yaml
 from hf_progressive.arm import check_arguments
 from hf_progressive.config import LadderConfig
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.families import family_of
+from hf_progressive.growth.methods import GrowthOptions
 from hf_progressive.origin_plan import find_origin, larger_config
 from hf_progressive.remote.origin import Origin
 from hf_progressive.sizing import ParameterCount, RungSize, rung_model_config, size_rung
@@ -219,6 +221,7 @@ def plan_ladder(config: LadderConfig, taken: Path | None = None) -> LadderPlan:
         OSError: The Hub refused or failed.
     """
     check_arguments(config.training.arguments)
+    _check_growth_options(config.growth.options)
     origin = find_origin(config, taken)
     vocab_size = vocabulary_size(config) if origin is None else 0
     problems: list[str] = []
@@ -292,3 +295,14 @@ def _differing_fields(before: PretrainedConfig, after: PretrainedConfig) -> dict
     old, new = before.to_dict(), after.to_dict()
     follows = family_of(before).layer_fields  # lists with an entry per layer, which growth makes itself
     return {name: value for name, value in new.items() if value != old.get(name) and name not in follows}
+
+
+def _check_growth_options(options: dict[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(GrowthOptions)}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"growth.options.{name}: unknown option; {strict_yaml.nearest(name, known)}")
+    try:
+        GrowthOptions(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"growth.options: {error}") from error

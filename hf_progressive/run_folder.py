@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
-from hf_progressive import storage
+from hf_progressive import storage, strict_yaml
 from hf_progressive.config import LadderConfig
 from hf_progressive.record import ladder_record
 
@@ -55,8 +55,9 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
     """
     path = folder / "ladder.json"
     if path.exists():
-        there, here = storage.read_json(path)["config"], config.to_dict()
-        del there["publish"], here["publish"]  # where the rungs go does not change what they are
+        there, here = _completed(storage.read_json(path)["config"]), config.to_dict()
+        for run in (there, here):
+            run.pop("publish", None)  # where the rungs go does not change what they are
         differences = list(_differences(there, here))
         if differences:
             raise ValueError(
@@ -70,6 +71,14 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
             )
         storage.write_json(path, ladder_record(config, finished=[], state=state))
     state.wait_for_everyone()
+
+
+def _completed(configuration: dict[str, Any]) -> dict[str, Any]:
+    # A key that has come since the run was begun has its default there, with which the run went on as before.
+    try:
+        return strict_yaml.build(LadderConfig, configuration).to_dict()
+    except ValueError:  # of a version that knew other keys or accepted other values: compared as it is
+        return configuration
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

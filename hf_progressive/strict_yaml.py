@@ -3,8 +3,10 @@
 This module imports neither torch nor transformers.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -59,6 +61,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deeply for a configuration") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: holds {type(value).__name__}, expected a mapping of keys to values")
     return value
@@ -107,6 +111,8 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
             value = yaml.load(text, Loader=_UniqueKeyLoader)
         except yaml.YAMLError as error:
             raise ValueError(f"override {item!r}: {text!r} is not a YAML value") from error
+        except RecursionError:
+            raise ValueError(f"override of {path}: is nested too deeply for a configuration") from None
         *parents, last = path.split(".")
         node: Any = result
         for depth, key in enumerate(parents):
@@ -190,6 +196,7 @@ def convert(hint: Any, value: Any, path: str) -> Any:
         ValueError: The value does not have the type.
     """
     if hint is Any:
+        _require_finite(value, path)
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -212,6 +219,17 @@ def convert(hint: Any, value: Any, path: str) -> Any:
     return _convert_scalar(hint, value, path)
 
 
+def _require_finite(value: Any, path: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path}: {value} is not a finite number")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_finite(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _require_finite(item, f"{path}.{index}")
+
+
 def _convert_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
     if value is None and type(None) in members:
         return None
@@ -228,13 +246,12 @@ def _convert_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
 
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise ValueError(f"{path}: expected {names.get(hint, hint.__name__)}, got {value!r}")
+    _require_finite(value, path)
     return value

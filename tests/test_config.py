@@ -8,6 +8,7 @@ import yaml
 
 from hf_progressive import strict_yaml
 from hf_progressive.config import LadderConfig, find_config, load_ladder_config, load_study_config
+from hf_progressive.config.credentials import refuse_credentials, without_tokens
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -71,6 +72,10 @@ def test_overrides_reach_nested_keys_and_list_items(tmp_path: Path) -> None:
         ("phi.schedule=step", r"phi\.schedule: 'step' is not one of constant, linear, cosine"),
         ("phi.gamma=-1", r"phi\.gamma: -1\.0 is not a finite number of 0 or more"),
         ("phi.gamma=.nan", r"phi\.gamma: nan is not a finite number"),
+        ("training.weight_decay=.nan", r"training\.weight_decay: nan is not a finite number"),
+        ("training.weight_decay=-1", r"training\.weight_decay: -1\.0 is negative"),
+        ("training.arguments={eps: [1, .inf]}", r"training\.arguments\.eps\.1: inf is not a finite number"),
+        (f"model.fields={'[' * 5000}", r"override of model\.fields: is nested too deeply"),
         ("phi=1", r"phi: expected a mapping"),
         ("rungs=[]", r"rungs: the list is empty"),
         ("rungs=d2", r"rungs: expected a list, got 'd2'"),
@@ -107,6 +112,7 @@ def test_a_mistake_is_named_in_one_line(tmp_path: Path, override: str, message: 
         ("- d2\n", "holds list, expected a mapping"),
         ("seed: 1\nseed: 2\nrungs: [d2]\n", "line 2: the key 'seed' is given twice"),
         ("seed: 1\n", "rungs is missing; it has no default"),
+        (f"rungs: {'[' * 5000}{']' * 5000}", "nested too deeply"),
     ],
 )
 def test_a_malformed_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -114,6 +120,38 @@ def test_a_malformed_file_is_named(tmp_path: Path, text: str, message: str) -> N
     with pytest.raises(ValueError, match=message) as caught:
         load_ladder_config(path)
     assert str(path) in str(caught.value)
+
+
+TOKEN = "hf_" + "AbCdEfGhIj" * 3 + "KlMn"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.arguments={hub_token: hf_short}",
+        f"training.arguments={{run_name: 'by {TOKEN}'}}",
+        f"name={TOKEN}",
+        f"model.fields={{{TOKEN}: 1}}",
+        f"data.files=['https://x/y?key={TOKEN}']",
+        "training.arguments={deep: [{WANDB_API_KEY: k}]}",
+        f"seed={TOKEN}",  # of the wrong type too: no other message may repeat it
+    ],
+)
+@pytest.mark.parametrize("study", [False, True])
+def test_a_credential_is_refused_without_being_repeated(tmp_path: Path, override: str, study: bool) -> None:
+    path = write(tmp_path, {"ladder": MINIMAL} if study else MINIMAL)
+    load = load_study_config if study else load_ladder_config
+    with pytest.raises(ValueError, match="a credential, .* set the HF_TOKEN environment variable") as caught:
+        load(path, [f"ladder.{override}" if study else override])
+    assert not any(secret in str(caught.value) for secret in ("hf_short", TOKEN))
+    assert without_tokens(f"override {override}").count("***") == (TOKEN in override)
+
+
+def test_special_tokens_are_no_credentials_and_code_is_refused_one_as_well(tmp_path: Path) -> None:
+    refuse_credentials({"bos_token": "<s>", "eos_token_id": 1, "use_auth_token": True, "hub_token": None})
+    config = load_ladder_config(write(tmp_path, MINIMAL))
+    with pytest.raises(ValueError, match=r"training\.arguments\.hub_token: holds a credential"):
+        dataclasses.replace(config, training=dataclasses.replace(config.training, arguments={"hub_token": "x"}))
 
 
 def test_a_missing_file_lists_what_ships(tmp_path: Path) -> None:

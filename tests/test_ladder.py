@@ -314,6 +314,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["training.arguments.learning_rte=1"], "training.arguments.learning_rte: unknown argument"),
         (["training.arguments.max_steps=1"], "training.arguments.max_steps: the ladder sets it"),
         (["growth.method=magic"], "magic"),
+        (["growth.options={a: 1}"], "growth.options.a: unknown option"),
+        (["growth.options={noise: x}"], "growth.options: "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(

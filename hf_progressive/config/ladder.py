@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from hf_progressive import strict_yaml
 from hf_progressive.config.checks import require
+from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.data import DataConfig
 from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
 from hf_progressive.config.outcome import CoreConfig, PublishConfig
@@ -55,6 +56,7 @@ class LadderConfig:
     """Publish every rung on the Hub as it is finished; None does not."""
 
     def __post_init__(self) -> None:
+        refuse_credentials(self.to_dict())
         require(len(self.rungs) > 0, "rungs: the list is empty; name at least one rung")
         names = [rung.name for rung in self.rungs]
         for name in names:
@@ -160,6 +162,7 @@ def load_ladder_config(path: str | os.PathLike[str], overrides: Iterable[str] = 
     file = find_config(path)
     mapping = strict_yaml.apply_overrides(strict_yaml.read_yaml(file), overrides)
     try:
+        refuse_credentials(mapping)  # before any message that repeats a value
         return strict_yaml.build(LadderConfig, mapping)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

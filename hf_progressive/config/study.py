@@ -10,6 +10,7 @@ import yaml
 
 from hf_progressive import strict_yaml
 from hf_progressive.config.checks import require, require_positive
+from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.ladder import LadderConfig, find_config
 
 _LARGEST_FRACTION = 2.0
@@ -253,6 +254,7 @@ def load_study_config(path: str | os.PathLike[str], overrides: Iterable[str] = (
     file = find_config(path)
     mapping = strict_yaml.apply_overrides(strict_yaml.read_yaml(file), overrides)
     try:
+        refuse_credentials(mapping)  # before any message that repeats a value
         ladder = mapping.get("ladder")
         if isinstance(ladder, dict) and "base" in ladder:
             mapping["ladder"] = _on_base(ladder, file.parent)

@@ -70,6 +70,9 @@ class TrainingConfig:
         )
         require_positive(self, "learning_rate", "inherited_learning_rate")
         require_fraction(self, "warmup_fraction", "warmdown_fraction", "final_lr_ratio")
+        require_fraction(self, "adam_beta1", "adam_beta2")
+        require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay} is negative")
+        require(self.max_grad_norm >= 0, f"max_grad_norm: {self.max_grad_norm} is negative; 0 clips nothing")
         require(0 < self.inherited_fraction <= 4, f"inherited_fraction: {self.inherited_fraction} is not in (0, 4]")
         total = self.warmup_fraction + self.warmdown_fraction
         require(total <= 1, f"warmdown_fraction: warm-up and warm-down together are {total} of the steps, more than 1")

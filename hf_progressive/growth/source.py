@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from hf_progressive.storage import MANIFEST_NAME, read_json, sha256_file
@@ -69,7 +75,7 @@ class GrowthSource:
 
         Raises:
             FileNotFoundError: There is no config.json.
-            ValueError: The model needs code of its own, or Transformers does not know it.
+            ValueError: The model needs code of its own, Transformers does not know it, or a field is not valid.
         """
         for file in (CONFIG_NAME, "tokenizer_config.json"):
             path = self.folder / file
@@ -78,12 +84,32 @@ class GrowthSource:
         model_type = read_json(self.folder / CONFIG_NAME).get("model_type")
         if model_type not in CONFIG_MAPPING:
             raise ValueError(f"{self.folder / CONFIG_NAME}: model_type is {model_type!r}, unknown to Transformers")
-        return AutoConfig.from_pretrained(self.folder)
+        try:
+            return AutoConfig.from_pretrained(self.folder)
+        except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
+            raise ValueError(f"{self.folder / CONFIG_NAME}: not valid ({' '.join(str(error).split())})") from error
 
     def companions(self) -> list[str]:
-        """Return the files that the grown checkpoint takes over, by name relative to the folder."""
+        """Return the files that the grown checkpoint takes over.
+
+        Returns:
+            Names relative to the folder.
+
+        Raises:
+            ValueError: One is a link to a file outside the checkpoint.
+        """
         found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
+        for path in sorted(found):
+            self._require_own(path)
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
+    def _require_own(self, path: Path) -> None:
+        # What a companion holds is copied, and may be published. In the Hub's cache a snapshot's files are links to
+        # the blobs of its repository, which are its own too.
+        real, folder = path.resolve(), self.folder.resolve()
+        blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+        if not (real.is_relative_to(folder) or real.is_relative_to(blobs)):
+            raise ValueError(f"{path}: is a link to {real}, outside its checkpoint; put a copy of the file there")
 
     def copy_companions(self, folder: Path) -> None:
         """Copy those files.

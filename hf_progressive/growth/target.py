@@ -21,6 +21,8 @@ _NEUTRAL_FIELDS = frozenset(
         "pretraining_tp",
     }
 )
+_LARGEST_SIZE = 1 << 24  # units of any kind; the largest vocabularies have a million entries
+_MOST_LAYERS = 10_000
 _NEUTRAL_ENDINGS = ("_token_id",)
 
 
@@ -59,12 +61,15 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
             near = difflib.get_close_matches(name, [*own, *aliases], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; the sizes are {', '.join(_size_fields(family))}"
             raise ValueError(f"{name!r} is not a field of {type(source).__name__}{hint}")
+    if "model_type" in target and target["model_type"] != source.model_type:
+        raise ValueError(f"model_type: a {source.model_type} cannot grow into a {target['model_type']}; leave it out")
     for name in (family.eps_field, *family.layer_fields):
         if name in target:
             raise ValueError(f"{name} follows from the growth and cannot be chosen; leave it out of the target")
     named = {aliases.get(name, name): value for name, value in target.items()}
     if len(named) < len(target):
         raise ValueError(f"the target names a field twice: {', '.join(target)}")
+    _check_counts("the target", {name: named[name] for name in _size_fields(family) if name in named})
     derived = _derived_fields(family, source, named)
     kept = {name: value for name, value in source.to_dict().items() if name not in family.layer_fields}
     return _built(type(source), kept | derived | named)
@@ -88,7 +93,18 @@ def _size_fields(family: Family) -> list[str]:
     return list(dict.fromkeys(family.size_fields.values()))
 
 
+def _check_counts(whose: str, sizes: Mapping[str, Any]) -> None:
+    for name, value in sizes.items():
+        if isinstance(value, int) and not 1 <= value <= _LARGEST_SIZE:
+            raise ValueError(f"{whose} has {name}={value}; take a number from 1 to {_LARGEST_SIZE:,}")
+
+
 def _check_sizes(family: Family, source: Any, target: Any) -> None:
+    for whose, config in (("the parent", source), ("the target", target)):
+        _check_counts(whose, {name: getattr(config, name, None) for name in _size_fields(family)})
+        layers = getattr(config, family.size_fields["layers"])
+        if layers > _MOST_LAYERS:
+            raise ValueError(f"{whose} has {layers} layers; {_MOST_LAYERS:,} are the most that growth plans")
     old, new = family.sizes(source), family.sizes(target)
     if getattr(target, "head_dim", None) is None:  # it follows from width and heads
         _check_head_dim(family, old, new)

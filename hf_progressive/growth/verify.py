@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_progressive.growth.checkpoint import is_finite
+from hf_progressive.growth.checkpoint import CheckpointReader, is_finite
 from hf_progressive.growth.source import locate_source
 
 ModelSource: TypeAlias = str | os.PathLike[str] | PreTrainedModel
@@ -99,8 +99,8 @@ def verify_growth(
 
     Raises:
         FileNotFoundError: There is no such folder or repository.
-        ValueError: `dtype` is neither of the two, a count is not positive, the grown model knows fewer tokens or has
-            a shorter context than its parent, or logits are not finite.
+        ValueError: `dtype` is neither of the two, a count is not positive, a checkpoint is damaged, the grown model
+            knows fewer tokens or has a shorter context than its parent, or logits are not finite.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=16))
@@ -145,6 +145,7 @@ def verify_growth(
 def _load(source: ModelSource, dtype: torch.dtype, revision: str | None) -> tuple[PreTrainedModel, torch.dtype]:
     if not isinstance(source, PreTrainedModel):
         located = locate_source(source, revision)
+        CheckpointReader(located.folder)  # says what is wrong with weights that are damaged
         model = AutoModelForCausalLM.from_pretrained(located.folder, config=located.read_config(), dtype="auto")
         stored_in = model.dtype
         return model.to(dtype).eval(), stored_in

@@ -123,6 +123,23 @@ REFUSALS = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), {}, FileNotFoundError, "has neither model.safet"),
     "dtype": (None, {"dtype": "int8"}, ValueError, "'int8'; weights are stored in one of float32"),
     "method": (None, {"method": "magic"}, ValueError, "method 'magic' is not known"),
+    "a size in the parent": (lambda f: edit_json(f / "config.json", n_head=0), {}, ValueError, "parent has n_head=0"),
+    "a type in the parent": (
+        lambda f: edit_json(f / "config.json", n_layer="x"),
+        {},
+        ValueError,
+        "config.json: not valid .*n_layer",
+    ),
+    "no heads": (None, {"n_head": 0}, ValueError, "the target has n_head=0; take a number from 1"),
+    "no such size": (None, {"n_layer": 10**8}, ValueError, "the target has n_layer=100000000; take a number from 1"),
+    "no such depth": (None, {"n_layer": 10**5}, ValueError, "the target has 100000 layers; 10,000 are the most"),
+    "another family": (None, {"model_type": "llama"}, ValueError, "a gpt2 cannot grow into a llama; leave it out"),
+    "a link out of the parent": (
+        lambda f: (f / "chat_template.jinja").symlink_to("/etc/hostname"),
+        {},
+        ValueError,
+        "chat_template.jinja: is a link to /etc/hostname, outside its checkpoint",
+    ),
     "revision": (None, {"revision": "main"}, ValueError, "a local folder has no revision 'main'"),
 }
 

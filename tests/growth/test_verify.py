@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 import torch
@@ -133,3 +134,11 @@ def test_what_cannot_be_compared_is_refused(grown, options, text):
 def test_a_folder_that_is_not_there_is_refused(parent, tmp_path):
     with pytest.raises(FileNotFoundError, match="gone: no such folder"):
         verify_growth(parent, tmp_path / "gone")
+
+
+def test_damaged_weights_are_named(tmp_path):
+    mother = gpt2()
+    weights = save(grow_model(mother, {"n_layer": 3}), tmp_path / "cut") / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 500)
+    with pytest.raises(ValueError, match=r"cut/model\.safetensors: .* bytes, its header says"):
+        verify_growth(mother, tmp_path / "cut")

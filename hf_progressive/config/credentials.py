@@ -1,0 +1,61 @@
+"""Credentials have no place in a configuration: it is written into the run folder, and published with the run."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_TOKEN_VALUE = re.compile(r"\bhf_(?:oauth_|jwt_|app_)?[A-Za-z0-9]{30,}")  # as the Hub issues them
+_SECRET_KEY = re.compile(r"(?:^|[._])(?:token|api_key|password|secret)$", re.IGNORECASE)
+# A tokenizer's special tokens are no secrets.
+_SPECIAL_TOKEN = re.compile(
+    r"(?:^|[._])(?:bos|eos|pad|unk|sep|cls|mask|image|audio|video|boi|eoi|decoder_start)_token$", re.IGNORECASE
+)
+_ADVICE = (
+    "a credential, which would be written into the run folder; take it out and set the HF_TOKEN environment variable,"
+    " or log in with `hf auth login`"
+)
+
+
+def refuse_credentials(value: Any, path: str = "") -> None:
+    """Raise if plain values hold a Hub token or another credential; the message does not repeat it.
+
+    Args:
+        value: Plain values, as read from YAML.
+        path: Their dotted path, for the message.
+
+    Raises:
+        ValueError: A key is that of a credential and has text for a value, or a text holds what looks like a token.
+
+    >>> refuse_credentials({"training": {"arguments": {"hub_token": "very secret"}}})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: training.arguments.hub_token: holds a credential, which would be written into the run folder; ...
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if _TOKEN_VALUE.search(str(key)):
+                raise ValueError(f"{path or 'the top level'}: one of its keys is {_ADVICE}")
+            here = f"{path}.{key}" if path else str(key)
+            if _SECRET_KEY.search(here) and not _SPECIAL_TOKEN.search(here) and isinstance(item, str) and item:
+                raise ValueError(f"{here}: holds {_ADVICE}")
+            refuse_credentials(item, here)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            refuse_credentials(item, f"{path}.{index}")
+    elif isinstance(value, str) and _TOKEN_VALUE.search(value):
+        raise ValueError(f"{path or 'the configuration'}: holds {_ADVICE}")
+
+
+def without_tokens(text: str) -> str:
+    """Return a text in which Hub tokens are blacked out.
+
+    Args:
+        text: A message.
+
+    Returns:
+        The message, safe to show.
+
+    >>> without_tokens("no access with hf_" + "a" * 34)
+    'no access with hf_***'
+    """
+    return _TOKEN_VALUE.sub("hf_***", text)
