@@ -56,7 +56,7 @@ def environment(state: PartialState) -> dict[str, Any]:
     """
     packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
     return {
-        "hf_progressive": metadata.version("hf-progressive"),
+        "hf_progressive": own_version(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
         "machine": platform.machine(),
@@ -65,6 +65,18 @@ def environment(state: PartialState) -> dict[str, Any]:
         "device": str(state.device),
         "processes": state.num_processes,
     }
+
+
+def own_version() -> str:
+    """Return this package's version.
+
+    Returns:
+        The installed version, or that the package runs from a checkout that is not installed.
+    """
+    try:
+        return metadata.version("hf-progressive")
+    except metadata.PackageNotFoundError:
+        return "a checkout, not installed"
 
 
 def rung_record(

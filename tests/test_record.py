@@ -1,8 +1,10 @@
 """What a record says inheritance saved, worked out by hand."""
 
+from importlib import metadata
+
 import pytest
 
-from hf_progressive.record import lineage_flops, matched
+from hf_progressive.record import lineage_flops, matched, own_version
 
 PARENT = {"flops": {"train": 60.0, "fisher": 3.0, "subspace": 1.0, "inherited": 36.0}}
 CURVE = [
@@ -30,3 +32,13 @@ def test_no_match_says_by_how_much_it_missed() -> None:
     record = matched({"curve": CURVE[:2], "bits_per_byte": 2.0, **empty}, cold=COLD, parent=PARENT)
     assert (record["flops_to_match"], record["saving"], record["eta"]) == (None, None, None)
     assert record["gap_bits_per_byte"] == pytest.approx(0.5)
+
+
+def test_a_checkout_that_is_not_installed_has_a_version_to_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_version() == metadata.version("hf-progressive")
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert own_version() == "a checkout, not installed"
