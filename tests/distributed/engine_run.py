@@ -111,8 +111,8 @@ def train(output, *, batch, accumulation, resume=False, fsdp=False, **changes):
     model = build_model()
     arguments = ProgressiveTrainingArguments(
         output_dir=str(output), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
-        learning_rate=1e-2, max_steps=4, logging_steps=1, use_cpu=True, report_to="none", disable_tqdm=True,
-        phi_schedule="linear", max_grad_norm=0.5, **{"save_strategy": "no"} | changes,
+        learning_rate=1e-2, max_steps=4, logging_steps=1, report_to="none", disable_tqdm=True,
+        phi_schedule="linear", max_grad_norm=0.5, **{"save_strategy": "no", "use_cpu": True} | changes,
     )  # fmt: skip
     if fsdp:
         pretend_to_be_on_an_accelerator()
@@ -142,14 +142,16 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("--fsdp", action="store_true")
+    parser.add_argument("--on-device", action="store_true", help="train on the accelerator")
     options = parser.parse_args()
-    train(options.output / "plain", batch=4, accumulation=1, fsdp=options.fsdp, save_strategy="steps", save_steps=2)
-    train(options.output / "accumulated", batch=2, accumulation=2, fsdp=options.fsdp)
+    common = {"fsdp": options.fsdp, "use_cpu": not options.on_device}
+    train(options.output / "plain", batch=4, accumulation=1, save_strategy="steps", save_steps=2, **common)
+    train(options.output / "accumulated", batch=2, accumulation=2, **common)
     resumed = options.output / "resumed"
     if PartialState().is_main_process:
         shutil.copytree(options.output / "plain" / "checkpoint-2", resumed / "checkpoint-2")
     PartialState().wait_for_everyone()
-    train(resumed, batch=4, accumulation=1, fsdp=options.fsdp, resume=True)
+    train(resumed, batch=4, accumulation=1, resume=True, **common)
     leave_processes()
 
 
