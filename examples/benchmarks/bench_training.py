@@ -1,0 +1,390 @@
+"""Time training beside a bare PyTorch loop and the stock Trainer, and with Φ, in one process, the arms taking turns.
+
+Arms: `bare`, a loop of plain PyTorch; `stock`, Transformers' Trainer; `ours`, ProgressiveTrainer as a ladder's rungs
+use it; `phi`, the same with λ and γ on, a Fisher entry for every parameter and a basis for every matrix. All train the
+same stock model from the same weights, on the same random tokens, in the same micro-batches and precision, with fused
+AdamW, clipping and the ladder's schedule. Every arm is built anew for a measurement, warmed up by one turn, and then
+timed turn by turn: some optimizer steps and the log at their end, the device synchronized before and after and not
+between. Every round of turns gives one ratio; medians are reported. One further turn is not timed: in it, whatever
+waits for the device between two logs is counted.
+
+A result is printed, and written to --output, as soon as it is there. What does not fit into memory is tried with
+smaller micro-batches, then with fewer layers; what does not fit into --seconds is skipped. Both are reported.
+
+    python examples/benchmarks/bench_training.py --json
+    python examples/benchmarks/bench_training.py --sizes d10 d12 --seconds 120 --output training.json
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # four progress bars at once help nobody
+
+import torch
+import transformers
+from accelerate.state import AcceleratorState
+from torch._dynamo.utils import counters
+from training_arms import ARMS, Observer, Workload
+from transformers import PretrainedConfig
+from turns import Player
+
+from hf_progressive.accelerators import device_name, peak_flops
+from hf_progressive.config import ModelConfig, RungConfig, load_ladder_config
+from hf_progressive.sizing import count_parameters, flops_per_token, rung_model_config
+from hf_progressive.storage import write_json
+
+GPU_SIZES = ["d10", "d12", "m50", "d4", "d8", "d18"]  # what matters most stands first, should the time run out
+CPU_SIZES = ["l4w64", "l4w128"]
+VOCABULARY = 65_536  # of configs/ladder_d10_d18.yaml
+RATIOS = {"ours_over_bare": ("bare", "ours"), "ours_over_stock": ("stock", "ours"), "phi_over_ours": ("phi", "ours")}
+COMPILE_SECONDS = {"cpu": 40.0, "cuda": 45.0}  # a guess at the least that compiling four arms takes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """A model and its batches, before it is known what fits."""
+
+    config: PretrainedConfig
+    micro_batch: int
+    accumulation: int
+
+
+def size_named(name: str) -> Size:
+    """Return a size: `d12` by nanochat's dial, `l4w64` by layers and width, or `m50`."""
+    if name == "m50":  # as karpathy/autoresearch trains: 50 M parameters, vocabulary 8,192, large micro-batches
+        fields = {"n_layer": 10, "n_embd": 640, "n_head": 10}
+        return _sized(ModelConfig(context=2048), RungConfig(name=name, fields=fields), 8192, 64, 2)
+    if match := re.fullmatch(r"d(\d+)", name):
+        model = load_ladder_config("ladder_d10_d18").model
+        return _sized(model, RungConfig(name=name, depth=int(match[1])), VOCABULARY, 16, 2)
+    if match := re.fullmatch(r"l(\d+)w(\d+)", name):
+        fields = {"n_layer": int(match[1]), "n_embd": int(match[2]), "n_head": max(1, int(match[2]) // 32)}
+        return _sized(ModelConfig(context=256), RungConfig(name=name, fields=fields), 1024, 16, 4)
+    raise SystemExit(f"--sizes: {name!r} is none; give dN (such as d12), lNwM (such as l4w64) or m50")
+
+
+def with_step_tokens(size: Size, tokens: int) -> Size:
+    """Return the size with as many tokens per step, in micro-batches no larger than its own."""
+    sequences = max(1, tokens // size.config.max_position_embeddings)
+    micro_batch = next(n for n in range(min(size.micro_batch, sequences), 0, -1) if sequences % n == 0)
+    return dataclasses.replace(size, micro_batch=micro_batch, accumulation=sequences // micro_batch)
+
+
+def _sized(model: ModelConfig, rung: RungConfig, vocab_size: int, micro_batch: int, accumulation: int) -> Size:
+    config = rung_model_config(model, rung, vocab_size=vocab_size, bos_token_id=0, eos_token_id=1)
+    return Size(config=config, micro_batch=micro_batch, accumulation=accumulation)
+
+
+def smaller(size: Size) -> Iterator[Size]:
+    """Yield the size, then what takes less memory: half the micro-batch, at the last fewer layers."""
+    micro_batch, layers = size.micro_batch, size.config.num_hidden_layers
+    while micro_batch >= 1:
+        accumulation = size.accumulation * size.micro_batch // micro_batch
+        yield dataclasses.replace(size, micro_batch=micro_batch, accumulation=accumulation)
+        micro_batch //= 2
+    while layers > 1:
+        layers = layers * 2 // 3
+        config = type(size.config).from_dict({**size.config.to_dict(), "n_layer": layers})
+        yield Size(config=config, micro_batch=1, accumulation=size.accumulation * size.micro_batch)
+
+
+class OutOfMemory(Exception):
+    """The arms do not fit into the device's memory."""
+
+
+class OutOfTime(Exception):
+    """There was no time to measure every arm once."""
+
+
+class Bench:
+    """What all measurements share."""
+
+    def __init__(
+        self, device: torch.device, *, peak: float | None, deadline: float, rounds: int, clock: Callable[[], float]
+    ) -> None:
+        self.device, self.peak, self.deadline, self.rounds, self.clock = device, peak, deadline, rounds, clock
+
+    def now(self) -> float:
+        """Return the seconds on the clock once the device has done its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def measure(self, size: Size, *, compiled: bool, until: float) -> dict[str, Any]:
+        """Measure all arms at a size that fits."""
+        for attempt in smaller(size):
+            folder = Path(tempfile.mkdtemp(prefix="bench-training-"))
+            workload = Workload(
+                config=attempt.config,
+                micro_batch=attempt.micro_batch,
+                accumulation=attempt.accumulation,
+                window=self._window(attempt),
+                compiled=compiled,
+                device=self.device,
+                folder=folder,
+            )
+            try:
+                workload.write()
+                return self._round_robin(workload, until)
+            except OutOfMemory:
+                continue
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._clean()
+        raise OutOfMemory("not even one layer and one sequence fit into the device's memory")
+
+    def _window(self, size: Size) -> int:
+        # Steps of about a second at 400 TFLOP/s on a GPU, of three at 40 GFLOP/s on a CPU.
+        tokens = size.micro_batch * size.accumulation * size.config.max_position_embeddings
+        work, most = (4e14, 20) if self.device.type == "cuda" else (1.2e11, 4)
+        return min(most, max(2, round(work / (tokens * flops_per_token(size.config)))))
+
+    def _clean(self) -> None:
+        AcceleratorState._reset_state(reset_partial_state=False)
+        torch._dynamo.reset()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _round_robin(self, workload: Workload, until: float) -> dict[str, Any]:
+        observers = {name: Observer() for name in ARMS}
+        players = {
+            name: Player(name, lambda pause, arm=arm, seen=observers[name]: arm(workload, pause, seen))
+            for name, arm in ARMS.items()
+        }
+        counters.clear()
+        try:
+            held, started = {}, self.now()
+            for name, player in players.items():
+                before = self._allocated()
+                self._turn(player)
+                held[name] = self._allocated() - before
+            build_seconds = self.now() - started
+            seconds: dict[str, list[float]] = {name: [] for name in ARMS}
+            peaks: dict[str, int] = {}
+            began = ended = self.now()
+            while len(seconds["phi"]) < self.rounds and (
+                not seconds["phi"]
+                # as long again for the turns in which reads are counted
+                or ended + 2 * (ended - began) < min(until, self.deadline)
+            ):
+                began = ended
+                for name, player in players.items():
+                    others = self._allocated() - held[name]
+                    if self.device.type == "cuda":
+                        torch.cuda.reset_peak_memory_stats(self.device)
+                    self.now()
+                    start = self.clock()
+                    self._turn(player)
+                    self.now()
+                    seconds[name].append(self.clock() - start)
+                    if self.device.type == "cuda":
+                        peaks[name] = torch.cuda.max_memory_allocated(self.device) - others
+                ended = self.now()
+            compiling = {"graph_breaks": sum(counters["graph_break"].values())} if workload.compiled else {}
+            for name, player in players.items():
+                late = self.now() + seconds[name][-1] > self.deadline
+                if late or (
+                    workload.compiled and self.device.type == "cpu"
+                ):  # there, only uncompiled code can be seen
+                    break
+                observers[name].watching = True
+                self._turn(player)
+                observers[name].watching = False
+        finally:
+            for player in players.values():
+                player.end()
+        report = self._report(workload, seconds, peaks, observers)
+        return report | compiling | {"build_seconds": round(build_seconds, 1)}
+
+    def _turn(self, player: Player) -> None:
+        if self.now() > self.deadline:
+            raise OutOfTime(f"--seconds were over before every arm was measured once; next was {player.name}")
+        if player.turn():
+            return
+        failure = player.failure or "ended"
+        if "out of memory" in failure.lower() or "can't allocate memory" in failure.lower():
+            raise OutOfMemory(f"{player.name}: {failure}")
+        raise RuntimeError(f"{player.name}: {failure}")
+
+    def _allocated(self) -> int:
+        return int(torch.cuda.memory_allocated(self.device)) if self.device.type == "cuda" else 0
+
+    def _report(
+        self,
+        workload: Workload,
+        seconds: dict[str, list[float]],
+        peaks: dict[str, int],
+        observers: dict[str, Observer],
+    ) -> dict[str, Any]:
+        per_token, tokens = flops_per_token(workload.config), workload.step_tokens * workload.window
+        arms = {}
+        for name, times in seconds.items():
+            rate, seen = tokens / statistics.median(times), observers[name]
+            arms[name] = {
+                "tokens_per_second": round(rate),
+                "mfu": None if self.peak is None else round(rate * per_token / self.peak, 4),
+                "step_seconds": round(statistics.median(times) / workload.window, 5),
+                "peak_bytes": peaks.get(name, seen.peak_bytes),
+                "reads_between_logs": seen.reads.total() if seen.steps else None,
+                "read_places": dict(seen.reads.most_common(8)),
+                "turn_seconds": [round(each, 4) for each in times],
+            }
+        ratios = {
+            key: [n / d for n, d in zip(seconds[over], seconds[under], strict=True)]
+            for key, (over, under) in RATIOS.items()
+        }
+        return {
+            "parameters": count_parameters(workload.config).total,
+            "layers": workload.config.num_hidden_layers,
+            "width": workload.config.hidden_size,
+            "vocabulary": workload.config.vocab_size,
+            "context": workload.context,
+            "micro_batch": workload.micro_batch,
+            "accumulation": workload.accumulation,
+            "tokens_per_step": workload.step_tokens,
+            "steps_per_turn": workload.window,
+            "rounds": len(seconds["bare"]),
+            "flops_per_token": per_token,
+            "arms": arms,
+            **{key: round(statistics.median(values), 4) for key, values in ratios.items()},
+            "spread": {key: [round(min(values), 4), round(max(values), 4)] for key, values in ratios.items()},
+        }
+
+
+def matmul_flops(device: torch.device) -> float:
+    """Return the float32 FLOPs per second of a large product, the best of some."""
+    a, best = torch.randn(1024, 1024, device=device), 0.0
+    for _ in range(10):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
+    return best
+
+
+def setting(device: torch.device, peak: float | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Describe what is measured on."""
+    return {
+        "device": device_name(device),
+        "capability": torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
+        "driver": _driver() if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "clock": "process_time" if options.cpu_time else "perf_counter",
+        "peak_flops": peak,
+        "seconds": options.seconds,
+    }
+
+
+def _driver() -> str | None:
+    path = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Module\s+(?:for \S+\s+)?([\d.]+)", path.read_text()) if path.exists() else None
+    return found[1] if found else None
+
+
+def compiler_missing(device: torch.device) -> str | None:
+    """Say why nothing can be compiled, if so."""
+    if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        return "torch.compile needs a C++ compiler on a CPU, and there is neither g++ nor clang++"
+    if sys.platform == "win32":
+        return "torch.compile is not tried on Windows"
+    return None
+
+
+def line(name: str, result: dict[str, Any]) -> str:
+    """Return a result as a line of text."""
+    how = "compiled" if result["compiled"] else "eager"
+    if "skipped" in result:
+        return f"{name:8} {how:8} skipped: {result['skipped']}"
+    rates = "  ".join(
+        f"{arm} {entry['tokens_per_second']:>9,}" + ("" if entry["mfu"] is None else f" ({entry['mfu']:.1%})")
+        for arm, entry in result["arms"].items()
+    )
+    reads = "/".join(
+        "–" if e["reads_between_logs"] is None else str(e["reads_between_logs"]) for e in result["arms"].values()
+    )
+    return (
+        f"{name:8} {how:8} tokens/s: {rates}  ours/bare {result['ours_over_bare']:.3f}"
+        f"  ours/stock {result['ours_over_stock']:.3f}  Φ {result['phi_over_ours']:.3f}  reads {reads}"
+    )
+
+
+def main() -> None:
+    """Measure the sizes, one after the other; with --json the last line on stdout is JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", help=f"default: {GPU_SIZES} on a GPU, {CPU_SIZES} on a CPU")
+    parser.add_argument("--step-tokens", type=int, help="tokens per optimizer step; default: as the size has them")
+    parser.add_argument("--mode", choices=["both", "eager", "compiled"], default="both")
+    parser.add_argument(
+        "--seconds", type=float, default=300.0, help="bound on the whole; compiling cannot be cut short"
+    )
+    parser.add_argument("--rounds", type=int, default=30, help="timed turns of every arm, at the most")
+    parser.add_argument("--peak", help="FLOP/s that MFU is a share of, or `measure` for those of a large product")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time, for a machine that is busy")
+    parser.add_argument("--device", help="such as cpu; default: a GPU where there is one")
+    parser.add_argument("--output", type=Path, help="a JSON file, rewritten after every measurement")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON at the end")
+    options = parser.parse_args()
+    deadline = time.perf_counter() + options.seconds
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    peak = peak_flops(device)
+    if options.peak:
+        peak = matmul_flops(device) if options.peak == "measure" else float(options.peak)
+    names = options.sizes or (GPU_SIZES if device.type == "cuda" else CPU_SIZES)
+    sizes = {name: size_named(name) for name in names}
+    if options.step_tokens:
+        sizes = {name: with_step_tokens(size, options.step_tokens) for name, size in sizes.items()}
+    modes = {"both": [False, True], "eager": [False], "compiled": [True]}[options.mode]
+    if device.type == "cuda":
+        modes.reverse()
+    if options.cpu_time and device.type != "cpu":
+        raise SystemExit("--cpu-time: a GPU's time is not the processor's; leave it out")
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    bench = Bench(device, peak=peak, deadline=deadline, rounds=options.rounds, clock=clock)
+    report: dict[str, Any] = {"setting": setting(device, peak, options), "results": []}
+    passes = [(name, compiled) for compiled in modes for name in names]
+    for index, (name, compiled) in enumerate(passes):
+        result = attempt(bench, sizes[name], compiled=compiled, passes_left=len(passes) - index)
+        report["results"].append({"size": name, "compiled": compiled} | result)
+        print(line(name, report["results"][-1]), file=sys.stderr if options.json else sys.stdout, flush=True)
+        if options.output:
+            write_json(options.output, report)
+    if options.json:
+        print(json.dumps(report))
+
+
+def attempt(bench: Bench, size: Size, *, compiled: bool, passes_left: int) -> dict[str, Any]:
+    """Measure a size, or say why not."""
+    now = time.perf_counter()
+    missing = compiler_missing(bench.device) if compiled else None
+    if missing:
+        return {"skipped": missing}
+    left = bench.deadline - now
+    if left <= (COMPILE_SECONDS[bench.device.type] if compiled else 0):
+        return {
+            "skipped": f"{max(0, left):.0f} s of --seconds are left, too few to {'compile' if compiled else 'start'}"
+        }
+    try:
+        return bench.measure(size, compiled=compiled, until=now + left / passes_left)
+    except (OutOfTime, OutOfMemory, RuntimeError) as error:
+        return {"skipped": f"{error}"}
+
+
+if __name__ == "__main__":
+    main()
