@@ -37,8 +37,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
     return path, folder / "run", run_ladder(load_ladder_config(path), folder / "run")
 
 
-def final_weights(run: Path) -> dict[str, bytes]:
-    return {name: (run / name / "final" / "model.safetensors").read_bytes() for name in NAMES}
+def final_files(run: Path) -> dict[str, object]:
+    """Everything in the rungs' final folders, but for the times in rung.json and that file's digest."""
+    found: dict[str, object] = {}
+    for name in NAMES:
+        final = run / name / "final"
+        for path in (path for path in final.rglob("*") if path.is_file()):
+            found[path.relative_to(run).as_posix()] = path.read_bytes()
+        record, manifest = (storage.read_json(final / file) for file in ("rung.json", storage.MANIFEST_NAME))
+        del record["seconds"], manifest["files"]["rung.json"]
+        if record["cold"]:
+            del record["cold"]["seconds"]
+        found |= {f"{name}/final/rung.json": record, f"{name}/final/{storage.MANIFEST_NAME}": manifest}
+    return found
 
 
 def test_every_rung_is_a_stock_checkpoint(finished: tuple[Path, Path, list[RungResult]]) -> None:
@@ -193,7 +204,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         run_ladder(config, tmp_path / "run")
     monkeypatch.undo()
     run_ladder(config, tmp_path / "run")
-    assert final_weights(tmp_path / "run") == final_weights(run)
+    assert final_files(tmp_path / "run") == final_files(run)
 
 
 class _Told(TrainerCallback):
@@ -267,7 +278,7 @@ def test_a_killed_run_ends_with_the_same_bits(finished: tuple[Path, Path, list[R
         kills += 1
     assert kills >= 3, "the run was over before it could be killed often enough to mean anything"
     subprocess.run(command, check=True, capture_output=True)
-    assert final_weights(tmp_path / "run") == final_weights(run)
+    assert final_files(tmp_path / "run") == final_files(run)
 
 
 @pytest.mark.slow

@@ -169,7 +169,8 @@ def _save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: F
     content = {name: whole_tensor(value).cpu().contiguous() for name, value in tensors.items()}
     if any(isinstance(value, DTensor) for value in tensors.values()) and dist.get_rank() > 0:
         return
-    header = {_HEADER_KEY: json.dumps({"type": type(record).__name__} | dataclasses.asdict(record)), "format": "pt"}
+    # One key: safetensors writes several in an order that changes from call to call, so that equal files would differ.
+    header = {_HEADER_KEY: json.dumps({"type": type(record).__name__} | dataclasses.asdict(record))}
     with storage.atomic_file(path) as temporary:
         save_file(content, temporary, metadata=header)
 

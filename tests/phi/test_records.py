@@ -34,6 +34,15 @@ def test_subspace_comes_back(tmp_path):
     assert all(torch.equal(tensors[name], SUBSPACE[name]) for name in SUBSPACE)
 
 
+def test_equal_estimates_give_equal_bytes(tmp_path):
+    for number in range(20):
+        tensors = dict(reversed(FISHER.items())) if number % 2 else FISHER
+        save_fisher(tmp_path / f"fisher-{number}", tensors, RECORD)
+        save_subspace(tmp_path / f"subspace-{number}", SUBSPACE, SUBSPACE_RECORD)
+    assert len({path.read_bytes() for path in tmp_path.glob("fisher-*")}) == 1
+    assert len({path.read_bytes() for path in tmp_path.glob("subspace-*")}) == 1
+
+
 def test_another_models_file_is_refused(tmp_path):
     save_fisher(tmp_path / "f", FISHER, RECORD)
     save_subspace(tmp_path / "s", SUBSPACE, SUBSPACE_RECORD)
