@@ -268,12 +268,10 @@ def matched(record: Mapping[str, Any], *, cold: Mapping[str, Any], parent: Mappi
         "cold": dict(cold),
         "gap_bits_per_byte": record["bits_per_byte"] - cold["bits_per_byte"],
     }
-    # What the parent cost, ancestors included: at η = 1 the family up to here costs what this rung costs cold,
-    # however long its parent trained.
     child, full, before = flops_to_match(record["curve"], cold["bits_per_byte"]), cold["flops"], lineage_flops(parent)
     if child is not None:
         result["flops_to_match"] = child
         result["saving"] = saving(child_flops=child, cold_flops=full)
         if parent.get("lineage_complete", True):
-            result["eta"] = transfer_efficiency(child_flops=child, cold_flops=full, parent_flops=before)
+            result["eta"] = transfer_efficiency(child_flops=child, cold_flops=full, lineage_flops=before)
     return result

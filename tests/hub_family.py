@@ -122,7 +122,7 @@ def rung_record(
             "train": per_token * tokens,
             "fisher": fisher,
             "subspace": subspace,
-            "inherited": 0.0 if parent is None else parent["flops"]["inherited"] + parent["flops"]["train"],
+            "inherited": 0.0 if parent is None else sum(parent["flops"].values()) - parent["flops"]["per_token"],
         },
         "bits_per_byte": bits,
         "loss": 0.9 * bits,
@@ -160,7 +160,7 @@ def rung_record(
         "subspace": {"source": "weights", "energy": 0.95, "sequences": 0, "tokens": 0, "flops": subspace},
     }
     if NAMES[index] == "d5":
-        record |= _match(record, parent)
+        record |= _match(record)
     return record
 
 
@@ -179,7 +179,7 @@ def _curve(bits: float, before: float, per_token: float, tokens: int, *, grown: 
     ]
 
 
-def _match(record: dict[str, Any], parent: dict[str, Any]) -> dict[str, Any]:
+def _match(record: dict[str, Any]) -> dict[str, Any]:
     flops, bits = record["cold_flops"], record["bits_per_byte"] + 0.0213
     curve = _curve(bits, 0.0, record["flops"]["per_token"], record["cold_tokens"], grown=False)
     match = 0.47 * flops
@@ -189,7 +189,7 @@ def _match(record: dict[str, Any], parent: dict[str, Any]) -> dict[str, Any]:
         "flops_to_match": match,
         "gap_bits_per_byte": record["bits_per_byte"] - bits,
         "saving": 1 - match / flops,
-        "eta": (flops - match) / parent["cold_flops"],
+        "eta": (flops - match) / record["flops"]["inherited"],
     }
 
 

@@ -100,31 +100,31 @@ def saving(*, child_flops: float, cold_flops: float) -> float:
     return 1 - child_flops / cold_flops
 
 
-def transfer_efficiency(*, child_flops: float, cold_flops: float, parent_flops: float) -> float:
-    """Return η = (C_cold − C_child) / C_parent, the share of the parent's compute that carries over to its child.
+def transfer_efficiency(*, child_flops: float, cold_flops: float, lineage_flops: float) -> float:
+    """Return η = (C_cold − C_child) / C_lineage, the share of what was spent before that carries over to the child.
 
-    At η = 1 on every rung the sum over a family telescopes, and all of it costs what its largest member costs alone.
-    The saving of a single child is η · C_parent / C_cold.
+    C_lineage is everything that went into the child's parent, its ancestors included. At η = 1 the family up to the
+    child, C_lineage + C_child, costs what the child costs cold. The saving of the child is η · C_lineage / C_cold.
 
     Args:
         child_flops: FLOPs of the child to match, Fisher and subspace estimation included.
         cold_flops: FLOPs of the cold twin's full budget.
-        parent_flops: FLOPs of the parent's full cold budget, whatever part of it the parent trained for.
+        lineage_flops: FLOPs of all that went into the parent: its own training and estimates, and its ancestors'.
 
     Returns:
         η; 0 if nothing carried over, negative if inheritance did harm.
 
     Raises:
-        ValueError: `parent_flops` or `cold_flops` is not above 0, or `child_flops` is negative; none may be NaN or
+        ValueError: `lineage_flops` or `cold_flops` is not above 0, or `child_flops` is negative; none may be NaN or
             infinite.
 
-    >>> round(transfer_efficiency(child_flops=26.0, cold_flops=100.0, parent_flops=74.0), 3)
+    >>> round(transfer_efficiency(child_flops=26.0, cold_flops=100.0, lineage_flops=74.0), 3)
     1.0
     """
     _require_flops("child_flops", child_flops, positive=False)
     _require_flops("cold_flops", cold_flops, positive=True)
-    _require_flops("parent_flops", parent_flops, positive=True)
-    return (cold_flops - child_flops) / parent_flops
+    _require_flops("lineage_flops", lineage_flops, positive=True)
+    return (cold_flops - child_flops) / lineage_flops
 
 
 def _require_flops(name: str, value: float, *, positive: bool) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from hf_progressive.hub.lineage import Lineage
 from hf_progressive.report.quantities import FlopUnit, count, minus, percent, significant
 from hf_progressive.report.records import Rung
-from hf_progressive.report.table import escape_markdown, flop_unit
+from hf_progressive.report.table import escape_markdown, flop_unit, spent
 
 Link = Callable[[Lineage, str], str]
 """Turns a rung's name into a link to its repository, where that is known."""
@@ -102,10 +102,12 @@ def facts(lineage: Lineage, link: Link) -> list[tuple[str, str]]:
         change, scale = _small(rung.max_abs_logit_diff), significant(rung.max_abs_logit)
         rows.append(("Started from", f"the parent's function: logits up to {scale} differed by {change} at most"))
     rows.append(("Bits per byte", _own_against_cold(rung)))
-    if rung.origin is None or rung.train_flops:
+    part = "" if rung.lineage_complete else "; what went into the first of them is not known"
+    if rung.origin is None:
         rows.append(("FLOPs of its own", _own_flops(rung, unit)))
+    elif rung.train_flops:
+        rows.append(("FLOPs that went into it", f"{unit.text(rung.train_flops)}, its ancestors' included{part}"))
     if rung.grown:
-        part = "" if rung.lineage_complete else "; what went into the first of them is not known"
         rows.append(("FLOPs inherited", f"{unit.text(record['flops']['inherited'])}, spent on its ancestors{part}"))
     if rung.cold is not None:
         rows.append(("FLOPs of its twin", unit.text(rung.cold.flops)))
@@ -210,11 +212,12 @@ def cold_comparison(lineage: Lineage) -> str:
     text += f" It reached the twin's figure after {unit.text(rung.flops_to_match)}"
     if rung.saving is not None:
         text += f", {percent(rung.saving)} less" if rung.saving >= 0 else f", {percent(-rung.saving)} more"
-    if rung.eta is None or rung.parent_share is None:
+    if rung.eta is None:
         return f"{text}."
     return (
-        f"{text}. In units of what its parent would cost from nothing, which is {percent(rung.parent_share)} of the"
-        f" twin's cost, the saving is {minus(f'{rung.eta:.2f}')}: the transfer efficiency η."
+        f"{text}. All that had gone into its parent, ancestors included, was"
+        f" {unit.text(lineage.record['flops']['inherited'])}; the saving is {minus(f'{rung.eta:.2f}')} of that: the"
+        f" transfer efficiency η."
     )
 
 
@@ -263,11 +266,12 @@ def penalty(lineage: Lineage) -> str:
         subspace = phi.get("subspace")
         how = f" (from {subspace['source']}, {percent(subspace['energy'])} of the energy)" if subspace else ""
         terms.append(f"γ = {phi['gamma']:g} on the squared distance outside the parent's output subspace{how}")
-    schedule = (
-        f"{_SCHEDULES[phi['schedule']]} to nothing over the first {percent(phi['until'])} of the steps"
-        if phi["schedule"] in _SCHEDULES
-        else "stayed the same throughout"
-    )
+    if phi["schedule"] not in _SCHEDULES:
+        schedule = "stayed the same throughout"
+    elif phi["until"] <= 1:
+        schedule = f"{_SCHEDULES[phi['schedule']]} to nothing over the first {percent(phi['until'])} of the steps"
+    else:
+        schedule = f"{_SCHEDULES[phi['schedule']]} as if to nothing at {percent(phi['until'])} of the steps"
     them = "Both" if len(terms) > 1 else "It"
     return f"While training, the loss carried {' and '.join(terms)}. {them} {schedule}.{_effect(lineage)}"
 
@@ -305,6 +309,8 @@ def data_use(lineage: Lineage) -> str:
         f" {data['first_block']:,} on."
     )
     repeats = rung.data.repeats_from_token
+    if repeats is None and not rung.lineage_complete:
+        return f"{text} None of them had been read here before; what its first ancestor had read is not known."
     if repeats is None:
         return f"{text} None of them had been read by it or by an ancestor before."
     where = "its first token" if repeats == 0 else f"its token {repeats:,}"
@@ -339,7 +345,7 @@ def _family_cells(rung: Rung, unit: FlopUnit) -> list[str]:
         count(rung.tokens),
         f"{rung.bits_per_byte:.4f}",
         _MISSING if rung.cold is None else f"{rung.cold.bits_per_byte:.4f}",
-        unit.number(rung.curve[-1].flops),
+        spent(rung, unit),
         _MISSING if rung.cold is None else unit.number(rung.cold.flops),
         _MISSING if rung.flops_to_match is None else unit.number(rung.flops_to_match),
         _MISSING if rung.saving is None else percent(rung.saving),

@@ -107,6 +107,8 @@ def _answer(grown: Sequence[Rung], totals: FamilyTotals, unit: FlopUnit) -> tupl
     without = [rung.name for rung in grown if rung.cold is None]
     if without:
         sentences.append(f"No cold twin of {_names(without)} has been trained.")
+    if totals.unknown:
+        sentences.append(f"All that went into {_names(totals.unknown)} is not recorded.")
     sentences.append(f"So no saving can be stated for the family. {_spent(totals, unit)}")
     return headline, " ".join(sentences)
 
@@ -125,10 +127,11 @@ def _family_answer(totals: FamilyTotals, to_match: float, saving: float, unit: F
         if ratio >= 1
         else "here even that model alone came cheaper by way of its family."
     )
+    took, planned = ("takes", " (partly as planned, not as trained)") if totals.planned_cold else ("took", "")
     return headline, (
         f"Every grown model matched its cold twin. With {last} counted up to where it reached its twin's validation "
         f"bits per byte, and the models before it as they were trained, the family took {unit.text(to_match)}; all of "
-        f"it cold took {unit.text(totals.all_cold)}. This is a saving on the family. "
+        f"it cold {took} {unit.text(totals.all_cold)}{planned}.{' This is a saving on the family.' * (saving > 0)} "
         f"{last} alone and cold took {unit.text(totals.last_alone)}, and the family costs {ratio:.2f} times that: "
         f"{cheaper}"
     )
@@ -151,9 +154,12 @@ def _outcomes(compared: Sequence[Rung]) -> list[str]:
 
 def _spent(totals: FamilyTotals, unit: FlopUnit) -> str:
     planned = " (partly as planned, not as trained)" if totals.planned_cold else ""
+    bound = "at least " if totals.unknown else ""
+    cold_bound = "at least " if totals.cold_is_bound else ""
     return (
-        f"As trained, the family took {unit.text(totals.inherited_as_trained)}; all of it cold takes "
-        f"{unit.text(totals.all_cold)}{planned}, and {totals.names[-1]} alone {unit.text(totals.last_alone)}."
+        f"As trained, the family took {bound}{unit.text(totals.inherited_as_trained)}; all of it cold takes "
+        f"{cold_bound}{unit.text(totals.all_cold)}{planned}, and {totals.names[-1]} alone "
+        f"{unit.text(totals.last_alone)}."
     )
 
 
@@ -162,6 +168,8 @@ def _figures(totals: FamilyTotals, unit: FlopUnit) -> tuple[Figure, ...]:
     to_match, saving = totals.inherited_to_match, totals.saving
     family = over_last = NOTHING
     family_note = over_last_note = "not every grown model was seen to match"
+    if totals.unknown:
+        family_note = over_last_note = f"what went into {_names(totals.unknown)} is not known"
     if to_match is not None and saving is not None:
         family, family_note = (
             minus(f"{-100 * saving:+.0f} %"),
@@ -181,7 +189,7 @@ def _figures(totals: FamilyTotals, unit: FlopUnit) -> tuple[Figure, ...]:
         Figure(
             title="transfer efficiency η",
             value=etas,
-            note="of the parent's compute carried over"
+            note="of what was spent before carried over"
             + (f", {len(known)} of {len(totals.eta)} models" if len(known) < len(totals.eta) else ""),
         ),
         Figure(title="seeds", value="1", note="no interval can be given"),

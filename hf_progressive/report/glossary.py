@@ -1,5 +1,10 @@
 """What the words of a report mean."""
 
+TRANSFER_EFFICIENCY = (
+    "(FLOPs of the cold twin − FLOPs to match) / all FLOPs that went into the parent, its ancestors' included"
+)
+"""The one definition of η."""
+
 DEFINITIONS: dict[str, str] = {
     "Cold twin": "The same architecture trained from nothing on its full budget, reading the same corpus in order.",
     "FLOPs to match": (
@@ -9,8 +14,12 @@ DEFINITIONS: dict[str, str] = {
     ),
     "Saving": "1 − FLOPs to match / FLOPs of the cold twin.",
     "Transfer efficiency η": (
-        "(FLOPs of the cold twin − FLOPs to match) / all FLOPs that went into the parent, its ancestors' included. At "
-        "η = 1 the family up to where a rung matches costs what that rung costs cold; above 1 it costs less."
+        f"{TRANSFER_EFFICIENCY}. At η = 1 the family up to where a rung matches costs what that rung costs cold; "
+        f"above 1 it costs less."
+    ),
+    "Parent / cold": (
+        "FLOPs of the parent's full cold budget / FLOPs of the rung's own: how large the step is. η does not divide "
+        "by it, but by what was spent."
     ),
     "Schedule": (
         "A grown model's schedule runs to the end of its own budget; a run planned to end at the crossing was not "

@@ -7,7 +7,7 @@ from hf_progressive.report import canvas
 from hf_progressive.report.canvas import COLD, INHERITED, INK, MUTED, OVERHEAD, SURFACE
 from hf_progressive.report.quantities import FlopUnit
 from hf_progressive.report.records import Rung
-from hf_progressive.report.table import flop_unit
+from hf_progressive.report.table import AT_LEAST, flop_unit
 from hf_progressive.report.totals import count_four_ways
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def _rung_bars(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit) -> None:
             row - 0.21, rung.cold_flops / unit.size, _BAR, **_BAR_STYLES["planned" if rung.cold_is_planned else "cold"]
         )
         planned = " planned" if rung.cold_is_planned else ""
-        _beside(axes, rung.cold_flops / unit.size, row - 0.21, unit.number(rung.cold_flops) + planned)
+        cold = unit.number(rung.cold_flops) + planned if rung.cold_is_known else "not known"
+        _beside(axes, rung.cold_flops / unit.size, row - 0.21, cold)
         if rung.grown:
             _inherited_bar(axes, row + 0.09, rung, unit)
     axes.set_ylim(len(rungs) - 0.6, -0.85)
@@ -134,7 +135,7 @@ def draw_family(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit, inches: flo
                 colour = COLD if part.kind == "planned" else SURFACE
                 axes.annotate(part.name, (left + width / 2, row), ha="center", va="center", color=colour, fontsize=7.5)
             left += width
-        _beside(axes, left, row, unit.text(count.flops))
+        _beside(axes, left, row, (AT_LEAST if count.at_least else "") + unit.text(count.flops))
     axes.set_ylim(3.4, -0.75)
     axes.set_xlim(0, limit)
     _only_x_axis(axes, unit)

@@ -1,5 +1,6 @@
 """What is known of a run: its settings and, of each finished rung, what was trained and measured."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,7 +150,8 @@ class Rung:
     """1 − flops_to_match / the cold twin's FLOPs."""
 
     eta: float | None
-    """Transfer efficiency: (the cold twin's FLOPs − flops_to_match) / the parent's full cold budget."""
+    """Transfer efficiency, as `evaluation.matching.transfer_efficiency` defines it; None where it is not known what
+    went into the parent."""
 
     parent_share: float | None
     """The parent's full cold budget over the rung's own, in FLOPs."""
@@ -189,15 +191,22 @@ class Rung:
 
     @property
     def cold_flops(self) -> float:
-        """FLOPs of the full cold budget: the twin's, the first rung's own, or else as planned."""
+        """FLOPs of the full cold budget: the twin's, the first rung's own, or else as planned; 0 if not known."""
         if self.cold is not None:
             return self.cold.flops
-        return self.cold_tokens * self.flops_per_token if self.grown else self.train_flops
+        return self.cold_tokens * self.flops_per_token if self.grown or self.origin else self.train_flops
 
     @property
     def cold_is_planned(self) -> bool:
         """Whether `cold_flops` is a plan, because no cold twin was trained."""
+        if self.origin is not None:
+            return self.cold_is_known and not math.isclose(self.train_flops, self.cold_flops)
         return self.grown and self.cold is None
+
+    @property
+    def cold_is_known(self) -> bool:
+        """Whether `cold_flops` is known; it is not of a model of which no record tells the budget."""
+        return self.origin is None or self.cold_tokens > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,5 +248,7 @@ class Run:
         """Names of finished, grown rungs whose cold twin the configuration asks for and no record holds yet."""
         asked = self.config.get("cold", "none")
         return tuple(
-            rung.name for rung in self.rungs if rung.cold_is_planned and (asked == "all" or rung.name in asked)
+            rung.name
+            for rung in self.rungs
+            if rung.grown and rung.cold_is_planned and (asked == "all" or rung.name in asked)
         )

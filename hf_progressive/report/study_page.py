@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_progressive.report import canvas
+from hf_progressive.report.glossary import TRANSFER_EFFICIENCY
 from hf_progressive.report.page import ReportPaths, render
 from hf_progressive.report.study_findings import Record, find_in_study, study_unit
 from hf_progressive.report.study_plots import draw_matches, draw_penalties, draw_recipes
@@ -29,8 +30,7 @@ _DEFINITIONS = {
     ),
     "Saving": "1 − FLOPs to match / FLOPs of the twin.",
     "Transfer efficiency η": (
-        "(FLOPs of the twin − FLOPs to match) / all FLOPs that went into the parent, its ancestors' included. At "
-        "η = 1 on every step the whole family costs what its largest member costs alone."
+        f"{TRANSFER_EFFICIENCY}. At η = 1 on the last step the whole family costs what its largest member costs alone."
     ),
     "Branches": (
         "Shorter budgets branch off the longest run where their warm-down begins and end with the same weights as "
@@ -102,7 +102,7 @@ def _figures(study: Record) -> dict[str, tuple[str, str, "Figure"]]:
         )
     if any(arm["rungs"] for arm in study["arms"]):
         figures["recipes"] = (
-            "How much of the parent's compute carries over",
+            "How much of what was spent before carries over",
             "Bars are 95 % intervals by Student's t, ticks single seeds. A triangle is a lower bound: matched at the "
             "smallest budget tried. A single seed has no interval.",
             draw_recipes(study),

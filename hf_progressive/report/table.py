@@ -10,6 +10,9 @@ from hf_progressive.report.totals import Count, count_four_ways
 PLANNED = "*"
 """Marks a cold cost that no run has measured."""
 
+AT_LEAST = "≥ "
+"""Marks a sum that lacks what is not known of a model trained elsewhere."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -125,13 +128,28 @@ def _rung_row(rung: Rung, unit: FlopUnit) -> tuple[str, ...]:
         f"{rung.bits_per_byte:.4f}",
         NOTHING if twin is None else f"{twin.bits_per_byte:.4f}",
         NOTHING if rung.gap is None else minus(f"{rung.gap:+.4f}"),
-        unit.number(rung.flops),
+        spent(rung, unit),
         _to_match(rung, unit),
-        unit.number(rung.cold_flops) + (PLANNED if rung.cold_is_planned else ""),
+        unit.number(rung.cold_flops) + (PLANNED if rung.cold_is_planned else "") if rung.cold_is_known else NOTHING,
         NOTHING if rung.saving is None else percent(rung.saving),
         NOTHING if rung.eta is None else minus(f"{rung.eta:.2f}"),
         NOTHING if rung.parent_share is None else f"{rung.parent_share:.2f}",
     )
+
+
+def spent(rung: Rung, unit: FlopUnit) -> str:
+    """Write what was spent on a rung; of one that was taken over, all that is known to have gone into it.
+
+    Args:
+        rung: The rung.
+        unit: The unit of FLOPs.
+
+    Returns:
+        The number, a lower bound, or a dash.
+    """
+    if rung.origin is None or rung.origin.is_complete:
+        return unit.number(rung.flops)
+    return AT_LEAST + unit.number(rung.flops) if rung.flops else NOTHING
 
 
 def _to_match(rung: Rung, unit: FlopUnit) -> str:
@@ -160,11 +178,14 @@ def totals_table(rungs: Sequence[Rung]) -> Table:
 def _totals_row(count: Count, all_cold: Count, last_alone: Count, unit: FlopUnit) -> tuple[str, ...]:
     if count.flops is None or not all_cold.flops or not last_alone.flops:
         return (count.title, NOTHING, NOTHING, NOTHING)
+    bound = AT_LEAST if count.at_least else ""
     return (
         count.title,
-        unit.number(count.flops) + (PLANNED if count.planned else ""),
-        percent(count.flops / all_cold.flops) + (PLANNED if all_cold.planned else ""),
-        f"{count.flops / last_alone.flops:.2f} ×" + (PLANNED if count.planned or last_alone.planned else ""),
+        bound + unit.number(count.flops) + (PLANNED if count.planned else ""),
+        NOTHING
+        if all_cold.at_least
+        else bound + percent(count.flops / all_cold.flops) + (PLANNED if all_cold.planned else ""),
+        bound + f"{count.flops / last_alone.flops:.2f} ×" + (PLANNED if count.planned or last_alone.planned else ""),
     )
 
 
@@ -210,7 +231,7 @@ def table_notes(rungs: Sequence[Rung]) -> list[str]:
     notes = [f"{flop_unit(rungs).definition}; those of Fisher and subspace are counted."]
     planned = [rung.name for rung in rungs if rung.cold_is_planned]
     if planned:
-        notes.append(f"{PLANNED} planned: no cold twin of {', '.join(planned)} has been trained.")
+        notes.append(f"{PLANNED} planned: no cold twin of {', '.join(planned)} has been trained here.")
     taken = [origin_note(rung) for rung in rungs if rung.origin is not None]
     return [*notes, *taken, data_repetition(rungs)]
 

@@ -31,6 +31,9 @@ class Count:
     parts: tuple[Part, ...]
     """What each rung adds; nothing where the sum is not known."""
 
+    at_least: bool = False
+    """Whether a part is not known, so that the sum is a lower bound."""
+
     @property
     def flops(self) -> float | None:
         """The sum; None where it is not known."""
@@ -50,24 +53,26 @@ def count_four_ways(rungs: Sequence[Rung]) -> tuple[Count, Count, Count, Count]:
 
     Returns:
         Every rung cold; every rung inherited, as trained; the same with the last rung to its match; the last alone,
-        cold.
+        cold. A sum without what is not known of a first rung that was trained elsewhere is a lower bound.
     """
     cold = tuple(
         Part(name=rung.name, flops=rung.cold_flops, kind="planned" if rung.cold_is_planned else "cold")
         for rung in rungs
     )
     trained = tuple(
-        Part(name=rung.name, flops=rung.flops, kind="inherited" if rung.grown else "cold") for rung in rungs
+        Part(name=rung.name, flops=rung.flops, kind="inherited" if rung.grown or rung.cold_is_planned else "cold")
+        for rung in rungs
     )
+    unknown_cold, unknown_spent = not rungs[0].cold_is_known, not all(rung.lineage_complete for rung in rungs)
     # Parents count as they were trained: the last rung's match rests on all of it.
     last, matched = rungs[-1], all(rung.flops_to_match is not None for rung in rungs if rung.grown)
     to_match: tuple[Part, ...] = ()
     if last.flops_to_match is not None and matched:
         to_match = (*trained[:-1], Part(name=last.name, flops=last.flops_to_match, kind="inherited"))
     return (
-        Count(title="every rung cold", parts=cold),
-        Count(title="every rung inherited, as trained", parts=trained),
-        Count(title="every rung inherited, the last to its match", parts=to_match),
+        Count(title="every rung cold", parts=cold, at_least=unknown_cold),
+        Count(title="every rung inherited, as trained", parts=trained, at_least=unknown_spent),
+        Count(title="every rung inherited, the last to its match", parts=to_match, at_least=unknown_spent),
         Count(title=f"{rungs[-1].name} alone, cold", parts=cold[-1:]),
     )
 
@@ -91,6 +96,12 @@ class FamilyTotals:
     last_alone: float
     """The last rung alone, trained from nothing on its full budget."""
 
+    unknown: tuple[str, ...]
+    """Rungs taken from elsewhere of which it is not known what went into them; it is missing in the sums."""
+
+    cold_is_bound: bool
+    """Whether `all_cold` lacks a rung of which the budget is not known."""
+
     planned_cold: tuple[str, ...]
     """Rungs without a cold twin, whose share in `all_cold` (and `last_alone`) is a plan."""
 
@@ -107,8 +118,13 @@ class FamilyTotals:
 
     @property
     def saving(self) -> float | None:
-        """Share of `all_cold` that the family did not need to match it; None unless every grown rung matched."""
-        return None if self.inherited_to_match is None else 1 - self.inherited_to_match / self.all_cold
+        """Share of `all_cold` that the family did not need to match it.
+
+        None unless every grown rung matched and all that was spent is known.
+        """
+        if self.inherited_to_match is None or self.unknown:
+            return None
+        return 1 - self.inherited_to_match / self.all_cold
 
 
 def family_totals(rungs: Sequence[Rung]) -> FamilyTotals:
@@ -136,7 +152,9 @@ def family_totals(rungs: Sequence[Rung]) -> FamilyTotals:
         inherited_as_trained=as_trained,
         inherited_to_match=to_match,
         last_alone=last_alone,
-        planned_cold=tuple(rung.name for rung in grown if rung.cold is None),
+        unknown=tuple(rung.name for rung in rungs if rung.origin is not None and not rung.lineage_complete),
+        cold_is_bound=not rungs[0].cold_is_known,
+        planned_cold=tuple(rung.name for rung in rungs if rung.cold_is_planned),
         unmatched=tuple(rung.name for rung in grown if rung.cold is not None and rung.flops_to_match is None),
         eta={rung.name: rung.eta for rung in grown},
     )

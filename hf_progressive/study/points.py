@@ -135,5 +135,5 @@ def transfer(child: Sequence[Point], cold: Sequence[Point], parent_flops: float)
     share = eta = None
     if found.flops is not None:
         share = saving(child_flops=found.flops, cold_flops=target.flops)
-        eta = transfer_efficiency(child_flops=found.flops, cold_flops=target.flops, parent_flops=parent_flops)
+        eta = transfer_efficiency(child_flops=found.flops, cold_flops=target.flops, lineage_flops=parent_flops)
     return Transfer(crossing=found, cold_flops=target.flops, parent_flops=parent_flops, saving=share, eta=eta)

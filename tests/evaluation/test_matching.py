@@ -81,20 +81,20 @@ def test_interval_is_the_pair_of_evaluations_around_the_crossing():
 
 @given(st.floats(1e-3, 1e3), st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6), st.floats(0.5, 0.9))
 def test_a_family_at_eta_one_costs_its_largest_member(first, ignored, ratio):
-    """Σ C_child telescopes to C_last when every η is 1, and saving = η · C_parent / C_cold on every rung."""
+    """Σ C_child telescopes to C_last when every η is 1, and saving = η · C_lineage / C_cold on every rung."""
     cold = [first / ratio**i for i in range(len(ignored) + 1)]
     spent = [cold[0]]
     for parent, child in zip(cold, cold[1:], strict=False):
         needed = child - parent  # what η = 1 means
+        eta = transfer_efficiency(child_flops=needed, cold_flops=child, lineage_flops=sum(spent))
         spent.append(needed)
-        eta = transfer_efficiency(child_flops=needed, cold_flops=child, parent_flops=parent)
         assert eta == pytest.approx(1.0, rel=1e-9)
         assert saving(child_flops=needed, cold_flops=child) == pytest.approx(eta * parent / child, rel=1e-9)
     assert sum(spent) == pytest.approx(cold[-1], rel=1e-9)
 
 
 def test_a_child_that_needs_more_than_its_twin_has_a_negative_efficiency():
-    assert transfer_efficiency(child_flops=3.0, cold_flops=2.0, parent_flops=4.0) == -0.25
+    assert transfer_efficiency(child_flops=3.0, cold_flops=2.0, lineage_flops=4.0) == -0.25
     assert saving(child_flops=3.0, cold_flops=2.0) == -0.5
 
 
@@ -108,8 +108,8 @@ def test_a_child_that_needs_more_than_its_twin_has_a_negative_efficiency():
         (lambda: flops_to_match(points((1, 3.0)), math.inf), "target_bits_per_byte: inf is not a finite number"),
         (lambda: saving(child_flops=1.0, cold_flops=0.0), "cold_flops: 0.0 is not a finite number above 0"),
         (
-            lambda: transfer_efficiency(child_flops=1.0, cold_flops=1.0, parent_flops=math.nan),
-            "parent_flops: nan is not a finite number above 0",
+            lambda: transfer_efficiency(child_flops=1.0, cold_flops=1.0, lineage_flops=math.nan),
+            "lineage_flops: nan is not a finite number above 0",
         ),
     ],
 )

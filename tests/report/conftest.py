@@ -138,7 +138,9 @@ def grown_record(parent, name, layers, width, parameters, *, floor, cold=True, f
             "saving": None if match is None else saving(child_flops=match, cold_flops=cold_flops),
             "eta": None
             if match is None
-            else transfer_efficiency(child_flops=match, cold_flops=cold_flops, parent_flops=parent_cold),
+            else transfer_efficiency(
+                child_flops=match, cold_flops=cold_flops, lineage_flops=record["flops"]["inherited"]
+            ),
             "c_parent_over_c_cold": parent_cold / cold_flops,
         }
     return record

@@ -127,7 +127,7 @@ def test_rungs_without_twins_have_a_report(run, records):
     paths = write_report(run(made, names=["l5w96", "l6w96"], config={"cold": "none"}))
     page = Page(paths.html.read_text(encoding="utf-8")).text
     assert "What inheritance saves was not measured." in page
-    assert "planned: no cold twin of l6w96 has been trained." in page
+    assert "planned: no cold twin of l6w96 has been trained here." in page
     assert "This run is not finished" not in page
     assert "penalty" not in [path.stem for path in paths.plots]
 

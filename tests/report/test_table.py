@@ -87,7 +87,7 @@ def test_what_was_planned_is_marked_and_what_did_not_match_is_said(run, records)
     assert not rows[1][11].endswith("*")
     assert rows[2][11].endswith("*")
     text = results_table(rungs)
-    assert "* planned: no cold twin of l6w112 has been trained." in text
+    assert "* planned: no cold twin of l6w112 has been trained here." in text
     assert re.search(r"every rung inherited, the last to its match\s+–\s+–\s+–", text)
 
 
