@@ -13,8 +13,8 @@ class Gpu:
     name: str
     """The name."""
 
-    peak_flops: float
-    """Dense bfloat16 matrix FLOPs per second, by its data sheet."""
+    peak_flops: float | None
+    """Dense bfloat16 matrix FLOPs per second, by its data sheet; None where there is none, as of a processor."""
 
     memory_gb: float
     """Memory, in 1e9 bytes."""

@@ -23,6 +23,7 @@ from hf_progressive import storage, strict_yaml
 from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, rung_blocks
 from hf_progressive.phi import InheritancePenalty
+from hf_progressive.sizing import FORWARD_SHARE
 from hf_progressive.trainer import (
     KeepStableCheckpoint,
     ProgressiveTrainer,
@@ -117,7 +118,16 @@ class ArmResult:
     """What the trainer logged along the way."""
 
     seconds: float
-    """Wall-clock seconds of this process's part of the training."""
+    """Wall-clock seconds of this process's part of the training, validation included."""
+
+    evaluation_tokens: int = 0
+    """Tokens of the validation part that were read, over all validation points."""
+
+    evaluation_flops: float = 0.0
+    """FLOPs of these forward passes, which `flops` leaves out."""
+
+    evaluation_seconds: float = 0.0
+    """Seconds of `seconds` that validation took."""
 
 
 class _Milestones(TrainerCallback):
@@ -128,6 +138,10 @@ class _Milestones(TrainerCallback):
         spaced = frozenset(evenly_spaced(arm.steps, arm.training.checkpoints))
         self.checkpoints = spaced if arm.checkpoint_steps is None else arm.checkpoint_steps
         self.logs = evenly_spaced(arm.steps, _LOGS_PER_RUN)
+        self.evaluation_seconds = 0.0
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
+        self.evaluation_seconds += metrics["eval_runtime"]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_evaluate = state.global_step in self.evaluations
@@ -333,6 +347,7 @@ def train_arm(
     args = training_arguments(arm, context)
     blocks_per_step = arm.training.batch_tokens // context
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arm.init, dtype=torch.float32)
+    milestones = _Milestones(arm)
     trainer = ProgressiveTrainer(
         model=model,
         args=args,
@@ -342,7 +357,7 @@ def train_arm(
         data_collator=default_data_collator,  # blocks are of one length: nothing to pad, and GPT-2 has no pad token
         penalty=penalty,
         callbacks=[
-            _Milestones(arm),
+            milestones,
             _ProgressBar(arm.title, corpus.bits_per_nat_token),
             *callbacks,
         ],
@@ -359,10 +374,12 @@ def train_arm(
     else:
         logger.info("%s: continues from %s", arm.title, checkpoint.name)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, branches=own is None)
-    return _measure(arm, corpus, trainer, time.monotonic() - started), trainer
+    result = _measure(arm, corpus, trainer)
+    seconds, validating = time.monotonic() - started, milestones.evaluation_seconds
+    return dataclasses.replace(result, seconds=seconds, evaluation_seconds=validating), trainer
 
 
-def _measure(arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer, seconds: float) -> ArmResult:
+def _measure(arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer) -> ArmResult:
     history: Sequence[dict[str, Any]] = trainer.state.log_history
     curve, training_log = [], []
     for entry in history:
@@ -381,6 +398,7 @@ def _measure(arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer, seconds: flo
             training_log.append({key: storage.finite_or_none(value) for key, value in entry.items()})
     last = curve[-1]
     assert last["step"] == arm.steps, f"the last validation was at step {last['step']} of {arm.steps}"
+    validated = len(curve) * len(corpus.validation) * corpus.context
     return ArmResult(
         loss=last["loss"],
         bits_per_byte=last["bits_per_byte"],
@@ -388,5 +406,7 @@ def _measure(arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer, seconds: flo
         flops=last["tokens"] * arm.flops_per_token,
         curve=curve,
         training_log=training_log,
-        seconds=seconds,
+        seconds=0.0,
+        evaluation_tokens=validated,
+        evaluation_flops=validated * arm.flops_per_token * FORWARD_SHARE,
     )

@@ -137,7 +137,8 @@ class _Run:
             plan = self._actual_plan(rung, folder / "init")
             penalty = load_penalty(self.config.phi, anchor=folder / "init", parent=self._parent(rung), growth=plan)
         result, trainer = train_arm(self._arm(rung), self.corpus, penalty)
-        seconds["train"] = result.seconds
+        seconds["train"] = result.seconds - result.evaluation_seconds
+        seconds["evaluate"] = result.evaluation_seconds
         trainer.save_pretrained_whole(folder / "trained")
         del trainer, penalty
         started = time.monotonic()

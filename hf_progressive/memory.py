@@ -9,6 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from hf_progressive.config import LadderConfig
+from hf_progressive.ladder_plan import RungPlan
+
 _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8  # bytes per parameter: float32 weights and gradients, Adam's two moments
 _ANCHOR, _FISHER = 4, 4  # Φ's W₀ and Ω
 _TRAINER_CHECKPOINTS = 2  # of which the newest are kept for resuming
@@ -69,6 +72,37 @@ def _matrix_entries(model: nn.Module) -> int:
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
 
 
+def sequence_bytes(config: LadderConfig, rung: RungPlan) -> int:
+    """Return the bytes of activations that each sequence of a rung's micro-batches takes.
+
+    Args:
+        config: The ladder.
+        rung: The rung.
+
+    Returns:
+        Bytes, as `activation_bytes` counts them.
+    """
+    bf16 = bool(config.training.arguments.get("bf16"))
+    return activation_bytes(rung.config, context=config.model.context, bf16=bf16)
+
+
+def penalty_state(config: LadderConfig, rung: RungPlan) -> dict[str, bool]:
+    """Return what Φ holds beside a rung's own state.
+
+    Args:
+        config: The ladder.
+        rung: The rung.
+
+    Returns:
+        `with_penalty` and `with_fisher`, as `training_bytes` takes them.
+    """
+    phi = config.phi
+    return {
+        "with_penalty": rung.parent is not None and (phi.ewc_lambda > 0 or phi.gamma > 0),
+        "with_fisher": phi.ewc_lambda > 0,
+    }
+
+
 def training_bytes(
     parameters: int, *, sequences: int, per_sequence: int, with_penalty: bool, with_fisher: bool, shards: int = 1
 ) -> int:
@@ -118,3 +152,22 @@ def disk_bytes(parameters: int, *, grown: bool, cold_twin: bool, stable: bool, w
     runs = 2 if grown and cold_twin else 1
     extra = (_WEIGHT if stable else 0) + (_FISHER if with_fisher else 0)
     return parameters * (runs * run + extra)
+
+
+def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher: bool) -> int:
+    """Return what one training run writes, replaced checkpoints included: the time that saving takes goes by it.
+
+    Args:
+        parameters: The model's parameters.
+        checkpoints: Checkpoints for resuming.
+        stable: Whether the weights from before the warm-down are kept.
+        with_fisher: Whether Fisher information is estimated for its successor.
+
+    Returns:
+        Bytes, without bases of subspaces, records and tokenizers, which are small.
+
+    >>> saved_bytes(1000, checkpoints=4, stable=True, with_fisher=False)
+    60000
+    """
+    weights = _WEIGHT * (3 if stable else 2)  # initial, final, and those from before the warm-down
+    return parameters * (checkpoints * (_WEIGHT + _MOMENTS) + weights + (_FISHER if with_fisher else 0))

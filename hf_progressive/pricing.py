@@ -2,178 +2,35 @@
 
 Three prices are kept apart: every model from nothing, every model inherited, and the last model alone. What
 inheritance costs is given twice, where it is known: as the configuration trains it (`inherited_fraction` of every cold
-budget), and as a measured transfer efficiency η says it takes to match the cold twins.
+budget), and as a measured transfer efficiency η says it takes to match the cold twins. These three are of training
+alone. What a run does beside it (validation, estimates for Φ, CORE, saving) stands by itself, and in the sum of what
+the run takes.
+
+Time comes from FLOPs by the speed of each rung: an assumed share of the peak, or what `measure` saw.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from hf_progressive import storage, strict_yaml
 from hf_progressive.accelerators import GPUS, Gpu
 from hf_progressive.arm import micro_batches
+from hf_progressive.cluster import Cluster
 from hf_progressive.config import LadderConfig
+from hf_progressive.evidence import Evidence, inherited_flops, read_evidence
 from hf_progressive.ladder_plan import LadderPlan, RungPlan
-from hf_progressive.memory import activation_bytes, disk_bytes, training_bytes
+from hf_progressive.memory import disk_bytes, penalty_state, saved_bytes, sequence_bytes, training_bytes
+from hf_progressive.overhead import Validation, core_tokens, estimate_flops
+from hf_progressive.sizing import FORWARD_SHARE
+from hf_progressive.speed import Measurement, Speed, speeds
+
+__all__ = ["GPUS", "Cluster", "Evidence", "Gpu", "LadderPrice", "inherited_flops", "read_evidence"]
 
 _USABLE_MEMORY = 0.9
 
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What a ladder runs on."""
-
-    gpu: Gpu = GPUS["h100"]
-    """The kind of accelerator."""
-
-    count: int = 8
-    """How many."""
-
-    mfu: float = 0.4
-    """Model FLOPs utilisation: the share of the peak that a training step reaches, by `flops_per_token`'s count."""
-
-    price: float | None = None
-    """Dollars per accelerator and hour; None prices nothing."""
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"gpus: {self.count} is below 1")
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu: {self.mfu} is not in (0, 1]")
-        if self.price is not None and not 0 <= self.price < float("inf"):
-            raise ValueError(f"price: {self.price} is not a number of dollars of 0 or more")
-
-    @classmethod
-    def of(cls, gpu: str, *, count: int, mfu: float, price: float | None) -> "Cluster":
-        """Build a cluster from the name of its accelerators.
-
-        Args:
-            gpu: A name in `GPUS`.
-            count: How many.
-            mfu: Model FLOPs utilisation.
-            price: Dollars per accelerator and hour.
-
-        Returns:
-            The cluster.
-
-        Raises:
-            ValueError: The name is unknown, or a number out of its range.
-        """
-        if gpu not in GPUS:
-            raise ValueError(f"gpu: {gpu!r} is not in the table; {strict_yaml.nearest(gpu, GPUS)}")
-        return cls(gpu=GPUS[gpu], count=count, mfu=mfu, price=price)
-
-    def hours(self, flops: float) -> float:
-        """Return the wall-clock hours that FLOPs take.
-
-        Args:
-            flops: Training FLOPs.
-
-        Returns:
-            Hours.
-
-        >>> round(Cluster(count=8, mfu=0.4).hours(46e18), 1)
-        4.0
-        """
-        return flops / (self.count * self.gpu.peak_flops * self.mfu) / 3600
-
-    def dollars(self, flops: float) -> float | None:
-        """Return what FLOPs cost.
-
-        Args:
-            flops: Training FLOPs.
-
-        Returns:
-            Dollars; None without a price.
-        """
-        return None if self.price is None else self.hours(flops) * self.count * self.price
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """A transfer efficiency and where it was measured."""
-
-    eta: float
-    """η, the share of the parent's lineage that a child is spared."""
-
-    low: float | None = None
-    """Lower end of its interval."""
-
-    high: float | None = None
-    """Upper end of its interval."""
-
-    source: str = "as given"
-    """Where it is from."""
-
-    def __post_init__(self) -> None:
-        if self.low is not None and self.high is not None and not self.low <= self.eta <= self.high:
-            raise ValueError(f"recipe-eta: {self.eta} is not between {self.low} and {self.high}; give ETA [LOW HIGH]")
-
-
-def read_evidence(words: Sequence[str]) -> Evidence:
-    """Read a transfer efficiency: numbers, or a study's record.
-
-    Args:
-        words: η, with or without the two ends of its interval; or the path of a `study.json`, of which the mean over
-            its headline's rungs is taken, and of their ends likewise.
-
-    Returns:
-        The evidence.
-
-    Raises:
-        ValueError: The words are neither, or a rung of the study's headline did not match.
-        FileNotFoundError: There is no such file.
-    """
-    if len(words) == 1 and words[0].endswith(".json"):
-        return _from_study(Path(words[0]))
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 3):
-        raise ValueError(f"recipe-eta: {' '.join(words)!r} is neither ETA, nor ETA LOW HIGH, nor a study.json")
-    return Evidence(eta=numbers[0], low=numbers[1] if numbers[1:] else None, high=numbers[2] if numbers[1:] else None)
-
-
-def _from_study(path: Path) -> Evidence:
-    headline = storage.read_json(path).get("headline", {})
-    rungs = headline.get("rungs", [])
-    short = [rung["child"] for rung in rungs if rung["eta"] is None]
-    if not rungs or short:
-        missing = f"{', '.join(short)} did not match" if short else "its headline has no finished rung"
-        raise ValueError(f"recipe-eta: {path}: {missing}, so it has no mean efficiency; finish the study or give ETA")
-    eta, low, high = ([rung[key] for rung in rungs] for key in ("eta", "eta_low", "eta_high"))
-    return Evidence(
-        eta=fmean(eta),
-        low=None if None in low else fmean(low),
-        high=None if None in high else fmean(high),
-        source=f"{path.name}, recipe {headline['recipe']!r}",
-    )
-
-
-def inherited_flops(cold: Sequence[float], eta: float) -> list[float]:
-    """Return what each rung takes to match its cold twin at one transfer efficiency on every step.
-
-    C_child = C_cold − η·L, where L is everything that went into the parent, its ancestors included; at η = 1 the sum
-    over the family telescopes to the last rung's cold cost.
-
-    Args:
-        cold: FLOPs of every rung trained from nothing, from the smallest.
-        eta: The transfer efficiency.
-
-    Returns:
-        FLOPs of every rung, none below 0; the first is cold.
-
-    >>> inherited_flops([2.0, 3.0, 5.0], eta=1.0)
-    [2.0, 1.0, 2.0]
-    """
-    own: list[float] = []
-    for flops in cold:
-        own.append(max(0.0, flops - eta * sum(own)) if own else flops)
-    return own
+Cost = dict[str, Any]
+"""`flops`, `hours` and `dollars`; the last is None without a price, the last two where no speed is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +46,9 @@ class LadderPrice:
     evidence: Evidence | None = None
     """The transfer efficiency that is counted on; None where none was named."""
 
+    measurement: Measurement | None = None
+    """What was timed on the machine at hand; None prices with the cluster's MFU."""
+
     budget_dollars: float | None = None
     """Dollars that the run may cost; None for no limit."""
 
@@ -203,16 +63,35 @@ class LadderPrice:
         """
         plan = self.plan.to_dict()
         by_eta = self._by_eta()
-        rungs = [
-            {**entry, **self._rung(rung, {key: flops[index] for key, flops in by_eta.items()})}
-            for index, (entry, rung) in enumerate(zip(plan["rungs"], self.plan.rungs, strict=True))
+        priced = [
+            _RungPrice(price=self, rung=rung, speed=speed)
+            for rung, speed in zip(self.plan.rungs, speeds(self.plan, self.cluster, self.measurement), strict=True)
         ]
+        rungs = [
+            {**entry, **rung.to_dict({key: flops[index] for key, flops in by_eta.items()})}
+            for index, (entry, rung) in enumerate(zip(plan["rungs"], priced, strict=True))
+        ]
+        trained = rungs[self._first_trained :]
+        own = [rung.training for rung in priced]
+        twins = [rung.cold for rung in priced if rung.rung.trains_cold]
+        twin_validations = [rung.cold_validation for rung in priced]
+        beside = {
+            "validation": added([*(rung.validation for rung in priced), *filter(None, twin_validations)]),
+            "estimates": added(rung.estimates for rung in priced),
+            "core": added(filter(None, (rung.core for rung in priced))) if self.plan.config.core else None,
+            "saving": added(rung.saving for rung in priced),
+        }
+        this_run = added([*own, *twins])
+        in_all = added([this_run, *filter(None, beside.values())])
         family = {
-            "cold": self._cost(plan["flops"]["all_cold"]),
-            "as_configured": self._cost(plan["flops"]["all_inherited"]),
-            "to_match": {key: self._cost(sum(flops[self._first_trained :])) for key, flops in by_eta.items()} or None,
-            "last_alone": self._cost(plan["flops"]["last_alone"]),
-            "this_run": self._cost(sum(self._run_flops(rung) for rung in self.plan.rungs)),
+            "cold": added(rung["cold"] for rung in trained),
+            "as_configured": added(rung["as_configured"] for rung in rungs),
+            "to_match": {key: added(rung["to_match"][key] for rung in trained) for key in by_eta} or None,
+            "last_alone": rungs[-1]["cold"],
+            "this_run": this_run,
+            **beside,
+            "validation_share": _share(beside["validation"], this_run["flops"]),
+            "in_all": in_all,
             "disk_bytes": sum(rung["disk_bytes"] for rung in rungs),
         }
         return {
@@ -223,6 +102,7 @@ class LadderPrice:
             "inherited_fraction": self.plan.config.training.inherited_fraction,
             "cluster": dataclasses.asdict(self.cluster),
             "evidence": None if self.evidence is None else dataclasses.asdict(self.evidence),
+            "measurement": None if self.measurement is None else self.measurement.to_dict(),
         }
 
     @property
@@ -236,40 +116,146 @@ class LadderPrice:
         etas = {"expected": self.evidence.eta, "at_best": self.evidence.high, "at_worst": self.evidence.low}
         return {key: inherited_flops(cold, eta) for key, eta in etas.items() if eta is not None}
 
-    def _rung(self, rung: RungPlan, to_match: dict[str, float]) -> dict[str, Any]:
-        parameters, per_token = rung.parameters, rung.size.flops_per_token
-        counted = getattr(parameters, self.plan.config.training.budget_parameters)
+
+def added(costs: Iterable[Cost]) -> Cost:
+    """Add costs up.
+
+    Args:
+        costs: Costs of one cluster.
+
+    Returns:
+        Their sums; what is not known of one is left out of the sum.
+
+    >>> added([{"flops": 1.0, "hours": 2.0, "dollars": None}, {"flops": 3.0, "hours": 1.0, "dollars": None}])
+    {'flops': 4.0, 'hours': 3.0, 'dollars': None}
+    """
+    costs = list(costs)
+    total: Cost = {"flops": sum(cost["flops"] for cost in costs)}
+    for unit in ("hours", "dollars"):
+        known = [cost[unit] for cost in costs if cost[unit] is not None]
+        total[unit] = sum(known) if known or not costs else None
+    return total
+
+
+def _share(cost: Cost | None, flops: float) -> float | None:
+    return None if cost is None or not flops else cost["flops"] / flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RungPrice:
+    """One rung's prices."""
+
+    price: LadderPrice
+    rung: RungPlan
+    speed: Speed
+
+    @property
+    def config(self) -> LadderConfig:
+        return self.price.plan.config
+
+    def cost(self, flops: float, *, forward: bool = False) -> Cost:
+        rate = self.speed.forward if forward else self.speed.training
+        return self._timed(flops, flops / (rate * self.price.cluster.count) / 3600)
+
+    def _timed(self, flops: float, hours: float | None) -> Cost:
+        cluster = self.price.cluster
+        unpriced = cluster.price is None or hours is None
+        return {
+            "flops": flops,
+            "hours": hours,
+            "dollars": None if unpriced else (hours or 0.0) * cluster.count * (cluster.price or 0.0),
+        }
+
+    @property
+    def training(self) -> Cost:
+        """The rung's own training, as configured."""
+        return self.cost(self.rung.flops)
+
+    @property
+    def cold(self) -> Cost:
+        """Its architecture trained from nothing."""
+        return self.cost(self.rung.cold_flops or 0.0)
+
+    @property
+    def validation(self) -> Cost:
+        return self._validation(self.rung.steps)
+
+    @property
+    def cold_validation(self) -> Cost | None:
+        return self._validation(self.rung.size.steps) if self.rung.trains_cold else None
+
+    def _validation(self, steps: int) -> Cost:
+        counted = Validation.of(self.config, self.rung, steps=steps)
+        trained = steps * self.rung.size.batch_tokens * self.rung.size.flops_per_token
+        return {
+            **self.cost(counted.flops, forward=True),
+            "points": counted.points,
+            "tokens": counted.tokens,
+            "share": _share({"flops": counted.flops}, trained),
+        }
+
+    @property
+    def estimates(self) -> Cost:
+        by_term = estimate_flops(self.config, self.rung)
+        return {**self.cost(sum(by_term.values())), "by_term": by_term}
+
+    @property
+    def core(self) -> Cost | None:
+        if self.config.core is None:
+            return None
+        tokens = core_tokens(self.config.core, self.config.model.context)
+        flops = tokens * self.rung.size.flops_per_token * FORWARD_SHARE
+        return {**self.cost(flops, forward=True), "tokens": tokens}
+
+    @property
+    def saving(self) -> Cost:
+        training, measured = self.config.training, self.price.measurement
+        written = 0
+        for steps in [self.rung.steps, *([self.rung.size.steps] if self.rung.trains_cold else [])]:
+            written += saved_bytes(
+                self.rung.parameters.total,
+                checkpoints=min(training.checkpoints, steps),
+                stable=self._keeps_stable and steps == self.rung.steps,
+                with_fisher=self.config.phi.ewc_lambda > 0 and steps == self.rung.steps,
+            )
+        hours = None if measured is None else written / measured.saving_bytes_per_second / 3600
+        return {**self._timed(0.0, hours), "bytes": written}
+
+    @property
+    def _keeps_stable(self) -> bool:
+        return self.config.training.keep_stable or self.config.growth.parent == "stable"
+
+    def to_dict(self, to_match: dict[str, float]) -> dict[str, Any]:
+        rung, parameters, per_token = self.rung, self.rung.parameters, self.rung.size.flops_per_token
+        counted = getattr(parameters, self.config.training.budget_parameters)
         expected = to_match.get("expected", rung.flops) / per_token
         return {
-            "cold": self._cost(rung.cold_flops or 0.0),
-            "as_configured": self._cost(rung.flops),
-            "to_match": {key: self._cost(flops) for key, flops in to_match.items()} or None,
+            "cold": self.cold,
+            "as_configured": self.training,
+            "to_match": {key: self.cost(flops) for key, flops in to_match.items()} or None,
+            "validation": self.validation,
+            "cold_validation": self.cold_validation,
+            "estimates": self.estimates,
+            "core": self.core,
+            "saving": self.saving,
+            "tokens_per_second": self.speed.training * self.price.cluster.count / per_token,
+            "speed": self.speed.to_dict(),
             "tokens_per_parameter": {
                 "cold": rung.size.tokens / counted,
                 "spent": expected / counted,
                 "effective": rung.size.tokens / counted if to_match or rung.parent is None else None,
             },
-            "memory": self._memory(rung),
-            "disk_bytes": self._disk(rung),
+            "memory": self._memory(),
+            "disk_bytes": self._disk(),
         }
 
-    def _cost(self, flops: float) -> dict[str, float | None]:
-        return {"flops": flops, "hours": self.cluster.hours(flops), "dollars": self.cluster.dollars(flops)}
-
-    def _run_flops(self, rung: RungPlan) -> float:
-        return rung.flops + (rung.size.flops if rung.trains_cold else 0.0)
-
-    def _memory(self, rung: RungPlan) -> dict[str, Any]:
-        config = self.plan.config
-        size, accumulation = micro_batches(config.training, config.model.context, self.cluster.count)
-        per_sequence = activation_bytes(rung.config, context=config.model.context, bf16=_is_bf16(config))
-        phi = config.phi
-        state = {
-            "with_penalty": rung.parent is not None and (phi.ewc_lambda > 0 or phi.gamma > 0),
-            "with_fisher": phi.ewc_lambda > 0,
-        }
+    def _memory(self) -> dict[str, Any]:
+        config, cluster, rung = self.config, self.price.cluster, self.rung
+        size, accumulation = micro_batches(config.training, config.model.context, cluster.count)
+        per_sequence = sequence_bytes(config, rung)
+        state = penalty_state(config, rung)
         total = rung.parameters.total
-        room = _USABLE_MEMORY * self.cluster.gpu.memory_gb * 1e9 - training_bytes(
+        room = _USABLE_MEMORY * cluster.gpu.memory_gb * 1e9 - training_bytes(
             total, sequences=0, per_sequence=per_sequence, **state
         )
         return {
@@ -277,22 +263,17 @@ class LadderPrice:
             "accumulation_steps": accumulation,
             "replicated_bytes": training_bytes(total, sequences=size, per_sequence=per_sequence, **state),
             "sharded_bytes": training_bytes(
-                total, sequences=size, per_sequence=per_sequence, shards=self.cluster.count, **state
+                total, sequences=size, per_sequence=per_sequence, shards=cluster.count, **state
             ),
             "largest_micro_batch": max(0, int(room // per_sequence)),
             "fits": size * per_sequence <= room,
         }
 
-    def _disk(self, rung: RungPlan) -> int:
-        config = self.plan.config
+    def _disk(self) -> int:
         return disk_bytes(
-            rung.parameters.total,
-            grown=rung.parent is not None,
-            cold_twin=rung.trains_cold,
-            stable=config.training.keep_stable or config.growth.parent == "stable",
-            with_fisher=config.phi.ewc_lambda > 0,
+            self.rung.parameters.total,
+            grown=self.rung.parent is not None,
+            cold_twin=self.rung.trains_cold,
+            stable=self._keeps_stable,
+            with_fisher=self.config.phi.ewc_lambda > 0,
         )
-
-
-def _is_bf16(config: LadderConfig) -> bool:
-    return bool(config.training.arguments.get("bf16"))

@@ -1,6 +1,7 @@
 """The records a ladder leaves: `rung.json` and `ladder.json`.
 
 Reports, plots and cards read these files and nothing else. FLOPs are a run's own unless the key says `inherited`.
+Those of validation stand apart, under `evaluation`, and no figure of efficiency counts them.
 """
 
 import os
@@ -18,6 +19,7 @@ from hf_progressive.data import Corpus
 from hf_progressive.evaluation.matching import flops_to_match, saving, transfer_efficiency
 from hf_progressive.ladder_plan import RungPlan
 from hf_progressive.remote.origin import RECORD_FORMAT, Origin, lineage_flops
+from hf_progressive.sizing import FORWARD_SHARE
 
 
 def ladder_record(config: LadderConfig, *, finished: list[str], state: PartialState) -> dict[str, Any]:
@@ -118,6 +120,7 @@ def rung_record(
         "fisher": before.get("fisher", 0.0),
         "subspace": before.get("subspace", 0.0),
         "inherited": lineage_flops(parent) if parent else 0.0,
+        "evaluation": result.evaluation_flops,
     }
     check = growth["verification"] if growth else {}
     parent_flops = parent["cold_flops"] if parent else None
@@ -178,13 +181,19 @@ def origin_record(
     """
     known = origin.record or {"tokens": 0, "cold_tokens": 0, "cold_flops": None}
     per_token, spent = rung.size.flops_per_token, origin.flops
+    validated = measured.get("tokens", 0) * per_token * FORWARD_SHARE
     point = {"step": 0, "tokens": 0, "flops": spent, **{key: measured[key] for key in ("loss", "bits_per_byte")}}
     return {
         **_frame(config, rung, model_config, known["tokens"], state),
         "origin": origin.to_dict(),
         "cold_tokens": known["cold_tokens"],
         "data": dict(data),
-        "flops": {"per_token": per_token, "train": spent, "fisher": 0.0, "subspace": 0.0, "inherited": 0.0},
+        "flops": {
+            "per_token": per_token,
+            "train": spent,
+            **dict.fromkeys(("fisher", "subspace", "inherited"), 0.0),
+            "evaluation": validated,
+        },
         "lineage_complete": origin.is_complete,
         "bits_per_byte": point["bits_per_byte"],
         "loss": point["loss"],

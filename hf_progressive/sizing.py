@@ -19,6 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from hf_progressive import strict_yaml
 from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig
 
+FORWARD_SHARE = 1 / 3
+"""The forward pass's share of training FLOPs: the backward pass has two products for each one of it."""
+
 
 def _gated_mlp_width(width: int) -> int:
     # Three matrices of 8/3 width cost what two of 4 width do (Shazeer, arXiv 2002.05202); rounded up to whole tiles.

@@ -23,6 +23,7 @@ from hf_progressive.config import LadderConfig, load_ladder_config
 from hf_progressive.hub import prepare_publication
 from hf_progressive.ladder import RungResult, run_ladder
 from hf_progressive.ladder_plan import plan_ladder
+from hf_progressive.pricing import Cluster, LadderPrice
 from hf_progressive.sizing import DIAL_FIELDS
 
 NAMES = [rung["name"] for rung in RUNGS]
@@ -78,8 +79,21 @@ def test_a_grown_rung_starts_as_its_parent(finished: tuple[Path, Path, list[Rung
 
 
 def test_the_record_adds_up(finished: tuple[Path, Path, list[RungResult]]) -> None:
-    _, _, results = finished
+    path, run, results = finished
     first, second, third = (result.record for result in results)
+    validated = (run / "data" / "validation.bin").stat().st_size // 2  # tokens, in two bytes each
+    priced = LadderPrice(plan=plan_ladder(load_ladder_config(path)), cluster=Cluster(count=1)).to_dict()
+    for record, price in zip((first, second, third), priced["rungs"], strict=True):
+        spent = len(record["curve"]) * validated * record["flops"]["per_token"] / 3
+        assert record["flops"]["evaluation"] == pytest.approx(spent)
+        assert price["validation"]["points"] == len(record["curve"])
+        assert record["seconds"]["evaluate"] > 0
+        for name, estimate in record["estimates"].items():
+            assert price["estimates"]["by_term"][name] == estimate["flops"]
+    twin = third["cold"]
+    spent = len(twin["curve"]) * validated * third["flops"]["per_token"] / 3
+    assert twin["evaluation_flops"] == pytest.approx(spent)
+    assert 0 < twin["evaluation_seconds"] < twin["seconds"]
     assert first["parent"] is None
     assert first["cold"] is None
     assert first["flops"]["inherited"] == 0

@@ -7,6 +7,7 @@ import pytest
 from hf_progressive import cli
 from hf_progressive.config import load_ladder_config
 from hf_progressive.ladder_plan import plan_ladder
+from hf_progressive.overhead import Validation
 from hf_progressive.pricing import inherited_flops, read_evidence
 
 # Cold runs of nanochat's miniseries of January 2026, 1e18 FLOPs.
@@ -35,6 +36,56 @@ def test_hours_and_dollars_are_flops_over_what_the_cluster_does(capsys):
     spent = sum(rung["flops"] + rung["cold_flops"] * rung["trains_cold"] for rung in record["rungs"])
     assert record["family"]["this_run"]["flops"] == pytest.approx(spent)
     assert record["family"]["to_match"] is None
+
+
+def test_validation_is_a_third_of_training_per_token(capsys):
+    record = plan(capsys, "validation_d15_d16", "--gpus", "8", "--price", "3")
+    total = 0.0
+    for rung in record["rungs"]:
+        runs = [(rung["validation"], rung["flops"])]
+        if rung["trains_cold"]:
+            runs.append((rung["cold_validation"], rung["cold_flops"]))
+        for cost, training in runs:
+            flops = 41 * 2_097_152 * rung["flops_per_token"] / 3
+            assert (cost["points"], cost["tokens"]) == (41, 41 * 2_097_152)
+            assert cost["flops"] == pytest.approx(flops)
+            assert cost["dollars"] == pytest.approx(flops / (989.4e12 * 0.4) / 3600 * 3)
+            assert cost["share"] == pytest.approx(flops / training)
+            total += flops
+    family = record["family"]
+    assert family["validation"]["flops"] == pytest.approx(total)
+    assert family["validation_share"] == pytest.approx(total / family["this_run"]["flops"])
+    assert family["core"] is None
+    assert family["in_all"]["hours"] == pytest.approx(family["this_run"]["hours"] + family["validation"]["hours"])
+
+
+@pytest.mark.parametrize("name", ["ladder_d10_d18", "validation_d15_d16"])
+def test_validation_is_less_than_three_per_cent_of_every_real_rung(name):
+    config = load_ladder_config(name)
+    for rung in plan_ladder(config).rungs:
+        for steps in (rung.steps, rung.size.steps):
+            spent = Validation.of(config, rung, steps=steps).flops
+            assert spent < 0.03 * steps * rung.size.batch_tokens * rung.size.flops_per_token
+
+
+def test_a_run_reads_the_validation_part_before_its_first_step_and_once_a_point_that_it_has_steps_for(capsys):
+    record = plan(capsys, "ladder_tiny", "--set", "training.batch_tokens=16384", "training.micro_batch_size=256")
+    assert [rung["steps"] for rung in record["rungs"]] == [1, 1, 2]
+    assert [rung["validation"]["points"] for rung in record["rungs"]] == [2, 2, 3]
+    assert [rung["validation"]["tokens"] for rung in record["rungs"]] == [2 * 4096, 2 * 4096, 3 * 4096]
+
+
+def test_estimates_and_what_is_saved_are_priced(capsys):
+    record = plan(capsys, "ladder_tiny")
+    for rung in record["rungs"]:
+        by_term = rung["estimates"]["by_term"]
+        tokens = 16 * 64  # sequences × context, of which every rung has read more
+        assert by_term["fisher"] == tokens * rung["flops_per_token"] + 2 * rung["parameters"]["total"] * 16
+        assert rung["estimates"]["flops"] == by_term["fisher"] + by_term["subspace"]
+        runs = 2 if rung["trains_cold"] else 1
+        # Per parameter: four checkpoints of weights and two moments, the initial and final weights, one Fisher value.
+        assert rung["saving"]["bytes"] == rung["parameters"]["total"] * (runs * (4 * 12 + 2 * 4) + 4)
+        assert rung["saving"]["hours"] is None
 
 
 def test_at_eta_one_the_family_costs_what_its_largest_costs():

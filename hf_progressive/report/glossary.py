@@ -25,6 +25,9 @@ DEFINITIONS: dict[str, str] = {
         "A grown model's schedule runs to the end of its own budget; a run planned to end at the crossing was not "
         "trained."
     ),
-    "FLOPs": "Those of training, forward and backward. Growing and evaluating are not counted; the times show them.",
+    "FLOPs": (
+        "Those of training, forward and backward. Growing and validating are not counted; the times show them, and "
+        "what validation adds stands under the table."
+    ),
 }
 """Each term, as a report uses it."""

@@ -7,8 +7,8 @@ from hf_progressive.report.quantities import NOTHING
 from hf_progressive.report.table import Table
 
 _HEADER = (
-    "rung", "cold: FLOPs", "hours", "dollars", "inherited: FLOPs", "hours", "dollars", "tokens : params", "effective",
-    "GB per GPU", "sharded", "GB on disk",
+    "rung", "cold: FLOPs", "hours", "dollars", "inherited: FLOPs", "hours", "dollars", "validation", "tokens : params",
+    "effective", "GB per GPU", "sharded", "GB on disk",
 )  # fmt: skip
 
 
@@ -33,10 +33,15 @@ def _row(rung: Mapping[str, Any]) -> tuple[str, ...]:
         rung["name"],
         *_cells(rung["cold"]),
         *(_cells(inherited) if grown else (NOTHING,) * 3),
+        _percent(rung["validation"]["share"]),
         f"{tokens['spent' if grown else 'cold']:.2f}",
         NOTHING if tokens["effective"] is None else f"{tokens['effective']:.2f}",
         *(f"{size / 1e9:.3g}" for size in sizes),
     )
+
+
+def _percent(share: float | None) -> str:
+    return NOTHING if share is None else f"+{100 * share:.1f} %"
 
 
 def _cells(cost: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -45,7 +50,7 @@ def _cells(cost: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _family(record: Mapping[str, Any]) -> list[str]:
-    family, cluster, evidence = record["family"], record["cluster"], record["evidence"]
+    family, evidence = record["family"], record["evidence"]
     entries = [("every rung cold", family["cold"])]
     if evidence is not None:
         entries += [(f"every rung inherited, to match at {_described(evidence)}", family["to_match"]["expected"])]
@@ -57,9 +62,34 @@ def _family(record: Mapping[str, Any]) -> list[str]:
         ("the last rung alone, cold", family["last_alone"]),
         ("this run, its cold twins included", family["this_run"]),
     ]
+    lines = [f"{_machine(record)}; training alone:", *(f"  {_priced(cost)}  {text}" for text, cost in entries)]
+    return [*lines, *_beside(record)]
+
+
+def _machine(record: Mapping[str, Any]) -> str:
+    cluster, measurement = record["cluster"], record["measurement"]
     price = "" if cluster["price"] is None else f" at ${cluster['price']:g} per GPU-hour"
-    machine = f"{cluster['count']} × {cluster['gpu']['name']} at {cluster['mfu']:.0%} MFU{price}"
-    return [f"{machine}, estimates for Φ not counted:", *(f"  {_priced(cost)}  {text}" for text, cost in entries)]
+    machine = f"{cluster['count']} × {cluster['gpu']['name']}"
+    return f"{machine} at {cluster['mfu']:.0%} MFU{price}" if measurement is None else f"{machine}, measured{price}"
+
+
+def _beside(record: Mapping[str, Any]) -> list[str]:
+    # What this run does beside training, and all that it takes.
+    family, first = record["family"], record["rungs"][-1]["validation"]
+    tokens = f"up to {first['points']} × {first['tokens'] // first['points']:,} tokens a training run"
+    share = _percent(family["validation_share"])
+    entries = [(f"validation, {tokens}: {share} of this run's training", family["validation"])]
+    if family["estimates"]["flops"]:
+        entries.append(("estimates for Φ", family["estimates"]))
+    if record["rungs"][0]["core"] is not None:
+        entries.append((f"CORE, about {record['rungs'][0]['core']['tokens']:,} tokens a rung", family["core"]))
+    written = sum(rung["saving"]["bytes"] for rung in record["rungs"]) / 1e9
+    if record["measurement"] is not None:
+        speed = record["measurement"]["saving_bytes_per_second"] / 1e9
+        entries.append((f"saving {written:,.1f} GB at {speed:.2g} GB/s", family["saving"]))
+    left_out = "" if record["measurement"] else f", without the time that saving {written:,.1f} GB takes"
+    entries.append((f"this run in all{left_out}", family["in_all"]))
+    return ["beside training:", *(f"  {_priced(cost)}  {text}" for text, cost in entries)]
 
 
 def _described(evidence: Mapping[str, Any]) -> str:
@@ -74,7 +104,7 @@ def _priced(cost: Mapping[str, Any]) -> str:
 
 
 def _budget(record: Mapping[str, Any]) -> list[str]:
-    run, lines = record["family"]["this_run"], []
+    run, lines = record["family"]["in_all"], []
     for unit, limit in record["budget"].items():
         if limit is None or run[unit] is None:
             continue

@@ -99,6 +99,7 @@ def read_rung(path: str | os.PathLike[str]) -> Rung:
             repeats_from_token=record.optional("data.repeats_from_token", _whole),
         ),
         core=record.optional("core", _core_score) if "core" in record.content else None,
+        evaluation_flops=_known(record.get("flops", _mapping).get("evaluation")),
         seconds=_numbers(record.get("seconds", _mapping)),
     )
 
@@ -139,6 +140,10 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"expected a finite number, got {value!r}")
     return value
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None else _number(value)
 
 
 def _whole(value: Any) -> int:
@@ -219,4 +224,5 @@ def _cold_twin(value: Any) -> ColdTwin:
         bits_per_byte=_number(_entry(value, "bits_per_byte")),
         flops=_number(_entry(value, "flops")),
         curve=_curve(_entry(value, "curve")),
+        evaluation_flops=_known(_mapping(value).get("evaluation_flops")),
     )

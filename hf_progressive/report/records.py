@@ -30,6 +30,9 @@ class ColdTwin:
     curve: tuple[Evaluation, ...]
     """Evaluations in the order of training."""
 
+    evaluation_flops: float | None = None
+    """FLOPs of validating while it trained, which `flops` leaves out; None in older records."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataUse:
@@ -170,6 +173,9 @@ class Rung:
 
     core: CoreScore | None = None
     """Its result on CORE; None if it was not evaluated."""
+
+    evaluation_flops: float | None = None
+    """FLOPs of validating while it trained, which `flops` leaves out; None in older records."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by step of the work."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hf_progressive.report.quantities import NOTHING, FlopUnit, count, minus, percent, small
 from hf_progressive.report.records import Rung
-from hf_progressive.report.totals import Count, count_four_ways
+from hf_progressive.report.totals import Count, Part, count_four_ways
 
 PLANNED = "*"
 """Marks a cold cost that no run has measured."""
@@ -171,8 +171,40 @@ def totals_table(rungs: Sequence[Rung]) -> Table:
     return Table(
         groups=(),
         header=("the family", unit.name, "of all cold", "of the last alone"),
-        rows=tuple(_totals_row(count, counts[0], counts[-1], unit) for count in counts),
+        rows=(*(_totals_row(count, counts[0], counts[-1], unit) for count in counts), *_validation_row(rungs, counts)),
     )
+
+
+def _validation_row(rungs: Sequence[Rung], counts: Sequence[Count]) -> Sequence[tuple[str, ...]]:
+    spent = validation_flops(rungs)
+    if spent is None:
+        return ()
+    parts = (Part(name="validation", flops=sum(flops for flops, _ in spent.values()), kind="cold"),)
+    row = _totals_row(Count(title="", parts=parts), counts[0], counts[-1], flop_unit(rungs))
+    return (("validation on top, counted in none of these", *row[1:]),)
+
+
+def validation_flops(rungs: Sequence[Rung]) -> dict[str, tuple[float, float]] | None:
+    """Add up what validating took.
+
+    Args:
+        rungs: The finished rungs.
+
+    Returns:
+        FLOPs of validation and of the training along which it was done, for `grown` models and for those `from
+        scratch`; None where a record, being older, does not say.
+    """
+    sums = {"grown": (0.0, 0.0), "from scratch": (0.0, 0.0)}
+    for rung in rungs:
+        side = "grown" if rung.grown else "from scratch"
+        runs = [] if rung.origin is not None else [(side, rung.evaluation_flops, rung.train_flops)]
+        if rung.cold is not None:
+            runs.append(("from scratch", rung.cold.evaluation_flops, rung.cold.flops))
+        for name, validating, training in runs:
+            if validating is None:
+                return None
+            sums[name] = (sums[name][0] + validating, sums[name][1] + training)
+    return {name: pair for name, pair in sums.items() if pair[1]}
 
 
 def _totals_row(count: Count, all_cold: Count, last_alone: Count, unit: FlopUnit) -> tuple[str, ...]:
@@ -232,8 +264,20 @@ def table_notes(rungs: Sequence[Rung]) -> list[str]:
     planned = [rung.name for rung in rungs if rung.cold_is_planned]
     if planned:
         notes.append(f"{PLANNED} planned: no cold twin of {', '.join(planned)} has been trained here.")
+    spent = validation_flops(rungs)
+    if spent:
+        validating, training = (sum(pair[i] for pair in spent.values()) for i in (0, 1))
+        sides = ", ".join(f"{_one_decimal(a / b)} on models {name}" for name, (a, b) in spent.items())
+        notes.append(
+            f"Validation, {_one_decimal(validating / training)} on top of all training ({sides}), is not counted on"
+            f" either side."
+        )
     taken = [origin_note(rung) for rung in rungs if rung.origin is not None]
     return [*notes, *taken, data_repetition(rungs)]
+
+
+def _one_decimal(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def origin_note(rung: Rung) -> str:

@@ -91,6 +91,32 @@ def test_what_was_planned_is_marked_and_what_did_not_match_is_said(run, records)
     assert re.search(r"every rung inherited, the last to its match\s+–\s+–\s+–", text)
 
 
+def test_validation_is_stated_beside_what_is_compared(run, records):
+    made = records()
+    first, *grown = made
+    first["flops"]["evaluation"] = 0.01 * first["flops"]["train"]
+    for record in grown:
+        record["flops"]["evaluation"] = 0.03 * record["flops"]["train"]
+        record["cold"]["evaluation_flops"] = 0.02 * record["cold"]["flops"]
+    spent, training = 0.01 * first["flops"]["train"], first["flops"]["train"]
+    for record in grown:
+        spent += 0.03 * record["flops"]["train"] + 0.02 * record["cold"]["flops"]
+        training += record["flops"]["train"] + record["cold"]["flops"]
+    folder = run(made)
+    rungs = read_run(folder).rungs
+    text = results_table(rungs)
+    assert "validation on top, counted in none of these" in write_report(folder).html.read_text()
+    row = re.search(r"validation on top, counted in none of these +(\S+)", text)
+    shown, tolerance = number(row[1])
+    assert abs(shown - spent / 1e12) <= tolerance
+    assert f"Validation, {100 * spent / training:.1f} % on top of all training" in text
+    assert "3.0 % on models grown" in text
+    assert "is not counted on either side" in text
+    older = [*rungs[:-1], dataclasses.replace(rungs[-1], evaluation_flops=None)]
+    assert "counted on either side" not in results_table(older)
+    assert "validation on top" not in results_table(older)
+
+
 @pytest.mark.parametrize(
     ("first_epoch", "token", "sentence"),
     [

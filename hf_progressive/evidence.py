@@ -1,0 +1,92 @@
+"""Transfer efficiencies that a plan may count on, and what rungs take to match at one of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from hf_progressive import storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A transfer efficiency and where it was measured."""
+
+    eta: float
+    """η, the share of the parent's lineage that a child is spared."""
+
+    low: float | None = None
+    """Lower end of its interval."""
+
+    high: float | None = None
+    """Upper end of its interval."""
+
+    source: str = "as given"
+    """Where it is from."""
+
+    def __post_init__(self) -> None:
+        if self.low is not None and self.high is not None and not self.low <= self.eta <= self.high:
+            raise ValueError(f"recipe-eta: {self.eta} is not between {self.low} and {self.high}; give ETA [LOW HIGH]")
+
+
+def read_evidence(words: Sequence[str]) -> Evidence:
+    """Read a transfer efficiency: numbers, or a study's record.
+
+    Args:
+        words: η, with or without the two ends of its interval; or the path of a `study.json`, of which the mean over
+            its headline's rungs is taken, and of their ends likewise.
+
+    Returns:
+        The evidence.
+
+    Raises:
+        ValueError: The words are neither, or a rung of the study's headline did not match.
+        FileNotFoundError: There is no such file.
+    """
+    if len(words) == 1 and words[0].endswith(".json"):
+        return _from_study(Path(words[0]))
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"recipe-eta: {' '.join(words)!r} is neither ETA, nor ETA LOW HIGH, nor a study.json")
+    return Evidence(eta=numbers[0], low=numbers[1] if numbers[1:] else None, high=numbers[2] if numbers[1:] else None)
+
+
+def _from_study(path: Path) -> Evidence:
+    headline = storage.read_json(path).get("headline", {})
+    rungs = headline.get("rungs", [])
+    short = [rung["child"] for rung in rungs if rung["eta"] is None]
+    if not rungs or short:
+        missing = f"{', '.join(short)} did not match" if short else "its headline has no finished rung"
+        raise ValueError(f"recipe-eta: {path}: {missing}, so it has no mean efficiency; finish the study or give ETA")
+    eta, low, high = ([rung[key] for rung in rungs] for key in ("eta", "eta_low", "eta_high"))
+    return Evidence(
+        eta=fmean(eta),
+        low=None if None in low else fmean(low),
+        high=None if None in high else fmean(high),
+        source=f"{path.name}, recipe {headline['recipe']!r}",
+    )
+
+
+def inherited_flops(cold: Sequence[float], eta: float) -> list[float]:
+    """Return what each rung takes to match its cold twin at one transfer efficiency on every step.
+
+    C_child = C_cold − η·L, where L is everything that went into the parent, its ancestors included; at η = 1 the sum
+    over the family telescopes to the last rung's cold cost.
+
+    Args:
+        cold: FLOPs of every rung trained from nothing, from the smallest.
+        eta: The transfer efficiency.
+
+    Returns:
+        FLOPs of every rung, none below 0; the first is cold.
+
+    >>> inherited_flops([2.0, 3.0, 5.0], eta=1.0)
+    [2.0, 1.0, 2.0]
+    """
+    own: list[float] = []
+    for flops in cold:
+        own.append(max(0.0, flops - eta * sum(own)) if own else flops)
+    return own
