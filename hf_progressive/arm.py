@@ -19,27 +19,19 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, default_data_collator
 from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
-from hf_progressive import storage, strict_yaml
+from hf_progressive import storage
+from hf_progressive.block_attention import attend_without_masks
 from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, rung_blocks
 from hf_progressive.phi import InheritancePenalty
+from hf_progressive.precision import blocks_of_one_size, describe, device_settings, own_float32_products
 from hf_progressive.sizing import FORWARD_SHARE
-from hf_progressive.trainer import (
-    KeepStableCheckpoint,
-    ProgressiveTrainer,
-    ProgressiveTrainingArguments,
-    newest_complete_checkpoint,
-)
+from hf_progressive.trainer import KeepStableCheckpoint, ProgressiveTrainer, newest_complete_checkpoint
+from hf_progressive.trainer_arguments import ProgressiveTrainingArguments, check_arguments
 
 logger = logging.getLogger(__name__)
 
 _LOGS_PER_RUN = 50
-_OWN_ARGUMENTS = {
-    "output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "seed", "data_seed",
-    "adam_beta1", "adam_beta2", "max_grad_norm", "train_sampling_strategy", "phi_schedule", "phi_until",
-    "resume_from_checkpoint", "eval_strategy", "save_strategy", "eval_on_start",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +120,9 @@ class ArmResult:
 
     evaluation_seconds: float = 0.0
     """Seconds of `seconds` that validation took."""
+
+    computed_in: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Precision, compiled or not, TF32 or not, and kind of attention."""
 
 
 class _Milestones(TrainerCallback):
@@ -248,6 +243,7 @@ def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
     size, accumulation = micro_batches(training, context, processes)
     warmup, warmdown = schedule_steps(training, arm.steps, arm.warmup_steps)
     settings: dict[str, Any] = {
+        **device_settings(training),
         "report_to": "none",
         "save_total_limit": 2,
         "dataloader_num_workers": 0,
@@ -288,25 +284,6 @@ def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
     )
 
 
-def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raise if a ladder's `training.arguments` cannot be handed to Trainer.
-
-    Args:
-        arguments: The mapping from the configuration.
-
-    Raises:
-        ValueError: An argument is unknown, or is one that the ladder sets itself.
-    """
-    known = {field.name for field in dataclasses.fields(ProgressiveTrainingArguments)}
-    for name in arguments:
-        if name in _OWN_ARGUMENTS:
-            raise ValueError(
-                f"training.arguments.{name}: the ladder sets it from the keys of `training`; leave it out"
-            )
-        if name not in known:
-            raise ValueError(f"training.arguments.{name}: unknown argument; {strict_yaml.nearest(name, known)}")
-
-
 def schedule_steps(training: TrainingConfig, steps: int, warmup: int | None = None) -> tuple[int, int]:
     """Return the steps of warm-up and of warm-down.
 
@@ -342,11 +319,19 @@ def train_arm(
     Raises:
         FloatingPointError: The loss is no longer finite.
     """
+    with own_float32_products():
+        return _train(arm, corpus, penalty, callbacks)
+
+
+def _train(
+    arm: Arm, corpus: Corpus, penalty: InheritancePenalty | None, callbacks: Sequence[TrainerCallback]
+) -> tuple[ArmResult, ProgressiveTrainer]:
     started = time.monotonic()
     context = corpus.context
     args = training_arguments(arm, context)
     blocks_per_step = arm.training.batch_tokens // context
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arm.init, dtype=torch.float32)
+    attend_without_masks(model, context)
     milestones = _Milestones(arm)
     trainer = ProgressiveTrainer(
         model=model,
@@ -373,8 +358,9 @@ def train_arm(
         args.eval_on_start = True  # the curve's first point; a resumed run has it in its log already
     else:
         logger.info("%s: continues from %s", arm.title, checkpoint.name)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, branches=own is None)
-    result = _measure(arm, corpus, trainer)
+    with blocks_of_one_size(trainer):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, branches=own is None)
+        result = _measure(arm, corpus, trainer)
     seconds, validating = time.monotonic() - started, milestones.evaluation_seconds
     return dataclasses.replace(result, seconds=seconds, evaluation_seconds=validating), trainer
 
@@ -409,4 +395,5 @@ def _measure(arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer) -> ArmResult
         seconds=0.0,
         evaluation_tokens=validated,
         evaluation_flops=validated * arm.flops_per_token * FORWARD_SHARE,
+        computed_in=describe(trainer),
     )

@@ -14,7 +14,6 @@ from typing import Any
 from transformers import AutoTokenizer, PretrainedConfig
 
 from hf_progressive import strict_yaml
-from hf_progressive.arm import check_arguments
 from hf_progressive.config import LadderConfig
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.families import family_of
@@ -22,6 +21,7 @@ from hf_progressive.growth.methods import GrowthOptions
 from hf_progressive.origin_plan import find_origin, larger_config
 from hf_progressive.remote.origin import Origin
 from hf_progressive.sizing import ParameterCount, RungSize, rung_model_config, size_rung
+from hf_progressive.trainer_arguments import check_arguments
 
 
 @dataclass(frozen=True, kw_only=True)

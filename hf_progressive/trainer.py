@@ -8,7 +8,6 @@ Between two logs the host reads nothing from the device. Whether all is finite i
 evaluation and whatever is saved.
 """
 
-import dataclasses
 import os
 import shutil
 import signal
@@ -17,10 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_progressive.causal_loss import filled_up, return_loss_alone
 from hf_progressive.checkpoints import (
     STAGING_NAME,
     check_checkpoint,
@@ -38,6 +40,7 @@ from hf_progressive.phi.schedule import schedule_factor
 from hf_progressive.phi.step_log import StepLog
 from hf_progressive.stopping import Sigterm, StopVote
 from hf_progressive.storage import atomic_folder
+from hf_progressive.trainer_arguments import ProgressiveTrainingArguments
 
 __all__ = [
     "KeepStableCheckpoint",
@@ -59,42 +62,6 @@ class NonFiniteLossError(FloatingPointError):
 
 class TrainingInterrupted(SystemExit):
     """SIGTERM ended the training after a whole step, the checkpoint saved; every process exits with code 143."""
-
-
-@dataclasses.dataclass
-class ProgressiveTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the schedule of Φ, and without a filter of losses that are not finite.
-
-    Such a loss ends the training, and the filter reads every micro-batch's loss from the device.
-
-    Args:
-        phi_schedule: How λ and γ move: `constant`, `linear` or `cosine` to zero.
-        phi_until: Fraction of `max_steps`, above 0, at which λ and γ are zero; above 1, that is after the last step.
-
-    Raises:
-        ValueError: A schedule is unknown, `phi_until` is not above 0, or a Hub token was passed: it would be
-            written into every checkpoint's training_args.bin.
-    """
-
-    phi_schedule: str = dataclasses.field(
-        default="constant", metadata={"help": "How λ and γ move over the run: constant, linear or cosine."}
-    )
-    phi_until: float = dataclasses.field(
-        default=1.0, metadata={"help": "Fraction of the run, above 0, at which λ and γ reach zero."}
-    )
-
-    logging_nan_inf_filter: bool = dataclasses.field(
-        default=False, metadata={"help": "Read every micro-batch's loss, to keep it from the log if it is not finite."}
-    )
-
-    def __post_init__(self) -> None:
-        schedule_factor(self.phi_schedule, 0.0, self.phi_until)
-        if self.hub_token is not None:
-            raise ValueError(
-                "hub_token would be written into every checkpoint's training_args.bin; "
-                "set the HF_TOKEN environment variable instead"
-            )
-        super().__post_init__()
 
 
 class ProgressiveTrainer(Trainer):
@@ -127,6 +94,11 @@ class ProgressiveTrainer(Trainer):
         self._watch = FiniteWatch(self.accelerator)
         self._finite_until = 0  # the last step after which all was known to be finite
         self._flops_per_batch: dict[int, int] = {}
+        # DataParallel copies the module and not what its forward pass is bound to.
+        others = self.compute_loss_func or self.label_smoother or self.args.use_liger_kernel or self.args.n_gpu > 1
+        self._leaves_logits = not others and return_loss_alone(self.model)
+        self._predicts_loss_only = False
+        self._compiled_for_evaluation: Any = None
         self._sigterm = Sigterm()
         self._vote = StopVote(self.accelerator)
         self._stop_asked = False
@@ -177,6 +149,55 @@ class ProgressiveTrainer(Trainer):
         if too_late:
             signal.raise_signal(signal.SIGTERM)
         return output
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        """Compute the task's loss as `Trainer` does; the model returns no logits unless someone takes them.
+
+        Args:
+            model: The wrapped model.
+            inputs: A micro-batch.
+            return_outputs: Return the model's outputs too.
+            **kwargs: As for `Trainer.compute_loss`.
+
+        Returns:
+            The loss, or the loss and the outputs.
+        """
+        if self._leaves_logits and (not return_outputs or self._predicts_loss_only) and "labels" in inputs:
+            inputs = {**inputs, "loss_alone": True}
+        return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate a micro-batch as `Trainer` does; compiled while training is, and then always of one size.
+
+        Args:
+            model: The model.
+            inputs: A micro-batch.
+            prediction_loss_only: Return the loss alone.
+            *args: As for `Trainer.prediction_step`.
+            **kwargs: As for `Trainer.prediction_step`.
+
+        Returns:
+            The loss, and the logits and labels where they are wanted.
+        """
+        self._predicts_loss_only = prediction_loss_only
+        try:
+            if prediction_loss_only and self.is_in_train and is_compiled_module(self.model_wrapped):
+                model = self._compiled_model(model)
+                inputs = filled_up(inputs, rows=self.args.eval_batch_size)
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        finally:
+            self._predicts_loss_only = False
+
+    def _compiled_model(self, model: nn.Module) -> Any:
+        # Trainer evaluates the bare model. Under DDP the compiled one would wait for the other processes.
+        if getattr(self.model_wrapped, "_orig_mod", None) is model:
+            return self.model_wrapped
+        if self._compiled_for_evaluation is None:
+            options = self.accelerator.state.dynamo_plugin.to_kwargs()
+            self._compiled_for_evaluation = torch.compile(model, **options)
+        return self._compiled_for_evaluation
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Run one micro-batch; on the last before an optimizer step, add Φ's gradient once.

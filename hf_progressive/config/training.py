@@ -61,8 +61,15 @@ class TrainingConfig:
     keep_stable: bool = False
     """Keep the weights from before the warm-down beside the final ones."""
 
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What matrix products compute in; weights and optimizer are float32. `auto`: bfloat16 where the device is a GPU
+    that has it, and what the launch's `mixed_precision` says elsewhere."""
+
+    compile: Literal["auto"] | bool = "auto"
+    """Whether the model is compiled. `auto`: on a GPU where `torch.compile` works, without DeepSpeed and FSDP."""
+
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Further `TrainingArguments` (`bf16: true`, `report_to: [tensorboard]`, `gradient_checkpointing: true`)."""
+    """Further `TrainingArguments` (`report_to: [tensorboard]`, `gradient_checkpointing: true`)."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -74,5 +81,17 @@ class TrainingConfig:
         require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay} is negative")
         require(self.max_grad_norm >= 0, f"max_grad_norm: {self.max_grad_norm} is negative; 0 clips nothing")
         require(0 < self.inherited_fraction <= 4, f"inherited_fraction: {self.inherited_fraction} is not in (0, 4]")
+        self._require_one_precision()
         total = self.warmup_fraction + self.warmdown_fraction
         require(total <= 1, f"warmdown_fraction: warm-up and warm-down together are {total} of the steps, more than 1")
+
+    def _require_one_precision(self) -> None:
+        wanted, given = self.precision, self.arguments
+        for name, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
+            fits = wanted in ("auto", dtype) if given.get(name) else not (name in given and wanted == dtype)
+            require(fits, f"precision: {wanted} contradicts arguments.{name}: {given.get(name)}; leave one out")
+        if "torch_compile" in given and self.compile != "auto":
+            require(
+                bool(given["torch_compile"]) is self.compile,
+                f"compile: {self.compile} contradicts arguments.torch_compile; leave one out",
+            )

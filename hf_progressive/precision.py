@@ -1,0 +1,156 @@
+"""What a training run computes in: precision, and compiled or not, chosen by device unless the configuration does."""
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from hf_progressive.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+_NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_NEWER = "fp32_precision"  # since PyTorch 2.9
+_DIVIDING_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+
+
+def device_settings(training: TrainingConfig) -> dict[str, Any]:
+    """Choose Trainer's arguments of precision, compilation and copies by the device.
+
+    On a CUDA device: bfloat16 autocast where it has that, and compiled, unless the configuration says otherwise.
+    Under DeepSpeed and FSDP nothing is compiled unless it is asked for. Elsewhere: float32, not compiled.
+
+    Args:
+        training: The configuration; what its `arguments` state is not chosen here.
+
+    Returns:
+        Arguments by name; none on a CPU with the default configuration.
+
+    Raises:
+        ValueError: The configuration wants float32 and the launch mixed precision.
+    """
+    given, settings = training.arguments, dict[str, Any]()
+    launched = _NAMES.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "float32")
+    if training.precision == "float32" and launched != "float32":
+        raise ValueError(
+            f"training.precision: float32, but the launch's mixed_precision says {launched}; "
+            "set training.precision to auto, or the launch's mixed_precision to 'no'"
+        )
+    on_cuda = torch.cuda.is_available() and not given.get("use_cpu")
+    if not given.keys() & {"bf16", "fp16"} and launched != "float16":
+        by_device = training.precision == "auto" and on_cuda and _has_bfloat16()
+        if by_device or training.precision == "bfloat16":
+            settings["bf16"] = True
+    if not given.keys() & {"torch_compile", "torch_compile_backend", "torch_compile_mode"}:
+        divided = any(os.environ.get(name, "false").lower() in ("true", "1") for name in _DIVIDING_ENGINES)
+        by_device = training.compile == "auto" and on_cuda and not divided and "deepspeed" not in given
+        if training.compile is True or (by_device and _compiles()):
+            settings["torch_compile"] = True
+    if on_cuda and "accelerator_config" not in given:
+        settings["accelerator_config"] = {
+            "non_blocking": True
+        }  # from pinned memory: a batch is copied while it trains
+    return settings
+
+
+def describe(trainer: Trainer) -> dict[str, Any]:
+    """Say what a trainer computes in.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        `precision` (`float32`, `bfloat16` or `float16`, of the products; weights are float32), `compiled`, `tf32`
+        (whether float32 products are rounded to it) and `attention`.
+    """
+    on_cuda = trainer.args.device.type == "cuda"
+    return {
+        "precision": _NAMES.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision),
+        "compiled": bool(trainer.args.torch_compile),
+        "tf32": on_cuda and torch.get_float32_matmul_precision() != "highest",
+        "attention": getattr(getattr(trainer.model, "config", None), "_attn_implementation", None),
+    }
+
+
+@contextlib.contextmanager
+def blocks_of_one_size(trainer: Trainer) -> Iterator[None]:
+    """Set up compiled code and float32 products for a training run of which all micro-batches have one size.
+
+    Args:
+        trainer: The trainer, not yet trained.
+
+    Yields:
+        Nothing, while it trains. What was compiled for it is let go then: PyTorch keeps what it compiled of a class's
+        forward pass for a few models only, and compiles no more from there on. The files of its cache stay.
+    """
+    allow_tf32(trainer.accelerator.mixed_precision != "no")
+    if not trainer.args.torch_compile:
+        yield
+        return
+    # Otherwise evaluation, by another number of sequences, would make the training's next graph one of any size.
+    trainer.accelerator.state.dynamo_plugin.dynamic = False
+    try:
+        yield
+    finally:
+        torch.compiler.reset()
+
+
+@contextlib.contextmanager
+def own_float32_products() -> Iterator[None]:
+    """Put back, at the end, how float32 products are computed: Trainer's arguments and `allow_tf32` set it for all.
+
+    Yields:
+        Nothing.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    general = getattr(torch.backends, _NEWER, None)
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by the newer of PyTorch's two interfaces, which the older one cannot read
+        before = "highest"
+    try:
+        yield
+    finally:
+        allow_tf32(before != "highest")
+        if general is not None:
+            setattr(torch.backends, _NEWER, general)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let a CUDA device round the factors of float32 products to TF32, or not.
+
+    Trainer sets it by PyTorch's newer interface, after which PyTorch's compiler raises where it reads the older one
+    (https://github.com/pytorch/pytorch/issues/166387): so that is undone, and the older one used.
+
+    Args:
+        allowed: Whether.
+    """
+    if not torch.cuda.is_available():
+        return
+    if hasattr(torch.backends, _NEWER):
+        setattr(torch.backends, _NEWER, "none")
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
+def _has_bfloat16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@functools.cache
+def _compiles() -> bool:
+    # A device that Triton serves is not enough: it needs a C compiler and Python's headers. So compile something.
+    try:
+        torch.compile(lambda x: (x * 2.0).sin().sum(), dynamic=False)(torch.ones(64, device="cuda"))
+    except (RuntimeError, ImportError, OSError) as error:
+        logger.warning("torch.compile does not work here, so training is not compiled: %s", str(error).splitlines()[0])
+        return False
+    finally:
+        torch.compiler.reset()
+    return True

@@ -1,0 +1,66 @@
+"""What a run computes in: chosen by the device, unless the configuration says, and never against it."""
+
+import pytest
+import torch
+
+from hf_progressive import precision
+from hf_progressive.config import TrainingConfig
+from hf_progressive.precision import device_settings
+
+
+@pytest.fixture
+def on_an_h100(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(precision, "_has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_compiles", lambda: True)
+
+
+def test_nothing_is_chosen_on_a_cpu():
+    assert device_settings(TrainingConfig()) == {}
+    assert device_settings(TrainingConfig(precision="bfloat16", compile=True)) == {"bf16": True, "torch_compile": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, {"bf16": True, "torch_compile": True}),
+        ({"precision": "float32"}, {"torch_compile": True}),
+        ({"compile": False}, {"bf16": True}),
+        ({"arguments": {"bf16": True}}, {"torch_compile": True}),
+        ({"arguments": {"bf16": False, "torch_compile": False}}, {}),
+        ({"arguments": {"fp16": True}}, {"torch_compile": True}),
+        ({"arguments": {"use_cpu": True}}, {}),
+    ],
+)
+@pytest.mark.usefixtures("on_an_h100")
+def test_a_gpu_computes_in_bfloat16_and_compiled_unless_told_otherwise(config, expected):
+    chosen = device_settings(TrainingConfig(**config))
+    copies = {} if "use_cpu" in config.get("arguments", {}) else {"accelerator_config": {"non_blocking": True}}
+    assert chosen == expected | copies
+
+
+@pytest.mark.usefixtures("on_an_h100")
+def test_the_launch_is_heeded(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert device_settings(TrainingConfig()).keys() == {"accelerator_config"}
+    with pytest.raises(ValueError, match="but the launch's mixed_precision says float16"):
+        device_settings(TrainingConfig(precision="float32"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"precision": "float32", "arguments": {"bf16": True}}, "float32 contradicts arguments.bf16: True"),
+        (
+            {"precision": "bfloat16", "arguments": {"fp16": True}},
+            "bfloat16 contradicts arguments.fp16: True",
+        ),
+        ({"precision": "bfloat16", "arguments": {"bf16": False}}, "precision: bfloat16 contradicts arguments.bf16"),
+        ({"compile": False, "arguments": {"torch_compile": True}}, "compile: False contradicts arguments.torch_comp"),
+    ],
+)
+def test_contradictions_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**config)
