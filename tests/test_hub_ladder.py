@@ -54,7 +54,9 @@ def test_ladder_publishes_while_it_trains(server: HubServer, client: HubClient, 
         }
         assert server.storage.repository(f"org/{name}")["private"]
         assert publication.tag in server.storage.repository(f"org/{name}")["tags"]
-    assert json.loads(server.storage.files("org/l3w48")["rung.json"])["cold"] is not None  # the last record
+    cold = json.loads(server.storage.files("org/l3w48")["rung.json"])["cold"]  # the last record
+    bits = [point["bits_per_byte"] for point in cold["curve"]]
+    assert bits == sorted(bits, reverse=True), "the baseline was thrown off its course"
     (collection,) = server.storage.collections()
     assert [item["id"] for item in collection["items"]] == [f"org/{name}" for name in NAMES]
     assert TOKEN not in result.stdout + result.stderr
