@@ -77,9 +77,10 @@ def _plan(options: argparse.Namespace) -> Outcome:
     from hf_progressive.pricing import Cluster, LadderPrice, read_evidence
     from hf_progressive.report import price_table, write_prices
 
+    cluster = Cluster.of(options.gpu, count=options.gpus, mfu=options.mfu, price=options.price)
     price = LadderPrice(
-        plan=plan_ladder(load_ladder_config(options.config, options.set)),
-        cluster=Cluster.of(options.gpu, count=options.gpus, mfu=options.mfu, price=options.price),
+        plan=plan_ladder(load_ladder_config(options.config, options.set), processes=options.gpus),
+        cluster=cluster,
         evidence=read_evidence(options.recipe_eta) if options.recipe_eta else None,
         budget_dollars=options.budget_dollars,
         budget_hours=options.budget_hours,

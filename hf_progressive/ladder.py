@@ -87,7 +87,8 @@ def run_ladder(
     state = current_processes()
     folder = Path(output_dir)
     first = folder / config.rungs[0].name / "final"
-    plan = plan_ladder(config, first if storage.is_complete(first) else None)
+    taken = first if storage.is_complete(first) else None
+    plan = plan_ladder(config, taken, processes=state.num_processes)
     with exclusive(folder, state):
         claim(folder, config, state)
         with state.main_process_first():

@@ -19,9 +19,9 @@ from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.methods import GrowthOptions
 from hf_progressive.origin_plan import find_origin, larger_config
+from hf_progressive.preflight import find_problems
 from hf_progressive.remote.origin import Origin
 from hf_progressive.sizing import ParameterCount, RungSize, rung_model_config, size_rung
-from hf_progressive.trainer_arguments import check_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,26 +205,33 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def plan_ladder(config: LadderConfig, taken: Path | None = None) -> LadderPlan:
-    """Size every rung and plan every growth.
+def plan_ladder(config: LadderConfig, taken: Path | None = None, *, processes: int | None = None) -> LadderPlan:
+    """Check all settings, size every rung and plan every growth.
 
     Args:
         config: The ladder.
         taken: Where a first rung that was trained elsewhere is at hand; None looks where the configuration says.
+        processes: Processes that will train together; None does not ask whether a step divides among them.
 
     Returns:
         The plan.
 
     Raises:
         FileNotFoundError: There is no such model as the first rung is to be.
-        ValueError: Something is wrong with a rung or a growth; all of them are listed, in one line.
+        ValueError: Something is wrong with a setting, a rung or a growth; all of it is listed, in one line.
         OSError: The Hub refused or failed.
     """
-    check_arguments(config.training.arguments)
-    _check_growth_options(config.growth.options)
-    origin = find_origin(config, taken)
-    vocab_size = vocabulary_size(config) if origin is None else 0
-    problems: list[str] = []
+    problems = find_problems(config, processes)
+    origin, vocab_size = None, 0
+    try:
+        _check_growth_options(config.growth.options)
+    except ValueError as error:
+        problems.append(str(error))
+    try:
+        origin = find_origin(config, taken)
+        vocab_size = vocabulary_size(config) if origin is None else 0
+    except ValueError as error:
+        raise ValueError("; ".join([*problems, str(error)])) from None
     sizes: list[RungSize] = []
     for rung in config.rungs:
         try:
@@ -238,7 +245,7 @@ def plan_ladder(config: LadderConfig, taken: Path | None = None) -> LadderPlan:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ValueError("; ".join(dict.fromkeys(problems)))  # rungs share what `model` says
 
     rungs: list[RungPlan] = []
     first_block = 0
@@ -269,7 +276,7 @@ def plan_ladder(config: LadderConfig, taken: Path | None = None) -> LadderPlan:
         )
         first_block += steps * size.batch_tokens // config.model.context
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ValueError("; ".join(dict.fromkeys(problems)))  # rungs share what `model` says
     return LadderPlan(config=config, rungs=tuple(rungs))
 
 

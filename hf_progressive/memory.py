@@ -72,18 +72,21 @@ def _matrix_entries(model: nn.Module) -> int:
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
 
 
-def sequence_bytes(config: LadderConfig, rung: RungPlan) -> int:
+def sequence_bytes(config: LadderConfig, rung: RungPlan, *, on_gpu: bool = True) -> int:
     """Return the bytes of activations that each sequence of a rung's micro-batches takes.
 
     Args:
         config: The ladder.
         rung: The rung.
+        on_gpu: Whether it trains on a GPU, where `training.precision: auto` means bfloat16.
 
     Returns:
         Bytes, as `activation_bytes` counts them.
     """
-    bf16 = bool(config.training.arguments.get("bf16"))
-    return activation_bytes(rung.config, context=config.model.context, bf16=bf16)
+    training = config.training
+    chosen = on_gpu and training.precision == "auto" and not training.arguments.get("fp16")
+    bf16 = training.arguments.get("bf16", chosen or training.precision == "bfloat16")
+    return activation_bytes(rung.config, context=config.model.context, bf16=bool(bf16))
 
 
 def penalty_state(config: LadderConfig, rung: RungPlan) -> dict[str, bool]:

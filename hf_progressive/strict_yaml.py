@@ -156,7 +156,8 @@ def build(cls: type[T], value: Any, path: str = "") -> T:
         The dataclass.
 
     Raises:
-        ValueError: A key is unknown or missing, or a value has the wrong type or is refused by the class.
+        ValueError: A key is unknown or missing, or a value has the wrong type or is refused by the class; all such
+            keys are listed, in one line.
     """
     where = path or "the top level"
     if not isinstance(value, Mapping):
@@ -164,15 +165,22 @@ def build(cls: type[T], value: Any, path: str = "") -> T:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     arguments = {}
+    problems = []
     for key, item in value.items():
         here = f"{path}.{key}" if path else str(key)
         if key not in fields:
-            raise ValueError(f"{here}: unknown key; {nearest(str(key), fields)}")
-        arguments[key] = convert(hints[key], item, here)
+            problems.append(f"{here}: unknown key; {nearest(str(key), fields)}")
+            continue
+        try:
+            arguments[key] = convert(hints[key], item, here)
+        except ValueError as error:
+            problems.append(str(error))
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in arguments:
-            raise ValueError(f"{where}: {name} is missing; it has no default")
+        if required and name not in value:
+            problems.append(f"{where}: {name} is missing; it has no default")
+    if problems:
+        raise ValueError("; ".join(problems))
     try:
         return cls(**arguments)
     except ValueError as error:

@@ -15,7 +15,7 @@ ROOMS = [
     "storage", "processes", "strict_yaml", "accelerators", "cluster", "host_reads", "config", "sizing", "growth",
     "phi", "data", "remote", "checkpoints", "finiteness", "stopping", "penalized_engine",
     "precision", "block_attention", "causal_loss", "trainer_arguments", "trainer",
-    "evaluation", "arm", "origin_plan", "ladder_plan", "memory", "evidence",
+    "evaluation", "arm", "preflight", "origin_plan", "ladder_plan", "memory", "evidence",
     "overhead", "speed",
     "pricing", "inheritance", "record", "takeover", "run_folder", "ladder", "study", "report", "hub", "cli",
     "__main__",
