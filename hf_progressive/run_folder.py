@@ -1,7 +1,6 @@
 """A run folder as one run's own: held against a second process, and against another configuration."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from accelerate import PartialState
 
 from hf_progressive import storage, strict_yaml
 from hf_progressive.config import LadderConfig
+from hf_progressive.locks import try_lock
 from hf_progressive.record import ladder_record
 
 
@@ -31,14 +31,9 @@ def exclusive(folder: Path, state: PartialState) -> Iterator[None]:
     if not state.is_main_process:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{folder}: another run is working in this folder; wait for it or choose another"
-            ) from None
+    with try_lock(folder / ".lock") as free:
+        if not free:
+            raise ValueError(f"{folder}: another run is working in this folder; wait for it or choose another")
         yield
 
 

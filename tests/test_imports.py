@@ -1,8 +1,11 @@
 """The house's order: a module imports only what stands above it, and importing the package loads nothing heavy."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ import hf_progressive
 PACKAGE = Path(hf_progressive.__file__).parent
 
 ROOMS = [
-    "storage", "processes", "strict_yaml", "accelerators", "cluster", "host_reads", "config", "sizing", "growth",
+    "storage", "locks",
+    "processes", "strict_yaml", "accelerators", "cluster", "host_reads", "config", "sizing", "growth",
     "phi", "data", "remote", "checkpoints", "finiteness", "stopping", "penalized_engine",
     "precision", "block_attention", "causal_loss", "trainer_arguments", "trainer",
     "evaluation", "arm", "preflight", "origin_plan", "ladder_plan", "memory", "evidence",
@@ -21,6 +25,8 @@ ROOMS = [
     "__main__",
 ]  # fmt: skip
 OF_EXTRAS = ["deepspeed", "tensorboard", "lm_eval", "hypothesis", "pytest", "_pytest"]
+OF_ONE_SYSTEM = {"fcntl", "grp", "msvcrt", "posix", "pwd", "resource", "termios", "winreg"}
+READ_BY_OTHERS = {"zstandard"}  # `datasets` opens .zst files with it
 STRANGERS = {("growth", "phi"), ("phi", "growth")}
 
 
@@ -36,6 +42,23 @@ def imported_rooms(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_progressive."):
             rooms.add(node.module.split(".")[1])
     return rooms
+
+
+def imported_packages(path: Path, *, everywhere: bool) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names} - {"hf_progressive"}
+
+
+def normal(requirement: str) -> str:
+    name = re.match(r"[\w.-]+", requirement)
+    assert name
+    return re.sub(r"[-_.]+", "-", name[0]).lower()
 
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
@@ -63,6 +86,27 @@ def test_nothing_heavy_is_loaded(statement: str, absent: list[str]) -> None:
     program = f"import sys; {statement}; print([name for name in {absent!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_every_import_is_declared_and_every_dependency_imported() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    always = {normal(requirement) for requirement in project["dependencies"]}
+    extras = {normal(r) for name, group in project["optional-dependencies"].items() if name != "dev" for r in group}
+    packages = metadata.packages_distributions()
+    used = set()
+    for path in [PACKAGE / "__init__.py", *MODULES]:
+        for name in imported_packages(path, everywhere=True) - sys.stdlib_module_names:
+            distributions = {normal(found) for found in packages[name]}
+            at_once = name in imported_packages(path, everywhere=False)
+            declared = distributions & (always if at_once else always | extras)
+            assert declared, f"{path.name} imports {name}, of {distributions}, which pyproject.toml does not declare"
+            used |= declared
+    assert always - used == READ_BY_OTHERS
+
+
+def test_no_module_needs_one_operating_system() -> None:
+    for path in MODULES:
+        assert not imported_packages(path, everywhere=True) & OF_ONE_SYSTEM, path
 
 
 def test_everything_loads_without_the_extras() -> None:

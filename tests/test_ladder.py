@@ -23,6 +23,7 @@ from hf_progressive.config import LadderConfig, load_ladder_config
 from hf_progressive.hub import prepare_publication
 from hf_progressive.ladder import RungResult, run_ladder
 from hf_progressive.ladder_plan import plan_ladder
+from hf_progressive.locks import try_lock
 from hf_progressive.pricing import Cluster, LadderPrice
 from hf_progressive.sizing import DIAL_FIELDS
 
@@ -393,12 +394,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, capsys: pytest.
 
 
 def test_a_second_run_in_the_same_folder_is_kept_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import fcntl
-
     path = write_ladder(tmp_path)
-    (tmp_path / "run").mkdir()
-    with open(tmp_path / "run" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with try_lock(tmp_path / "run" / ".lock"):
         assert "another run is working in this folder" in refused(
             capsys, str(path), "--output-dir", str(tmp_path / "run")
         )

@@ -9,11 +9,12 @@ from typing import Any
 from hf_progressive import storage
 from hf_progressive.config import StudyArmConfig, StudyConfig
 from hf_progressive.data import Corpus, prepare_corpus
+from hf_progressive.locks import wait_lock
 from hf_progressive.processes import current_processes
 from hf_progressive.study.folder import StudyFolder
 from hf_progressive.study.plan import StudyPlan, plan_study
 from hf_progressive.study.points import Point, transfer
-from hf_progressive.study.run import locked, run_study
+from hf_progressive.study.run import run_study
 from hf_progressive.study.work import Worker
 
 _COLD_FRACTIONS = (0.5, 1.0)
@@ -127,7 +128,7 @@ def check_instrument(config: StudyConfig, output_dir: str | os.PathLike[str]) ->
         failure = record["failed"][0]
         raise ValueError(f"{failure['task']}: {failure['reason']}; delete {root} and check again")
     corpus = prepare_corpus(ladder.data, ladder.model.context, root / "branches" / "data")
-    with locked(root / ".alone.lock"):
+    with wait_lock(root / ".alone.lock"):
         plain = _train_alone(plan_study(study, corpus.fingerprint), corpus, root / "alone")
     twins = next(row["points"] for row in record["cold"] if row["rung"] == ladder.rungs[1].name and row["seed"] == 0)
     branch = next(point for point in twins if point["fraction"] == _COLD_FRACTIONS[0])

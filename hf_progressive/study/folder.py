@@ -11,14 +11,13 @@ Weights are kept only as long as a task that is still to be done needs them.
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hf_progressive import storage
+from hf_progressive.locks import try_lock
 from hf_progressive.study.plan import StudyPlan
 from hf_progressive.study.tasks import Run, Start, Task
 
@@ -189,25 +188,16 @@ class StudyFolder:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    @contextlib.contextmanager
-    def lock(self, task: Task) -> Iterator[bool]:
+    def lock(self, task: Task) -> contextlib.AbstractContextManager[bool]:
         """Try to take a task, so that no other process does.
 
         Args:
             task: A start or a run.
 
-        Yields:
-            Whether it was free. The lock goes with the process, however it ends.
+        Returns:
+            A context that says whether it was free. The lock goes with the process, however it ends.
         """
-        path = self.root / "locks" / f"{task.name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        return try_lock(self.root / "locks" / f"{task.name}.lock")
 
 
 def _steps_of(folder: Path) -> list[int]:

@@ -1,11 +1,9 @@
 """Running a study: one process takes one task after the other until none is left; several may share a folder."""
 
-import contextlib
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import yaml
 from hf_progressive import storage
 from hf_progressive.config import StudyConfig
 from hf_progressive.data import prepare_corpus
+from hf_progressive.locks import agreed, wait_lock
 from hf_progressive.processes import current_processes
 from hf_progressive.study.folder import StudyFolder
 from hf_progressive.study.plan import plan_study
@@ -57,7 +56,11 @@ def run_study(
     ladder, root = config.ladder, Path(output_dir)
     plan_study(config, fingerprint="")  # what cannot be grown is said before anything is written
     state = current_processes()
-    with _claimed(root, config):
+    with agreed(root / CONFIG_NAME, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)) as alike:
+        if not alike:
+            raise ValueError(
+                f"{root}: processes with another configuration work in this folder; wait for them, or choose another"
+            )
         corpus = prepare_corpus(ladder.data, ladder.model.context, root / "data")
         plan = plan_study(config, corpus.fingerprint)
         folder = StudyFolder(root, plan)
@@ -65,7 +68,7 @@ def run_study(
         progress = Progress(folder)
 
         def write_record() -> dict[str, Any]:
-            with locked(root / ".record.lock"):
+            with wait_lock(root / ".record.lock"):
                 record = study_record(folder, corpus, state)
                 storage.write_json(root / RECORD_NAME, record)
             if on_record is not None:
@@ -134,40 +137,3 @@ def _carry_out(folder: StudyFolder, worker: Worker, task: Task, progress: Progre
         # One recipe that diverges must not end a search; the record says which, and deleting its result tries again.
         logger.warning("%s failed: %s", task.name, error)
         return {**failed, "failed": " ".join(str(error).split())}
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for a lock file, and hold it.
-
-    Args:
-        path: The file; it is created.
-
-    Yields:
-        Nothing; the lock is let go at the end of the block, or with the process.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _claimed(root: Path, config: StudyConfig) -> Iterator[None]:
-    # Hold the folder together with processes of the same configuration; alone, write the configuration into it.
-    root.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-    with open(root / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        else:
-            with storage.atomic_file(root / CONFIG_NAME) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        if (root / CONFIG_NAME).read_text(encoding="utf-8") != text:
-            raise ValueError(
-                f"{root}: processes with another configuration work in this folder; wait for them, or choose another"
-            )
-        yield
