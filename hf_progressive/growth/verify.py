@@ -169,6 +169,9 @@ def _random_tokens(vocabulary: int, sequences: int, length: int, seed: int) -> I
         yield torch.randint(vocabulary, (1, length), generator=generator)  # (1, length)
 
 
+_PRODUCTS = (Tensor.__matmul__, Tensor.matmul, torch.matmul)
+
+
 class _KeepFloat64(TorchFunctionMode):
     """Keep float64 tensors what they are where a model asks for float32, as stock RMS norms do inside."""
 
@@ -181,6 +184,8 @@ class _KeepFloat64(TorchFunctionMode):
                 return args[0]
             args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
             kwargs = {name: torch.float64 if arg is torch.float32 else arg for name, arg in kwargs.items()}
+            if func in _PRODUCTS:  # alone of the operations they do not take the wider type of the two
+                args = tuple(arg.double() if isinstance(arg, Tensor) else arg for arg in args)
         return func(*args, **kwargs)
 
 
