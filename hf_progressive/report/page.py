@@ -17,6 +17,7 @@ from hf_progressive.report.plot_penalty import draw_penalty, penalized
 from hf_progressive.report.quantities import NOTHING, duration
 from hf_progressive.report.reading import read_run
 from hf_progressive.report.records import Run, Rung
+from hf_progressive.report.speed import PLAN_NAME, priced_table, read_prices, speed_lines, speed_table
 from hf_progressive.report.table import Table, core_table, escape_markdown, rung_table, table_notes, totals_table
 from hf_progressive.report.totals import count_four_ways
 from hf_progressive.storage import atomic_file
@@ -75,7 +76,10 @@ def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     for plot, path in zip(plots, paths, strict=True):
         canvas.settle(plot.figure)
         canvas.write_png(plot.figure, path)
-    context = _context(run, findings, plots)
+    plan = folder / PLAN_NAME
+    context = _context(run, findings, plots) | {
+        "priced": priced_table(run.rungs, read_prices(plan)) if plan.is_file() else None
+    }
     markdown, html = folder / "report.md", folder / "report.html"
     for path in (markdown, html):
         text = render(f"{path.name}.j2", context)
@@ -133,6 +137,8 @@ def _context(run: Run, findings: Findings, plots: Sequence[_Plot]) -> dict[str, 
         "definitions": DEFINITIONS,
         "settings": _settings(run),
         "seconds": _seconds_table(run.rungs),
+        "speed": speed_table(run.rungs),
+        "speed_lines": speed_lines(run.rungs),
         "character": _CHARACTER,
     }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_progressive.report.records import ColdTwin, CoreScore, DataUse, Evaluation, Run, Rung, TakenFrom
+from hf_progressive.report.records import ColdTwin, CoreScore, DataUse, Evaluation, Run, Rung, TakenFrom, Throughput
 from hf_progressive.storage import read_json
 
 FORMAT = 1
@@ -100,6 +100,7 @@ def read_rung(path: str | os.PathLike[str]) -> Rung:
         ),
         core=record.optional("core", _core_score) if "core" in record.content else None,
         evaluation_flops=_known(record.get("flops", _mapping).get("evaluation")),
+        throughput=record.optional("throughput", _throughput) if "throughput" in record.content else None,
         seconds=_numbers(record.get("seconds", _mapping)),
     )
 
@@ -216,6 +217,19 @@ def _core_score(value: Any) -> CoreScore:
         score=_number(_entry(value, "score")),
         standard_error=_number(_entry(value, "standard_error")),
         tasks=tasks,
+    )
+
+
+def _throughput(value: Any) -> Throughput | None:
+    rate, mfu = _entry(value, "tokens_per_second"), _entry(value, "mfu")
+    if rate is None:  # continued after its last step
+        return None
+    return Throughput(
+        tokens_per_second=_number(rate),
+        mfu=None if mfu is None else _number(mfu),
+        device=_text(_entry(value, "device")),
+        processes=_whole(_entry(value, "processes")),
+        seconds=_numbers(_entry(value, "seconds")),
     )
 
 

@@ -83,6 +83,26 @@ class CoreScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """How fast a rung trained, evaluations and saving left out."""
+
+    tokens_per_second: float
+    """Training tokens per second, over all processes."""
+
+    mfu: float | None
+    """Model FLOPs utilisation: the share of the devices' peak; None where that is not known."""
+
+    device: str
+    """What one process computed on, by its driver's name."""
+
+    processes: int
+    """Processes that trained together."""
+
+    seconds: Mapping[str, float]
+    """Seconds of training, of evaluation and of saving; of a run that was continued, since then."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rung:
     """One trained model of the ladder."""
 
@@ -176,6 +196,9 @@ class Rung:
 
     evaluation_flops: float | None = None
     """FLOPs of validating while it trained, which `flops` leaves out; None in older records."""
+
+    throughput: Throughput | None = None
+    """How fast it trained; None where the record does not say, or where it was trained elsewhere."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by step of the work."""
