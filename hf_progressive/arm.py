@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, default_data_collator
 from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
@@ -25,13 +24,16 @@ from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, rung_blocks
 from hf_progressive.phi import InheritancePenalty
 from hf_progressive.precision import blocks_of_one_size, describe, device_settings, own_float32_products
+from hf_progressive.progress_bar import ProgressBar
 from hf_progressive.sizing import FORWARD_SHARE
+from hf_progressive.throughput import ThroughputMeter
 from hf_progressive.trainer import KeepStableCheckpoint, ProgressiveTrainer, newest_complete_checkpoint
 from hf_progressive.trainer_arguments import ProgressiveTrainingArguments, check_arguments
 
 logger = logging.getLogger(__name__)
 
 _LOGS_PER_RUN = 50
+_SPEEDS = ("tokens_per_second", "mfu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,9 @@ class ArmResult:
     computed_in: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Precision, compiled or not, TF32 or not, and kind of attention."""
 
+    throughput: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Tokens per second, MFU and where the time went (see `ThroughputMeter.summary`), with the speed at every log."""
+
 
 class _Milestones(TrainerCallback):
     """Evaluate, save and log at chosen steps, the last one included; in place of Trainer's `DefaultFlowCallback`."""
@@ -133,10 +138,6 @@ class _Milestones(TrainerCallback):
         spaced = frozenset(evenly_spaced(arm.steps, arm.training.checkpoints))
         self.checkpoints = spaced if arm.checkpoint_steps is None else arm.checkpoint_steps
         self.logs = evenly_spaced(arm.steps, _LOGS_PER_RUN)
-        self.evaluation_seconds = 0.0
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
-        self.evaluation_seconds += metrics["eval_runtime"]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_evaluate = state.global_step in self.evaluations
@@ -145,37 +146,6 @@ class _Milestones(TrainerCallback):
         control.should_log = state.global_step in self.logs
         control.should_training_stop = control.should_training_stop or state.global_step >= state.max_steps
         return control
-
-
-class _ProgressBar(TrainerCallback):
-    """One bar per arm: step, time left, training loss, validation bits per byte."""
-
-    def __init__(self, title: str, bits_per_nat_token: float) -> None:
-        self.title, self.bits_per_nat_token = title, bits_per_nat_token
-        self.bar: Any = None
-        self.shown: dict[str, str] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if self.bar is None or not logs:
-            return
-        if "loss" in logs:
-            self.shown["loss"] = f"{float(logs['loss']):.3f}"
-        if "eval_loss" in logs:
-            self.shown["bits/byte"] = f"{logs['eval_loss'] * self.bits_per_nat_token:.4f}"
-        self.bar.set_postfix(self.shown)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
 
 def evenly_spaced(steps: int, count: int) -> set[int]:
@@ -332,7 +302,6 @@ def _train(
     blocks_per_step = arm.training.batch_tokens // context
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arm.init, dtype=torch.float32)
     attend_without_masks(model, context)
-    milestones = _Milestones(arm)
     trainer = ProgressiveTrainer(
         model=model,
         args=args,
@@ -342,11 +311,18 @@ def _train(
         data_collator=default_data_collator,  # blocks are of one length: nothing to pad, and GPT-2 has no pad token
         penalty=penalty,
         callbacks=[
-            milestones,
-            _ProgressBar(arm.title, corpus.bits_per_nat_token),
+            _Milestones(arm),
+            ProgressBar(arm.title, corpus.bits_per_nat_token),
             *callbacks,
         ],
     )
+    meter = trainer.meter = ThroughputMeter(
+        step_tokens=arm.training.batch_tokens,
+        flops_per_token=arm.flops_per_token,
+        device=trainer.args.device,
+        processes=trainer.args.world_size,
+    )
+    trainer.add_callback(meter)
     if arm.stable is not None:
         _, warmdown = schedule_steps(arm.training, arm.steps, arm.warmup_steps)
         trainer.add_callback(KeepStableCheckpoint(trainer, arm.stable, step=arm.steps - warmdown))
@@ -360,14 +336,14 @@ def _train(
         logger.info("%s: continues from %s", arm.title, checkpoint.name)
     with blocks_of_one_size(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, branches=own is None)
-        result = _measure(arm, corpus, trainer)
-    seconds, validating = time.monotonic() - started, milestones.evaluation_seconds
-    return dataclasses.replace(result, seconds=seconds, evaluation_seconds=validating), trainer
+        return _measure(arm, corpus, trainer, meter, time.monotonic() - started), trainer
 
 
-def _measure(arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer) -> ArmResult:
+def _measure(
+    arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer, meter: ThroughputMeter, seconds: float
+) -> ArmResult:
     history: Sequence[dict[str, Any]] = trainer.state.log_history
-    curve, training_log = [], []
+    curve, training_log, speeds = [], [], []
     for entry in history:
         tokens = entry["step"] * arm.training.batch_tokens
         if "eval_loss" in entry:
@@ -381,7 +357,9 @@ def _measure(arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer) -> ArmResult
                 }
             )
         elif "loss" in entry:
-            training_log.append({key: storage.finite_or_none(value) for key, value in entry.items()})
+            # Speeds differ between equal runs; what they learned does not.
+            speeds.append({key: entry[key] for key in ("step", *_SPEEDS) if key in entry})
+            training_log.append({k: storage.finite_or_none(value) for k, value in entry.items() if k not in _SPEEDS})
     last = curve[-1]
     assert last["step"] == arm.steps, f"the last validation was at step {last['step']} of {arm.steps}"
     validated = len(curve) * len(corpus.validation) * corpus.context
@@ -392,8 +370,10 @@ def _measure(arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer) -> ArmResult
         flops=last["tokens"] * arm.flops_per_token,
         curve=curve,
         training_log=training_log,
-        seconds=0.0,
+        seconds=seconds,
         evaluation_tokens=validated,
         evaluation_flops=validated * arm.flops_per_token * FORWARD_SHARE,
         computed_in=describe(trainer),
+        evaluation_seconds=meter.seconds["evaluation"],
+        throughput={**meter.summary(), "log": speeds},
     )

@@ -143,6 +143,7 @@ def rung_record(
         "growth": growth,
         "estimates": estimates,
         "phi": _phi(config, parent) if parent else None,
+        "throughput": result.throughput,
         "seconds": dict(seconds),
     }
 
@@ -248,6 +249,7 @@ def _frame(
         "growth": None,
         "estimates": {},
         "phi": None,
+        "throughput": None,
         "seconds": {},
         "environment": environment(state),
     }

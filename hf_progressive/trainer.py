@@ -11,6 +11,7 @@ evaluation and whatever is saved.
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ from hf_progressive.phi.schedule import schedule_factor
 from hf_progressive.phi.step_log import StepLog
 from hf_progressive.stopping import Sigterm, StopVote
 from hf_progressive.storage import atomic_folder
+from hf_progressive.throughput import ThroughputMeter
 from hf_progressive.trainer_arguments import ProgressiveTrainingArguments
 
 __all__ = [
@@ -90,6 +92,8 @@ class ProgressiveTrainer(Trainer):
                 f"a penalty needs args of class ProgressiveTrainingArguments, got {type(self.args).__name__}"
             )
         self.penalty = penalty
+        self.meter: ThroughputMeter | None = None
+        """Adds the speed to every log of the loss; a callback of this trainer, where there is one."""
         self._phi_log = StepLog()
         self._watch = FiniteWatch(self.accelerator)
         self._finite_until = 0  # the last step after which all was known to be finite
@@ -233,6 +237,8 @@ class ProgressiveTrainer(Trainer):
         """
         if "loss" in logs:
             logs.update(self._phi_log.drain())
+            if self.meter is not None:
+                logs.update(self.meter.at_log(self.state.global_step))
         super().log(logs, *args, **kwargs)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -353,11 +359,14 @@ class ProgressiveTrainer(Trainer):
         Args:
             folder: Where to; replaced if it exists.
         """
+        started = time.monotonic()
         self._require_finite()
         with self._saved_whole(Path(folder)) as (staged, _):
             self.save_model(str(staged), _internal_call=True)
             if self.args.should_save:
                 (staged / _TRAINING_ARGUMENTS_NAME).unlink(missing_ok=True)
+        if self.meter is not None:
+            self.meter.saving(time.monotonic() - started)
 
     @contextmanager
     def _saved_whole(self, target: Path) -> Iterator[tuple[Path, dict[str, str]]]:

@@ -25,6 +25,7 @@ from hf_progressive.ladder import RungResult, run_ladder
 from hf_progressive.ladder_plan import plan_ladder
 from hf_progressive.locks import try_lock
 from hf_progressive.pricing import Cluster, LadderPrice
+from hf_progressive.report import read_run
 from hf_progressive.sizing import DIAL_FIELDS
 
 NAMES = [rung["name"] for rung in RUNGS]
@@ -47,9 +48,9 @@ def final_files(run: Path) -> dict[str, object]:
         for path in (path for path in final.rglob("*") if path.is_file()):
             found[path.relative_to(run).as_posix()] = path.read_bytes()
         record, manifest = (storage.read_json(final / file) for file in ("rung.json", storage.MANIFEST_NAME))
-        del record["seconds"], manifest["files"]["rung.json"]
+        del record["seconds"], record["throughput"], manifest["files"]["rung.json"]
         if record["cold"]:
-            del record["cold"]["seconds"]
+            del record["cold"]["seconds"], record["cold"]["throughput"]
         found |= {f"{name}/final/rung.json": record, f"{name}/final/{storage.MANIFEST_NAME}": manifest}
     return found
 
@@ -122,6 +123,31 @@ def test_the_record_adds_up(finished: tuple[Path, Path, list[RungResult]]) -> No
         saved = cold["flops"] - third["flops_to_match"]
         assert third["eta"] == pytest.approx(saved / third["flops"]["inherited"])
         assert third["saving"] == pytest.approx(saved / cold["flops"])
+
+
+def test_the_record_says_how_fast_it_trained_and_the_log_only_what_it_learned(
+    finished: tuple[Path, Path, list[RungResult]],
+) -> None:
+    _, run, results = finished
+    for record in (result.record for result in results):
+        speed, spent = record["throughput"], record["throughput"]["seconds"]
+        assert set(spent) == {"training", "evaluation", "saving"}
+        assert min(spent.values()) > 0
+        assert sum(spent.values()) <= record["seconds"]["train"] + record["seconds"].get("evaluate", 0.0)
+        assert speed["tokens"] == record["tokens"]
+        assert speed["tokens_per_second"] == pytest.approx(record["tokens"] / spent["training"])
+        assert (speed["mfu"], speed["device"], speed["processes"]) == (None, "cpu", 1)
+        assert [entry["step"] for entry in speed["log"]] == [entry["step"] for entry in record["training_log"]]
+        assert all(entry["tokens_per_second"] > 0 for entry in speed["log"])
+        assert not any("tokens_per_second" in entry for entry in record["training_log"])
+        # The speeds of the stretches between logs are those of the whole.
+        steps = [0] + [entry["step"] for entry in speed["log"]]
+        stretches = [
+            (after - before) * 128 / entry["tokens_per_second"]
+            for before, after, entry in zip(steps, steps[1:], speed["log"], strict=False)
+        ]
+        assert sum(stretches) == pytest.approx(spent["training"], rel=0.2, abs=0.2)
+    assert len(read_run(run).rungs) == len(results)
 
 
 def test_nothing_published_tells_where_the_run_lay(finished: tuple[Path, Path, list[RungResult]]) -> None:
