@@ -50,7 +50,8 @@ def final_files(run: Path) -> dict[str, object]:
         record, manifest = (storage.read_json(final / file) for file in ("rung.json", storage.MANIFEST_NAME))
         del record["seconds"], record["throughput"], manifest["files"]["rung.json"]
         if record["cold"]:
-            del record["cold"]["seconds"], record["cold"]["throughput"]
+            for times in ("seconds", "evaluation_seconds", "throughput"):
+                del record["cold"][times]
         found |= {f"{name}/final/rung.json": record, f"{name}/final/{storage.MANIFEST_NAME}": manifest}
     return found
 
