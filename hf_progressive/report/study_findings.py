@@ -250,7 +250,9 @@ def _certainty(study: Record) -> list[str]:
         gaps = ", ".join(f"{rung['child']} by {significant(rung['gap_as_trained']['mean'], 2)}" for rung in short)
         sentences.append(f"As trained to be parents, these stayed above their twins in bits per byte: {gaps}.")
     elif len(rungs) > 1:
-        sentences.append("Every model between was, as trained, at least as good as its cold twin.")
+        sentences.append(
+            "On the mean over seeds, every model between was, as trained, at least as good as its cold twin."
+        )
     sentences += _phi_verdict(headline["phi_effect"])
     sentences += _rate_sentences(study)
     sentences += _data_sentences(study)
