@@ -23,6 +23,8 @@ from hf_progressive.config.credentials import without_tokens
 
 EXIT_DONE, EXIT_CHECK_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
+_ASSUMED_GPU, _ASSUMED_MFU, _MEASURED_SECONDS = "h100", 0.4, 60.0  # of `plan`
+
 _SECONDS_BETWEEN_REPORTS = 600.0  # drawing one takes seconds, which a small ladder would pay at every rung
 
 Outcome = tuple[int, dict[str, Any]]
@@ -77,10 +79,24 @@ def _plan(options: argparse.Namespace) -> Outcome:
     from hf_progressive.pricing import Cluster, LadderPrice, read_evidence
     from hf_progressive.report import price_table, write_prices
 
-    cluster = Cluster.of(options.gpu, count=options.gpus, mfu=options.mfu, price=options.price)
+    config = load_ladder_config(options.config, options.set)
+    mfu = _ASSUMED_MFU if options.mfu is None else options.mfu
+    cluster = Cluster.of(options.gpu or _ASSUMED_GPU, count=options.gpus, mfu=mfu, price=options.price)
+    plan = plan_ladder(config, processes=options.gpus)
+    measurement = None
+    if options.measure is not None:
+        from hf_progressive.measure import measure_ladder
+
+        if options.mfu is not None:
+            raise ValueError("mfu: --measure finds it; give one of the two")
+        folder = options.output_dir or Path("runs") / config.name
+        measurement = measure_ladder(plan, processes=options.gpus, seconds=options.measure, folder=folder)
+        gpu = cluster.gpu if options.gpu else measurement.device
+        cluster = dataclasses.replace(cluster, gpu=gpu, mfu=None)
     price = LadderPrice(
-        plan=plan_ladder(load_ladder_config(options.config, options.set), processes=options.gpus),
+        plan=plan,
         cluster=cluster,
+        measurement=measurement,
         evidence=read_evidence(options.recipe_eta) if options.recipe_eta else None,
         budget_dollars=options.budget_dollars,
         budget_hours=options.budget_hours,
@@ -270,9 +286,22 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
     plan.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY.PATH=VALUE", help="overrides")
     plan.add_argument("--gpus", type=int, default=1, metavar="N", help="number of accelerators (default: 1)")
-    plan.add_argument("--gpu", default="h100", metavar="NAME", help="their kind (default: h100)")
     plan.add_argument(
-        "--mfu", type=float, default=0.4, help="share of their peak that training reaches (default: 0.4)"
+        "--gpu", metavar="NAME", help=f"their kind (default: {_ASSUMED_GPU}; with --measure, what is at hand)"
+    )
+    plan.add_argument(
+        "--mfu", type=float, help=f"share of their peak that training reaches (default: {_ASSUMED_MFU:g})"
+    )
+    plan.add_argument(
+        "--measure",
+        nargs="?",
+        type=float,
+        const=_MEASURED_SECONDS,
+        metavar="SECONDS",
+        help=f"time real steps on this machine, and price by them: SECONDS a rung (default: {_MEASURED_SECONDS:g})",
+    )
+    plan.add_argument(
+        "--output-dir", metavar="DIR", help="the run folder, in whose file system --measure times saving"
     )
     plan.add_argument("--price", type=float, metavar="DOLLARS", help="price of one accelerator for an hour")
     plan.add_argument(

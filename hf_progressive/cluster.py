@@ -16,8 +16,9 @@ class Cluster:
     count: int = 8
     """How many."""
 
-    mfu: float = 0.4
-    """Model FLOPs utilisation: the share of the peak that a training step reaches, by `flops_per_token`'s count."""
+    mfu: float | None = 0.4
+    """Model FLOPs utilisation that is assumed: the share of the peak that a training step reaches, by
+    `flops_per_token`'s count; None where speeds are measured."""
 
     price: float | None = None
     """Dollars per accelerator and hour; None prices nothing."""
@@ -25,19 +26,19 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"gpus: {self.count} is below 1")
-        if not 0 < self.mfu <= 1:
+        if self.mfu is not None and not 0 < self.mfu <= 1:
             raise ValueError(f"mfu: {self.mfu} is not in (0, 1]")
         if self.price is not None and not 0 <= self.price < float("inf"):
             raise ValueError(f"price: {self.price} is not a number of dollars of 0 or more")
 
     @classmethod
-    def of(cls, gpu: str, *, count: int, mfu: float, price: float | None) -> "Cluster":
+    def of(cls, gpu: str, *, count: int, mfu: float | None, price: float | None) -> "Cluster":
         """Build a cluster from the name of its accelerators.
 
         Args:
             gpu: A name in `GPUS`.
             count: How many.
-            mfu: Model FLOPs utilisation.
+            mfu: Model FLOPs utilisation; None where speeds are measured.
             price: Dollars per accelerator and hour.
 
         Returns:
@@ -63,6 +64,7 @@ class Cluster:
         4.0
         """
         assert self.gpu.peak_flops is not None
+        assert self.mfu is not None
         return flops / (self.count * self.gpu.peak_flops * self.mfu) / 3600
 
     def dollars(self, flops: float) -> float | None:

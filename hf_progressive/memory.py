@@ -174,3 +174,18 @@ def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher:
     """
     weights = _WEIGHT * (3 if stable else 2)  # initial, final, and those from before the warm-down
     return parameters * (checkpoints * (_WEIGHT + _MOMENTS) + weights + (_FISHER if with_fisher else 0))
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """Return the bytes of a checkpoint for resuming: weights and AdamW's moments.
+
+    Args:
+        parameters: The model's parameters.
+
+    Returns:
+        Bytes.
+
+    >>> checkpoint_bytes(1000)
+    12000
+    """
+    return parameters * (_WEIGHT + _MOMENTS)

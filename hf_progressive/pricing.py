@@ -252,7 +252,7 @@ class _RungPrice:
     def _memory(self) -> dict[str, Any]:
         config, cluster, rung = self.config, self.price.cluster, self.rung
         size, accumulation = micro_batches(config.training, config.model.context, cluster.count)
-        per_sequence = sequence_bytes(config, rung)
+        per_sequence = sequence_bytes(config, rung, on_gpu=cluster.gpu.name != "cpu")
         state = penalty_state(config, rung)
         total = rung.parameters.total
         room = _USABLE_MEMORY * cluster.gpu.memory_gb * 1e9 - training_bytes(

@@ -64,6 +64,9 @@ class Measurement:
     skipped: dict[str, str]
     """Why the others were not, by name."""
 
+    without: tuple[str, ...] = ()
+    """Arguments of the configuration that steps were timed without: those of several processes and of real data."""
+
     saving_bytes_per_second: float
     """How fast a checkpoint is written, made durable and digested."""
 
@@ -131,6 +134,7 @@ def speeds(plan: LadderPlan, cluster: Cluster, measurement: Measurement | None) 
     peak = cluster.gpu.peak_flops
     if measurement is None:
         assert peak is not None
+        assert cluster.mfu is not None
         rate = peak * cluster.mfu
         return [Speed(training=rate, forward=rate, basis="assumed", mfu=cluster.mfu) for _ in plan.rungs]
     scale = _scale(cluster, measurement)

@@ -21,7 +21,7 @@ ROOMS = [
     "precision", "block_attention", "causal_loss", "trainer_arguments",
     "throughput", "progress_bar", "trainer",
     "evaluation", "arm", "preflight", "origin_plan", "ladder_plan", "memory", "evidence",
-    "overhead", "speed",
+    "overhead", "speed", "measure",
     "pricing", "inheritance", "record", "takeover", "run_folder", "ladder", "study", "report", "hub", "cli",
     "__main__",
 ]  # fmt: skip

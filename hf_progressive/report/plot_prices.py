@@ -76,7 +76,8 @@ class _Scale:
         inherited = (
             "inherited, as configured" if evidence is None else f"inherited, to match at η = {evidence['eta']:.3g}"
         )
-        subtitle = f"{cluster['count']} × {cluster['gpu']['name']}, {cluster['mfu']:.0%} MFU"
+        speed = "measured" if cluster["mfu"] is None else f"{cluster['mfu']:.0%} MFU"
+        subtitle = f"{cluster['count']} × {cluster['gpu']['name']}, {speed}"
         if cluster["price"] is not None:
             return cls("dollars", 1.0, "dollars", f"{subtitle}, ${cluster['price']:g} per GPU-hour", inherited)
         unit = FlopUnit.for_values([record["family"]["cold"]["flops"]])

@@ -22,7 +22,7 @@ def price_table(record: Mapping[str, Any]) -> str:
         A line per rung, the family's prices, and what does not fit.
     """
     rungs = Table(groups=(), header=_HEADER, rows=tuple(_row(rung) for rung in record["rungs"]))
-    return "\n".join([rungs.plain(), "", *_family(record), *_budget(record), *_misfits(record)])
+    return "\n".join([rungs.plain(), "", *_family(record), *_budget(record), *_measured(record), *_misfits(record)])
 
 
 def _row(rung: Mapping[str, Any]) -> tuple[str, ...]:
@@ -101,6 +101,41 @@ def _described(evidence: Mapping[str, Any]) -> str:
 def _priced(cost: Mapping[str, Any]) -> str:
     dollars = "" if cost["dollars"] is None else f"  ${cost['dollars']:>8.2f}"
     return f"{cost['flops']:>9.3g} FLOPs  {cost['hours']:>7.3g} h{dollars}"
+
+
+def _measured(record: Mapping[str, Any]) -> list[str]:
+    measurement = record["measurement"]
+    if measurement is None:
+        return []
+    device = measurement["device"]["name"]
+    lines = [f"measured on one {device}, {measurement['seconds']:g} s a rung, random tokens:"]
+    for entry in measurement["rungs"]:
+        mfu = "" if entry["mfu"] is None else f", {entry['mfu']:.1%} MFU"
+        peak, predicted = entry["peak_bytes"], f"{entry['predicted_bytes'] / 1e9:.3g} GB predicted"
+        memory = f"memory {predicted}, not counted on this device"
+        if peak is not None:
+            memory = f"{peak / 1e9:.3g} GB of memory at the most, {predicted}"
+        lines.append(
+            f"  {entry['name']}: {entry['tokens_per_second']:,.0f} tokens/s{mfu}, validation"
+            f" {entry['evaluation_tokens_per_second']:,.0f}; median of {entry['steps']} steps; {memory}"
+        )
+    if measurement["without"]:
+        lines.append(f"  timed without {', '.join(measurement['without'])}")
+    saving = measurement["saving_bytes_per_second"] / 1e9
+    lines.append(f"  saving: {saving:.3g} GB/s written, made durable and digested in {measurement['folder']}")
+    guessed = [rung for rung in record["rungs"] if rung["speed"]["basis"] != "measured"]
+    lines += [f"  {rung['name']}: extrapolated{_guess(rung, measurement)}" for rung in guessed]
+    if record["cluster"]["count"] > 1:
+        count = record["cluster"]["count"]
+        lines.append(f"  extrapolated to {count}: taken as {count} times one, with nothing lost between them")
+    return lines
+
+
+def _guess(rung: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
+    source, reason = rung["speed"]["source"], measurement["skipped"].get(rung["name"])
+    here = measurement["device"]["name"]
+    text = f" from {source}'s FLOPs per second on the {here}"
+    return text if reason is None else f"{text}, because {reason}"
 
 
 def _budget(record: Mapping[str, Any]) -> list[str]:
