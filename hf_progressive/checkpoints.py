@@ -4,11 +4,13 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from hf_progressive import storage
 from hf_progressive.phi.penalty import InheritancePenalty
 from hf_progressive.phi.stored import DESCRIPTION_NAME, save_penalty
 from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete, read_json
@@ -124,15 +126,18 @@ def rotate(written: Path, limit: int | None, best: str | None) -> None:
             shutil.rmtree(path)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process was writing, which never stands under a checkpoint's own name.
+def remove_leftovers(folder: Path, *, spared: Collection[str] = ()) -> None:
+    """Delete what killed processes were writing, which never stands under a checkpoint's own name.
 
     Args:
-        folder: A Trainer's `output_dir`.
+        folder: A Trainer's `output_dir`, or a run folder, in which no other process trains.
+        spared: Names of folders directly below it that are not looked into.
     """
-    shutil.rmtree(folder / STAGING_NAME, ignore_errors=True)
-    for path in folder.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+    storage.remove_leftovers(folder, spared=spared)
+    for place, folders, _ in os.walk(folder):
+        if STAGING_NAME in folders:
+            folders.remove(STAGING_NAME)
+            shutil.rmtree(Path(place, STAGING_NAME), ignore_errors=True)
 
 
 def keep_penalty(penalty: InheritancePenalty, folder: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from hf_progressive import __version__, strict_yaml
 from hf_progressive.config.credentials import without_tokens
+from hf_progressive.full_disk import FullDiskNamed
 
 # Imports of torch and transformers stand inside the commands: `--help` answers at once without them.
 
@@ -371,7 +372,8 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
     """
     _quieten()
     try:
-        code, record = run(options)
+        with FullDiskNamed(Path.cwd()):
+            code, record = run(options)
     except (ValueError, OSError) as error:
         return _fail(error, EXIT_BAD_INPUT)
     except FloatingPointError as error:

@@ -24,6 +24,7 @@ from hf_progressive.checkpoints import write_fresh
 from hf_progressive.config import LadderConfig
 from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.evaluation.core import evaluate_core
+from hf_progressive.full_disk import FullDiskNamed
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.inheritance import estimate_inheritance, load_penalty
 from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
@@ -89,7 +90,7 @@ def run_ladder(
     first = folder / config.rungs[0].name / "final"
     taken = first if storage.is_complete(first) else None
     plan = plan_ladder(config, taken, processes=state.num_processes)
-    with exclusive(folder, state):
+    with FullDiskNamed(folder), exclusive(folder, state):
         claim(folder, config, state)
         with state.main_process_first():
             corpus = prepare_corpus(config.corpus, config.model.context, folder / "data")
@@ -126,9 +127,10 @@ class _Run:
 
     def train_rung(self, rung: RungPlan) -> None:
         """Grow, verify, train, estimate and record one rung, unless that is done."""
-        if storage.is_complete(self.final(rung.name)):
-            return
         folder = self.folder / rung.name
+        if storage.is_complete(self.final(rung.name)):
+            self._drop_trained(folder)
+            return
         started = time.monotonic()
         self._initialize(rung, folder / "init")
         seconds = {"grow": time.monotonic() - started}
@@ -163,12 +165,13 @@ class _Run:
                 state=self.state,
             )
             self._publish(rung.name, source=folder / "trained", record=record)
-            shutil.rmtree(folder / "trained")
+        self._drop_trained(folder)
         self._recorded()
 
     def take_over(self, rung: RungPlan) -> None:
         """Make a model trained elsewhere the first rung, unless that is done."""
         if storage.is_complete(self.final(rung.name)):
+            self._drop_trained(self.folder / rung.name)
             return
         folder, started = self.folder / rung.name / "trained", time.monotonic()
         with self.state.main_process_first():
@@ -201,8 +204,13 @@ class _Run:
                 state=self.state,
             )
             self._publish(rung.name, source=folder, record=record)
-            shutil.rmtree(folder)
+        self._drop_trained(folder.parent)
         self._recorded()
+
+    def _drop_trained(self, folder: Path) -> None:
+        # Its files stand in final/ too; a kill may have come between the two.
+        if self.state.is_main_process:
+            shutil.rmtree(folder / "trained", ignore_errors=True)
 
     @property
     def _source(self) -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ import yaml
 from accelerate import PartialState
 
 from hf_progressive import storage, strict_yaml
+from hf_progressive.checkpoints import remove_leftovers
 from hf_progressive.config import LadderConfig
 from hf_progressive.locks import try_lock
 from hf_progressive.record import ladder_record
@@ -34,6 +35,7 @@ def exclusive(folder: Path, state: PartialState) -> Iterator[None]:
     with try_lock(folder / ".lock") as free:
         if not free:
             raise ValueError(f"{folder}: another run is working in this folder; wait for it or choose another")
+        remove_leftovers(folder, spared=("data",))  # the corpus has a lock of its own
         yield
 
 

@@ -5,28 +5,36 @@ the disk and renamed. A folder is filled under a temporary name, a manifest with
 files is added last, and the whole is renamed. A reader that finds the name therefore finds complete content, and
 `check_manifest` tells a bit flip, which the safetensors format itself does not notice, from sound data.
 
+A killed process leaves its temporary names behind. While a folder is being filled, a lock file beside it is held, so
+that `remove_leftovers` tells the leftovers of the dead from the work of the living.
+
 This module imports neither torch nor transformers.
 """
 
 import contextlib
 import ctypes
-import errno
+import glob
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hf_progressive.full_disk import FullDiskNamed
 
 MANIFEST_NAME = "manifest.json"
 """Name of the manifest inside a folder written by `atomic_folder`."""
 
 _HASH_CHUNK_BYTES = 1 << 22
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _AT_FDCWD = -100  # linux/fcntl.h: a path is relative to the working directory
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -83,10 +91,11 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(target)
     try:
-        yield temporary
-        fsync_path(temporary)
-        os.replace(temporary, target)
-        fsync_path(target.parent)
+        with FullDiskNamed(target):
+            yield temporary
+            fsync_path(temporary)
+            os.replace(temporary, target)
+            fsync_path(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -116,13 +125,21 @@ def atomic_folder(
         remedy = "choose another folder, or allow it to be overwritten" if target.is_dir() else "it is not a folder"
         raise FileExistsError(f"{target} exists already; {remedy}")
     temporary = _temporary_sibling(target)
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{target}: cannot be created ({error.strerror}); choose a folder on a disk you may write to"
-        ) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(FullDiskNamed(target))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+                _remove_unless_held(leftover)
+            stack.enter_context(_held(temporary))
+            temporary.mkdir()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{target}: cannot be created ({error.strerror}); choose a folder on a disk you may write to",
+            ) from error
+        # Holds the unfinished folder after an error, the replaced one after an exchange.
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         yield temporary
         write_manifest(temporary, sha256=sha256)
         if not target.exists():
@@ -130,16 +147,60 @@ def atomic_folder(
         elif not _exchange(temporary, target):
             _replace_in_two_steps(temporary, target)
         fsync_path(target.parent)
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise OSError(
-            error.errno,
-            f"{target}: {error.strerror}; free some space or choose another disk, nothing was changed here",
-        ) from error
+
+
+@contextlib.contextmanager
+def _held(temporary: Path) -> Iterator[None]:
+    # The lock is taken before there is a folder and let go when there is none: a folder without one is dead.
+    _lock_file(temporary).touch()  # FileLock would try for ever where no file can be made
+    lock = FileLock(_lock_file(temporary))
+    lock.acquire(blocking=False)
+    try:
+        yield
     finally:
-        # Holds the unfinished folder after an error, the replaced one after an exchange.
+        with contextlib.suppress(OSError):  # Windows removes it on release, and not before
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _lock_file(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}.lock")
+
+
+def _remove_unless_held(temporary: Path) -> None:
+    if not _TEMPORARY.fullmatch(temporary.name):
+        return
+    lock = FileLock(_lock_file(temporary))
+    with contextlib.suppress(Timeout):
+        lock.acquire(blocking=False)
+    if lock.is_locked:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def remove_leftovers(folder: str | os.PathLike[str], *, spared: Collection[str] = ()) -> None:
+    """Delete what processes that were killed had begun to write below a folder, and not what a living one writes.
+
+    Args:
+        folder: A folder in which nobody writes single files meanwhile: their temporary names all go. A folder that
+            `atomic_folder` is filling stays.
+        spared: Names of folders directly below it that are not looked into.
+    """
+    root = Path(folder)
+    for place, folders, files in os.walk(root):
+        for name in files:
+            if (
+                _TEMPORARY.fullmatch(name.removesuffix(".lock"))
+                and not Path(place, name.removesuffix(".lock")).is_dir()
+            ):
+                Path(place, name).unlink(missing_ok=True)
+        for name in [name for name in folders if _TEMPORARY.fullmatch(name)]:
+            _remove_unless_held(Path(place, name))
+            folders.remove(name)
+        if place == os.fspath(root):
+            folders[:] = [name for name in folders if name not in spared]
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -8,6 +8,7 @@ Between two logs the host reads nothing from the device. Whether all is finite i
 evaluation and whatever is saved.
 """
 
+import math
 import os
 import shutil
 import signal
@@ -35,6 +36,7 @@ from hf_progressive.checkpoints import (
     rotate,
 )
 from hf_progressive.finiteness import GRADIENT, LOSS, PENALTY, FiniteWatch
+from hf_progressive.full_disk import FullDiskNamed
 from hf_progressive.penalized_engine import PenalizedEngine
 from hf_progressive.phi.penalty import InheritancePenalty
 from hf_progressive.phi.schedule import schedule_factor
@@ -303,6 +305,13 @@ class ProgressiveTrainer(Trainer):
             self._require_finite()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics: dict[str, float] = super()._evaluate(*args, **kwargs)
+        for name, value in metrics.items():  # numbers of the host, the same on every process
+            if name.endswith("_loss") and not math.isfinite(value):
+                raise self._non_finite(f"the validation's {name}", self.state.global_step, self.state.global_step)
+        return metrics
+
     def _require_finite(self) -> None:
         """Raise unless all that was computed since the last call is finite, and the weights; every process must call.
 
@@ -376,12 +385,18 @@ class ProgressiveTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(staged, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        yield staged, known
+        try:
+            with FullDiskNamed(target):
+                yield staged, known
+        except OSError:
+            shutil.rmtree(staged.parent, ignore_errors=True)  # what does not fit must not fill the disk
+            raise
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with atomic_folder(target, overwrite=True, sha256=known) as empty:
-                os.replace(staged, empty)
-            staged.parent.rmdir()
+                for path in staged.iterdir():
+                    os.replace(path, empty / path.name)
+            shutil.rmtree(staged.parent)
         self.accelerator.wait_for_everyone()
 
 

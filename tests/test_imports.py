@@ -15,7 +15,7 @@ import hf_progressive
 PACKAGE = Path(hf_progressive.__file__).parent
 
 ROOMS = [
-    "storage", "locks",
+    "full_disk", "storage", "locks",
     "processes", "strict_yaml", "accelerators", "cluster", "host_reads", "config", "sizing", "growth",
     "phi", "data", "remote", "checkpoints", "finiteness", "stopping", "penalized_engine",
     "precision", "block_attention", "causal_loss", "trainer_arguments",

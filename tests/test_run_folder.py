@@ -9,7 +9,7 @@ from ladder_fixtures import write_ladder
 from hf_progressive import storage
 from hf_progressive.config import LadderConfig, load_ladder_config
 from hf_progressive.processes import current_processes
-from hf_progressive.run_folder import claim
+from hf_progressive.run_folder import claim, exclusive
 
 
 @pytest.fixture
@@ -40,3 +40,14 @@ def test_a_key_that_is_no_more_is_named(config: LadderConfig, tmp_path: Path) ->
     begun(config, tmp_path / "run", lambda remembered: remembered["training"].update(warp=9))
     with pytest.raises(ValueError, match=r"training\.warp: 9 there, None here"):
         claim(tmp_path / "run", config, current_processes())
+
+
+def test_whoever_holds_the_folder_removes_what_killed_runs_left(tmp_path: Path) -> None:
+    leftovers = ("l1/.init.0123abcd.tmp", "l1/checkpoints/.saving", "l1/cold/checkpoints/.checkpoint-3.0123abcd.tmp",
+                 "l1/.saving", ".ladder.json.0123abcd.tmp")  # fmt: skip
+    kept = ("l1/checkpoints/checkpoint-3", "data/.tokenizer.0123abcd.tmp")
+    for name in (*leftovers, *kept):
+        (tmp_path / name / "sub").mkdir(parents=True)
+    with exclusive(tmp_path, current_processes()):
+        assert not any((tmp_path / name).exists() for name in leftovers)
+        assert all((tmp_path / name).exists() for name in kept)

@@ -174,6 +174,46 @@ def test_without_an_exchange_a_failing_move_brings_the_old_folder_back(tmp_path,
     assert names(tmp_path) == ["out"]
 
 
+WRITE_AND_WAIT = """
+import sys, time
+from hf_progressive.storage import atomic_folder
+with atomic_folder(sys.argv[1], overwrite=True) as folder:
+    (folder / "weights").write_text("half")
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+def writing(target):
+    """Start a process that is in the middle of writing a folder."""
+    process = subprocess.Popen([sys.executable, "-c", WRITE_AND_WAIT, target], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+
+def test_leftovers_of_the_dead_go_and_the_work_of_the_living_stays(tmp_path):
+    dead, living = writing(tmp_path / "out"), writing(tmp_path / "out")
+    other = writing(tmp_path / "other")
+    for process in (dead, other):
+        process.kill()
+        process.wait()
+    assert len(list(tmp_path.glob(".*.tmp"))) == 3
+    fill(tmp_path / "out")
+    assert len(list(tmp_path.glob(".out.*.tmp"))) == 1, "what was killed is gone, what is being written is not"
+    (tmp_path / ".x.json.01234567.tmp").touch()
+    (tmp_path / "deep" / ".old.01234567.tmp").mkdir(parents=True)  # of a version without locks
+    (tmp_path / "data" / ".own.01234567.tmp").mkdir(parents=True)
+    (tmp_path / ".hidden.tmp").touch()
+    storage.remove_leftovers(tmp_path, spared=["data"])
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.tmp"))
+    assert [name for name in left if not name.startswith(".out.")] == [".hidden.tmp", "data/.own.01234567.tmp"]
+    assert len(left) == 3
+    living.kill()
+    living.wait()
+    storage.remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".hidden.tmp", "data", "deep", "out"]
+
+
 def test_a_write_that_fails_leaves_the_old_folder(tmp_path):
     target = fill(tmp_path / "out", "old")
     code = (
@@ -183,14 +223,14 @@ def test_a_write_that_fails_leaves_the_old_folder(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert "out: File too large; free some space or choose another disk, nothing was changed" in run.stderr
+    assert "out: File too large (disk at /" in run.stderr
     assert (target / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["out"]
 
 
 def test_a_folder_that_cannot_be_created_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"out: cannot be created \(Not a directory\); choose a folder") as raised:
+    with pytest.raises(OSError, match=r"out: cannot be created \(File exists\); choose a folder") as raised:
         fill(tmp_path / "file" / "out")
     assert "\n" not in str(raised.value)
     with pytest.raises(OSError, match="out: cannot be created"):

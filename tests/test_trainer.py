@@ -319,6 +319,23 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_anything_is_kept(tmp
     assert not any("eval_loss" in entry for entry in trainer.state.log_history)
 
 
+def test_a_checkpoint_whose_validation_was_not_finite_is_not_kept(tmp_path):
+    """The weights and the training loss are finite, the validation's documents overflow."""
+
+    class Overflowing(ProgressiveTrainer):
+        def prediction_step(self, *args, **kwargs):
+            loss, logits, labels = super().prediction_step(*args, **kwargs)
+            return (loss * float("nan") if self.state.global_step == 4 else loss), logits, labels
+
+    args = arguments(tmp_path, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2)
+    trainer = Overflowing(build_model(), args, train_dataset=Blocks(), eval_dataset=Blocks(8))
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.train()
+    last = tmp_path / "checkpoint-2"
+    assert str(caught.value) == f"step 4: the validation's eval_loss is not finite; the last good checkpoint is {last}"
+    assert newest_complete_checkpoint(tmp_path) == last
+
+
 @pytest.mark.parametrize("what", ["the gradient", "a weight", "Φ"])
 def test_weights_that_the_last_step_spoiled_are_not_saved(tmp_path, what):
     """The loss of the step was finite: the next one would tell, after the checkpoint."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_progressive import storage
+from hf_progressive.checkpoints import remove_leftovers
 from hf_progressive.locks import try_lock
 from hf_progressive.study.plan import StudyPlan
 from hf_progressive.study.tasks import Run, Start, Task
@@ -187,6 +188,14 @@ class StudyFolder:
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed processes were writing: of tasks that no living one works on."""
+        for task in self.plan.tasks:
+            if self.weights(task).exists():
+                with self.lock(task) as free:
+                    if free:
+                        remove_leftovers(self.weights(task))
 
     def lock(self, task: Task) -> contextlib.AbstractContextManager[bool]:
         """Try to take a task, so that no other process does.

@@ -12,6 +12,7 @@ import yaml
 from hf_progressive import storage
 from hf_progressive.config import StudyConfig
 from hf_progressive.data import prepare_corpus
+from hf_progressive.full_disk import FullDiskNamed
 from hf_progressive.locks import agreed, wait_lock
 from hf_progressive.processes import current_processes
 from hf_progressive.study.folder import StudyFolder
@@ -56,7 +57,10 @@ def run_study(
     ladder, root = config.ladder, Path(output_dir)
     plan_study(config, fingerprint="")  # what cannot be grown is said before anything is written
     state = current_processes()
-    with agreed(root / CONFIG_NAME, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)) as alike:
+    with (
+        FullDiskNamed(root),
+        agreed(root / CONFIG_NAME, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)) as alike,
+    ):
         if not alike:
             raise ValueError(
                 f"{root}: processes with another configuration work in this folder; wait for them, or choose another"
@@ -64,6 +68,7 @@ def run_study(
         corpus = prepare_corpus(ladder.data, ladder.model.context, root / "data")
         plan = plan_study(config, corpus.fingerprint)
         folder = StudyFolder(root, plan)
+        folder.remove_leftovers()
         worker = Worker(folder=folder, corpus=corpus, state=state)
         progress = Progress(folder)
 
