@@ -393,7 +393,7 @@ def _quieten() -> None:
     logging.getLogger("hf_progressive").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # our own message names the file
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
@@ -401,8 +401,16 @@ def _fail(error: Exception, code: int) -> int:
     if os.environ.get("HF_PROGRESSIVE_TRACEBACK"):
         raise error
     if _is_main_process():
-        _say(f"hf-progressive: error: {without_tokens(' '.join(str(error).split()))}")
+        _say(f"hf-progressive: error: {without_tokens(_in_one_line(error))}")
     return code
+
+
+def _in_one_line(error: Exception) -> str:
+    # A data loader wraps what its worker raised into a text that ends with the traceback's last line.
+    text = str(error).strip()
+    if text.startswith("Caught ") and " in DataLoader worker process " in text.partition("\n")[0]:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
 
 
 def _is_main_process() -> bool:

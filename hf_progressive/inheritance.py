@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch.utils.data import IterableDataset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
@@ -192,8 +191,7 @@ class _Estimator:
 def _read(corpus: Corpus, indices: range) -> list[torch.Tensor]:
     # Token ids of consecutive blocks, each (T,), of a corpus at hand or a streamed one.
     blocks = rung_blocks(corpus, indices.start, len(indices))
-    items = blocks if isinstance(blocks, IterableDataset) else (blocks[i] for i in range(len(indices)))
-    return [torch.as_tensor(item["input_ids"]) for item in items]
+    return [blocks[i]["input_ids"] for i in range(len(indices))]
 
 
 def load_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) -> InheritancePenalty | None:

@@ -22,7 +22,7 @@ from hf_progressive import storage
 from hf_progressive.arm import Arm, train_arm
 from hf_progressive.checkpoints import write_fresh
 from hf_progressive.config import LadderConfig
-from hf_progressive.data import Corpus, prepare_corpus
+from hf_progressive.data import Corpus, prepare_corpus, reading_ahead
 from hf_progressive.evaluation.core import evaluate_core
 from hf_progressive.full_disk import FullDiskNamed
 from hf_progressive.growth import grow_checkpoint, plan_growth
@@ -97,14 +97,15 @@ def run_ladder(
         if (origin := plan.rungs[0].origin) is not None:
             plan = plan.starting_at(first_new_block(origin, corpus))
         run = _Run(config=config, plan=plan, folder=folder, corpus=corpus, state=state, on_record=on_record)
-        for rung in plan.rungs:
-            if rung.origin is None:
-                run.train_rung(rung)
-            else:
-                run.take_over(rung)
-        for rung in plan.rungs:
-            if rung.trains_cold:
-                run.train_cold_twin(rung)
+        with reading_ahead(corpus, plan.corpus_blocks):
+            for rung in plan.rungs:
+                if rung.origin is None:
+                    run.train_rung(rung)
+                else:
+                    run.take_over(rung)
+            for rung in plan.rungs:
+                if rung.trains_cold:
+                    run.train_cold_twin(rung)
         return [RungResult(folder=run.final(rung.name), record=run.record(rung.name)) for rung in plan.rungs]
 
 

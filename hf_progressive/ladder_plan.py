@@ -136,6 +136,16 @@ class LadderPlan:
         moved = (dataclasses.replace(rung, first_block=rung.first_block + block) for rung in self.rungs)
         return dataclasses.replace(self, rungs=tuple(moved))
 
+    @property
+    def corpus_blocks(self) -> int:
+        """Blocks from the start of the corpus to where the last of all runs ends, baselines included."""
+        context = self.config.model.context
+        ends = []
+        for rung in self.rungs:
+            tokens = max(rung.tokens, rung.size.tokens if rung.trains_cold else 0)
+            ends.append(rung.first_block + tokens // context)
+        return max(ends)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values.
 

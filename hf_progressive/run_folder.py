@@ -54,7 +54,9 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
     if path.exists():
         there, here = _completed(storage.read_json(path)["config"]), config.to_dict()
         for run in (there, here):
-            run.pop("publish", None)  # where the rungs go does not change what they are
+            # Where the rungs go, and where the corpus lies, does not change what they are.
+            run.pop("publish", None)
+            run["data"].pop("prepared", None)
         differences = list(_differences(there, here))
         if differences:
             raise ValueError(

@@ -61,7 +61,11 @@ class DataConfig:
     """The column that holds a document."""
 
     streaming: bool = False
-    """Read the corpus as a stream, tokenizing while training, instead of tokenizing it all beforehand."""
+    """Read the corpus as a stream, tokenizing as much as is needed, ahead of training, instead of all of it before."""
+
+    prepared: str | None = None
+    """The `data` folder of a run for which `hf-progressive prepare` has prepared this corpus; None prepares it in the
+    run's own folder."""
 
     max_documents: int | None = None
     """Read no more documents than this from the corpus, from its start."""

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -80,6 +80,17 @@ class TokenBlocks(Dataset[Block]):
         start = int(self._order[index]) * self.context
         return as_block(self._tokens[start : start + self.context])
 
+    def block(self, index: int) -> Block:
+        """Return a block of the order, counted without end.
+
+        Args:
+            index: The block; `len(self)` is block 0 again.
+
+        Returns:
+            The block.
+        """
+        return self[index % len(self)]
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the map: a data loader's worker maps the file itself instead of copying it.
 
@@ -90,16 +101,23 @@ class TokenBlocks(Dataset[Block]):
         return again, ()
 
 
+class BlockOrder(Protocol):
+    """Blocks in one order, which begins again at its start where it ends."""
+
+    def block(self, index: int) -> Block:
+        """Return a block, counted without end."""
+
+
 class BlockRange(Dataset[Block]):
-    """Consecutive blocks of one order, beginning again at its start where it ends.
+    """Consecutive blocks of one order.
 
     Args:
         blocks: The order.
-        first: The first block of the range, counted without end: block `len(blocks)` is block 0 again.
+        first: The first block of the range, counted without end.
         count: Blocks in the range.
     """
 
-    def __init__(self, blocks: TokenBlocks, *, first: int, count: int):
+    def __init__(self, blocks: BlockOrder, *, first: int, count: int):
         self.blocks = blocks
         self.first = first
         self.count = count
@@ -122,4 +140,4 @@ class BlockRange(Dataset[Block]):
         """
         if not 0 <= index < self.count:
             raise IndexError(f"block {index} of {self.count}")
-        return self.blocks[(self.first + index) % len(self.blocks)]
+        return self.blocks.block(self.first + index)

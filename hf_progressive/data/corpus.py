@@ -1,19 +1,21 @@
 """A corpus made ready for training: one order of tokenized documents in blocks, and a validation part held out."""
 
+import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_progressive import storage
 from hf_progressive.config import DataConfig
-from hf_progressive.data.blocks import Block, BlockRange, TokenBlocks
+from hf_progressive.data.blocks import BlockRange, TokenBlocks
 from hf_progressive.data.documents import Holdout, read_validation_texts
+from hf_progressive.data.parts import TokenParts
 from hf_progressive.data.stream import TokenStream
 from hf_progressive.data.tokenizer import vocabulary_size
 
@@ -29,8 +31,8 @@ TRAIN_NAME = "train.bin"
 VALIDATION_NAME = "validation.bin"
 """Token ids of the validation part."""
 
-POSITIONS_NAME = "positions"
-"""Positions of a stream, written while it is read."""
+PARTS_NAME = "stream"
+"""The parts of a stream that have been tokenized."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,8 @@ class Corpus:
         """
         length = self.train_length
         last = first_block + blocks - 1
+        if length is not None and last < length and isinstance(self.train, TokenStream):
+            length = None  # its end has been seen by reading ahead, whose pace no record may depend on
         repeats = length is not None and last >= length
         return {
             "source": self.config.source,
@@ -127,7 +131,28 @@ class Corpus:
         }
 
 
-def rung_blocks(corpus: Corpus, first_block: int, blocks: int) -> Dataset[Block]:
+@contextlib.contextmanager
+def reading_ahead(corpus: Corpus, blocks: int) -> Iterator[None]:
+    """Read a stream ahead of what is trained meanwhile, on the first process of a launch; stored corpora need nothing.
+
+    Args:
+        corpus: The corpus.
+        blocks: Blocks from its start that will be wanted.
+
+    Yields:
+        Nothing.
+    """
+    if not isinstance(corpus.train, TokenStream):
+        yield
+        return
+    corpus.train.read_ahead(blocks)
+    try:
+        yield
+    finally:
+        corpus.train.stop_reading()
+
+
+def rung_blocks(corpus: Corpus, first_block: int, blocks: int) -> BlockRange:
     """Return the blocks that a rung trains on.
 
     Every rung and arm reads the one order of the corpus; past its end it begins again. Let the Trainer keep that order
@@ -139,10 +164,10 @@ def rung_blocks(corpus: Corpus, first_block: int, blocks: int) -> Dataset[Block]
         blocks: Blocks to read.
 
     Returns:
-        A map-style dataset, or an iterable one for a stream.
+        The blocks by their number. Those of a stream are read ahead from now on.
     """
     if isinstance(corpus.train, TokenStream):
-        return corpus.train.range(first_block, blocks)
+        corpus.train.read_ahead(first_block + blocks)
     return BlockRange(corpus.train, first=first_block, count=blocks)
 
 
@@ -176,9 +201,7 @@ def open_corpus(config: DataConfig, context: int, folder: Path) -> Corpus:
         )
     train: TokenBlocks | TokenStream
     if config.streaming:
-        train = TokenStream(
-            config, tokenizer, context=context, folder=folder / POSITIONS_NAME, holdout=corpus_holdout(config)
-        )
+        train = TokenStream(folder, TokenParts(folder / PARTS_NAME, dtype=record["dtype"]), context=context)
     else:
         train = TokenBlocks(
             folder / TRAIN_NAME, dtype=record["dtype"], context=context, shuffle_seed=config.shuffle_seed
@@ -196,7 +219,7 @@ def open_corpus(config: DataConfig, context: int, folder: Path) -> Corpus:
 
 
 def corpus_identity(config: DataConfig, context: int) -> dict[str, Any]:
-    """Return everything that decides a corpus, as plain values.
+    """Return everything that decides a corpus, as plain values; where it is kept does not.
 
     Args:
         config: What it is made from.
@@ -206,6 +229,7 @@ def corpus_identity(config: DataConfig, context: int) -> dict[str, Any]:
         The fields by name.
     """
     identity: dict[str, Any] = json.loads(json.dumps({"context": context, **dataclasses.asdict(config)}))
+    del identity["prepared"]
     return identity
 
 

@@ -198,6 +198,24 @@ class DocumentStream:
                 if text:
                     yield cut_pieces(text) if self._config.source == "text" else [text]
 
+    def batches(self, size: int) -> Iterator[tuple[list[str], dict[str, Any]]]:
+        """Yield documents together.
+
+        Args:
+            size: Documents of a batch at the least, but for the last.
+
+        Yields:
+            The documents, and the position behind them.
+        """
+        batch: list[str] = []
+        for texts in self:
+            batch += texts
+            if len(batch) >= size:
+                yield batch, self.position()
+                batch = []
+        if batch:
+            yield batch, self.position()
+
     def position(self) -> dict[str, Any]:
         """Return the position behind the row that was last read, as plain values."""
         state: dict[str, Any] = self._rows.state_dict()

@@ -10,10 +10,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 from filelock import FileLock
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_progressive import storage
 from hf_progressive.config import DataConfig
@@ -28,32 +27,42 @@ from hf_progressive.data.corpus import (
     open_corpus,
 )
 from hf_progressive.data.documents import DocumentStream, Holdout, read_documents, read_validation_texts
+from hf_progressive.data.encoding import BATCH_DOCUMENTS, Batch, DocumentEncoder, encode_in_order
+from hf_progressive.data.parts import Encoded, TokenParts, Tokens
 from hf_progressive.data.tokenizer import encode_documents, load_tokenizer, token_byte_lengths, vocabulary_size
 
-_BATCH_DOCUMENTS = 256
-
-Tokens = npt.NDArray[Any]
+_SOURCE_NAME = "source.json"
 
 
 def prepare_corpus(config: DataConfig, context: int, folder: str | Path, *, num_proc: int | None = None) -> Corpus:
     """Make a corpus ready, or open it where that has been done.
 
-    The folder appears complete or not at all. Several processes may call this at once: one works, the others wait and
-    open the result.
+    The folder appears complete or not at all. Beside it, parts of the work are kept until then, so that a process that
+    is killed loses one part and the next goes on. Several processes may call this at once: one works, the others wait
+    and open the result. Of a stream, tokenizer and validation part are made, and the training part later, as needed.
 
     Args:
         config: The corpus.
         context: Tokens per block.
         folder: Where tokenizer and blocks are kept.
-        num_proc: Processes that tokenize; None uses the threads of this one. The result is the same.
+        num_proc: Processes that tokenize, one core each; None uses the threads of this one, on all cores. The result
+            is the same.
 
     Returns:
         The corpus.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: The source is unusable or too small, or the folder holds another corpus.
+        ValueError: The source is unusable or too small, the folder holds another corpus, or `config.prepared` names a
+            folder that holds none.
     """
+    if config.prepared is not None:
+        if not storage.is_complete(config.prepared):
+            raise ValueError(
+                f"data.prepared: {config.prepared} holds no prepared corpus; `hf-progressive prepare` writes one into "
+                f"the folder data of its --output-dir"
+            )
+        return open_corpus(config, context, Path(config.prepared))
     target = Path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{target.name}.lock"):
@@ -61,21 +70,32 @@ def prepare_corpus(config: DataConfig, context: int, folder: str | Path, *, num_
             # Only a killed process can have left these: nobody else works while the lock is held.
             for leftover in target.parent.glob(f".{target.name}.*.tmp"):
                 shutil.rmtree(leftover)
-            with storage.atomic_folder(target, overwrite=True) as temporary:
-                _write_corpus(config, context, temporary, num_proc)
+            unfinished = target.parent / f".{target.name}.unfinished"
+            try:
+                with storage.atomic_folder(target, overwrite=True) as temporary:
+                    _write_corpus(config, context, temporary, unfinished, num_proc)
+            except ValueError:  # the configuration must change, and with it the work
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+            shutil.rmtree(unfinished, ignore_errors=True)
         return open_corpus(config, context, target)
 
 
-def _write_corpus(config: DataConfig, context: int, folder: Path, num_proc: int | None) -> None:
+def _write_corpus(config: DataConfig, context: int, folder: Path, unfinished: Path, num_proc: int | None) -> None:
     holdout = corpus_holdout(config)
     documents = None if config.streaming else read_documents(config)
+    _begin_or_go_on(unfinished, {"corpus": corpus_identity(config, context), **_rows_identity(documents)})
 
     def texts(*, held_out: bool) -> Iterator[str]:
         rows = DocumentStream(config) if documents is None else ([row["text"]] for row in documents)
         return (text for row in rows for text in row if (text in holdout) == held_out)
 
-    tokenizer = load_tokenizer(config.tokenizer, texts(held_out=False))
-    tokenizer.save_pretrained(folder / TOKENIZER_NAME)
+    if not storage.is_complete(unfinished / TOKENIZER_NAME):
+        with storage.atomic_folder(unfinished / TOKENIZER_NAME, overwrite=True) as temporary:
+            load_tokenizer(config.tokenizer, texts(held_out=False)).save_pretrained(temporary)
+    shutil.copytree(unfinished / TOKENIZER_NAME, folder / TOKENIZER_NAME)
+    (folder / TOKENIZER_NAME / storage.MANIFEST_NAME).unlink()
+    tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER_NAME)
     vocab_size = vocabulary_size(tokenizer)
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
 
@@ -83,25 +103,18 @@ def _write_corpus(config: DataConfig, context: int, folder: Path, num_proc: int 
     counts = dict.fromkeys(("train_documents", "train_bytes", "train_tokens", "validation_documents"))
     validation = _encode(texts(held_out=True), tokenizer)
     if documents is not None:
-        tokenized = _tokenize(documents, tokenizer, holdout, folder / "tokenized", num_proc)
-        part = np.array(tokenized["held_out"])
-        train = tokenized.select(np.flatnonzero(~part))
-        kept = tokenized.select(np.flatnonzero(part))
-        validation = _token_arrays(kept)
-        counts = {
-            "train_documents": len(train),
-            "train_bytes": sum(train["bytes"]),
-            "train_tokens": _write_tokens(_token_arrays(train, "Packing"), folder / TRAIN_NAME, dtype),
-            "validation_documents": len(kept),
-        }
-        _check_train(counts["train_tokens"], context)
+        parts = TokenParts(unfinished / "parts", dtype=dtype)
+        _tokenize(documents, tokenizer, holdout, parts, num_proc)
+        _check_train(parts.tokens, context)
+        counts |= {**parts.counts, "train_tokens": parts.tokens}
+        _join(parts.paths(), folder / TRAIN_NAME)
+        validation = (np.fromfile(path, parts.dtype) for path in parts.paths("held-out"))
     if config.validation_files:
         given = read_validation_texts(config)
         validation, counts["validation_documents"] = _encode(given, tokenizer), len(given)
     limit = config.max_validation_tokens // context * context
     _write_tokens(validation, folder / VALIDATION_NAME, dtype, limit)
     blocks = _validation_blocks(config, context, folder / VALIDATION_NAME, dtype)
-    shutil.rmtree(folder / "tokenized", ignore_errors=True)
 
     record = {
         "identity": corpus_identity(config, context),
@@ -114,51 +127,66 @@ def _write_corpus(config: DataConfig, context: int, folder: Path, num_proc: int 
     storage.write_json(folder / RECORD_NAME, record)
 
 
+def _rows_identity(documents: datasets.Dataset | None) -> dict[str, Any]:
+    # What tells that a source has not changed since some of it was tokenized: `datasets` keeps what it has read in
+    # files whose names depend on the source's, their sizes and their times.
+    if documents is None:
+        return {}
+    return {"rows": len(documents), "files": [entry["filename"] for entry in documents.cache_files]}
+
+
+def _begin_or_go_on(unfinished: Path, source: dict[str, Any]) -> None:
+    known = unfinished / _SOURCE_NAME
+    source = json.loads(json.dumps(source))
+    if known.exists() and storage.read_json(known) == source:
+        return
+    shutil.rmtree(unfinished, ignore_errors=True)
+    storage.write_json(known, source)
+
+
 def _tokenize(
     documents: datasets.Dataset,
     tokenizer: PreTrainedTokenizerFast,
     holdout: Holdout,
-    folder: Path,
+    parts: TokenParts,
     num_proc: int | None,
-) -> datasets.Dataset:
-    def tokenize(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        return {
-            "input_ids": encode_documents(tokenizer, batch["text"]),
-            "held_out": [text in holdout for text in batch["text"]],
-            "bytes": [len(text.encode("utf-8")) for text in batch["text"]],
-        }
+) -> None:
+    parts.refresh()
+    if parts.is_whole:
+        return
+    encoder = DocumentEncoder(tokenizer, holdout, rows=documents, keeps_held_out=True)
+    start = 0 if parts.position is None else int(parts.position["document"])
 
-    folder.mkdir()
-    return documents.map(
-        tokenize,
-        batched=True,
-        batch_size=_BATCH_DOCUMENTS,
-        num_proc=num_proc,
-        remove_columns=["text"],
-        features=datasets.Features(
-            {
-                "input_ids": datasets.Sequence(datasets.Value("uint32")),
-                "held_out": datasets.Value("bool"),
-                "bytes": datasets.Value("int64"),
-            }
-        ),
-        cache_file_name=str(folder / "documents.arrow"),
-        load_from_cache_file=False,
-        new_fingerprint="tokenized",  # the folder is its own cache: nothing need be hashed
-        desc="Tokenizing",
-    )
+    def batches() -> Iterator[tuple[Batch, dict[str, Any]]]:
+        for first in range(start, len(documents), BATCH_DOCUMENTS):
+            stop = min(first + BATCH_DOCUMENTS, len(documents))
+            yield range(first, stop), {"document": stop}
+
+    with tqdm(total=len(documents), initial=start, desc="Tokenizing", unit="document", unit_scale=True) as bar:
+        parts.write(_counted(encode_in_order(encoder, batches(), num_proc=num_proc), bar))
 
 
-def _token_arrays(tokenized: datasets.Dataset, description: str | None = None) -> Iterator[Tokens]:
-    # The documents' tokens, one behind the other, in arrays of a thousand documents.
-    batches = tokenized.with_format("arrow").iter(1000)
-    for batch in tqdm(batches, desc=description, total=-(-len(tokenized) // 1000), disable=description is None):
-        yield batch["input_ids"].combine_chunks().flatten().to_numpy()
+def _counted(encoded: Iterable[Encoded], bar: Any) -> Iterator[Encoded]:
+    # The bar tells documents, whose number is known, and how fast their tokens come.
+    tokens = 0
+    for documents in encoded:
+        yield documents
+        tokens += len(documents.train) + len(documents.held_out)
+        bar.update(int(documents.position["document"]) - bar.n)
+        if elapsed := bar.format_dict["elapsed"]:
+            bar.set_postfix_str(f"{tokens / elapsed / 1e6:.2f} M tokens/s", refresh=False)
+
+
+def _join(paths: list[Path], target: Path) -> None:
+    with target.open("wb") as joined:
+        for path in paths:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, joined, 1 << 22)
 
 
 def _encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Tokens]:
     rows = iter(texts)
-    while batch := list(itertools.islice(rows, _BATCH_DOCUMENTS)):
+    while batch := list(itertools.islice(rows, BATCH_DOCUMENTS)):
         yield np.concatenate(encode_documents(tokenizer, batch)).astype(np.uint32)
 
 

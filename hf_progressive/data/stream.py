@@ -1,159 +1,153 @@
-"""Blocks of a corpus that is tokenized while it is read."""
+"""Blocks of a corpus that is tokenized while it is trained on."""
 
-from collections.abc import Iterator
+import atexit
+import logging
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from torch.utils.data import IterableDataset, get_worker_info
-from transformers import PreTrainedTokenizerFast
 
 from hf_progressive import storage
-from hf_progressive.config import DataConfig
 from hf_progressive.data.blocks import Block, as_block
-from hf_progressive.data.documents import DocumentStream, Holdout
-from hf_progressive.data.tokenizer import encode_documents
+from hf_progressive.data.parts import TokenParts
 
-POSITION_TOKENS = 1 << 26
-"""Tokens between remembered positions: what a later start reads again at the most."""
+logger = logging.getLogger(__name__)
 
-_BATCH_DOCUMENTS = 512  # tokenized at once, by all cores
+BEAT_NAME, FAILURE_NAME = "beat", "failed.json"
+"""Touched every second by the process that reads ahead; written by it where the source fails."""
+
+_POLL_SECONDS = 0.1
+_SECONDS_BEFORE_WORD = 60.0
+_SECONDS_OF_SILENCE = 300.0  # more than a network file system takes to show a time stamp, or a machine to start Python
+
+_readers: dict[Path, tuple[int, subprocess.Popen[bytes], int]] = {}
+"""Reading processes by their corpus folder, each with its parent's id and the tokens it is to read."""
 
 
-class TokenStream(IterableDataset[Block]):
-    """A range of the blocks of a stream, beginning again at its start where it ends.
+class TokenStream:
+    """The blocks of a stream, beginning again at its start where it ends.
 
-    The blocks are those that storing the whole corpus, in the source's order, would give. While reading, positions of
-    the source are stored, so that a start at a later block reads little again; a start behind the furthest stored
-    position reads, without training on it, all that lies between.
-
-    One process reads: `accelerate` hands its batches to the others (`dispatch_batches`, its default for streams), and
-    each gets the blocks it would get of stored ones. Packing is sequential, so that more than one worker of a data
-    loader is refused. One worker reads ahead; started by `spawn` it tokenizes with all cores, while in a forked one
-    the tokenizers library keeps to a single thread.
+    The blocks are those that storing the whole corpus, in the source's order, would give. One process for all reads
+    the source ahead of training and leaves token ids on the disk, part by part; whoever wants a block maps its part
+    into memory, and waits where it has not been written yet. So the order is the same on any number of processes and
+    of workers, a run that goes on reads on, and nothing is tokenized twice, for the next rung or a from-scratch
+    baseline.
+    A token takes two bytes on the disk, four with a vocabulary above 65,536.
 
     Args:
-        config: The corpus.
-        tokenizer: The tokenizer.
+        folder: The corpus folder.
+        parts: Its parts.
         context: Tokens per block.
-        folder: Where positions are stored.
-        holdout: Documents to leave out.
-        first: The first block.
-        count: Blocks in the range.
-        position_tokens: Tokens between stored positions.
     """
 
-    def __init__(
-        self,
-        config: DataConfig,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        context: int,
-        folder: Path,
-        holdout: Holdout,
-        first: int = 0,
-        count: int = 0,
-        position_tokens: int = POSITION_TOKENS,
-    ):
-        self.config = config
-        self.tokenizer = tokenizer
-        self.context = context
+    def __init__(self, folder: Path, parts: TokenParts, *, context: int):
         self.folder = folder
-        self.holdout = holdout
-        self.first = first
-        self.count = count
-        self.position_tokens = position_tokens
-
-    def range(self, first: int, count: int) -> "TokenStream":
-        """Return another range of the same stream.
-
-        Args:
-            first: The first block, counted without end.
-            count: Blocks in the range.
-
-        Returns:
-            The range.
-        """
-        return TokenStream(
-            self.config,
-            self.tokenizer,
-            context=self.context,
-            folder=self.folder,
-            holdout=self.holdout,
-            first=first,
-            count=count,
-            position_tokens=self.position_tokens,
-        )
+        self.parts = parts
+        self.context = context
 
     @property
     def length(self) -> int | None:
-        """Whole blocks in the stream; None as long as no run has read it to its end."""
-        path = self.folder / "length.json"
-        return int(storage.read_json(path)["blocks"]) if path.exists() else None
+        """Whole blocks in the stream; None as long as its end has not been seen."""
+        if not self.parts.is_whole:
+            return None
+        self.parts.refresh()
+        return self.parts.tokens // self.context
 
-    def __iter__(self) -> Iterator[Block]:
-        """Yield the blocks of the range, in order.
+    def read_ahead(self, blocks: int) -> None:
+        """See to it that a process reads until there are so many blocks; done by the first process of a launch.
 
-        Yields:
-            Blocks.
+        Args:
+            blocks: Blocks from the stream's start.
+        """
+        self.parts.refresh()
+        tokens = blocks * self.context
+        if int(os.environ.get("RANK", "0")) != 0 or self.parts.is_whole or self.parts.tokens >= tokens:
+            return
+        parent, reader, reads = _readers.get(self.folder, (0, None, 0))
+        if reader is not None and parent == os.getpid() and reader.poll() is None and reads >= tokens:
+            return
+        self.stop_reading()
+        self.parts.folder.mkdir(parents=True, exist_ok=True)
+        (self.parts.folder / FAILURE_NAME).unlink(missing_ok=True)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "hf_progressive.data.ahead", str(self.folder), str(tokens)]
+        # It ends when its standard input does, that is with this process, however that ends.
+        reader = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, stdout=subprocess.DEVNULL)
+        _readers[self.folder] = (os.getpid(), reader, tokens)
+
+    def stop_reading(self) -> None:
+        """End the process that reads ahead, if this one has started it; what it has written stays."""
+        parent, reader, _ = _readers.pop(self.folder, (0, None, 0))
+        if reader is not None and parent == os.getpid():
+            reader.kill()
+            reader.communicate()
+
+    def block(self, index: int) -> Block:
+        """Return a block, once it is there.
+
+        Args:
+            index: The block, counted without end: where the stream ends, it begins again.
+
+        Returns:
+            The block.
 
         Raises:
-            ValueError: Several workers read the stream, or it holds less than one block.
+            ValueError: The stream holds less than one block, or reading it failed.
         """
-        worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1:
-            raise ValueError(
-                f"training.arguments.dataloader_num_workers: {worker.num_workers} workers would each read the whole "
-                f"stream; use 0 or 1"
-            )
-        start, left = self.first, self.count
-        if self.length is not None:
-            start %= max(1, self.length)
-        while left > 0:
-            for block in self._one_pass(start):
-                yield block
-                left -= 1
-                if left == 0:
-                    return
-            length = self.length  # known now, the pass has stored it
+        stop = (index + 1) * self.context
+        if self.parts.tokens < stop and self._wait_for(stop) < stop:
+            length = self.length
             if not length:
                 raise ValueError(f"data: the stream holds less than one block of {self.context} tokens")
-            start = max(0, start - length)
+            return self.block(index % length)
+        return as_block(self.parts.read(stop - self.context, stop))
 
-    def _one_pass(self, start: int) -> Iterator[Block]:
-        # Blocks from `start` to the end of the stream, whose last tokens, less than a block, are dropped.
-        position = self._nearest_position(start)
-        block, rest = position["block"], np.array(position["rest"], dtype=np.int64)
-        documents = DocumentStream(self.config)
-        if position["documents"] is not None:
-            documents.seek(position["documents"])
-        spacing = max(1, self.position_tokens // self.context)
-        next_position = block + spacing
-        for tokens in self._tokens(documents):
-            tokens = np.concatenate([rest, tokens])
-            whole = len(tokens) // self.context
-            for i in range(max(0, start - block), whole):
-                yield as_block(tokens[i * self.context : (i + 1) * self.context])
-            block, rest = block + whole, tokens[whole * self.context :]
-            if block >= next_position:
-                position = {"block": block, "rest": rest.tolist(), "documents": documents.position()}
-                storage.write_json(self.folder / f"position-{block:012d}.json", position)
-                next_position = block + spacing
-        storage.write_json(self.folder / "length.json", {"blocks": block})
+    def _wait_for(self, tokens: int) -> int:
+        # Wait until so many tokens are there, or the stream has ended; return how many there are.
+        began = heard = time.monotonic()
+        beat, said = self._beat(), False
+        while True:
+            whole = self.parts.is_whole  # asked first: parts are written before the end is
+            self.parts.refresh()
+            if whole or self.parts.tokens >= tokens:
+                return self.parts.tokens
+            failure = self.parts.folder / FAILURE_NAME
+            if failure.exists():
+                raise ValueError(storage.read_json(failure)["reason"])
+            now = time.monotonic()
+            if self._beat() != beat:
+                beat, heard = self._beat(), now
+            if self._reader_died() or now - heard > _SECONDS_OF_SILENCE:
+                raise ValueError(
+                    f"{self.folder}: the process that reads the stream is gone; start the run again, it reads on from "
+                    f"{self.parts.tokens} tokens"
+                )
+            if not said and now - began > _SECONDS_BEFORE_WORD:
+                said = True
+                logger.warning(
+                    "training waits for data: tokenizing the stream is slower than training on it. "
+                    "`hf-progressive prepare` tokenizes it beforehand"
+                )
+            time.sleep(_POLL_SECONDS)
 
-    def _tokens(self, documents: DocumentStream) -> Iterator[npt.NDArray[np.int64]]:
-        batch: list[str] = []
-        for texts in documents:
-            batch += [text for text in texts if text not in self.holdout]
-            if len(batch) >= _BATCH_DOCUMENTS:
-                yield np.concatenate(encode_documents(self.tokenizer, batch))
-                batch = []
-        if batch:
-            yield np.concatenate(encode_documents(self.tokenizer, batch))
+    def _beat(self) -> int:
+        try:
+            return (self.parts.folder / BEAT_NAME).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
-    def _nearest_position(self, start: int) -> dict[str, Any]:
-        for path in sorted(self.folder.glob("position-*.json"), reverse=True):
-            if int(path.stem.removeprefix("position-")) <= start:
-                return storage.read_json(path)
-        return {"block": 0, "rest": [], "documents": None}
+    def _reader_died(self) -> bool:
+        # Only the process that started it can tell at once.
+        parent, reader, _ = _readers.get(self.folder, (0, None, 0))
+        if reader is None or parent != os.getpid() or reader.poll() is None:
+            return False
+        self.parts.refresh()
+        return reader.returncode not in (0, 2)  # done, or the reason is on the disk
+
+
+@atexit.register
+def _stop_readers() -> None:
+    for parent, reader, _ in _readers.values():
+        if parent == os.getpid():
+            reader.kill()

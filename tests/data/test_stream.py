@@ -1,8 +1,12 @@
-"""Streams give the blocks that storing the corpus would give, from any block, read by one process or several."""
+"""Streams give the blocks that storing the corpus would give, to any number of processes and workers."""
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import pickle
+import signal
+import time
 
 import pytest
 from accelerate import Accelerator, debug_launcher
@@ -10,8 +14,9 @@ from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 
 from hf_progressive.config import TokenizerConfig
-from hf_progressive.data import TokenStream, prepare_corpus, rung_blocks, train_tokenizer
-from hf_progressive.data import stream as module
+from hf_progressive.data import TokenStream, ahead, encoding, prepare_corpus, rung_blocks, stream, train_tokenizer
+from hf_progressive.data.ahead import write_ahead
+from hf_progressive.data.parts import TokenParts
 
 CONTEXT = 16
 
@@ -23,7 +28,7 @@ def tokenizer(texts, tmp_path):
 
 
 def ids(blocks):
-    return [block["input_ids"].tolist() for block in blocks]
+    return [blocks[i]["input_ids"].tolist() for i in range(len(blocks))]
 
 
 def pair(config, folder):
@@ -33,9 +38,8 @@ def pair(config, folder):
     return prepare_corpus(stored, CONTEXT, folder / "stored"), prepare_corpus(streamed, CONTEXT, folder / "streamed")
 
 
-@pytest.mark.parametrize("source", ["json", "parquet", "text"])
-def test_stream_gives_the_stored_blocks(write, texts, tokenizer, tmp_path, source):
-    stored, streamed = pair(write(texts, source, shards=3, tokenizer=tokenizer), tmp_path)
+def test_stream_gives_the_stored_blocks(write, texts, tokenizer, tmp_path):
+    stored, streamed = pair(write(texts, shards=3, tokenizer=tokenizer), tmp_path)
     length = len(stored.train)
     assert ids(streamed.validation) == ids(stored.validation)
     assert streamed.validation_bytes == stored.validation_bytes
@@ -46,6 +50,7 @@ def test_stream_gives_the_stored_blocks(write, texts, tokenizer, tmp_path, sourc
     spans = [corpus.span(length - 5, 20) for corpus in (streamed, stored)]
     assert spans[0].pop("fingerprint") != spans[1].pop("fingerprint")  # a stream is known by its source
     assert spans[0] == spans[1]
+    assert streamed.span(3, 5)["corpus_blocks"] is None  # however far the stream was read ahead by then
 
 
 def test_tokenizer_trained_on_a_stream_is_that_of_the_stored_corpus(write, texts, tmp_path):
@@ -53,63 +58,118 @@ def test_tokenizer_trained_on_a_stream_is_that_of_the_stored_corpus(write, texts
     assert streamed.tokenizer.get_vocab() == stored.tokenizer.get_vocab()
 
 
-def test_given_validation_files_are_not_trained_on(write, texts, tokenizer, tmp_path):
-    files = write(texts[10:20]).files
-    stored, streamed = pair(write(texts, tokenizer=tokenizer, validation_files=files), tmp_path)
-    length = len(stored.train)
-    assert ids(rung_blocks(streamed, 0, length)) == ids(rung_blocks(stored, 0, length))
-    assert ids(streamed.validation) == ids(stored.validation)
+@pytest.mark.parametrize("source", ["json", "parquet", "text"])
+def test_parts_written_in_many_goes_are_the_stored_tokens(write, texts, tokenizer, tmp_path, monkeypatch, source):
+    monkeypatch.setattr(ahead, "BATCH_DOCUMENTS", 4)
+    files = write(texts[10:20], source).files
+    config = write(texts, source, shards=3, tokenizer=tokenizer, validation_files=files)
+    stored, streamed = pair(config, tmp_path)
+    folder, encoded = tmp_path / "streamed", []
+    encode = encoding.encode_documents
+    monkeypatch.setattr(encoding, "encode_documents", lambda t, batch: encoded.extend(batch) or encode(t, batch))
+    for tokens in (1, 40 * CONTEXT, 41 * CONTEXT, 100 * CONTEXT, None):
+        del encoded[:]
+        write_ahead(folder, tokens, part_tokens=30 * CONTEXT)
+    train = [text for text in texts if text and text not in texts[10:20]]
+    assert 0 < len(encoded) < len(train)
+    assert encoded == train[-len(encoded) :]  # the last call read on and tokenized nothing again
+    assert write_ahead(folder, None) == 0
+    parts = TokenParts(folder / "stream", dtype="uint16")
+    parts.refresh()
+    assert len(parts.paths()) > 5
+    assert parts.is_whole
+    assert streamed.train.length == len(stored.train)
+    assert ids(rung_blocks(streamed, 0, len(stored.train))) == ids(rung_blocks(stored, 0, len(stored.train)))
 
 
-def test_start_at_a_later_block_reads_from_the_nearest_position(write, texts, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_BATCH_DOCUMENTS", 4)
-    stored, streamed = pair(write(texts, "parquet", shards=2, tokenizer=tokenizer), tmp_path)
-    folder, length = tmp_path / "streamed" / "positions", len(stored.train)
-    streamed.train.position_tokens = 40 * CONTEXT
-    assert len(list(rung_blocks(streamed, 0, length - 20))) == length - 20
-    positions = sorted(folder.glob("position-*.json"))
-    assert len(positions) >= 4
-    last = json.loads(positions[-1].read_text())["block"]
+def test_a_killed_reader_is_followed_by_one_that_reads_on(write, texts, tokenizer, tmp_path, monkeypatch):
+    stored, streamed = pair(write(texts, shards=2, tokenizer=tokenizer), tmp_path)
+    folder, length = tmp_path / "streamed", len(stored.train)
+    monkeypatch.setattr(ahead, "BATCH_DOCUMENTS", 4)
 
-    encoded = []
-    encode = module.encode_documents
-    monkeypatch.setattr(module, "encode_documents", lambda t, batch: encoded.extend(batch) or encode(t, batch))
-    assert ids(rung_blocks(streamed, last + 2, 10)) == ids(rung_blocks(stored, last + 2, 10))
-    assert len(encoded) <= 12
-    # A range between positions, one at a position, and one before the first.
-    for first in (last - 3, last, 1):
-        assert ids(rung_blocks(streamed, first, 6)) == ids(rung_blocks(stored, first, 6))
+    def die_in_the_third_part(self, part, append=TokenParts._append):
+        if len(self._records) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(self, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenParts, "_append", die_in_the_third_part)
+        reader = multiprocessing.get_context("fork").Process(
+            target=write_ahead, args=(folder, None), kwargs={"part_tokens": 30 * CONTEXT}
+        )
+        reader.start()
+        reader.join(timeout=120)
+    assert reader.exitcode == -signal.SIGKILL
+    assert len(list((folder / "stream").glob("part-*.json"))) == 2
+    assert ids(rung_blocks(streamed, 0, length + 3)) == ids(rung_blocks(stored, 0, length + 3))
 
 
-def test_loader_may_read_ahead_in_one_worker_but_not_in_two(write, texts, tokenizer, tmp_path):
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_load_the_stored_blocks(write, texts, tokenizer, tmp_path, workers):
     stored, streamed = pair(write(texts, tokenizer=tokenizer), tmp_path)
-    blocks = pickle.loads(pickle.dumps(rung_blocks(streamed, 2, 8)))  # as a spawned worker gets it
-    loaded = [row for batch in DataLoader(blocks, batch_size=4, num_workers=1) for row in batch["input_ids"].tolist()]
-    assert loaded == ids(rung_blocks(stored, 2, 8))
-    with pytest.raises(ValueError, match="dataloader_num_workers: 2 workers would each read the whole stream; use 0"):
-        list(DataLoader(blocks, batch_size=4, num_workers=2))
+    blocks = pickle.loads(pickle.dumps(rung_blocks(streamed, 2, 24)))  # as a spawned worker gets it
+    loader = DataLoader(blocks, batch_size=4, num_workers=workers)
+    assert [row for batch in loader for row in batch["input_ids"].tolist()] == ids(rung_blocks(stored, 2, 24))
 
 
-def read_by_one_of_two(blocks, folder):
+def read_by_one_of_two(corpus, folder):
     """What one of two processes gets, in a file of its own."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
-    loader = accelerator.prepare(DataLoader(blocks, batch_size=2))
+    loader = accelerator.prepare(DataLoader(rung_blocks(corpus, 3, 16), batch_size=2, num_workers=2))
     batches = [batch["input_ids"].tolist() for batch in loader]
     (folder / f"{accelerator.process_index}.json").write_text(json.dumps(batches))
 
 
-def test_two_processes_get_the_batches_that_they_would_get_of_stored_blocks(write, texts, tokenizer, tmp_path):
-    corpora = pair(write(texts, tokenizer=tokenizer), tmp_path)
-    read = []
-    for name, corpus in zip(("stored", "streamed"), corpora, strict=True):
-        folder = tmp_path / f"read-{name}"
-        folder.mkdir()
-        debug_launcher(read_by_one_of_two, args=(rung_blocks(corpus, 3, 16), folder), num_processes=2)
-        read.append([json.loads((folder / f"{i}.json").read_text()) for i in range(2)])
-    assert read[0] == read[1]
-    stored = ids(rung_blocks(corpora[0], 3, 16))
-    assert [row for pair in zip(*read[0], strict=True) for batch in pair for row in batch] == stored
+def test_two_processes_with_two_workers_each_get_the_batches_of_stored_blocks(write, texts, tokenizer, tmp_path):
+    stored, streamed = pair(write(texts, tokenizer=tokenizer), tmp_path)
+    debug_launcher(read_by_one_of_two, args=(streamed, tmp_path), num_processes=2)
+    read = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2)]
+    together = [row for batches in zip(*read, strict=True) for batch in batches for row in batch]
+    assert together == ids(rung_blocks(stored, 3, 16))
+
+
+def test_the_reader_ends_with_the_process_that_started_it(write, texts, tokenizer, tmp_path):
+    _, streamed = pair(write(texts, tokenizer=tokenizer), tmp_path)
+    assert isinstance(streamed.train, TokenStream)
+
+    def start_and_die():
+        streamed.train.read_ahead(10**9)
+        reader = stream._readers[streamed.train.folder][1]
+        (tmp_path / "pid").write_text(str(reader.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=start_and_die)
+    process.start()
+    process.join(timeout=60)
+    pid, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                if stat.read().split()[2] == "Z":
+                    break
+        except FileNotFoundError:
+            break
+        time.sleep(0.2)
+    else:
+        pytest.fail(f"process {pid} goes on reading")
+
+
+def test_what_is_wrong_with_the_source_is_said_in_one_line(write, texts, tokenizer, tmp_path):
+    config = write(texts[:40], tokenizer=tokenizer, validation_files=write(texts[40:]).files, streaming=True)
+    streamed = prepare_corpus(config, CONTEXT, tmp_path / "data")
+    (tmp_path / config.files[0] / "9.jsonl").write_text("{nope")
+    with pytest.raises(ValueError, match=r"^data.files: cannot read \S*/9.jsonl: JSON parse error") as caught:
+        ids(rung_blocks(streamed, 0, 10**6))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reader_that_is_gone_is_noticed(write, texts, tokenizer, tmp_path, monkeypatch):
+    _, streamed = pair(write(texts, tokenizer=tokenizer), tmp_path)
+    assert isinstance(streamed.train, TokenStream)
+    monkeypatch.setattr(stream, "_SECONDS_OF_SILENCE", 0.5)
+    with pytest.raises(ValueError, match="the process that reads the stream is gone; start the run again, it"):
+        streamed.train.block(0)  # nobody was asked to read
 
 
 def test_stream_smaller_than_a_block_is_named(write, texts, tokenizer, tmp_path):
@@ -117,4 +177,4 @@ def test_stream_smaller_than_a_block_is_named(write, texts, tokenizer, tmp_path)
     assert isinstance(streamed.train, TokenStream)
     streamed.train.context = 100_000
     with pytest.raises(ValueError, match="data: the stream holds less than one block of 100000 tokens"):
-        next(iter(rung_blocks(streamed, 0, 1)))
+        rung_blocks(streamed, 0, 1)[0]

@@ -1,0 +1,120 @@
+"""Reading a stream ahead of training: a process of its own tokenizes it into parts on the disk.
+
+Run as `python -m hf_progressive.data.ahead FOLDER TOKENS` by whoever trains, and ended with it.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from hf_progressive import storage, strict_yaml
+from hf_progressive.config import DataConfig
+from hf_progressive.data.corpus import PARTS_NAME, RECORD_NAME, TOKENIZER_NAME, corpus_holdout
+from hf_progressive.data.documents import DocumentStream
+from hf_progressive.data.encoding import BATCH_DOCUMENTS, DocumentEncoder, encode_in_order
+from hf_progressive.data.parts import PART_TOKENS, Encoded, TokenParts
+from hf_progressive.data.stream import BEAT_NAME, FAILURE_NAME
+
+_SECONDS_BETWEEN_BEATS = 1.0
+_NICENESS = 10  # training comes first
+
+
+def write_ahead(
+    folder: Path,
+    tokens: int | None,
+    *,
+    num_proc: int | None = None,
+    progress: bool = False,
+    part_tokens: int = PART_TOKENS,
+) -> int:
+    """Tokenize a stream from where its parts end, until there are tokens enough.
+
+    Several processes may call this at once: one works, the others wait and find it done.
+
+    Args:
+        folder: A corpus folder whose corpus is streamed.
+        tokens: Tokens to train on that are wanted; None reads to the source's end.
+        num_proc: Processes that tokenize; None uses the threads of this one.
+        progress: Show a bar on stderr.
+        part_tokens: Tokens of a part.
+
+    Returns:
+        Tokens that were added.
+
+    Raises:
+        ValueError: The source cannot be read.
+    """
+    record = storage.read_json(folder / RECORD_NAME)
+    identity: dict[str, Any] = {**record["identity"]}
+    del identity["context"]
+    config = strict_yaml.build(DataConfig, identity)
+    parts = TokenParts(folder / PARTS_NAME, dtype=record["dtype"], part_tokens=part_tokens)
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(parts.folder / ".lock"):
+        parts.refresh()
+        before = parts.tokens
+        if parts.is_whole or (tokens is not None and before >= tokens):
+            return 0
+        documents = DocumentStream(config)
+        if parts.position is not None:
+            documents.seek(dict(parts.position))
+        encoder = DocumentEncoder(AutoTokenizer.from_pretrained(folder / TOKENIZER_NAME), corpus_holdout(config))
+        encoded = encode_in_order(encoder, documents.batches(BATCH_DOCUMENTS), num_proc=num_proc)
+        with tqdm(
+            total=tokens, initial=before, desc="Tokenizing", unit="token", unit_scale=True, disable=not progress
+        ) as bar:
+            parts.write(_counted(encoded, bar), until=tokens)
+        return parts.tokens - before
+
+
+def _counted(encoded: Iterable[Encoded], bar: Any) -> Iterator[Encoded]:
+    for documents in encoded:
+        yield documents
+        bar.update(len(documents.train))
+
+
+def _beat(path: Path) -> None:
+    while True:
+        path.touch()
+        time.sleep(_SECONDS_BETWEEN_BEATS)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()  # until the one that trains closes it, or is no more
+    os._exit(1)
+
+
+def main(arguments: list[str]) -> int:
+    """Read ahead as another process asked.
+
+    Args:
+        arguments: The corpus folder and the number of tokens.
+
+    Returns:
+        0 where the tokens are there, 2 where the source failed; the parts' folder says how.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a person's Ctrl-C is for the one that trains, which then ends this
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
+    folder = Path(arguments[0])
+    for work in (_end_with_parent, lambda: _beat(folder / PARTS_NAME / BEAT_NAME)):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        write_ahead(folder, int(arguments[1]))
+    except (ValueError, OSError) as error:
+        storage.write_json(folder / PARTS_NAME / FAILURE_NAME, {"reason": " ".join(str(error).split())})
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    os._exit(main(sys.argv[1:]))
