@@ -165,60 +165,71 @@ class Bench:
             name: Player(name, lambda pause, arm=arm, seen=observers[name]: arm(workload, pause, seen))
             for name, arm in ARMS.items()
         }
+        everyone = list(players.values())
         counters.clear()
         try:
             held, started = {}, self.now()
-            for name, player in players.items():
+            for name in ARMS:
                 before = self._allocated()
-                self._turn(player)
+                self._turn(players, name)
                 held[name] = self._allocated() - before
             build_seconds = self.now() - started
             seconds: dict[str, list[float]] = {name: [] for name in ARMS}
             peaks: dict[str, int] = {}
+            if workload.compiled:  # what the later arms set for all may make the earlier ones compile again
+                for name in list(players):
+                    self._turn(players, name)
             began = ended = self.now()
-            while len(seconds["phi"]) < self.rounds and (
-                not seconds["phi"]
-                # as long again for the turns in which reads are counted
-                or ended + 2 * (ended - began) < min(until, self.deadline)
+            rounds = 0
+            # As long again as a round is left for the turns in which reads are counted.
+            while (
+                players
+                and rounds < self.rounds
+                and (not rounds or ended + 2 * (ended - began) < min(until, self.deadline))
             ):
                 began = ended
-                for name, player in players.items():
+                for name in list(players):
                     others = self._allocated() - held[name]
                     if self.device.type == "cuda":
                         torch.cuda.reset_peak_memory_stats(self.device)
                     self.now()
                     start = self.clock()
-                    self._turn(player)
+                    self._turn(players, name)
                     self.now()
                     seconds[name].append(self.clock() - start)
                     if self.device.type == "cuda":
                         peaks[name] = torch.cuda.max_memory_allocated(self.device) - others
                 ended = self.now()
+                rounds += 1
             compiling = {"graph_breaks": sum(counters["graph_break"].values())} if workload.compiled else {}
-            for name, player in players.items():
+            for name in list(players):
                 late = self.now() + seconds[name][-1] > self.deadline
                 if late or (
                     workload.compiled and self.device.type == "cpu"
                 ):  # there, only uncompiled code can be seen
                     break
                 observers[name].watching = True
-                self._turn(player)
+                self._turn(players, name)
                 observers[name].watching = False
         finally:
-            for player in players.values():
+            for player in reversed(everyone):  # what the later ones set for all is put back first
                 player.end()
-        report = self._report(workload, seconds, peaks, observers)
-        return report | compiling | {"build_seconds": round(build_seconds, 1)}
+        if not any(seconds.values()):
+            raise RuntimeError("; ".join(f"{player.name}: {player.failure}" for player in everyone))
+        failures = {player.name: player.failure for player in everyone if player.failure}
+        report = self._report(
+            workload, {name: seconds[name] for name in ARMS if name not in failures}, peaks, observers
+        )
+        return report | compiling | {"build_seconds": round(build_seconds, 1), "failures": failures}
 
-    def _turn(self, player: Player) -> None:
+    def _turn(self, players: dict[str, Player], name: str) -> None:
+        # Gives an arm its turn; one that fails has no further ones.
         if self.now() > self.deadline:
-            raise OutOfTime(f"--seconds were over before every arm was measured once; next was {player.name}")
-        if player.turn():
-            return
-        failure = player.failure or "ended"
-        if "out of memory" in failure.lower() or "can't allocate memory" in failure.lower():
-            raise OutOfMemory(f"{player.name}: {failure}")
-        raise RuntimeError(f"{player.name}: {failure}")
+            raise OutOfTime(f"--seconds were over before every arm was measured once; next was {name}")
+        if not players[name].turn():
+            failure = players.pop(name).failure or "ended"
+            if "out of memory" in failure.lower() or "can't allocate memory" in failure.lower():
+                raise OutOfMemory(f"{name}: {failure}")
 
     def _allocated(self) -> int:
         return int(torch.cuda.memory_allocated(self.device)) if self.device.type == "cuda" else 0
@@ -246,6 +257,7 @@ class Bench:
         ratios = {
             key: [n / d for n, d in zip(seconds[over], seconds[under], strict=True)]
             for key, (over, under) in RATIOS.items()
+            if over in seconds and under in seconds
         }
         return {
             "parameters": count_parameters(workload.config).total,
@@ -257,9 +269,10 @@ class Bench:
             "accumulation": workload.accumulation,
             "tokens_per_step": workload.step_tokens,
             "steps_per_turn": workload.window,
-            "rounds": len(seconds["bare"]),
+            "rounds": max(map(len, seconds.values())),
             "flops_per_token": per_token,
             "arms": arms,
+            **dict.fromkeys(RATIOS),
             **{key: round(statistics.median(values), 4) for key, values in ratios.items()},
             "spread": {key: [round(min(values), 4), round(max(values), 4)] for key, values in ratios.items()},
         }
@@ -309,20 +322,17 @@ def compiler_missing(device: torch.device) -> str | None:
 
 def line(name: str, result: dict[str, Any]) -> str:
     """Return a result as a line of text."""
-    how = "compiled" if result["compiled"] else "eager"
+    head = f"{name:8} {'compiled' if result['compiled'] else 'eager':8}"
     if "skipped" in result:
-        return f"{name:8} {how:8} skipped: {result['skipped']}"
-    rates = "  ".join(
-        f"{arm} {entry['tokens_per_second']:>9,}" + ("" if entry["mfu"] is None else f" ({entry['mfu']:.1%})")
-        for arm, entry in result["arms"].items()
-    )
-    reads = "/".join(
-        "–" if e["reads_between_logs"] is None else str(e["reads_between_logs"]) for e in result["arms"].values()
-    )
-    return (
-        f"{name:8} {how:8} tokens/s: {rates}  ours/bare {result['ours_over_bare']:.3f}"
-        f"  ours/stock {result['ours_over_stock']:.3f}  Φ {result['phi_over_ours']:.3f}  reads {reads}"
-    )
+        return f"{head} skipped: {result['skipped']}"
+    parts = ["tokens/s:"]
+    for arm, entry in result["arms"].items():
+        parts.append(f"{arm} {entry['tokens_per_second']:,}" + (f" ({entry['mfu']:.1%})" if entry["mfu"] else ""))
+    parts += [f"{key.replace('_over_', '/')} {result[key]:.3f}" for key in RATIOS if result[key] is not None]
+    reads = [(arm, entry["reads_between_logs"]) for arm, entry in result["arms"].items()]
+    parts += ["reads " + " ".join(f"{arm} {seen}" for arm, seen in reads)] if reads[0][1] is not None else []
+    parts += [f"{arm} failed: {failure}" for arm, failure in result["failures"].items()]
+    return "  ".join([head, *parts])
 
 
 def main() -> None:

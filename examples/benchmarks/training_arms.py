@@ -39,6 +39,7 @@ from hf_progressive.data import Corpus, TokenBlocks, rung_blocks
 from hf_progressive.host_reads import host_reads
 from hf_progressive.phi import InheritancePenalty
 from hf_progressive.phi.fit import output_dimension
+from hf_progressive.precision import allow_tf32
 from hf_progressive.sizing import flops_per_token
 
 LOGS_PER_RUN = 50  # what a ladder's training run does; between two of them lies a turn
@@ -119,7 +120,6 @@ class Workload:
 
     def arm(self) -> Arm:
         """Return the training run as a ladder would state it."""
-        arguments: dict[str, Any] = {"torch_compile": self.compiled, "bf16": self.bf16}
         return Arm(
             title="benchmark",
             init=self.init,
@@ -129,7 +129,9 @@ class Workload:
                 micro_batch_size=self.micro_batch,
                 learning_rate=1e-4,
                 evaluations=1,
-                arguments=arguments,
+                precision="bfloat16" if self.bf16 else "float32",
+                compile=self.compiled,
+                arguments={} if self.device.type == "cuda" else {"use_cpu": True},
             ),
             learning_rate=1e-4,
             steps=LOGS_PER_RUN * self.window,
@@ -177,6 +179,7 @@ class Observer:
 def bare_loop(workload: Workload, pause: Callable[[], None], observer: Observer) -> None:
     """Train as anyone would write it, with all that is known to be fast."""
     arguments = training_arguments(workload.arm(), workload.context)
+    allow_tf32(workload.bf16)
     model = workload.model().to(workload.device)
     model.train()
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -270,6 +273,7 @@ def stock_trainer(workload: Workload, pause: Callable[[], None], observer: Obser
         torch_compile=workload.compiled,
         use_cpu=workload.device.type == "cpu",
     )
+    allow_tf32(workload.bf16)  # the arguments set it by an interface with which nothing compiles
     trainer = Trainer(
         model=workload.model(),
         args=arguments,

@@ -41,10 +41,11 @@ class Player(threading.Thread):
         torch.set_num_threads(self._threads)  # each thread has a number of its own
         try:
             if self._program is not None and not self._ending:
+                self.failure = "ended by an error of its own, which is on stderr"
                 self._program(self._pause)
-            self.failure = "ended before its time"
+                self.failure = "ended before its time"
         except Ended:
-            pass
+            self.failure = None
         except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
             self.failure = f"{type(error).__name__}: {lines[0][:300]}"

@@ -66,3 +66,20 @@ def test_sizes_follow_the_real_ladder(benchmark):
     )  # fmt: skip
     with pytest.raises(SystemExit, match="--sizes: 'x'"):
         benchmark.size_named("x")
+
+
+def test_an_arm_that_fails_is_named_and_the_others_are_measured(benchmark, monkeypatch, capsys):
+    def broken(workload, pause, observer):
+        pause()
+        raise RuntimeError("a kernel is missing\nand more")
+
+    monkeypatch.setitem(benchmark.ARMS, "stock", broken)
+    arguments = ["--sizes", "l1w32", "--step-tokens", "256", "--mode", "eager", "--rounds", "2", "--json"]
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, "--device", "cpu"])
+    benchmark.main()
+    [result] = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert result["failures"] == {"stock": "RuntimeError: a kernel is missing"}
+    assert list(result["arms"]) == ["bare", "ours", "phi"]
+    assert result["ours_over_stock"] is None
+    assert result["ours_over_bare"] > 0
+    assert result["arms"]["ours"]["reads_between_logs"] == result["arms"]["phi"]["reads_between_logs"] == 0
