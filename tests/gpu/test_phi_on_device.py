@@ -121,4 +121,5 @@ def test_fisher_equals_a_loop_over_sequences(build, dtype, device, record_proper
     found = estimate_fisher(model, batches, definition="sequence")
     worst = max(((found[n].cpu().double() - e).abs().max() / e.abs().max()).item() for n, e in expected.items())
     record_property("relative_difference", worst)
-    assert worst <= (1e-9 if dtype == torch.float64 else 2e-4)
+    # The stock Llama's norms compute in float32, in a float64 model too.
+    assert worst <= (1e-9 if dtype == torch.float64 and build is gpt2 else 2e-4)

@@ -1,0 +1,254 @@
+"""Part 4: what inheritance saves on Llama models, as large as the time allows, on three seeds or more.
+
+Models are trained from scratch, and inherited: grown in depth, exactly, from a parent half as deep that was trained on
+its own budget. All finish at stated shares of the from-scratch budget of 12 tokens per parameter. Several processes
+share the device. Results are taken over as runs finish, so that the study can end at any moment.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from part_file import PartFile, explain, part_arguments, read_json, seconds_left, write_json
+
+WAIT_SECONDS = 1.0
+STOP_SECONDS = 6.0
+TEXT_BYTES, TOY_TEXT_BYTES = 600_000_000, 1_500_000
+SUFFIXES = {".txt": "text", ".md": "text", ".py": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def cpus() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def data_section(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return the ladder's `data` section: the files given, or the source text of the installed packages."""
+    from design import VOCABULARY
+
+    if options.data:
+        kinds = {SUFFIXES.get(path.suffix, "text") for path in options.data}
+        if len(kinds) > 1:
+            raise ValueError(f"--data: the files are of different kinds ({', '.join(sorted(kinds))}); give one kind")
+        source, files = kinds.pop(), [str(path) for path in options.data]
+    else:
+        source, files = "parquet", [str(folder / "source_text.parquet")]
+    return {
+        "source": source,
+        "files": files,
+        "validation_fraction": 0.05 if options.rehearse else 0.01,
+        "max_validation_tokens": 4096 if options.rehearse else 524_288,
+        "tokenizer": {
+            "vocab_size": 512 if options.rehearse else VOCABULARY,
+            "training_bytes": 500_000 if options.rehearse else 30_000_000,
+        },
+    }
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Collect the text and tokenize it, or wait for the process that does."""
+    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, cpus() // 2)))  # the other parts need cores too
+    import source_text
+    from design import CONTEXT
+
+    from hf_progressive import strict_yaml
+    from hf_progressive.config import DataConfig
+    from hf_progressive.data import prepare_corpus
+
+    collected: dict[str, Any] = {}
+    if not options.data:
+        limit = TOY_TEXT_BYTES if options.rehearse else TEXT_BYTES
+        collected = source_text.collect(folder / "source_text.parquet", limit)
+    config = strict_yaml.build(DataConfig, data_section(options, folder))
+    corpus = prepare_corpus(config, 64 if options.rehearse else CONTEXT, folder / "study" / "data")
+    return {"text": str(options.data or "source text of the installed packages"), **collected, **corpus.summary()}
+
+
+def work(config_file: Path, folder: Path) -> None:
+    """Take tasks of a study until none is left; one of several processes."""
+    from hf_progressive import strict_yaml
+    from hf_progressive.config import StudyConfig
+    from hf_progressive.study.run import run_study
+
+    run_study(strict_yaml.build(StudyConfig, json.loads(config_file.read_text(encoding="utf-8"))), folder)
+
+
+def outcome(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a study's record says so far, with the cost of the last model alone.
+
+    Args:
+        record: What study.json holds.
+
+    Returns:
+        Figures over the seeds that are complete, and the record itself without its configuration's repetition.
+    """
+    from hf_progressive.study.interval import mean_interval
+
+    found: dict[str, Any] = {
+        "finished_runs": record["finished"],
+        "planned_runs": record["runs"],
+        "failed": record["failed"],
+        "last_model": None,
+    }
+    rungs = record["arms"][0]["rungs"]
+    if rungs:
+        rung = rungs[-1]
+        shares = [(seed["c_parent"] + seed["c_child"]) / rung["c_cold"] for seed in rung["by_seed"] if seed["c_child"]]
+        found["seeds"] = rung["seeds"]
+        found["matched"] = rung["matched"]
+        if shares:
+            interval = mean_interval(shares)
+            found["last_model"] = {
+                "cost": interval.mean, "low": interval.low, "high": interval.high, "seeds": len(shares),
+                "by_seed": shares, "at_most": rung["at_least"],
+            }  # fmt: skip
+    return found | {"study": record}
+
+
+def lines_of(found: dict[str, Any], *, complete: bool) -> list[str]:
+    """Return the lines of the table."""
+    record = found["study"]
+    child = record["rungs"][-1]
+    lines = [
+        f"{record['family']} {record['rungs'][0]['name']} → {child['name']}, {child['parameters'] / 1e6:.1f} M"
+        f" parameters, {child['cold_tokens'] / 1e6:.0f} M tokens; {found['finished_runs']} of"
+        f" {found['planned_runs']} runs" + ("" if complete else ", not finished"),
+    ]
+    rungs = record["arms"][0]["rungs"]
+    if not rungs:
+        return [*lines, "no seed is complete"]
+    rung = rungs[-1]
+    if rung["eta"] is not None:
+        lines.append(f"{rung['seeds']} seeds: η {_with_ends(rung['eta'], rung['eta_low'], rung['eta_high'])}")
+    else:
+        lines.append(
+            f"{rung['matched']} of {rung['seeds']} seeds matched; bits per byte above from scratch at the child's"
+            f" largest budget: {rung['gap_bits_per_byte']:+.4f}"
+        )
+    for swept in record["learning_rates"]:
+        reached = (swept["point"] or {}).get("bits_per_byte")
+        if reached is not None:
+            kind = "from scratch" if swept["kind"] == "cold" else "inherited"
+            share = swept["point"]["fraction"]
+            lines.append(f"first seed, {kind} at {swept['learning_rate']:g}, share {share:g}: {reached:.4f} bits/byte")
+    if found["last_model"]:
+        last = found["last_model"]
+        lines.append(f"last-model cost {_with_ends(last['cost'], last['low'], last['high'])}, {last['seeds']} seeds")
+    return lines
+
+
+def _with_ends(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
+
+
+class Study:
+    """The study's processes and what they have found.
+
+    Args:
+        file: The part's file.
+        folder: The work folder.
+        end: When to stop, on the monotonic clock.
+    """
+
+    def __init__(self, file: PartFile, folder: Path, end: float) -> None:
+        self.file, self.folder, self.end = file, folder, end
+        self.root = folder / "study"
+        self.taken = 0.0
+
+    def run(self, config: Any, workers: int, name: str) -> bool:
+        """Carry out a study with several processes, as far as the time goes; tell whether it came to its end."""
+        config_file = self.folder / f"{name}.json"
+        write_json(config_file, config.to_dict())
+        command = [sys.executable, __file__, "--worker", str(config_file), "--folder", str(self.root)]
+        threads = str(max(1, cpus() // workers))
+        env = os.environ | {"OMP_NUM_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": threads}
+        logs = [self.folder / f"{name}-{number}.log" for number in range(workers)]
+        processes = []
+        try:
+            for log in logs:
+                with open(log, "wb") as output:
+                    processes.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT))
+            while time.monotonic() < self.end and any(process.poll() is None for process in processes):
+                time.sleep(WAIT_SECONDS)
+                self.take_over(complete=False)
+        finally:
+            ended = [process.poll() for process in processes]
+            for process in processes:
+                process.kill()
+                process.wait()
+            for log in logs:  # into the part's own log
+                tail = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()[-60:]
+                print(f"---- {log.name}", *tail, sep="\n", flush=True)
+        broken = [code for code in ended if code not in (None, 0)]
+        if len(broken) == workers:
+            raise RuntimeError(f"all {workers} processes of the study ended with codes {broken}; see the log")
+        if broken:
+            self.file.update(broken_workers=broken)
+        complete = not any(code is None for code in ended)
+        self.take_over(complete=complete)
+        return complete
+
+    def take_over(self, *, complete: bool) -> None:
+        """Copy the study's record into the part's file where it has changed."""
+        path = self.root / "study.json"
+        written = path.stat().st_mtime if path.exists() else 0.0
+        record = read_json(path)
+        if not record or (written == self.taken and not complete):
+            return
+        self.taken = written
+        found = outcome(record)
+        found["study"].pop("config", None)  # it stands in `design`
+        self.file.update(**found, complete=complete, summary=lines_of(found, complete=complete))
+
+
+def main() -> int:
+    """Prepare the text, choose the study, and run it until the time is over."""
+    if "--worker" in sys.argv:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--worker", type=Path)
+        parser.add_argument("--folder", type=Path)
+        worker = parser.parse_args()
+        work(worker.worker, worker.folder)
+        return 0
+    parser = part_arguments(__doc__)
+    parser.add_argument("--prepare", action="store_true", help="only make the text ready")
+    options = parser.parse_args()
+    folder = options.work / "study"
+    end = time.monotonic() + seconds_left(options) - STOP_SECONDS
+    if options.prepare:
+        print(prepare(options, folder))
+        return 0
+    with PartFile(options.json, "study", rehearsal=options.rehearse) as file:
+        from design import choose
+
+        from hf_progressive.accelerators import gpu_named
+
+        gpu = gpu_named(file.record["machine"]["device"])
+        peak = None if gpu is None else gpu.peak_flops
+        data = data_section(options, folder)
+        file.update(data=prepare(options, folder))
+        os.environ.pop("RAYON_NUM_THREADS", None)
+        left = end - time.monotonic()
+        design = choose(data, seconds=left, results=options.results, peak=peak, cpus=cpus(), rehearse=options.rehearse)
+        file.update(design=design.reasons | {"config": design.config.to_dict()})
+        study = Study(file, folder, end)
+        try:
+            complete = study.run(design.config, design.workers, "seeds")
+        except RuntimeError as error:
+            if not design.can_compile:
+                raise
+            file.update(not_compiled=explain(error))  # uncompiled it is slower, and perhaps it works
+            design = design.uncompiled()
+            complete = study.run(design.config, design.workers, "uncompiled")
+        if complete and design.extended != design.config and time.monotonic() < end:
+            study.run(design.extended, design.workers, "more-seeds")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

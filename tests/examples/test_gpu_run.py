@@ -1,0 +1,114 @@
+"""The command for a machine with a GPU, rehearsed on the CPU: it comes to its end, and a second start rests."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "gpu" / "run.py"
+PARTS = ("correctness", "benchmark", "configuration", "study")
+
+
+def start(*arguments, timeout):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd="/")
+
+
+@pytest.mark.slow
+def test_a_rehearsal_comes_to_its_end_and_a_second_start_does_nothing(tmp_path):
+    out = tmp_path / "out"
+    arguments = ("--minutes", 20, "--out", out, "--work", tmp_path / "work", "--rehearse")
+    done = start(*arguments, timeout=1200)
+    log = (out / "run.log").read_text() if (out / "run.log").exists() else ""
+    assert done.returncode == 0, done.stdout + done.stderr + log[-6000:]
+    records = {part: json.loads((out / f"{part}.json").read_text()) for part in PARTS}
+    assert {part: record["status"] for part, record in records.items()} == dict.fromkeys(PARTS, "finished")
+    assert all(record["rehearsal"] and record["machine"]["torch"] for record in records.values())
+    assert sorted(path.name for path in out.iterdir()) == sorted([*(f"{part}.json" for part in PARTS), "run.log"])
+
+    counts = records["correctness"]["counts"]
+    assert counts["passed"] > 20
+    assert set(counts) <= {"passed", "skipped"}
+    assert (
+        records["benchmark"]["results"][0]["size"] == "l1w32"
+    )  # on a busy machine there may be no time to measure it
+    assert [run["rung"] for run in records["configuration"]["runs"]][:2] == ["d1", "d3"]
+    study = records["study"]
+    assert study["complete"]
+    assert study["last_model"]["cost"] == pytest.approx(last_model_cost(study["study"]))
+    assert f"last-model cost {study['last_model']['cost']:.3f}" in done.stdout
+
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
+    again = start(*arguments, timeout=120)
+    assert again.returncode == 0
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()} == before
+    assert again.stdout == done.stdout[done.stdout.index("correctness    finished") :]
+
+
+def last_model_cost(record):
+    """(C_lineage + C_child) / C_scratch of the one seed, from its finished models alone."""
+    child = next(rung for rung in record["arms"][0]["points"] if rung["rung"] == record["rungs"][-1]["name"])["points"]
+    scratch = {rung["rung"]: rung["points"][-1] for rung in record["cold"]}
+    target = scratch[record["rungs"][-1]["name"]]
+    parent = scratch[record["rungs"][0]["name"]]
+    (few, many) = sorted(child, key=lambda point: point["flops"])
+    share = (few["bits_per_byte"] - target["bits_per_byte"]) / (few["bits_per_byte"] - many["bits_per_byte"])
+    assert 0 <= share <= 1
+    matched = math.exp(math.log(few["flops"]) + share * (math.log(many["flops"]) - math.log(few["flops"])))
+    return (parent["flops"] + matched) / target["flops"]
+
+
+def test_a_part_that_fails_or_takes_too_long_stops_no_other(tmp_path, monkeypatch):
+    """Three parts: one ends with an error, one goes on beyond its time with a child of its own, one is well."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import run
+
+    fake = tmp_path / "scripts"
+    fake.mkdir()
+    common = "import sys, json, time, subprocess\npath = sys.argv[sys.argv.index('--json') + 1]\n"
+    bodies = {
+        "correctness": "raise SystemExit('no such thing')",
+        "benchmark": (
+            "json.dump({'status': 'running', 'machine': {}, 'summary': ['half']}, open(path, 'w'))\n"
+            "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+            f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
+            "time.sleep(600)"
+        ),
+        "configuration": "json.dump({'status': 'finished', 'summary': ['well']}, open(path, 'w'))",
+    }
+    for name, body in bodies.items():
+        (fake / f"{name}.py").write_text(common + body)
+    monkeypatch.setattr(run, "HERE", fake)
+    monkeypatch.setattr(run, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(run, "RESERVE_SECONDS", 0.0)
+    out = tmp_path / "out"
+    options = ["--minutes", "0.15", "--out", str(out), "--work", str(tmp_path), "--rehearse", "--parts", *bodies]
+    assert run.main(options) == 1
+    records = {name: json.loads((out / f"{name}.json").read_text()) for name in bodies}
+    assert {name: record["status"] for name, record in records.items()} == {
+        "correctness": "failed", "benchmark": "stopped", "configuration": "finished"
+    }  # fmt: skip
+    assert records["correctness"]["traceback"] == ["no such thing"]
+    assert records["benchmark"]["summary"] == ["half"]
+    child = int((tmp_path / "child").read_text())
+    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
+    assert not os.path.exists(out / "study.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parts", "studdy"], "--parts: 'studdy' is none of correctness, benchmark, configuration, study"),
+        (["--minutes", "0"], "--minutes: 0.0 is not a number above 0"),
+        (["--data", "/nowhere/text.txt"], "--data: /nowhere/text.txt does not exist"),
+    ],
+)
+def test_a_wrong_command_is_refused_in_one_line(arguments, message, tmp_path):
+    done = start("--out", tmp_path / "out", *arguments, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"run.py: error: {message}"
+    assert not (tmp_path / "out").exists()
