@@ -1,8 +1,6 @@
 """What a training run computes in: precision, and compiled or not, chosen by device unless the configuration does."""
 
 import contextlib
-import functools
-import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +8,8 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from hf_progressive.compilation import compiles_on
 from hf_progressive.config import TrainingConfig
-
-logger = logging.getLogger(__name__)
 
 _NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _NEWER = "fp32_precision"  # since PyTorch 2.9
@@ -49,7 +46,7 @@ def device_settings(training: TrainingConfig) -> dict[str, Any]:
     if not given.keys() & {"torch_compile", "torch_compile_backend", "torch_compile_mode"}:
         divided = any(os.environ.get(name, "false").lower() in ("true", "1") for name in _DIVIDING_ENGINES)
         by_device = training.compile == "auto" and on_cuda and not divided and "deepspeed" not in given
-        if training.compile is True or (by_device and _compiles()):
+        if training.compile is True or (by_device and compiles_on("cuda")):
             settings["torch_compile"] = True
     if on_cuda and "accelerator_config" not in given:
         settings["accelerator_config"] = {
@@ -141,16 +138,3 @@ def allow_tf32(allowed: bool) -> None:
 
 def _has_bfloat16() -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-
-@functools.cache
-def _compiles() -> bool:
-    # A device that Triton serves is not enough: it needs a C compiler and Python's headers. So compile something.
-    try:
-        torch.compile(lambda x: (x * 2.0).sin().sum(), dynamic=False)(torch.ones(64, device="cuda"))
-    except (RuntimeError, ImportError, OSError) as error:
-        logger.warning("torch.compile does not work here, so training is not compiled: %s", str(error).splitlines()[0])
-        return False
-    finally:
-        torch.compiler.reset()
-    return True

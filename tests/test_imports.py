@@ -16,7 +16,8 @@ PACKAGE = Path(hf_progressive.__file__).parent
 
 ROOMS = [
     "full_disk", "storage", "locks",
-    "processes", "strict_yaml", "accelerators", "cluster", "host_reads", "config", "sizing", "growth",
+    "processes", "strict_yaml", "accelerators", "cluster", "host_reads",
+    "compilation", "config", "sizing", "growth",
     "phi", "data", "remote", "checkpoints", "finiteness", "stopping", "penalized_engine",
     "precision", "block_attention", "causal_loss", "trainer_arguments",
     "throughput", "progress_bar", "trainer",

@@ -13,7 +13,7 @@ def on_an_h100(monkeypatch):
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(precision, "_has_bfloat16", lambda: True)
-    monkeypatch.setattr(precision, "_compiles", lambda: True)
+    monkeypatch.setattr(precision, "compiles_on", lambda device_type: True)
 
 
 def test_nothing_is_chosen_on_a_cpu():

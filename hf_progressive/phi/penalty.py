@@ -10,22 +10,23 @@ same Frobenius norm.
 Φ is quadratic, so nothing needs a graph: value and gradient, λ Ω ⊙ ΔW + 2γ (ΔW − U (Uᵀ ΔW)), are formed together,
 chunk by chunk, in at least float32 whatever the parameters' dtype. Beyond W₀, Ω and U, `add_gradient` needs about six
 chunks of memory (`restraint.CHUNK_ELEMENTS`), or six pieces of the largest matrix where an engine divides it under γ;
-`value` needs one more gradient while its backward runs.
+`value` needs one more gradient while its backward runs. On an accelerator `add_gradient` takes few kernels: `grouped`.
 """
 
 import dataclasses
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.autograd.function import once_differentiable
 
+from hf_progressive.phi.differentiable import differentiable_value, total_of
 from hf_progressive.phi.fit import canonical_names, check_fit, output_dimension, require_known
-from hf_progressive.phi.restraint import Restraint, working_dtype
+from hf_progressive.phi.grouped import PART_ELEMENTS, GroupedGradient
+from hf_progressive.phi.restraint import CHUNK_ELEMENTS, Restraint, working_dtype
 from hf_progressive.phi.shards import HeldPiece, held_piece, rows_held, shared_rows
 
 
@@ -142,7 +143,7 @@ class InheritancePenalty:
             raise ValueError("value() needs whole parameters; for a model that an engine divides use add_gradient()")
         parameters = [piece.parameter for piece in pieces.values()]
         restraints = list(self._restraints.values())
-        value: Tensor = _differentiable_value(restraints, self.ewc_lambda * factor, self.gamma * factor, *parameters)
+        value: Tensor = differentiable_value(restraints, self.ewc_lambda * factor, self.gamma * factor, *parameters)
         return value
 
     def terms(self, model: nn.Module, *, factor: float = 1.0) -> dict[str, Tensor]:
@@ -251,19 +252,31 @@ class InheritancePenalty:
         # ewc, subspace, ‖∇Φ‖² and ‖task gradient‖² as one (4,) tensor; no scale: leave the gradients alone
         ewc_lambda, gamma = self.ewc_lambda * factor, self.gamma * factor
         sums: dict[bool, list[Tensor]] = {True: [], False: []}  # by whether the piece is the whole
+        grouped = {whole: GroupedGradient(ewc_lambda, gamma, gradient_scale or 1.0) for whole in sums}
+        waiting: list[tuple[HeldPiece, Tensor]] = []  # gradients that are not yet complete
         for name, piece in self._bind(model).items():
             weights, restraint = piece.weights(), self._restraints[name]
             if gradient_scale is None or not piece.parameter.requires_grad:
                 sums[piece.is_whole].append(restraint.apply(weights, None, ewc_lambda, gamma))
                 continue
             gradient = piece.gradient()
+            if weights.device.type not in CHUNK_ELEMENTS and (
+                piece.is_whole or gamma == 0.0 or restraint.basis is None
+            ):
+                with torch.autocast(weights.device.type, enabled=False):  # Φ keeps its own precision
+                    grouped[piece.is_whole].add(restraint, weights, gradient)
+                waiting.append((piece, gradient))
+                if sum(len(each) for _, each in waiting) > PART_ELEMENTS:
+                    _finish(grouped, sums, waiting)
+                continue
             sums[piece.is_whole].append(
                 restraint.apply(weights, gradient, ewc_lambda, gamma, gradient_scale=gradient_scale)
             )
             piece.store_gradient(gradient)
-        total = _total(sums[True])
+        _finish(grouped, sums, waiting)
+        total = total_of(sums[True])
         if sums[False]:
-            across = _total(sums[False])
+            across = total_of(sums[False])
             dist.all_reduce(across, group=self._group)
             total = total.to(across) + across
         return total
@@ -321,34 +334,6 @@ class InheritancePenalty:
         )
 
 
-class _Value(torch.autograd.Function):
-    """Φ as a scalar whose backward forms the gradient anew, so that no graph is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, restraints: list[Restraint], ewc_lambda: float, gamma: float, *parameters: Tensor) -> Tensor:
-        ctx.restraints, ctx.ewc_lambda, ctx.gamma = restraints, ewc_lambda, gamma
-        ctx.save_for_backward(*parameters)
-        pairs = zip(restraints, parameters, strict=True)
-        return _total([r.apply(p.view(-1), None, ewc_lambda, gamma) for r, p in pairs])[:2].sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        gradients: list[Tensor | None] = []
-        for restraint, parameter, needed in zip(
-            ctx.restraints, ctx.saved_tensors, ctx.needs_input_grad[3:], strict=True
-        ):
-            gradient = torch.zeros_like(parameter) if needed else None
-            if gradient is not None:
-                scale = grad_output.to(parameter.device)
-                restraint.apply(parameter.view(-1), gradient.view(-1), ctx.ewc_lambda, ctx.gamma, gradient_scale=scale)
-            gradients.append(gradient)
-        return None, None, None, *gradients
-
-
-_differentiable_value: Callable[..., Any] = _Value.apply
-
-
 def _pieces(model: nn.Module, names: Iterable[str]) -> dict[str, HeldPiece]:
     parameters = dict(model.named_parameters())
     return {name: held_piece(parameters[name]) for name in names}
@@ -370,8 +355,18 @@ def _gather_layouts(pieces: Mapping[str, HeldPiece]) -> dict[str, list[tuple[int
     return {name: [layout[name] for layout in everyones] for name in divided}
 
 
-def _total(sums: Sequence[Tensor]) -> Tensor:
-    return torch.stack([each.to(sums[0]) for each in sums]).sum(0) if sums else torch.zeros(4)
+def _finish(
+    grouped: Mapping[bool, GroupedGradient],
+    sums: Mapping[bool, list[Tensor]],
+    waiting: list[tuple[HeldPiece, Tensor]],
+) -> None:
+    for whole, group in grouped.items():
+        total = group.finish()
+        if total is not None:
+            sums[whole].append(total)
+    for piece, gradient in waiting:
+        piece.store_gradient(gradient)
+    waiting.clear()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
