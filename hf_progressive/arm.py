@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, default_data_collator
-from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hf_progressive import storage
-from hf_progressive.block_attention import attend_without_masks
+from hf_progressive.block_trainer import block_trainer
 from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, rung_blocks
 from hf_progressive.phi import InheritancePenalty
@@ -224,7 +223,7 @@ def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
     }
     if arm.checkpoint_steps is not None:
         settings["save_total_limit"] = None
-    return ProgressiveTrainingArguments(
+    args = ProgressiveTrainingArguments(
         output_dir=str(arm.folder / "checkpoints"),
         max_steps=arm.steps,
         per_device_train_batch_size=size,
@@ -252,6 +251,22 @@ def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
         phi_until=arm.phi_until,
         **settings,
     )
+    keep_to_one_gpu(args)
+    return args
+
+
+def keep_to_one_gpu(args: ProgressiveTrainingArguments) -> None:
+    """Let a process use one GPU, also where it sees several.
+
+    Trainer would copy the model to each of them in every step (`DataParallel`) and make the step that many times as
+    large, so that tokens, schedule and curve would be others than the ladder's.
+
+    Args:
+        args: Trainer's arguments; changed.
+    """
+    if args.n_gpu > 1:
+        logger.warning("one of %d GPUs is used; start with accelerate launch to use all of them", args.n_gpu)
+        args._n_gpu = 1
 
 
 def schedule_steps(training: TrainingConfig, steps: int, warmup: int | None = None) -> tuple[int, int]:
@@ -300,16 +315,14 @@ def _train(
     context = corpus.context
     args = training_arguments(arm, context)
     blocks_per_step = arm.training.batch_tokens // context
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arm.init, dtype=torch.float32)
-    attend_without_masks(model, context)
-    trainer = ProgressiveTrainer(
-        model=model,
-        args=args,
-        train_dataset=rung_blocks(corpus, arm.first_block, arm.steps * blocks_per_step),
+    trainer = block_trainer(
+        args,
+        AutoModelForCausalLM.from_pretrained(arm.init, dtype=torch.float32),
+        rung_blocks(corpus, arm.first_block, arm.steps * blocks_per_step),
+        context=context,
+        penalty=penalty,
         eval_dataset=corpus.validation,
         processing_class=corpus.tokenizer,
-        data_collator=default_data_collator,  # blocks are of one length: nothing to pad, and GPT-2 has no pad token
-        penalty=penalty,
         callbacks=[
             _Milestones(arm),
             ProgressBar(arm.title, corpus.bits_per_nat_token),
@@ -326,8 +339,6 @@ def _train(
     if arm.stable is not None:
         _, warmdown = schedule_steps(arm.training, arm.steps, arm.warmup_steps)
         trainer.add_callback(KeepStableCheckpoint(trainer, arm.stable, step=arm.steps - warmdown))
-    for stock in (DefaultFlowCallback, ProgressCallback, PrinterCallback):
-        trainer.remove_callback(stock)
     own = newest_complete_checkpoint(arm.folder / "checkpoints")
     checkpoint = own or arm.branch_from
     if checkpoint is None:

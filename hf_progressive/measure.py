@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, default_data_collator
-from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from hf_progressive import storage
 from hf_progressive.accelerators import Gpu, device_name, gpu_named
 from hf_progressive.arm import Arm, micro_batches, training_arguments
-from hf_progressive.block_attention import attend_without_masks
+from hf_progressive.block_trainer import block_trainer
 from hf_progressive.config import LadderConfig
 from hf_progressive.data.blocks import Block, as_block
 from hf_progressive.ladder_plan import LadderPlan, RungPlan
@@ -60,7 +59,7 @@ def measure_ladder(
     Args:
         plan: The ladder.
         processes: Processes that the plan is for: they decide the micro-batches of one.
-        seconds: Time for each rung; a micro-batch under way is finished.
+        seconds: Time for each rung after its warm-up; a step under way is finished.
         folder: The run folder, which need not exist yet: saving is timed on its file system.
 
     Returns:
@@ -250,6 +249,8 @@ class _Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self._lap(self.stepping)
         self.steps += 1
+        if self.steps == _WARMUP_STEPS:  # compiling, too, is over
+            self.started = self.last
         timed = len(self.stepping)
         is_over = self.last - self.started > self.seconds and timed >= _FEWEST_TIMED_STEPS
         control.should_training_stop = is_over or timed >= _TIMED_STEPS
@@ -326,22 +327,10 @@ class _Job:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(self.rung.config, dtype=torch.float32)
-        attend_without_masks(model, context)
         args = training_arguments(arm, context)
-        if self.device.type == "cuda":
-            assert args.n_gpu  # sets the devices up
-            args._n_gpu = 1  # one process of a launch uses one
         clock = _Clock(self.device, self.seconds)
-        trainer = ProgressiveTrainer(
-            model=model,
-            args=args,
-            train_dataset=_RandomBlocks(arm.steps * taken * size, context, vocabulary),
-            data_collator=default_data_collator,
-            penalty=self._penalty(model),
-            callbacks=[clock],
-        )
-        for stock in (DefaultFlowCallback, ProgressCallback, PrinterCallback):
-            trainer.remove_callback(stock)
+        blocks = _RandomBlocks(arm.steps * taken * size, context, vocabulary)
+        trainer = block_trainer(args, model, blocks, context=context, penalty=self._penalty(model), callbacks=[clock])
         with blocks_of_one_size(trainer):
             trainer.train()
             peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None

@@ -162,7 +162,8 @@ def _data_problems(data: DataConfig, context: int) -> Iterator[str]:
     files = [Path(file) for file in data.files]
     # Each entry beyond the bytes joins two that stand side by side: fewer bytes than entries can never do.
     limits = {"data.tokenizer.training_bytes": tokenizer.training_bytes}
-    if data.source == "text" and files and all(file.is_file() for file in files):
+    readable = data.source in ("text", "json") and all(file.suffix in (".txt", ".json", ".jsonl") for file in files)
+    if readable and all(file.is_file() for file in files):
         limits["data.files"] = sum(file.stat().st_size for file in files)
     for key, size in limits.items():
         if size < tokenizer.vocab_size - 256:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_progressive.arm import Arm, evenly_spaced, micro_batches, schedule_steps, training_arguments
+from hf_progressive.arm import Arm, evenly_spaced, keep_to_one_gpu, micro_batches, schedule_steps, training_arguments
 from hf_progressive.config import TrainingConfig
 
 
@@ -74,6 +74,22 @@ def test_the_learning_rate_rises_stays_and_falls_to_its_end(tmp_path: Path) -> N
         0.1 + 0.9 * step / 5 if step < 5 else 1.0 if step < 30 else 1.0 - 0.9 * (step - 30) / 20 for step in range(50)
     ]
     assert rates == pytest.approx(expected)
+
+
+def test_a_process_that_sees_several_gpus_uses_one_and_keeps_its_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = TrainingConfig(batch_tokens=256, micro_batch_size=4)
+    arm = Arm(
+        title="x", init=tmp_path, folder=tmp_path, training=training, learning_rate=1.0, steps=5, first_block=0,
+        flops_per_token=1.0,
+    )  # fmt: skip
+    arguments = training_arguments(arm, 16)
+    arguments._n_gpu = 8
+    assert arguments.train_batch_size == 32
+    keep_to_one_gpu(arguments)
+    assert arguments.train_batch_size == 4
+    assert "one of 8 GPUs is used; start with accelerate launch" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ ROOMS = [
     "compilation", "config", "sizing", "growth",
     "phi", "data", "remote", "checkpoints", "finiteness", "stopping", "penalized_engine",
     "precision", "block_attention", "causal_loss", "trainer_arguments",
-    "throughput", "progress_bar", "trainer",
+    "throughput", "progress_bar", "trainer", "block_trainer",
     "evaluation", "arm", "preflight", "origin_plan", "ladder_plan", "memory", "evidence",
     "overhead", "speed", "measure",
     "pricing", "inheritance", "record", "takeover", "run_folder", "ladder", "study", "report", "hub", "cli",

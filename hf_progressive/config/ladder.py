@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -58,24 +58,28 @@ class LadderConfig:
     def __post_init__(self) -> None:
         refuse_credentials(self.to_dict())
         require(len(self.rungs) > 0, "rungs: the list is empty; name at least one rung")
+        problems = list(self._problems())
+        require(not problems, "; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
         names = [rung.name for rung in self.rungs]
-        for name in names:
-            require(names.count(name) == 1, f"rungs: the name {name!r} is given to {names.count(name)} rungs")
+        for name in dict.fromkeys(names):
+            if names.count(name) > 1:
+                yield f"rungs: the name {name!r} is given to {names.count(name)} rungs"
         for rung in self.rungs[1:]:
-            require(rung.source is None, f"rungs: {rung.name} has a source, but only the first rung can be taken over")
-        require(
-            self.rungs[0].source is None or self.growth.parent == "final",
-            f"growth.parent: {self.growth.parent!r} needs parents trained here, but {self.rungs[0].name} has a source;"
-            f" take 'final'",
-        )
-        if not isinstance(self.cold, str):
-            for name in self.cold:
-                require(name in names[1:], f"cold: {name!r} is no grown rung; {strict_yaml.nearest(name, names[1:])}")
+            if rung.source is not None:
+                yield f"rungs: {rung.name} has a source, but only the first rung can be taken over"
+        if self.rungs[0].source is not None and self.growth.parent != "final":
+            yield (
+                f"growth.parent: {self.growth.parent!r} needs parents trained here, but {self.rungs[0].name} has a"
+                f" source; take 'final'"
+            )
+        for name in () if isinstance(self.cold, str) else self.cold:
+            if name not in names[1:]:
+                yield f"cold: {name!r} is no grown rung; {strict_yaml.nearest(name, names[1:])}"
         blocks, context = self.training.batch_tokens, self.model.context
-        require(
-            blocks % context == 0,
-            f"training.batch_tokens: {blocks} is not a multiple of the context, {context} tokens",
-        )
+        if blocks % context:
+            yield f"training.batch_tokens: {blocks} is not a multiple of the context, {context} tokens"
 
     def trains_cold(self, name: str) -> bool:
         """Tell whether a grown rung has a cold twin.
