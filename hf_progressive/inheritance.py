@@ -33,6 +33,7 @@ from hf_progressive.phi.records import (
     save_subspace,
 )
 from hf_progressive.phi.subspace import learn_subspace, subspace_flops
+from hf_progressive.processes import main_process_first
 
 logger = logging.getLogger(__name__)
 
@@ -81,16 +82,17 @@ def estimate_inheritance(
     if wants_fisher:
         fisher, fisher_record, flops = estimator.fisher()
         costs["fisher"] = {**_described(fisher_record), "flops": flops}
-        if state.is_main_process:
-            made = dataclasses.replace(fisher_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
-            save_fisher(checkpoint / _FISHER_FILE, fisher, made)
+        made = dataclasses.replace(fisher_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
+        with main_process_first(state):
+            if state.is_main_process:
+                save_fisher(checkpoint / _FISHER_FILE, fisher, made)
     if wants_subspace:
         bases, subspace_record, flops = estimator.subspace()
         costs["subspace"] = {**_described(subspace_record), "flops": flops}
-        if state.is_main_process:
-            learned = dataclasses.replace(subspace_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
-            save_subspace(checkpoint / _SUBSPACE_FILE, bases, learned)
-    state.wait_for_everyone()
+        learned = dataclasses.replace(subspace_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
+        with main_process_first(state):
+            if state.is_main_process:
+                save_subspace(checkpoint / _SUBSPACE_FILE, bases, learned)
     return costs
 
 

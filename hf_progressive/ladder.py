@@ -28,7 +28,7 @@ from hf_progressive.full_disk import FullDiskNamed
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.inheritance import estimate_inheritance, load_penalty
 from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
-from hf_progressive.processes import current_processes
+from hf_progressive.processes import current_processes, main_process_first
 from hf_progressive.record import ladder_record, matched, origin_record, rung_record
 from hf_progressive.remote.origin import Origin, locate_origin
 from hf_progressive.run_folder import claim, exclusive
@@ -92,7 +92,7 @@ def run_ladder(
     plan = plan_ladder(config, taken, processes=state.num_processes)
     with FullDiskNamed(folder), exclusive(folder, state):
         claim(folder, config, state)
-        with state.main_process_first():
+        with main_process_first(state):
             corpus = prepare_corpus(config.corpus, config.model.context, folder / "data")
         if (origin := plan.rungs[0].origin) is not None:
             plan = plan.starting_at(first_new_block(origin, corpus))
@@ -151,23 +151,24 @@ class _Run:
         started = time.monotonic()
         core = self._evaluate_core(folder / "trained")
         seconds["core"] = time.monotonic() - started
-        if self.state.is_main_process:
-            record = rung_record(
-                self.config,
-                rung,
-                result,
-                self.corpus,
-                model_config=storage.read_json(folder / "trained" / "config.json"),
-                growth=growth,
-                estimates=estimates,
-                core=core,
-                parent=self._parent_record(rung),
-                seconds=seconds,
-                state=self.state,
-            )
-            self._publish(rung.name, source=folder / "trained", record=record)
-        self._drop_trained(folder)
-        self._recorded()
+        with main_process_first(self.state):
+            if self.state.is_main_process:
+                record = rung_record(
+                    self.config,
+                    rung,
+                    result,
+                    self.corpus,
+                    model_config=storage.read_json(folder / "trained" / "config.json"),
+                    growth=growth,
+                    estimates=estimates,
+                    core=core,
+                    parent=self._parent_record(rung),
+                    seconds=seconds,
+                    state=self.state,
+                )
+                self._publish(rung.name, source=folder / "trained", record=record)
+            self._drop_trained(folder)
+            self._recorded()
 
     def take_over(self, rung: RungPlan) -> None:
         """Make a model trained elsewhere the first rung, unless that is done."""
@@ -175,11 +176,10 @@ class _Run:
             self._drop_trained(self.folder / rung.name)
             return
         folder, started = self.folder / rung.name / "trained", time.monotonic()
-        with self.state.main_process_first():
+        with main_process_first(self.state):
             origin = locate_origin(*self._source)
-        if self.state.is_main_process:
-            copy_origin(origin, folder, self.corpus.tokenizer)
-        self.state.wait_for_everyone()
+            if self.state.is_main_process:
+                copy_origin(origin, folder, self.corpus.tokenizer)
         seconds = {"fetch": time.monotonic() - started}
         logger.info("%s is %s", rung.name, origin.describe())
         started = time.monotonic()
@@ -191,22 +191,23 @@ class _Run:
         started = time.monotonic()
         core = self._evaluate_core(folder)
         seconds["core"] = time.monotonic() - started
-        if self.state.is_main_process:
-            record = origin_record(
-                self.config,
-                rung,
-                origin,
-                data=data_read(origin, self.corpus),
-                measured=measured,
-                model_config=storage.read_json(folder / "config.json"),
-                estimates=estimates,
-                core=core,
-                seconds=seconds,
-                state=self.state,
-            )
-            self._publish(rung.name, source=folder, record=record)
-        self._drop_trained(folder.parent)
-        self._recorded()
+        with main_process_first(self.state):
+            if self.state.is_main_process:
+                record = origin_record(
+                    self.config,
+                    rung,
+                    origin,
+                    data=data_read(origin, self.corpus),
+                    measured=measured,
+                    model_config=storage.read_json(folder / "config.json"),
+                    estimates=estimates,
+                    core=core,
+                    seconds=seconds,
+                    state=self.state,
+                )
+                self._publish(rung.name, source=folder, record=record)
+            self._drop_trained(folder.parent)
+            self._recorded()
 
     def _drop_trained(self, folder: Path) -> None:
         # Its files stand in final/ too; a kill may have come between the two.
@@ -225,17 +226,18 @@ class _Run:
         if record["cold"] is not None:
             return
         folder = self.folder / rung.name / "cold"
-        if self.state.is_main_process and not storage.is_complete(folder / "init"):
-            self._write_fresh(rung, folder / "init")
-        self.state.wait_for_everyone()
+        with main_process_first(self.state):
+            if self.state.is_main_process and not storage.is_complete(folder / "init"):
+                self._write_fresh(rung, folder / "init")
         result, trainer = train_arm(self._arm(rung, cold=True), self.corpus)
         trainer.save_pretrained_whole(folder / "final")
-        if self.state.is_main_process:
-            parent = self._parent_record(rung)
-            assert parent is not None
-            record = matched(record, cold=dataclasses.asdict(result), parent=parent)
-            self._publish(rung.name, source=self.final(rung.name), record=record)
-        self._recorded()
+        with main_process_first(self.state):
+            if self.state.is_main_process:
+                parent = self._parent_record(rung)
+                assert parent is not None
+                record = matched(record, cold=dataclasses.asdict(result), parent=parent)
+                self._publish(rung.name, source=self.final(rung.name), record=record)
+            self._recorded()
 
     def _arm(self, rung: RungPlan, *, cold: bool = False) -> Arm:
         folder, training, phi = self.folder / rung.name, self.config.training, self.config.phi
@@ -273,21 +275,21 @@ class _Run:
 
     def _initialize(self, rung: RungPlan, init: Path) -> None:
         """Make the rung's initial checkpoint: fresh weights on the first rung, grown ones on the others."""
-        if self.state.is_main_process and not storage.is_complete(init):
-            if rung.parent is None:
-                self._write_fresh(rung, init)
-            else:
-                grow_checkpoint(
-                    self._parent(rung),
-                    init,
-                    rung.target,
-                    method=self.config.growth.method,
-                    dtype="float32",
-                    seed=self.config.seed + rung.index,
-                    overwrite=True,
-                    **self.config.growth.options,
-                )
-        self.state.wait_for_everyone()
+        with main_process_first(self.state):
+            if self.state.is_main_process and not storage.is_complete(init):
+                if rung.parent is None:
+                    self._write_fresh(rung, init)
+                else:
+                    grow_checkpoint(
+                        self._parent(rung),
+                        init,
+                        rung.target,
+                        method=self.config.growth.method,
+                        dtype="float32",
+                        seed=self.config.seed + rung.index,
+                        overwrite=True,
+                        **self.config.growth.options,
+                    )
 
     def _write_fresh(self, rung: RungPlan, folder: Path) -> None:
         write_fresh(rung.size.config, self.corpus.tokenizer, folder, seed=self.config.seed + rung.index)
@@ -337,9 +339,9 @@ class _Run:
             state=self.state,
             known=known,
         )
-        if self.state.is_main_process and estimates:
-            storage.write_manifest(source)
-        self.state.wait_for_everyone()
+        with main_process_first(self.state):
+            if self.state.is_main_process and estimates:
+                storage.write_manifest(source)
         return estimates
 
     @property
@@ -380,7 +382,6 @@ class _Run:
             )
             if self.on_record is not None:
                 self.on_record(self.folder)
-        self.state.wait_for_everyone()
 
 
 def _link(source: str, target: str) -> None:

@@ -1,12 +1,25 @@
 """The processes of a launch, whatever they compute on."""
 
+import contextlib
+import itertools
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.distributed
 from accelerate import PartialState
+from torch.distributed.distributed_c10d import Store, _get_default_store
 
 _LAST_COLLECTIVE_SECONDS = 0.5
+_SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.01, 0.5
+_DONE, _FAILED = "done", "failed: "
+
+_turns = itertools.count()
+"""Counts `main_process_first`, which all processes go through in the same order, so that each use has its own name."""
+
+
+class MainProcessFailedError(ValueError):
+    """The first process stopped while this one waited for it; the message is the first one's."""
 
 
 def current_processes() -> PartialState:
@@ -19,6 +32,57 @@ def current_processes() -> PartialState:
         Accelerate's shared state: rank, number of processes, device.
     """
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+@contextlib.contextmanager
+def main_process_first(state: PartialState) -> Iterator[None]:
+    """Let the first process go through a block before the others, however long that takes.
+
+    The others wait without a collective. In one, NCCL gives up after ten minutes, and Accelerate's own
+    `main_process_first` is one; the limit cannot be raised once the processes have met, which is before a Trainer's
+    `ddp_timeout` is read. So they look at the store through which they met, a few times a second. All meet when the
+    first has left the block, before the others enter it.
+
+    Args:
+        state: The processes. One alone has nothing to wait for.
+
+    Yields:
+        Nothing: on the first process at once, on the others when it has left the block.
+
+    Raises:
+        MainProcessFailedError: On the others, where the block raised an error on the first process, or that is gone.
+    """
+    if state.num_processes == 1 or not torch.distributed.is_initialized():
+        yield
+        return
+    store, key = _get_default_store(), f"hf_progressive/turn/{next(_turns)}"
+    if not state.is_main_process:
+        _wait_for_turn(store, key)
+        state.wait_for_everyone()
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        with contextlib.suppress(RuntimeError):  # the others may be gone, and the store with them
+            store.set(key, _FAILED + reason)
+        raise
+    store.set(key, _DONE)
+    state.wait_for_everyone()  # a moment, until all have looked: the store may go with this process
+
+
+def _wait_for_turn(store: Store, key: str) -> None:
+    pause = _SHORTEST_POLL_SECONDS
+    try:
+        while not store.check([key]):
+            time.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_POLL_SECONDS)
+        word = store.get(key).decode()
+    except RuntimeError as error:  # the store goes with the process, or the launcher, that holds it
+        raise MainProcessFailedError(f"the first process is gone ({error}); its own message says why") from error
+    if word.startswith(_FAILED):
+        raise MainProcessFailedError(word.removeprefix(_FAILED))
 
 
 def leave_processes() -> None:

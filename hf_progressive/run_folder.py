@@ -12,6 +12,7 @@ from hf_progressive import storage, strict_yaml
 from hf_progressive.checkpoints import remove_leftovers
 from hf_progressive.config import LadderConfig
 from hf_progressive.locks import try_lock
+from hf_progressive.processes import main_process_first
 from hf_progressive.record import ladder_record
 
 
@@ -29,13 +30,12 @@ def exclusive(folder: Path, state: PartialState) -> Iterator[None]:
     Raises:
         ValueError: Another run holds it.
     """
-    if not state.is_main_process:
-        yield
-        return
-    with try_lock(folder / ".lock") as free:
-        if not free:
-            raise ValueError(f"{folder}: another run is working in this folder; wait for it or choose another")
-        remove_leftovers(folder, spared=("data",))  # the corpus has a lock of its own
+    with contextlib.ExitStack() as stack:
+        with main_process_first(state):
+            if state.is_main_process:
+                if not stack.enter_context(try_lock(folder / ".lock")):
+                    raise ValueError(f"{folder}: another run is working in this folder; wait for it or choose another")
+                remove_leftovers(folder, spared=("data",))  # the corpus has a lock of its own
         yield
 
 
@@ -50,7 +50,12 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
     Raises:
         ValueError: The folder holds a run of another configuration; all differences are named.
     """
-    path = folder / "ladder.json"
+    with main_process_first(state):
+        _claim(folder / "ladder.json", config, state)
+
+
+def _claim(path: Path, config: LadderConfig, state: PartialState) -> None:
+    folder = path.parent
     if path.exists():
         there, here = _completed(storage.read_json(path)["config"]), config.to_dict()
         for run in (there, here):
@@ -69,7 +74,6 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
                 yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
             )
         storage.write_json(path, ladder_record(config, finished=[], state=state))
-    state.wait_for_everyone()
 
 
 def _completed(configuration: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
@@ -41,6 +42,7 @@ from hf_progressive.penalized_engine import PenalizedEngine
 from hf_progressive.phi.penalty import InheritancePenalty
 from hf_progressive.phi.schedule import schedule_factor
 from hf_progressive.phi.step_log import StepLog
+from hf_progressive.processes import main_process_first
 from hf_progressive.stopping import Sigterm, StopVote
 from hf_progressive.storage import atomic_folder
 from hf_progressive.throughput import ThroughputMeter
@@ -392,11 +394,12 @@ class ProgressiveTrainer(Trainer):
             shutil.rmtree(staged.parent, ignore_errors=True)  # what does not fit must not fill the disk
             raise
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            with atomic_folder(target, overwrite=True, sha256=known) as empty:
-                for path in staged.iterdir():
-                    os.replace(path, empty / path.name)
-            shutil.rmtree(staged.parent)
+        with main_process_first(PartialState()):  # reads all that was written, for its digests
+            if self.args.should_save:
+                with atomic_folder(target, overwrite=True, sha256=known) as empty:
+                    for path in staged.iterdir():
+                        os.replace(path, empty / path.name)
+                shutil.rmtree(staged.parent)
         self.accelerator.wait_for_everyone()
 
 

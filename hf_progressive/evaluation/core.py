@@ -34,7 +34,7 @@ from hf_progressive.evaluation.bundle import CORE_TASKS, Bundle, Task, load_bund
 from hf_progressive.evaluation.ledger import TaskLedger, digest_model, task_key
 from hf_progressive.evaluation.prompts import build_requests, draw_examples
 from hf_progressive.evaluation.scoring import Answer, can_reuse_prefixes, judge, score_requests
-from hf_progressive.processes import current_processes
+from hf_progressive.processes import current_processes, main_process_first
 
 logger = logging.getLogger(__name__)
 
@@ -179,8 +179,9 @@ def evaluate_core(
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     chosen = bundle.select(tasks)
     state = current_processes()
-    ledger = TaskLedger(resume_file) if resume_file is not None and state.is_main_process else None
-    digest = digest_model(model, tokenizer) if ledger else ""
+    with main_process_first(state):  # a digest reads the whole model
+        ledger = TaskLedger(resume_file) if resume_file is not None and state.is_main_process else None
+        digest = digest_model(model, tokenizer) if ledger else ""
 
     results = []
     for task in chosen:
