@@ -48,10 +48,6 @@ def device_settings(training: TrainingConfig) -> dict[str, Any]:
         by_device = training.compile == "auto" and on_cuda and not divided and "deepspeed" not in given
         if training.compile is True or (by_device and compiles_on("cuda")):
             settings["torch_compile"] = True
-    if on_cuda and "accelerator_config" not in given:
-        settings["accelerator_config"] = {
-            "non_blocking": True
-        }  # from pinned memory: a batch is copied while it trains
     return settings
 
 
@@ -85,7 +81,8 @@ def blocks_of_one_size(trainer: Trainer) -> Iterator[None]:
         Nothing, while it trains. What was compiled for it is let go then: PyTorch keeps what it compiled of a class's
         forward pass for a few models only, and compiles no more from there on. The files of its cache stay.
     """
-    allow_tf32(trainer.accelerator.mixed_precision != "no")
+    asked = trainer.args.tf32
+    allow_tf32(trainer.accelerator.mixed_precision != "no" if asked is None else bool(asked))
     if not trainer.args.torch_compile:
         yield
         return

@@ -3,10 +3,12 @@
 import dataclasses
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from hf_progressive import strict_yaml
 from hf_progressive.phi.schedule import schedule_factor
+from hf_progressive.precision import allow_tf32
 
 _OWN_ARGUMENTS = {
     "output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -20,7 +22,9 @@ _OWN_ARGUMENTS = {
 class ProgressiveTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the schedule of Φ, and without a filter of losses that are not finite.
 
-    Such a loss ends the training, and the filter reads every micro-batch's loss from the device.
+    Such a loss ends the training, and the filter reads every micro-batch's loss from the device. A GPU's batches are
+    copied while it works, and float32 products are rounded to TF32 only under mixed precision or where `tf32` asks:
+    `TrainingArguments` alone does so in everything that is compiled.
 
     Args:
         phi_schedule: How λ and γ move: `constant`, `linear` or `cosine` to zero.
@@ -49,7 +53,12 @@ class ProgressiveTrainingArguments(TrainingArguments):
                 "hub_token would be written into every checkpoint's training_args.bin; "
                 "set the HF_TOKEN environment variable instead"
             )
+        on_cuda = torch.cuda.is_available() and not self.use_cpu
+        if on_cuda and getattr(self, "accelerator_config", None) is None and self.dataloader_pin_memory:
+            self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
+        if on_cuda and (self.torch_compile or self.tf32 is not None):
+            allow_tf32(self.mixed_precision != "no" if self.tf32 is None else self.tf32)
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
