@@ -16,7 +16,6 @@ smaller micro-batches, then with fewer layers; what does not fit into --seconds 
 """
 
 import argparse
-import dataclasses
 import gc
 import json
 import os
@@ -27,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,67 +37,20 @@ import transformers
 from accelerate.state import AcceleratorState
 from torch._dynamo.utils import counters
 from training_arms import ARMS, Observer, Workload
-from transformers import PretrainedConfig
+from training_sizes import Size, size_named, smaller, with_step_tokens
 from turns import Player
 
 from hf_progressive.accelerators import device_name, peak_flops
-from hf_progressive.config import ModelConfig, RungConfig, load_ladder_config
-from hf_progressive.sizing import count_parameters, flops_per_token, rung_model_config
+from hf_progressive.sizing import count_parameters, flops_per_token
 from hf_progressive.storage import write_json
 
-GPU_SIZES = ["d10", "d12", "m50", "d4", "d8", "d18"]  # what matters most stands first, should the time run out
+GPU_SIZES = ["d12", "d10", "m50", "d18", "d8", "d4"]  # what matters most stands first, should the time run out
 CPU_SIZES = ["l4w64", "l4w128"]
-VOCABULARY = 65_536  # of configs/ladder_d10_d18.yaml
 RATIOS = {"ours_over_bare": ("bare", "ours"), "ours_over_stock": ("stock", "ours"), "phi_over_ours": ("phi", "ours")}
+MIN_ROUNDS = 2
+BUILD_ORDER = ["bare", "ours", "phi", "stock"]  # what is left out where the time is short stands last
+SPARE_SECONDS = 10.0  # for the turns that are timed, once the arms are built
 COMPILE_SECONDS = {"cpu": 40.0, "cuda": 45.0}  # a guess at the least that compiling four arms takes
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Size:
-    """A model and its batches, before it is known what fits."""
-
-    config: PretrainedConfig
-    micro_batch: int
-    accumulation: int
-
-
-def size_named(name: str) -> Size:
-    """Return a size: `d12` by nanochat's dial, `l4w64` by layers and width, or `m50`."""
-    if name == "m50":  # as karpathy/autoresearch trains: 50 M parameters, vocabulary 8,192, large micro-batches
-        fields = {"n_layer": 10, "n_embd": 640, "n_head": 10}
-        return _sized(ModelConfig(context=2048), RungConfig(name=name, fields=fields), 8192, 64, 2)
-    if match := re.fullmatch(r"d(\d+)", name):
-        model = load_ladder_config("ladder_d10_d18").model
-        return _sized(model, RungConfig(name=name, depth=int(match[1])), VOCABULARY, 16, 2)
-    if match := re.fullmatch(r"l(\d+)w(\d+)", name):
-        fields = {"n_layer": int(match[1]), "n_embd": int(match[2]), "n_head": max(1, int(match[2]) // 32)}
-        return _sized(ModelConfig(context=256), RungConfig(name=name, fields=fields), 1024, 16, 4)
-    raise SystemExit(f"--sizes: {name!r} is none; give dN (such as d12), lNwM (such as l4w64) or m50")
-
-
-def with_step_tokens(size: Size, tokens: int) -> Size:
-    """Return the size with as many tokens per step, in micro-batches no larger than its own."""
-    sequences = max(1, tokens // size.config.max_position_embeddings)
-    micro_batch = next(n for n in range(min(size.micro_batch, sequences), 0, -1) if sequences % n == 0)
-    return dataclasses.replace(size, micro_batch=micro_batch, accumulation=sequences // micro_batch)
-
-
-def _sized(model: ModelConfig, rung: RungConfig, vocab_size: int, micro_batch: int, accumulation: int) -> Size:
-    config = rung_model_config(model, rung, vocab_size=vocab_size, bos_token_id=0, eos_token_id=1)
-    return Size(config=config, micro_batch=micro_batch, accumulation=accumulation)
-
-
-def smaller(size: Size) -> Iterator[Size]:
-    """Yield the size, then what takes less memory: half the micro-batch, at the last fewer layers."""
-    micro_batch, layers = size.micro_batch, size.config.num_hidden_layers
-    while micro_batch >= 1:
-        accumulation = size.accumulation * size.micro_batch // micro_batch
-        yield dataclasses.replace(size, micro_batch=micro_batch, accumulation=accumulation)
-        micro_batch //= 2
-    while layers > 1:
-        layers = layers * 2 // 3
-        config = type(size.config).from_dict({**size.config.to_dict(), "n_layer": layers})
-        yield Size(config=config, micro_batch=1, accumulation=size.accumulation * size.micro_batch)
 
 
 class OutOfMemory(Exception):
@@ -147,9 +99,9 @@ class Bench:
         raise OutOfMemory("not even one layer and one sequence fit into the device's memory")
 
     def _window(self, size: Size) -> int:
-        # Steps of about a second at 400 TFLOP/s on a GPU, of three at 40 GFLOP/s on a CPU.
+        # Steps of about half a second at 400 TFLOP/s on a GPU, of three at 40 GFLOP/s on a CPU.
         tokens = size.micro_batch * size.accumulation * size.config.max_position_embeddings
-        work, most = (4e14, 20) if self.device.type == "cuda" else (1.2e11, 4)
+        work, most = (2e14, 20) if self.device.type == "cuda" else (1.2e11, 4)
         return min(most, max(2, round(work / (tokens * flops_per_token(size.config)))))
 
     def _clean(self) -> None:
@@ -169,10 +121,15 @@ class Bench:
         counters.clear()
         try:
             held, started = {}, self.now()
-            for name in ARMS:
-                before = self._allocated()
+            longest = 0.0
+            for name in BUILD_ORDER:
+                before, began = self._allocated(), self.now()
+                if name in BUILD_ORDER[2:] and began + longest + SPARE_SECONDS > self.deadline:
+                    players.pop(name).failure = "there was no time to build it"
+                    continue
                 self._turn(players, name)
                 held[name] = self._allocated() - before
+                longest = max(longest, self.now() - began)
             build_seconds = self.now() - started
             seconds: dict[str, list[float]] = {name: [] for name in ARMS}
             peaks: dict[str, int] = {}
@@ -369,6 +326,8 @@ def main() -> None:
     bench = Bench(device, peak=peak, deadline=deadline, rounds=options.rounds, clock=clock)
     report: dict[str, Any] = {"setting": setting(device, peak, options), "results": []}
     passes = [(name, compiled) for compiled in modes for name in names]
+    if device.type == "cuda" and (names[0], False) in passes:  # quick, so that there is a result soon
+        passes.sort(key=lambda each: each != (names[0], False))
     for index, (name, compiled) in enumerate(passes):
         result = attempt(bench, sizes[name], compiled=compiled, passes_left=len(passes) - index)
         report["results"].append({"size": name, "compiled": compiled} | result)
