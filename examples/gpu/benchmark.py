@@ -26,7 +26,7 @@ def lines_of(results: list[dict[str, Any]]) -> list[str]:
         ours = result["arms"].get("ours", {})
         mfu = "" if not ours.get("mfu") else f", MFU {ours['mfu']:.1%}"
         lines.append(
-            f"{how}: {ours.get('tokens_per_second', 0):,} tokens/s{mfu}, ours/bare {result.get('ours_over_bare')},"
+            f"{how}: {ours.get('tokens_per_second') or 0:,} tokens/s{mfu}, ours/bare {result.get('ours_over_bare')},"
             f" ours/stock {result.get('ours_over_stock')}, Φ {result.get('phi_over_ours')},"
             f" reads between logs {ours.get('reads_between_logs')}"
         )

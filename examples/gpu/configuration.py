@@ -91,7 +91,10 @@ class Stopwatch(TrainerCallback):
         """Note the settings."""
         names = ("bf16", "tf32", "torch_compile", "optim", "dataloader_num_workers", "gradient_accumulation_steps")
         self.settings = {name: str(getattr(args, name, None)) for name in names}
-        self.settings["float32_matmul_precision"] = torch.get_float32_matmul_precision()
+        with contextlib.suppress(RuntimeError):  # set by the newer of PyTorch's two interfaces
+            self.settings["float32_matmul_precision"] = torch.get_float32_matmul_precision()
+        config = getattr(kwargs.get("model"), "config", None)
+        self.settings["attention"] = str(getattr(config, "_attn_implementation", None))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the first step, which the evaluation at the start is no part of."""

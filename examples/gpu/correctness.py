@@ -10,7 +10,7 @@ from typing import Any
 from part_file import PartFile, part_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKERS = 4  # processes that share the device: the tests' models are small, their time is start-up and compilation
+WORKERS = 6  # processes that share the device: the tests' models are small, their time is start-up and compilation
 MESSAGE_LINES = 12
 
 

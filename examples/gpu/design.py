@@ -71,7 +71,7 @@ def measured_flops(results: Path) -> tuple[float, str]:
     found: list[tuple[float, float, str]] = []
     for entry in read_json(results / "benchmark.json").get("results", []):
         ours = entry.get("arms", {}).get("ours", {})
-        if ours.get("tokens_per_second"):
+        if ours.get("tokens_per_second") and entry.get("flops_per_token"):
             rate = ours["tokens_per_second"] * entry["flops_per_token"]
             how = "compiled" if entry.get("compiled") else "eager"
             found.append((entry["parameters"], rate, f"benchmark, {entry['size']}, {how}"))

@@ -17,6 +17,7 @@ from typing import Any
 from part_file import PartFile, explain, part_arguments, read_json, seconds_left, write_json
 
 WAIT_SECONDS = 1.0
+MANY_CPUS = 8  # from which on the text is tokenized by processes
 STOP_SECONDS = 6.0
 TEXT_BYTES, TOY_TEXT_BYTES = 600_000_000, 1_500_000
 SUFFIXES = {".txt": "text", ".md": "text", ".py": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -65,7 +66,9 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         limit = TOY_TEXT_BYTES if options.rehearse else TEXT_BYTES
         collected = source_text.collect(folder / "source_text.parquet", limit)
     config = strict_yaml.build(DataConfig, data_section(options, folder))
-    corpus = prepare_corpus(config, 64 if options.rehearse else CONTEXT, folder / "study" / "data")
+    context = 64 if options.rehearse else CONTEXT
+    processes = cpus() // 2 if cpus() >= MANY_CPUS else None
+    corpus = prepare_corpus(config, context, folder / "study" / "data", num_proc=processes)
     return {"text": str(options.data or "source text of the installed packages"), **collected, **corpus.summary()}
 
 

@@ -10,6 +10,8 @@ import os
 import pytest
 import torch
 
+from hf_progressive.precision import allow_tf32
+
 ON_CPU = os.environ.get("HF_PROGRESSIVE_GPU_TESTS") == "cpu"
 REASON = "no CUDA device is visible; where there is one, set CUDA_VISIBLE_DEVICES=0"
 
@@ -34,10 +36,9 @@ def cuda():
 @pytest.fixture(autouse=True)
 def _full_float32():
     """Products of float32 matrices in float32, not in TF32, and whatever a test switched on switched off again."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    allow_tf32(False)
     yield
-    torch.set_float32_matmul_precision(precision)
+    allow_tf32(False)
     torch.use_deterministic_algorithms(False)
     if torch.cuda.is_available():
         torch.cuda.set_sync_debug_mode("default")

@@ -15,6 +15,7 @@ TESTS = Path(__file__).parents[1]
 CONFIGS = TESTS.parent / "configs" / "accelerate"
 SCRIPT = TESTS / "distributed" / "engine_run.py"
 COMPARED = ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/grad_ratio", "phi/lambda")
+TIMEOUT_SECONDS = 90
 ENGINES = {
     "fsdp2": "DistributedType.FSDP",
     "deepspeed_zero2": "DistributedType.DEEPSPEED",
@@ -29,7 +30,10 @@ engine_run.train(sys.argv[2], batch=4, accumulation=1, use_cpu=False)
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    finally:
+        process.kill()
     assert process.returncode == 0, output[-4000:]
 
 

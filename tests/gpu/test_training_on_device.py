@@ -16,6 +16,7 @@ from hf_progressive.arm import Arm, train_arm
 from hf_progressive.checkpoints import write_fresh
 from hf_progressive.config import DataConfig, TokenizerConfig, TrainingConfig
 from hf_progressive.data import prepare_corpus, rung_blocks
+from hf_progressive.precision import allow_tf32
 from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 CONTEXT = 128
@@ -49,6 +50,7 @@ def train(corpus, folder, device, *, steps, **changes):
         train_sampling_strategy="sequential", use_cpu=device.type == "cpu", **changes,
     )  # fmt: skip
     trainer = ProgressiveTrainer(model, arguments, train_dataset=rung_blocks(corpus, 0, 8 * steps))
+    allow_tf32(False)  # which compiling switches on
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, {name: p.detach().float().cpu() for name, p in model.named_parameters()}
@@ -94,7 +96,10 @@ def start(folder, device, *options):
 
 
 def finish(process, code=0):
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == code, output[-3000:]
 
 
