@@ -119,6 +119,8 @@ class PartFile:
         self.path = path
         self._began = time.monotonic()
         self._written = 0.0
+        self.out_of_time = False
+        """Set by a part that keeps to its time and has not come to its end."""
         self.record: dict[str, Any] = {
             "part": part,
             "status": RUNNING,
@@ -150,7 +152,7 @@ class PartFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self.update(status=FINISHED)
+            self.update(status=STOPPED if self.out_of_time else FINISHED)
         elif isinstance(error, SystemExit) and error.code == TERMINATED:  # how training answers when told to stop
             self.update(status=STOPPED)
         else:

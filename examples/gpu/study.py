@@ -249,7 +249,8 @@ def main() -> int:
             design = design.uncompiled()
             complete = study.run(design.config, design.workers, "uncompiled")
         if complete and design.extended != design.config and time.monotonic() < end:
-            study.run(design.extended, design.workers, "more-seeds")
+            complete = study.run(design.extended, design.workers, "more-seeds")
+        file.out_of_time = not complete
     return 0
 
 
