@@ -104,8 +104,8 @@ def measure_ladder(
     if not measured:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise ValueError(
-            f"measure: no rung fits on this machine ({reasons}); give it more time with --measure SECONDS, or leave"
-            f" --measure out to assume an MFU"
+            f"measure: no rung fits on this machine ({reasons}); lower training.micro_batch_size, give it more time"
+            f" with --measure SECONDS, or leave --measure out to assume an MFU"
         )
     return Measurement(
         device=device_at_hand(device),

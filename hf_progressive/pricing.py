@@ -260,6 +260,7 @@ class _RungPrice:
         )
         return {
             "micro_batch_size": size,
+            "largest_wanted": min(config.training.micro_batch_size, size * accumulation),
             "accumulation_steps": accumulation,
             "replicated_bytes": training_bytes(total, sequences=size, per_sequence=per_sequence, **state),
             "sharded_bytes": training_bytes(

@@ -145,6 +145,14 @@ def test_the_table_keeps_the_prices_apart_and_says_what_does_not_fit(capsys):
     assert "set training.micro_batch_size to" not in capsys.readouterr().out
 
 
+def test_a_step_that_divides_badly_is_pointed_out(capsys):
+    assert cli.main(["plan", "ladder_tiny", "--set", "training.batch_tokens=704"]) == 0  # 11 blocks of 64
+    text = "micro-batches hold 1 of the 8 blocks that they may, because no larger number divides the 11 of a step"
+    assert text in capsys.readouterr().out
+    assert cli.main(["plan", "ladder_tiny"]) == 0
+    assert "micro-batches hold" not in capsys.readouterr().out
+
+
 def test_the_picture_is_written(capsys, tmp_path):
     picture = tmp_path / "prices.png"
     plan(capsys, "ladder_tiny", "--price", "3", "--recipe-eta", "0.9", "0.8", "1.0", "--plot", str(picture))

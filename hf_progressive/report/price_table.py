@@ -150,8 +150,16 @@ def _budget(record: Mapping[str, Any]) -> list[str]:
 
 def _misfits(record: Mapping[str, Any]) -> list[str]:
     gpu = record["cluster"]["gpu"]
+    shared = record["rungs"][-1]["memory"]
+    size, blocks = shared["micro_batch_size"], shared["micro_batch_size"] * shared["accumulation_steps"]
+    lines = []
+    if 2 * size <= shared["largest_wanted"]:
+        lines.append(
+            f"micro-batches hold {size} of the {shared['largest_wanted']} blocks that they may, because no larger"
+            f" number divides the {blocks} of a step and process; choose a training.batch_tokens with more divisors"
+        )
     trained: Sequence[Mapping[str, Any]] = [rung for rung in record["rungs"] if rung["origin"] is None]
-    return [
+    return lines + [
         f"{rung['name']}: micro-batches of {memory['micro_batch_size']} take {memory['replicated_bytes'] / 1e9:.0f} GB"
         f" of the {gpu['name']}'s {gpu['memory_gb']:g}; set training.micro_batch_size to"
         f" {memory['largest_micro_batch']} or less"
