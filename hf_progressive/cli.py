@@ -111,6 +111,16 @@ def _plan(options: argparse.Namespace) -> Outcome:
     return EXIT_DONE, record
 
 
+def _prepare(options: argparse.Namespace) -> Outcome:
+    from hf_progressive.config import load_ladder_config
+    from hf_progressive.preparation import prepare_ladder
+
+    config = load_ladder_config(options.config, options.set)
+    prepared = prepare_ladder(config, options.output_dir or Path("runs") / config.name, num_proc=options.num_proc)
+    _say(prepared.describe())
+    return EXIT_DONE, prepared.to_dict()
+
+
 def run_ladder_command(options: argparse.Namespace) -> Outcome:
     """Train the ladder that the options name; `examples/run_ladder.py` runs the same.
 
@@ -315,6 +325,17 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--budget-hours", type=float, metavar="HOURS", help="what the run may take")
     plan.add_argument("--plot", metavar="FILE", help="write the prices as a picture (PNG)")
     _add_json(plan)
+
+    prepare = command(
+        "prepare", _prepare, "read, tokenize and pack a ladder's corpus, in parts, before the ladder trains on it"
+    )
+    prepare.add_argument(
+        "config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package"
+    )
+    prepare.add_argument(
+        "--num-proc", type=int, metavar="N", help="processes that tokenize; default: the threads of one, on all cores"
+    )
+    _add_ladder_options(prepare)
 
     ladder = command(
         "ladder", run_ladder_command, "train a ladder: grow, verify, train, measure and report every rung"

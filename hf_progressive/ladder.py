@@ -28,6 +28,7 @@ from hf_progressive.full_disk import FullDiskNamed
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.inheritance import estimate_inheritance, load_penalty
 from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
+from hf_progressive.preparation import CORPUS_NAME
 from hf_progressive.processes import current_processes, main_process_first
 from hf_progressive.record import ladder_record, matched, origin_record, rung_record
 from hf_progressive.remote.origin import Origin, locate_origin
@@ -93,7 +94,7 @@ def run_ladder(
     with FullDiskNamed(folder), exclusive(folder, state):
         claim(folder, config, state)
         with main_process_first(state):
-            corpus = prepare_corpus(config.corpus, config.model.context, folder / "data")
+            corpus = prepare_corpus(config.corpus, config.model.context, folder / CORPUS_NAME)
         if (origin := plan.rungs[0].origin) is not None:
             plan = plan.starting_at(first_new_block(origin, corpus))
         run = _Run(config=config, plan=plan, folder=folder, corpus=corpus, state=state, on_record=on_record)

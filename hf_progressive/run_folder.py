@@ -35,7 +35,7 @@ def exclusive(folder: Path, state: PartialState) -> Iterator[None]:
             if state.is_main_process:
                 if not stack.enter_context(try_lock(folder / ".lock")):
                     raise ValueError(f"{folder}: another run is working in this folder; wait for it or choose another")
-                remove_leftovers(folder, spared=("data",))  # the corpus has a lock of its own
+                remove_leftovers(folder, spared=("data", ".data.unfinished"))  # the corpus has its own lock
         yield
 
 

@@ -23,8 +23,8 @@ ROOMS = [
     "throughput", "progress_bar", "trainer", "block_trainer",
     "evaluation", "arm", "preflight", "origin_plan", "ladder_plan", "memory", "evidence",
     "overhead", "speed", "measure",
-    "pricing", "inheritance", "record", "takeover", "run_folder", "ladder", "study", "report", "hub", "cli",
-    "__main__",
+    "pricing", "inheritance", "record", "takeover", "run_folder", "preparation", "ladder", "study", "report", "hub",
+    "cli", "__main__",
 ]  # fmt: skip
 OF_EXTRAS = ["deepspeed", "tensorboard", "lm_eval", "hypothesis", "pytest", "_pytest"]
 OF_ONE_SYSTEM = {"fcntl", "grp", "msvcrt", "posix", "pwd", "resource", "termios", "winreg"}

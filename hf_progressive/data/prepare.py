@@ -67,9 +67,6 @@ def prepare_corpus(config: DataConfig, context: int, folder: str | Path, *, num_
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{target.name}.lock"):
         if not storage.is_complete(target):
-            # Only a killed process can have left these: nobody else works while the lock is held.
-            for leftover in target.parent.glob(f".{target.name}.*.tmp"):
-                shutil.rmtree(leftover)
             unfinished = target.parent / f".{target.name}.unfinished"
             try:
                 with storage.atomic_folder(target, overwrite=True) as temporary:

@@ -1,6 +1,7 @@
 """Preparing a corpus: blocks as a plain loop would cut them, nothing trained on that is validated, whole or absent."""
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -14,8 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_progressive.config import TokenizerConfig
-from hf_progressive.data import Holdout, prepare_corpus, read_documents, train_tokenizer
+from hf_progressive.data import Holdout, encoding, prepare_corpus, read_documents, train_tokenizer
 from hf_progressive.data import prepare as module
+from hf_progressive.data.parts import TokenParts
 
 CONTEXT = 16
 
@@ -170,6 +172,50 @@ def test_killed_preparation_leaves_nothing_and_is_made_up_for(write, texts, tmp_
     assert corpus.fingerprint == prepare_corpus(config, CONTEXT, tmp_path / "undisturbed").fingerprint
 
 
+def test_a_killed_preparation_goes_on_behind_its_last_part(write, texts, tmp_path, monkeypatch):
+    config, folder = write(texts), tmp_path / "run" / "data"
+    whole = prepare_corpus(config, CONTEXT, tmp_path / "undisturbed")
+    monkeypatch.setattr(module, "BATCH_DOCUMENTS", 4)
+    monkeypatch.setattr(module, "TokenParts", functools.partial(TokenParts, part_tokens=30 * CONTEXT))
+
+    def die_in_the_fourth_part(self, part, append=TokenParts._append):
+        if len(self._records) == 3:
+            die()
+        append(self, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenParts, "_append", die_in_the_fourth_part)
+        process = multiprocessing.get_context("fork").Process(target=prepare_corpus, args=(config, CONTEXT, folder))
+        process.start()
+        process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
+    done = sum(1 for _ in (folder.parent / ".data.unfinished" / "parts").glob("part-*.json"))
+    assert done == 3
+
+    monkeypatch.setattr(module, "load_tokenizer", None)  # trained once
+    encoded = []
+    encode = encoding.encode_documents
+    monkeypatch.setattr(encoding, "encode_documents", lambda t, batch: encoded.extend(batch) or encode(t, batch))
+    corpus = prepare_corpus(config, CONTEXT, folder)
+    assert corpus.fingerprint == whole.fingerprint
+    assert corpus.summary() == whole.summary()
+    assert len(encoded) == 59 - 3 * 4
+    assert sorted(p.name for p in folder.parent.iterdir()) == [".data.lock", "data"]
+
+
+def test_half_done_work_on_another_corpus_is_not_gone_on_with(write, texts, tmp_path, monkeypatch):
+    config, folder = write(texts), tmp_path / "data"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_fingerprint", die)
+        process = multiprocessing.get_context("fork").Process(target=prepare_corpus, args=(config, CONTEXT, folder))
+        process.start()
+        process.join(timeout=120)
+    assert (tmp_path / ".data.unfinished" / "tokenizer").exists()
+    other = dataclasses.replace(config, max_documents=50)
+    expected = prepare_corpus(other, CONTEXT, tmp_path / "other").fingerprint
+    assert prepare_corpus(other, CONTEXT, folder).fingerprint == expected
+
+
 def test_two_processes_prepare_it_once(write, texts, tmp_path):
     config, folder = write(texts), tmp_path / "data"
     context = multiprocessing.get_context("fork")
@@ -203,6 +249,19 @@ def test_changed_tokenizer_is_refused(write, texts, tmp_path):
         ValueError, match=r"a vocabulary of 270, the blocks were made with one of 280; remove the fold"
     ):
         prepare_corpus(config, CONTEXT, tmp_path / "data")
+
+
+def test_a_corpus_prepared_elsewhere_is_opened_there(write, texts, tmp_path):
+    config = write(texts)
+    there = prepare_corpus(config, CONTEXT, tmp_path / "there" / "data")
+    named = dataclasses.replace(config, prepared=str(tmp_path / "there" / "data"))
+    here = prepare_corpus(named, CONTEXT, tmp_path / "here" / "data")
+    assert here.summary() == there.summary()
+    assert not (tmp_path / "here").exists()
+    with pytest.raises(
+        ValueError, match="holds no prepared corpus; `hf-progressive prepare` writes one into the folder"
+    ):
+        prepare_corpus(dataclasses.replace(config, prepared=str(tmp_path)), CONTEXT, tmp_path / "here" / "data")
 
 
 MISTAKES = {
