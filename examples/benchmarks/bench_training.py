@@ -106,6 +106,8 @@ class Bench:
 
     def _clean(self) -> None:
         AcceleratorState._reset_state(reset_partial_state=False)
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_DYNAMO_")]:
+            del os.environ[name]  # Trainer's arguments set them, and whatever is trained later would be compiled too
         torch._dynamo.reset()
         gc.collect()
         if self.device.type == "cuda":

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from accelerate import Accelerator
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 ARMS = ["bare", "stock", "ours", "phi"]
@@ -83,3 +84,9 @@ def test_an_arm_that_fails_is_named_and_the_others_are_measured(benchmark, monke
     assert result["ours_over_stock"] is None
     assert result["ours_over_bare"] > 0
     assert result["arms"]["ours"]["reads_between_logs"] == result["arms"]["phi"]["reads_between_logs"] == 0
+
+
+def test_what_one_measurement_sets_for_all_is_gone_before_the_next(benchmark, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    benchmark.Bench(benchmark.torch.device("cpu"), peak=None, deadline=0, rounds=1, clock=float)._clean()
+    assert Accelerator(cpu=True).state.dynamo_plugin.backend == "NO"
