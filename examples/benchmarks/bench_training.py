@@ -50,6 +50,7 @@ RATIOS = {"ours_over_bare": ("bare", "ours"), "ours_over_stock": ("stock", "ours
 MIN_ROUNDS = 2
 BUILD_ORDER = ["bare", "ours", "phi", "stock"]  # what is left out where the time is short stands last
 SPARE_SECONDS = 10.0  # for the turns that are timed, once the arms are built
+GRACE_SECONDS = 5.0  # for a turn that is due when --seconds are over
 COMPILE_SECONDS = {"cpu": 40.0, "cuda": 45.0}  # a guess at the least that compiling four arms takes
 
 
@@ -126,8 +127,10 @@ class Bench:
             longest = 0.0
             for name in BUILD_ORDER:
                 before, began = self._allocated(), self.now()
-                if name in BUILD_ORDER[2:] and began + longest + SPARE_SECONDS > self.deadline:
-                    players.pop(name).failure = "there was no time to build it"
+                if began > self.deadline or (
+                    name in BUILD_ORDER[2:] and began + longest + SPARE_SECONDS > self.deadline
+                ):
+                    players.pop(name).failure = "--seconds left no time to build it"
                     continue
                 self._turn(players, name)
                 held[name] = self._allocated() - before
@@ -140,32 +143,25 @@ class Bench:
                     self._turn(players, name)
             began = ended = self.now()
             rounds = 0
-            # As long again as a round is left for the turns in which reads are counted.
-            while (
-                players
-                and rounds < self.rounds
-                and (not rounds or ended + 2 * (ended - began) < min(until, self.deadline))
-            ):
+            while players and rounds < self.rounds:
+                # As long again as a round is left for the turns in which reads are counted.
+                end = self.deadline if rounds < MIN_ROUNDS else min(until, self.deadline)
+                if rounds and ended + 2 * (ended - began) > end:
+                    break
                 began = ended
-                for name in list(players):
-                    others = self._allocated() - held[name]
-                    if self.device.type == "cuda":
-                        torch.cuda.reset_peak_memory_stats(self.device)
-                    self.now()
-                    start = self.clock()
-                    self._turn(players, name)
-                    self.now()
-                    seconds[name].append(self.clock() - start)
-                    if self.device.type == "cuda":
-                        peaks[name] = torch.cuda.max_memory_allocated(self.device) - others
+                try:
+                    self._timed_round(players, held, seconds, peaks)
+                except OutOfTime:
+                    if not rounds:
+                        raise
+                    seconds = {name: times[:rounds] for name, times in seconds.items()}
+                    break
                 ended = self.now()
                 rounds += 1
             compiling = {"graph_breaks": sum(counters["graph_break"].values())} if workload.compiled else {}
             for name in list(players):
                 late = self.now() + seconds[name][-1] > self.deadline
-                if late or (
-                    workload.compiled and self.device.type == "cpu"
-                ):  # there, only uncompiled code can be seen
+                if late or (workload.compiled and self.device.type == "cpu"):  # where compiled code cannot be seen
                     break
                 observers[name].watching = True
                 self._turn(players, name)
@@ -173,17 +169,35 @@ class Bench:
         finally:
             for player in reversed(everyone):  # what the later ones set for all is put back first
                 player.end()
-        if not any(seconds.values()):
-            raise RuntimeError("; ".join(f"{player.name}: {player.failure}" for player in everyone))
         failures = {player.name: player.failure for player in everyone if player.failure}
-        report = self._report(
-            workload, {name: seconds[name] for name in ARMS if name not in failures}, peaks, observers
-        )
+        measured = {name: seconds[name] for name in ARMS if seconds[name] and name not in failures}
+        if not measured:
+            raise RuntimeError("; ".join(f"{name}: {failure}" for name, failure in failures.items()))
+        report = self._report(workload, measured, peaks, observers)
         return report | compiling | {"build_seconds": round(build_seconds, 1), "failures": failures}
+
+    def _timed_round(
+        self,
+        players: dict[str, Player],
+        held: dict[str, int],
+        seconds: dict[str, list[float]],
+        peaks: dict[str, int],
+    ) -> None:
+        for name in [name for name in ARMS if name in players]:
+            others = self._allocated() - held[name]
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+            self.now()
+            start = self.clock()
+            self._turn(players, name)
+            self.now()
+            seconds[name].append(self.clock() - start)
+            if self.device.type == "cuda":
+                peaks[name] = torch.cuda.max_memory_allocated(self.device) - others
 
     def _turn(self, players: dict[str, Player], name: str) -> None:
         # Gives an arm its turn; one that fails has no further ones.
-        if self.now() > self.deadline:
+        if self.now() > self.deadline + GRACE_SECONDS:
             raise OutOfTime(f"--seconds were over before every arm was measured once; next was {name}")
         if not players[name].turn():
             failure = players.pop(name).failure or "ended"

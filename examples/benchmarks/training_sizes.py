@@ -10,6 +10,7 @@ from hf_progressive.config import ModelConfig, RungConfig, load_ladder_config
 from hf_progressive.sizing import rung_model_config
 
 VOCABULARY = 65_536  # of configs/ladder_d10_d18.yaml
+MOST_LAYERS_OF_16 = 14  # above, 16 sequences at once and the four arms' weights do not fit into 80 GB together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,9 @@ def size_named(name: str) -> Size:
         return _sized(ModelConfig(context=2048), RungConfig(name=name, fields=fields), 8192, 64, 2)
     if match := re.fullmatch(r"d(\d+)", name):
         model = load_ladder_config("ladder_d10_d18").model
-        return _sized(model, RungConfig(name=name, depth=int(match[1])), VOCABULARY, 16, 2)
+        depth = int(match[1])
+        micro_batch, accumulation = (16, 2) if depth <= MOST_LAYERS_OF_16 else (8, 4)
+        return _sized(model, RungConfig(name=name, depth=depth), VOCABULARY, micro_batch, accumulation)
     if match := re.fullmatch(r"l(\d+)w(\d+)", name):
         fields = {"n_layer": int(match[1]), "n_embd": int(match[2]), "n_head": max(1, int(match[2]) // 32)}
         return _sized(ModelConfig(context=256), RungConfig(name=name, fields=fields), 1024, 16, 4)
