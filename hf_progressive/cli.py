@@ -1,7 +1,7 @@
 """The command line, `hf-progressive`: argparse in front of the package's functions.
 
 Progress and logs go to stderr. With `--json` the last line on stdout is one JSON object. Exit codes: 0 done, 1 a check
-failed or training broke off, 2 bad input (one line that says what, where, and what would be right).
+failed or training broke off, 2 bad input (one line that says what, where, and what would be right), 143 SIGTERM came.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import Any
 from hf_progressive import __version__, strict_yaml
 from hf_progressive.config.credentials import without_tokens
 from hf_progressive.full_disk import FullDiskNamed
+from hf_progressive.termination import ended_by_sigterm
 
 # Imports of torch and transformers stand inside the commands: `--help` answers at once without them.
 
@@ -390,22 +391,33 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
 
     Returns:
         The exit code.
+
+    Raises:
+        SystemExit: SIGTERM came; the code is 143.
     """
     _quieten()
-    try:
-        with FullDiskNamed(Path.cwd()):
-            code, record = run(options)
-    except (ValueError, OSError) as error:
-        return _fail(error, EXIT_BAD_INPUT)
-    except FloatingPointError as error:
-        return _fail(error, EXIT_CHECK_FAILED)
+    with ended_by_sigterm():
+        try:
+            with FullDiskNamed(Path.cwd()):
+                code, record = run(options)
+        except (ValueError, OSError) as error:
+            return _fail(error, EXIT_BAD_INPUT)
+        except FloatingPointError as error:
+            return _fail(error, EXIT_CHECK_FAILED)
+        except SystemExit:  # SIGTERM
+            _leave_processes()
+            raise
+        _leave_processes()
+    if options.json and _is_main_process():
+        sys.stdout.write(json.dumps(record) + "\n")
+    return code
+
+
+def _leave_processes() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from hf_progressive.processes import leave_processes
 
         leave_processes()
-    if options.json and _is_main_process():
-        sys.stdout.write(json.dumps(record) + "\n")
-    return code
 
 
 def _quieten() -> None:

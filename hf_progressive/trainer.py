@@ -45,6 +45,7 @@ from hf_progressive.phi.step_log import StepLog
 from hf_progressive.processes import main_process_first
 from hf_progressive.stopping import Sigterm, StopVote
 from hf_progressive.storage import atomic_folder
+from hf_progressive.termination import EXIT_CODE
 from hf_progressive.throughput import ThroughputMeter
 from hf_progressive.trainer_arguments import ProgressiveTrainingArguments
 
@@ -59,7 +60,6 @@ __all__ = [
 
 _TRAINER_STATE_NAME = "trainer_state.json"
 _TRAINING_ARGUMENTS_NAME = "training_args.bin"
-_EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -152,7 +152,7 @@ class ProgressiveTrainer(Trainer):
             output = super().train(resume_from_checkpoint or None, *args, **kwargs)
             self._require_finite()
             if self._stop_asked:
-                raise TrainingInterrupted(_EXIT_CODE_OF_SIGTERM)
+                raise TrainingInterrupted(EXIT_CODE)
             too_late = self._vote.at_the_end(self._sigterm.came)  # it came in the last steps
         if too_late:
             signal.raise_signal(signal.SIGTERM)

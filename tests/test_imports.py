@@ -15,7 +15,7 @@ import hf_progressive
 PACKAGE = Path(hf_progressive.__file__).parent
 
 ROOMS = [
-    "full_disk", "storage", "locks",
+    "full_disk", "termination", "storage", "locks",
     "processes", "strict_yaml", "accelerators", "cluster", "host_reads",
     "compilation", "config", "sizing", "growth",
     "phi", "data", "remote", "checkpoints", "finiteness", "stopping", "penalized_engine",
