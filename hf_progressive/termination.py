@@ -30,13 +30,13 @@ def ended_by_sigterm() -> Iterator[None]:
     """Let SIGTERM end a block, and the process, with exit code 143.
 
     Yields:
-        Nothing. In a thread other than the first, or where SIGTERM has a meaning already, it keeps that.
+        Nothing. In a thread other than the first, where SIGTERM has a meaning already, and on Windows, it keeps that.
 
     Raises:
         SystemExit: SIGTERM came, as `Terminated`.
     """
     first = threading.current_thread() is threading.main_thread()
-    if not first or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if os.name != "posix" or not first or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
     watch = _Watch()

@@ -74,7 +74,8 @@ def one_node(cluster, tmp_path):
     """A node of two processes on this machine, with the real launcher."""
     log, environment = cluster
     commands = {
-        "srun": 'trap \'kill -TERM $(jobs -p)\' TERM; SLURM_NODEID=0 "$@" & wait; wait %1; echo "launch $?" >> $LOG',
+        "srun": "trap 'kill -TERM $node' TERM; SLURM_NODEID=0 \"$@\" & node=$!; wait $node; code=$?; "
+        'if kill -0 $node; then wait $node; code=$?; fi 2> /dev/null; echo "launch $code" >> $LOG',
         "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"',
     }
     for name, body in commands.items():
