@@ -10,6 +10,7 @@ once. In training the trainer has a handler of its own, which ends it after a st
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -126,9 +127,8 @@ def _imports(frame: Any) -> bool:
 
 
 def _end_now() -> None:
-    import psutil  # Accelerate has it
-
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
+    for name in ("multiprocessing", "multiprocess"):  # the standard one, and that of datasets
+        module = sys.modules.get(name)
+        for child in module.active_children() if module else ():
             child.terminate()
     os._exit(EXIT_CODE)
