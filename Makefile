@@ -26,7 +26,7 @@ types: $(STAMP)
 
 install: $(STAMP)
 
-# constraints.txt pins torch exactly, which on a machine without a GPU finds the CPU build.
+# constraints.txt pins torch exactly, which takes the CPU build where pip is shown one.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[dev]"

@@ -1,26 +1,22 @@
 """A corpus that streams, read by forked workers, in the environment of production and not of these tests."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-# Variables of the tests that production does not have.
-OURS = ("TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TQDM_DISABLE")
+from environment import user_environment
 
 
 def run(arguments, folder, *, timeout, **environment):
     """The installed command, or the module where the script is not on the path."""
     script = Path(sys.executable).with_name("hf-progressive")
     command = [str(script)] if script.exists() else [sys.executable, "-m", "hf_progressive"]
-    inherited = {key: value for key, value in os.environ.items() if key not in OURS}
     return subprocess.run(
         [*command, *arguments],
         cwd=folder,
-        env={**inherited, "HF_HOME": str(folder / "hf"), "CUDA_VISIBLE_DEVICES": "", **environment},
+        env={**user_environment(), "HF_HOME": str(folder / "hf"), "CUDA_VISIBLE_DEVICES": "", **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
