@@ -106,6 +106,16 @@ def test_every_import_is_declared_and_every_dependency_imported() -> None:
     assert always - used == READ_BY_OTHERS
 
 
+def test_the_lowest_versions_declared_are_those_that_are_tried() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (PACKAGE.parent / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = {normal(line): line.partition("==")[2] for line in lines if not line.startswith("#")}
+    for requirement in project["dependencies"]:
+        floor = requirement.partition(">=")[2]
+        if normal(requirement) != "torch":
+            assert f"{pins[normal(requirement)]}.0.0".startswith(f"{floor}."), requirement
+
+
 def test_no_module_needs_one_operating_system() -> None:
     for path in MODULES:
         assert not imported_packages(path, everywhere=True) & OF_ONE_SYSTEM, path
