@@ -148,14 +148,14 @@ class _LossInParts(torch.autograd.Function):
                 if soft_cap is not None:
                     bent = torch.tanh(logits / soft_cap)
                     logits = bent * soft_cap
-                logs = logits.to(exact).log_softmax(-1)
-                counts = (wanted != _NOT_PREDICTED).unsqueeze(-1)  # (part, 1)
+                exact_logits = logits.to(exact)
+                normalizer = exact_logits.logsumexp(-1, keepdim=True)  # (part, 1)
+                counts = (wanted != _NOT_PREDICTED).unsqueeze(-1)
                 chosen = wanted.clamp_min(0).unsqueeze(-1)
-                loss = loss - torch.where(counts, logs.gather(-1, chosen), 0.0).sum()
+                loss = loss + torch.where(counts, normalizer - exact_logits.gather(-1, chosen), 0.0).sum()
                 if head_gradient is None:
                     continue
-                slope = logs.exp().scatter_add(-1, chosen, logs.new_full((), -1.0).expand_as(chosen))
-                slope = torch.where(counts, slope, 0.0)
+                slope = torch.where(counts, _probabilities_less_targets(exact_logits, normalizer, chosen), 0.0)
                 if soft_cap is not None:
                     slope = slope * (1.0 - bent.to(exact).square())
                 slope = (slope / divisor).to(dtype)
@@ -172,6 +172,14 @@ class _LossInParts(torch.autograd.Function):
         for_hidden = (hidden_gradient * grad_output).to(hidden_gradient.dtype)
         for_head = (head_gradient * grad_output).to(head_gradient.dtype)
         return for_hidden, for_head, None, None, None, None, None, None
+
+
+def _probabilities_less_targets(logits: Tensor, normalizer: Tensor, chosen: Tensor) -> Tensor:
+    probabilities = (logits - normalizer).exp()
+    if torch.compiler.is_compiling():  # by entries, so that all of it becomes one kernel
+        at_target = torch.arange(logits.shape[-1], device=logits.device) == chosen
+        return probabilities - at_target.to(logits.dtype)
+    return probabilities.scatter_add_(-1, chosen, logits.new_full((), -1.0).expand_as(chosen))
 
 
 _loss_in_rows: Callable[..., Any] = _LossInParts.apply
