@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from part_file import PartFile, explain, part_arguments, read_json, seconds_left, write_json
 from synthetic import synthetic_corpus
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -234,6 +235,7 @@ def _compare(entry: dict[str, Any], bench: Bench, rung: RungPlan) -> None:
 
 def _free() -> None:
     gc.collect()
+    AcceleratorState._reset_state(reset_partial_state=False)  # it would keep compiling what is not to be compiled
     torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

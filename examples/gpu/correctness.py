@@ -50,7 +50,7 @@ class Recorder:
 
 
 def _message(report: Any) -> str:
-    if report.skipped and isinstance(report.longrepr, tuple):
+    if report.skipped and isinstance(report.longrepr, tuple | list):
         return str(report.longrepr[2])
     return "\n".join(str(report.longreprtext).splitlines()[-MESSAGE_LINES:])
 
@@ -78,6 +78,8 @@ def main() -> int:
         code = pytest.main(arguments, plugins=[recorder])
         recorder.write()
         file.record["exit_code"] = int(code)
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            raise RuntimeError(f"pytest ended with code {int(code)}; see the log")
     return 0
 
 
