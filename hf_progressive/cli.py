@@ -102,6 +102,7 @@ def _plan(options: argparse.Namespace) -> Outcome:
         evidence=read_evidence(options.recipe_eta) if options.recipe_eta else None,
         budget_dollars=options.budget_dollars,
         budget_hours=options.budget_hours,
+        cores=options.cores,
     )
     record = price.to_dict()
     if not options.json:
@@ -324,6 +325,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--budget-dollars", type=float, metavar="DOLLARS", help="what the run may cost")
     plan.add_argument("--budget-hours", type=float, metavar="HOURS", help="what the run may take")
+    plan.add_argument("--cores", type=int, metavar="N", help="cores of the machine that trains, to tokenize a stream")
     plan.add_argument("--plot", metavar="FILE", help="write the prices as a picture (PNG)")
     _add_json(plan)
 

@@ -18,6 +18,7 @@ from hf_progressive.accelerators import GPUS, Gpu
 from hf_progressive.arm import micro_batches
 from hf_progressive.cluster import Cluster
 from hf_progressive.config import LadderConfig
+from hf_progressive.data_supply import DataSupply
 from hf_progressive.evidence import Evidence, inherited_flops, read_evidence
 from hf_progressive.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.memory import disk_bytes, penalty_state, saved_bytes, sequence_bytes, training_bytes
@@ -54,6 +55,9 @@ class LadderPrice:
 
     budget_hours: float | None = None
     """Hours that the run may take; None for no limit."""
+
+    cores: int | None = None
+    """Cores of the machine that trains; None assumes some for each accelerator."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan with its prices as plain values.
@@ -103,7 +107,14 @@ class LadderPrice:
             "cluster": dataclasses.asdict(self.cluster),
             "evidence": None if self.evidence is None else dataclasses.asdict(self.evidence),
             "measurement": None if self.measurement is None else self.measurement.to_dict(),
+            "data": self.data.to_dict(),
         }
+
+    @property
+    def data(self) -> DataSupply:
+        """How fast the corpus comes."""
+        streaming = self.plan.config.data.streaming and self.plan.config.data.prepared is None
+        return DataSupply.of(streaming=streaming, gpus=self.cluster.count, cores=self.cores)
 
     @property
     def _first_trained(self) -> int:
@@ -229,6 +240,7 @@ class _RungPrice:
         rung, parameters, per_token = self.rung, self.rung.parameters, self.rung.size.flops_per_token
         counted = getattr(parameters, self.config.training.budget_parameters)
         expected = to_match.get("expected", rung.flops) / per_token
+        eaten = self.speed.training * self.price.cluster.count / per_token
         return {
             "cold": self.cold,
             "as_configured": self.training,
@@ -238,7 +250,8 @@ class _RungPrice:
             "estimates": self.estimates,
             "core": self.core,
             "saving": self.saving,
-            "tokens_per_second": self.speed.training * self.price.cluster.count / per_token,
+            "tokens_per_second": eaten,
+            "data_supply": None if rung.origin is not None else self.price.data.share(eaten),
             "speed": self.speed.to_dict(),
             "tokens_per_parameter": {
                 "cold": rung.size.tokens / counted,

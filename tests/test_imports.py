@@ -22,7 +22,7 @@ ROOMS = [
     "precision", "block_attention", "causal_loss", "trainer_arguments",
     "throughput", "progress_bar", "trainer", "block_trainer",
     "evaluation", "arm", "preflight", "origin_plan", "ladder_plan", "memory", "evidence",
-    "overhead", "speed", "measure",
+    "overhead", "speed", "measure", "data_supply",
     "pricing", "inheritance", "record", "takeover", "run_folder", "preparation", "ladder", "study", "report", "hub",
     "cli", "__main__",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from hf_progressive.config import load_ladder_config
 from hf_progressive.ladder_plan import plan_ladder
 from hf_progressive.overhead import Validation
 from hf_progressive.pricing import inherited_flops, read_evidence
+from hf_progressive.report import price_table
 
 # Cold runs of nanochat's miniseries of January 2026, 1e18 FLOPs.
 MINISERIES = {"d10": 0.42, "d11": 0.64, "d12": 0.96, "d13": 1.40, "d14": 2.00, "d15": 2.81, "d16": 3.89, "d17": 5.30,
@@ -178,3 +179,19 @@ def test_refusals_are_one_clear_line(capsys, words, message):
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+
+
+def test_a_stream_that_cannot_keep_up_is_told(capsys):
+    words = ["validation_d15_d16", "--gpus", "8", "--mfu", "0.35", "--cores", "5"]
+    record = plan(capsys, *words)
+    for rung in record["rungs"]:
+        eaten = 8 * 989.4e12 * 0.35 / rung["flops_per_token"]
+        assert rung["tokens_per_second"] == pytest.approx(eaten)
+        assert rung["data_supply"] == pytest.approx(min(1, 5 * 0.3e6 / eaten))
+    assert [rung["data_supply"] < 1 for rung in record["rungs"]] == [True, False]
+    (line,) = [line for line in price_table(record).splitlines() if line.startswith("data: ")]
+    assert "5 cores gives 1.5 M tokens/s, d15 eats 1.6 M" in line
+    assert "would wait in d15; run `hf-progressive prepare` first" in line
+    prepared = plan(capsys, *words, "--set", "data.prepared=elsewhere")
+    assert {rung["data_supply"] for rung in prepared["rungs"]} == {None}
+    assert "data: " not in price_table(prepared)

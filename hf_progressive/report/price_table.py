@@ -22,7 +22,17 @@ def price_table(record: Mapping[str, Any]) -> str:
         A line per rung, the family's prices, and what does not fit.
     """
     rungs = Table(groups=(), header=_HEADER, rows=tuple(_row(rung) for rung in record["rungs"]))
-    return "\n".join([rungs.plain(), "", *_family(record), *_budget(record), *_measured(record), *_misfits(record)])
+    return "\n".join(
+        [
+            rungs.plain(),
+            "",
+            *_family(record),
+            *_budget(record),
+            *_measured(record),
+            *_misfits(record),
+            *_starved(record),
+        ]
+    )
 
 
 def _row(rung: Mapping[str, Any]) -> tuple[str, ...]:
@@ -166,4 +176,18 @@ def _misfits(record: Mapping[str, Any]) -> list[str]:
         for rung in trained
         for memory in [rung["memory"]]
         if not memory["fits"]
+    ]
+
+
+def _starved(record: Mapping[str, Any]) -> list[str]:
+    data = record["data"]
+    hungry = [rung for rung in record["rungs"] if rung["data_supply"] is not None and rung["data_supply"] < 1]
+    if not hungry:
+        return []
+    worst = min(hungry, key=lambda rung: rung["data_supply"])
+    cores = f"{data['cores']} cores" if data["cores_given"] else f"{data['cores']} cores (assumed; --cores says)"
+    return [
+        f"data: tokenizing the stream on {cores} gives {data['tokens_per_second'] / 1e6:.1f} M tokens/s,"
+        f" {worst['name']} eats {worst['tokens_per_second'] / 1e6:.1f} M, so that the GPUs would wait in"
+        f" {', '.join(rung['name'] for rung in hungry)}; run `hf-progressive prepare` first"
     ]
