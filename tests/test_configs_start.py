@@ -12,6 +12,7 @@ are as shipped. What each file in configs/accelerate is for here:
 Run them with `pytest -m slow -k configs_start`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from accelerate.commands import launch
@@ -30,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 COMMAND = Path(sys.executable).with_name("hf-progressive")
 SETTINGS_OF_TESTS = ("HF_", "TRANSFORMERS_", "TOKENIZERS_", "OMP_", "CUDA_", "MPLBACKEND", "ACCELERATE_", "DS_")
-SECONDS = 240
+SECONDS = 400
 
 SMALL_TRAINING = ["training.batch_tokens=256", "training.micro_batch_size=2", "training.tokens_per_parameter=0.1"]
 SMALL_DATA = [
@@ -102,14 +104,12 @@ def production() -> dict[str, str]:
 
 
 class Started:
-    """A command in a process group of its own, which a machine that goes down takes with it."""
+    """A command and the processes that it starts, all of which a machine that goes down takes with it."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.log = log
         with open(log, "a") as file:
-            self.process = subprocess.Popen(
-                command, env=production(), stdout=file, stderr=file, start_new_session=True, cwd=ROOT
-            )
+            self.process = subprocess.Popen(command, env=production(), stdout=file, stderr=file, cwd=ROOT)
 
     def kill_once(self, folder: Path, pattern: str) -> None:
         """Kill all of it as soon as something has been written."""
@@ -118,14 +118,21 @@ class Started:
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.02)
-        os.killpg(self.process.pid, signal.SIGKILL)
+        self.kill()
         assert self.process.wait() == -signal.SIGKILL, "it was over before it could be killed"
+
+    def kill(self) -> None:
+        # torchrun gives its workers sessions of their own, so that killing a process group would leave them.
+        processes = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
+        for process in reversed(processes):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def finish(self) -> None:
         try:
             code = self.process.wait(timeout=SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.kill()
             raise AssertionError(f"not finished in {SECONDS} s: {self.said()}") from None
         assert code == 0, self.said()
 
