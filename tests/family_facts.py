@@ -93,6 +93,9 @@ def rung_facts(records: list[Record], place: int) -> dict[str, Any]:
         facts |= {"cold_bits": twin["curve"][-1]["bits_per_byte"], "gap": facts["bits"] - twin["bits_per_byte"]}
         facts |= {"share_spent": facts["spent"] / cold, "share_matched": match / cold if match else None}
         facts |= {"grid": _grid(record, match) / cold if match else None}
+    if "throughput" in record:
+        speed = record["throughput"]
+        facts |= {key: speed[key] for key in ("tokens_per_second", "mfu", "device", "processes")}
     if record["growth"]:
         check = record["growth"]["verification"]
         facts |= {"seed": record["growth"]["seed"], "parent_parameters": parent["parameters"]["total"]}
@@ -113,6 +116,23 @@ def _grid(record: Record, match: float) -> float:
     )
 
 
+def _validation(records: list[Record]) -> dict[str, float | None]:
+    """What validating took beside the training that it went along with, where that was recorded."""
+    pairs = {"grown": (0.0, 0.0), "scratch": (0.0, 0.0)}
+    for record in records:
+        found = [] if record["origin"] else [("grown" if record["parent"] else "scratch", record["flops"])]
+        if record["cold"]:
+            twin = record["cold"]
+            found.append(("scratch", {"evaluation": twin.get("evaluation_flops"), "train": twin["flops"]}))
+        for side, flops in found:
+            if flops.get("evaluation") is None:
+                return {"validation": None}
+            pairs[side] = (pairs[side][0] + flops["evaluation"], pairs[side][1] + flops["train"])
+    total, training = (sum(pair[part] for pair in pairs.values()) for part in (0, 1))
+    shares = {f"validation_{side}": pair[0] / pair[1] if pair[1] else None for side, pair in pairs.items()}
+    return shares | {"validation": total, "validation_share": total / training if training else None}
+
+
 def _listed(rungs: list[dict[str, Any]]) -> str:
     names = [rung["name"] for rung in rungs]
     return " and ".join([", ".join(names[:-1]), *names[-1:]]).removeprefix(" and ")
@@ -131,7 +151,7 @@ def family_facts(records: list[Record]) -> dict[str, Any]:
     all_cold = sum(cost for cost in costs if cost is not None)
     to_match = trained - last["spent"] + last["match"] if len(matched) == len(rungs) - 1 > 0 else None
     saving = 1 - to_match / all_cold if to_match is not None and known else None
-    return {
+    return _validation(records) | {
         "rungs": len(rungs),
         "seed": 3,
         "known": known,

@@ -25,6 +25,7 @@ def family(
     dearer: bool = False,
     phi: dict[str, Any] | None = None,
     repeats: dict[int, int] | None = None,
+    timed: bool = False,
 ) -> list[Record]:
     """Return the records of a finished ladder.
 
@@ -36,6 +37,7 @@ def family(
         dearer: Whether children need more than their twins.
         phi: The penalty's settings, if it was on.
         repeats: By place, the token from which on a rung reads what was read before.
+        timed: Whether the records hold what validation took, and how fast the models trained.
     """
     records: list[dict[str, Any]] = []
     for place in range(length):
@@ -45,7 +47,20 @@ def family(
             matched = None if place in without_twin else place not in unmatched
             records.append(_grown(records[-1], place, matched=matched, dearer=dearer, phi=phi))
         records[-1]["data"]["repeats_from_token"] = (repeats or {}).get(place)
+        if timed:
+            _time(records[-1])
     return records
+
+
+def _time(record: Record) -> None:
+    per_token = record["flops"]["per_token"]
+    if record["origin"] is None:
+        seconds = {"training": 3.6 + record["index"], "evaluation": 71.4, "saving": 0.3}
+        record["throughput"] = {"tokens_per_second": 123_456.7 + record["index"], "mfu": 0.3217, "device": "H100"}
+        record["throughput"] |= {"processes": 8, "seconds": seconds}
+    record["flops"]["evaluation"] = per_token / 3 * 4096 * len(record["curve"])
+    if record["cold"]:
+        record["cold"]["evaluation_flops"] = per_token / 3 * 4096 * len(record["cold"]["curve"])
 
 
 def write_family(run: Path, records: list[dict[str, Any]], **config: Any) -> Path:

@@ -1,5 +1,6 @@
 """Every sentence with a figure in a report, against the records: ladders of one to five rungs, own and taken over."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ CASES = {
     "one twin, matched": family(3, without_twin=(1,)),
     "no twin": family(3, without_twin=(1, 2)),
     "dearer than their twins": family(3, dearer=True),
+    "timed": family(3, phi=PHI, timed=True),
+    "timed, the first alone": family(1, timed=True),
+    "timed, taken grown": family(3, origin="taken grown", timed=True, without_twin=(1, 2)),
+    "timed, taken unknown": family(3, origin="taken unknown", timed=True),
     "data repeat": family(3, repeats={1: 40_960, 2: 0}),
     "data repeat from the start": family(3, repeats={1: 0}),
 }
@@ -43,6 +48,8 @@ OVER = "{last:s} alone and cold took {last_cold}, and the family costs {over_las
 SPENT = "As trained, the family took {trained}; all of it cold takes {all_cold}, and {last:s} alone {last_cold}."
 PART = " (partly as planned, not as trained)"
 AT_LEAST = SPENT.replace("took {", "took at least {")
+
+VALIDATION = "Validation, {validation_share} on top of all training"
 
 FAMILY_CLAIMS = [
     Claim("Inheritance saved nothing on these {rungs} models.", lambda f: abs(f["saving"]) < 0.005),
@@ -91,6 +98,16 @@ FAMILY_CLAIMS = [
     Claim("Each grown model was compared with its parent before it trained: max |Δlogit| {logit_change}."),
     Claim("sums: gpt2, {rungs} rungs on {source:s}, one seed"),
     Claim("{one} {unit_name:s} is {unit_size:s} floating-point operations; those of Fisher and subspace are counted."),
+    *(
+        Claim(
+            f"Validation, {{validation_share}} on top of all training ({sides}), is not counted on either side.", when
+        )
+        for sides, when in (
+            ("{validation_grown} on models grown, {validation_scratch} on models from scratch", lambda f: True),
+            ("{validation_grown} on models grown", lambda f: f["validation_scratch"] is None),
+            ("{validation_scratch} on models from scratch", lambda f: f["validation_grown"] is None),
+        )
+    ),
     Claim("Saving: 1 − FLOPs to match / FLOPs of the cold twin."),
     Claim("At η = 1 the family up to where a rung matches costs what that rung costs cold; above 1 it costs less."),
     # Tiles: title, value and note.
@@ -132,6 +149,10 @@ RUNG_CLAIMS = [
     Claim(
         "Data repeat from the first token of {name:s} on, in epoch {second} of the corpus.",
         lambda f: f["repeats"] == 0,
+    ),
+    Claim(
+        "{name:s} trained at {tokens_per_second} tokens per second on {processes} × {device:s}, {mfu} of the peak"
+        " (MFU)."
     ),
     # In figures.
     Claim("saves {saving}", lambda f: f["eta"] is None),
@@ -195,6 +216,9 @@ def test_every_figure_in_a_report_is_what_the_records_say(case: str, tmp_path: P
 
 def problems(records: list[Record], folder: Path, drawn: list[str]) -> list[str]:
     run = write_family(folder, records)
+    if "throughput" in records[-1]:
+        priced = [{"name": record["name"], "as_configured": {"flops": 2e12, "hours": 0.5}} for record in records]
+        (run / "plan.json").write_text(json.dumps({"cluster": {"mfu": 0.4}, "rungs": priced}))
     text = write_report(run).markdown.read_text()
     prefix = re.search(r"1 ([kMGTPE]?)FLOP is", text)
     assert prefix is not None
@@ -218,6 +242,11 @@ def table_faults(
         return [*family_table_faults(header, rows, family)]
     if header[:2] == ["rung", "parent"]:
         return [*rung_table_faults(header, rows, rungs)]
+    if header == ["rung", "tokens per second", "MFU", "training", "evaluation", "saving"]:
+        timed = [facts for facts in rungs if "mfu" in facts]
+        return [*speed_table_faults(rows, timed)]
+    if header[:3] == ["rung", "TFLOP: priced", "TFLOP: real"]:
+        return [*priced_table_faults(rows, [facts for facts in rungs if "mfu" in facts])]
     if header == ["setting", "value"]:
         known = SETTINGS | {"corpus": records[0]["data"]["source"]}
         known |= {} if any(record["phi"] for record in records) else {"penalty Φ": "none"}
@@ -226,11 +255,31 @@ def table_faults(
     return [str(row) for row in rows if row[1:] != ["0.4 s", "12.3 s"]]
 
 
+def speed_table_faults(rows: list[list[str]], rungs: list[Any]) -> Iterator[str]:
+    """Compare the table of how fast rungs trained; the seconds are the builder's."""
+    for row, facts in zip(rows, rungs, strict=True):
+        yield from filter(None, (cell_fault(row[1], facts["tokens_per_second"]), cell_fault(row[2], facts["mfu"])))
+        if row[3:] != [f"{3.6 + facts['ordinal'] - 1:.1f} s", "1 min 11 s", "0.3 s"]:
+            yield f"{row[0]}: {row[3:]}"
+
+
+def priced_table_faults(rows: list[list[str]], rungs: list[Any]) -> Iterator[str]:
+    """Compare what rungs were priced at, which is 2 TFLOP in half an hour each, with what they took."""
+    for row, facts in zip(rows, rungs, strict=True):
+        hours = facts["tokens"] / facts["tokens_per_second"] / 3600
+        true = ((2e12, 1e12), (facts["train"], 1e12), (0.5, 1.0), (hours, 1.0), (0.4, 1.0), (facts["mfu"], 1.0))
+        cells = (*row[1:7], row[7].removesuffix(" ×"))
+        checked = zip(cells, (*true, (hours / 0.5, 1.0)), strict=True)
+        yield from filter(None, (cell_fault(cell, value, scale) for cell, (value, scale) in checked))
+
+
 def family_table_faults(header: list[str], rows: list[list[str]], facts: Any) -> Iterator[str]:
     """Compare the table of the four ways to count."""
     names = ["all_cold", "trained", "to_match", "last_cold"]
     bounds = [not facts["cold_is_known"], not facts["known"], not facts["known"], False]
     last_planned = facts["last_is_planned"]
+    if facts["validation"] is not None:
+        names, bounds = [*names, "validation"], [*bounds, False]
     for row, name, bound in zip(rows, names, bounds, strict=True):
         flops, own_plan = facts[name], {"all_cold": facts["is_planned"], "last_cold": last_planned}.get(name, False)
         share = flops and None if not facts["cold_is_known"] else flops and flops / facts["all_cold"]
