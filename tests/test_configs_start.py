@@ -14,7 +14,6 @@ Run them with `pytest -m slow -k configs_start`.
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,11 +26,11 @@ import yaml
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from datasets import Dataset
+from environment import user_environment
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 COMMAND = Path(sys.executable).with_name("hf-progressive")
-SETTINGS_OF_TESTS = ("HF_", "TRANSFORMERS_", "TOKENIZERS_", "OMP_", "CUDA_", "MPLBACKEND", "ACCELERATE_", "DS_")
 SECONDS = 400
 
 SMALL_TRAINING = ["training.batch_tokens=256", "training.micro_batch_size=2", "training.tokens_per_parameter=0.1"]
@@ -98,9 +97,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def production() -> dict[str, str]:
-    """The environment without what the tests have set; one thread, as `make ladder` runs models this small."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS_OF_TESTS)}
-    return {**kept, "OMP_NUM_THREADS": "1"}
+    """A user's environment; one thread, as `make ladder` runs models this small."""
+    return {**user_environment(), "OMP_NUM_THREADS": "1"}
 
 
 class Started:
