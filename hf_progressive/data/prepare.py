@@ -71,8 +71,11 @@ def prepare_corpus(config: DataConfig, context: int, folder: str | Path, *, num_
             try:
                 with storage.atomic_folder(target, overwrite=True) as temporary:
                     _write_corpus(config, context, temporary, unfinished, num_proc)
-            except ValueError:  # the configuration must change, and with it the work
-                shutil.rmtree(unfinished, ignore_errors=True)
+            except ValueError as error:
+                if (
+                    error.__cause__ is None
+                ):  # no failure of reading: the configuration must change, and with it the work
+                    shutil.rmtree(unfinished, ignore_errors=True)
                 raise
             shutil.rmtree(unfinished, ignore_errors=True)
         return open_corpus(config, context, target)
