@@ -45,8 +45,8 @@ class Part:
 
 PARTS = (
     Part(name="correctness", share=2 / 9),
-    Part(name="benchmark", share=2 / 9),
-    Part(name="configuration", share=1.5 / 9),
+    Part(name="benchmark", share=2.5 / 9),
+    Part(name="configuration", share=1.75 / 9),
     Part(name="study", share=None),
 )
 
