@@ -377,7 +377,9 @@ def build_parser() -> argparse.ArgumentParser:
     core.add_argument("--bundle", required=True, metavar="DIR", help="the folder of a CORE bundle")
     core.add_argument("--tasks", nargs="+", metavar="LABEL", help="tasks to evaluate; default: all that have data")
     core.add_argument("--max-per-task", type=int, metavar="N", help="examples per task at the most; default: all")
-    core.add_argument("--batch-size", type=int, default=32, metavar="N", help="sequences per forward pass")
+    core.add_argument(
+        "--batch-size", type=int, metavar="N", help="sequences per forward pass at the most; default: by memory"
+    )
     core.add_argument("--dtype", default="float32", help="precision of the weights (default: float32)")
     core.add_argument("--resume", metavar="FILE", help="JSON file of finished tasks, read if it exists")
     _add_json(core)

@@ -18,8 +18,9 @@ class CoreConfig:
     max_per_task: int | None = None
     """Examples per task at the most; None takes all."""
 
-    batch_size: int = 32
-    """Sequences per forward pass; changes the time and not the result."""
+    batch_size: int | None = None
+    """Sequences per forward pass at the most; None takes as many as the device's memory allows. It changes the time
+    and not the result."""
 
     def __post_init__(self) -> None:
         require_positive(self, "max_per_task", "batch_size")

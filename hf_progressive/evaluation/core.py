@@ -38,9 +38,6 @@ from hf_progressive.processes import current_processes, main_process_first
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BATCH_SIZE = 32
-"""Sequences in one forward pass."""
-
 _CHUNK_EXAMPLES = 512
 """Examples tokenized and sorted by length at a time: it bounds memory, not what is computed."""
 
@@ -147,7 +144,7 @@ def evaluate_core(
     *,
     tasks: Iterable[str] | None = None,
     max_per_task: int | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     progress: bool = True,
     resume_file: str | os.PathLike[str] | None = None,
 ) -> CoreResult:
@@ -162,7 +159,8 @@ def evaluate_core(
         bundle: The folder of a CORE bundle, or what `load_bundle` made of it.
         tasks: Labels of the tasks to evaluate; None for all that have data.
         max_per_task: Examples to ask per task, drawn with a fixed seed; None for all.
-        batch_size: Sequences in one forward pass. It does not change the answers, exact ties excepted.
+        batch_size: Sequences in one forward pass, at most; None for as many as the device's memory allows. It does not
+            change the answers, exact ties excepted.
         progress: Show a bar on stderr.
         resume_file: JSON file of finished tasks: read if it exists, written after each task.
 
@@ -174,7 +172,7 @@ def evaluate_core(
         ValueError: The bundle is malformed, a task is unknown, a number is out of range or the model's loss is not a
             number.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give 1 or more")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     chosen = bundle.select(tasks)
@@ -217,7 +215,7 @@ def answer_task(
     task: Task,
     *,
     max_per_task: int | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> list[Answer]:
     """Ask a model every example of one task.
@@ -227,7 +225,7 @@ def answer_task(
         tokenizer: Its tokenizer.
         task: The task.
         max_per_task: Examples to ask; None for all.
-        batch_size: Sequences in one forward pass.
+        batch_size: Sequences in one forward pass, at most; None for as many as the device's memory allows.
         progress: Show a bar on stderr.
 
     Returns:
@@ -277,7 +275,7 @@ def _answer_examples(
     task: Task,
     examples: Sequence[Any],
     indices: Sequence[int],
-    batch_size: int,
+    batch_size: int | None,
     on_rows: Callable[[int], object],
 ) -> list[tuple[int, Answer]]:
     reuse_prefixes, context = can_reuse_prefixes(model), context_length(model)

@@ -1,42 +1,46 @@
 """Ask a causal language model about many prompts at once, with the answers it would give to one at a time.
 
-Three things make it fast, and none of them changes what is computed:
+Four things make it fast, and none of them changes what is computed:
 
-- Options that share a context share its encoding: the prompts of a batch are cut at one common length, the part
-  before it is encoded once into a key/value cache, and the rest is read once per option from that same cache. All
-  prompts are cut at the same place, so nothing is padded on the left and no mask is needed: positions are the
-  model's own, whatever kind they are. Options that differ in their last token only need no second reading at all.
-- Sequences of like length are batched across examples, padded on the right, where a causal model cannot see it.
-- The output head runs on the scored positions alone. A hook selects them on the way into the head, so that whatever
-  a model does to its logits afterwards (scaling, soft capping) is done as usual.
+- What the options of an example share is encoded once: the prompts of a batch are cut at one common length, the part
+  before it is read into a key/value cache, and the rest is read once per option from that same cache. All prompts are
+  cut at the same place, so nothing is padded on the left and no mask is needed: positions are the model's own,
+  whatever kind they are. Options that differ in their last token only need no second reading at all.
+- Reading the shared part stops where the last layer has its keys and values: what the layer makes of them would serve
+  predictions that nobody asks for. This pays for examples of one option too.
+- Sequences of like length are batched across examples, such that the tokens computed in vain and the number of batches
+  weigh least together; padding stands on the right, where a causal model cannot see it.
+- The output head runs on the scored positions alone.
 
 Losses are computed in float32, or in float64 for a float64 model, and averaged in float64.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from hf_progressive.batching import cut_by_length, in_halves, token_budget
+from hf_progressive.evaluation.encoding import can_reuse_prefixes, encode_prefixes, logits_at
 from hf_progressive.evaluation.prompts import Request, Row, common_prefix
 
+__all__ = ["Answer", "RowScore", "can_reuse_prefixes", "judge", "score_requests"]
+
 _SHORTEST_SHARED_PREFIX = 16
-"""Tokens that options must share before encoding them apart is worth a second forward pass."""
+"""Tokens that must be saved in an example before encoding what its options share is worth another forward pass."""
 
-_BATCH_SPREAD = 1 / 16
-"""How much shorter than its longest member a batch's shortest may be, as a share of the longest."""
+_LAST_LAYER_SHARE = 0.5
+"""Part of a layer's work that reading a prefix saves in the last one, at least: its attention and its MLP."""
 
-_REUSABLE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
-"""Cache layers that append keys and values without changing those they hold. Recurrent states are not among them."""
+_BATCH_COST = {"cpu": 48, "cuda": 8192}
+"""What a forward pass more costs, in tokens that could be read instead; on other devices as on the second."""
 
-
-_Item = TypeVar("_Item")
+_CPU_TOKENS, _CPU_HELD = 4096, 32768
+"""Tokens that a pass reads on a CPU, and those it holds as keys and values: more of them make it no faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ def score_requests(
     model: PreTrainedModel,
     requests: Sequence[Request],
     *,
-    batch_size: int,
+    batch_size: int | None = None,
     reuse_prefixes: bool,
     on_rows: Callable[[int], object] = lambda rows: None,
 ) -> list[list[RowScore]]:
@@ -92,7 +96,7 @@ def score_requests(
     Args:
         model: The model.
         requests: What to ask, in any order.
-        batch_size: Sequences in one forward pass, at most.
+        batch_size: Sequences in one forward pass, at most; None for as many as the device's memory allows.
         reuse_prefixes: Encode shared contexts once; see `can_reuse_prefixes`.
         on_rows: Called after each batch with the number of options it scored.
 
@@ -102,42 +106,27 @@ def score_requests(
     Raises:
         ValueError: The model's loss is not a number.
     """
+    scorer = _Scorer(model, batch_size, on_rows)
     scores: dict[tuple[int, Row], RowScore] = {}
     apart: list[_Pass] = []
-    together: dict[int, list[list[_Pass]]] = defaultdict(list)
+    families: list[list[_Pass]] = []
+    layers: int = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
     for number, request in enumerate(requests):
-        passes = _plan_passes(number, request)
-        if reuse_prefixes and len(passes) > 1 and _shared_length(passes) >= _SHORTEST_SHARED_PREFIX:
-            together[len(passes)].append(passes)
+        family = _plan_passes(number, request)
+        saved = _shared_length(family) * (len(family) - 1 + _LAST_LAYER_SHARE / layers)
+        if reuse_prefixes and saved >= _SHORTEST_SHARED_PREFIX:
+            families.append(family)
         else:
-            apart.extend(passes)
+            apart.extend(family)
 
     with torch.no_grad():
-        for families in together.values():
-            for families_of_batch in _batches(families, [_shared_length(family) for family in families], batch_size):
-                scores |= _score_families(model, families_of_batch, on_rows)
-        for batch in _batches(apart, [len(single.tokens) for single in apart], batch_size):
-            scores |= _score_passes(model, batch)
-            on_rows(sum(len(single.rows) for single in batch))
+        for batch in scorer.cut_families(families):
+            for part in in_halves(scorer.score_families, batch):
+                scores |= part
+        for passes in scorer.cut_passes(apart):
+            for part in in_halves(scorer.score_passes, passes):
+                scores |= part
     return [[scores[number, row] for row in request.rows] for number, request in enumerate(requests)]
-
-
-def can_reuse_prefixes(model: PreTrainedModel) -> bool:
-    """Tell whether several options can go on from one encoded prefix.
-
-    Attention only appends to what it holds. A recurrent layer overwrites its state, so a model that has one reads
-    every option whole.
-
-    Args:
-        model: The model; one token is run through it.
-
-    Returns:
-        True if its cache holds plain keys and values only.
-    """
-    with torch.no_grad():
-        output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)
-    cache = getattr(output, "past_key_values", None)
-    return isinstance(cache, DynamicCache) and all(type(layer) in _REUSABLE_LAYERS for layer in cache.layers)
 
 
 def judge(request: Request, scores: Sequence[RowScore]) -> Answer:
@@ -176,119 +165,89 @@ def _shared_length(family: Sequence[_Pass]) -> int:
     return min(common_prefix([single.tokens for single in family]), first_reading)
 
 
-# Batches of items of like length, the longest first, so that memory that does not suffice is noticed at once.
-def _batches(items: Sequence[_Item], lengths: Sequence[int], batch_size: int) -> Iterator[list[_Item]]:
-    batch: list[_Item] = []
-    longest = 0
-    for index in sorted(range(len(items)), key=lambda index: -lengths[index]):
-        spread = longest - lengths[index]
-        if batch and (len(batch) == batch_size or spread > max(_BATCH_SPREAD * longest, _SHORTEST_SHARED_PREFIX)):
-            yield batch
-            batch = []
-        if not batch:
-            longest = lengths[index]
-        batch.append(items[index])
-    if batch:
-        yield batch
+class _Scorer:
+    """Batches of passes through one model, and what it makes of them."""
+
+    def __init__(self, model: PreTrainedModel, batch_size: int | None, on_rows: Callable[[int], object]) -> None:
+        self._model = model
+        self._on_rows = on_rows
+        held, read = _bytes_per_token(model)
+        self._tokens = token_budget(model.device, held + read, on_cpu=_CPU_TOKENS)
+        self._held = token_budget(model.device, 2 * held, on_cpu=_CPU_HELD)
+        self._most = batch_size or self._held
+        self._cost = _BATCH_COST.get(model.device.type, _BATCH_COST["cuda"])
+
+    def cut_families(self, families: Sequence[Sequence[_Pass]]) -> Iterator[list[Sequence[_Pass]]]:
+        batches = cut_by_length(
+            [_shared_length(family) for family in families],
+            weights=[len(family) for family in families],
+            most=self._most,
+            most_tokens=self._tokens,
+            cost_of_batch=2 * self._cost,
+        )
+        return ([families[index] for index in batch] for batch in batches)
+
+    def cut_passes(self, passes: Sequence[_Pass], offset: int = 0) -> Iterator[list[_Pass]]:
+        # Each pass that goes on from a prefix has a copy of it in memory, and reads its own tokens only.
+        tokens = self._held if offset else self._tokens
+        batches = cut_by_length(
+            [len(single.tokens) for single in passes],
+            most=self._most,
+            most_tokens=tokens,
+            cost_of_batch=self._cost,
+        )
+        return ([passes[index] for index in batch] for batch in batches)
+
+    def score_families(self, families: Sequence[Sequence[_Pass]]) -> dict[tuple[int, Row], RowScore]:
+        # Encode what the options of each request share once, then read on from there.
+        length = min(_shared_length(family) for family in families)
+        cache = encode_prefixes(self._model, [family[0].tokens[:length] for family in families])
+        prefix_of = {family[0].request: index for index, family in enumerate(families)}
+        scores: dict[tuple[int, Row], RowScore] = {}
+        for batch in self.cut_passes([single for family in families for single in family], length):
+            for part in in_halves(lambda passes: self.score_passes(passes, length, cache, prefix_of), batch):
+                scores |= part
+        return scores
+
+    def score_passes(
+        self,
+        passes: Sequence[_Pass],
+        offset: int = 0,
+        cache: DynamicCache | None = None,
+        prefix_of: Mapping[int, int] | None = None,
+    ) -> dict[tuple[int, Row], RowScore]:
+        # Score the rows of some passes, whose first `offset` tokens are in the cache.
+        readings = [(index, single.request, row) for index, single in enumerate(passes) for row in single.rows]
+        sequence_of = [index for index, _, row in readings for _ in row.tokens[row.start :]]
+        position_of = [at - 1 - offset for _, _, row in readings for at in range(row.start, len(row.tokens))]
+        targets = torch.tensor([token for _, _, row in readings for token in row.tokens[row.start :]])
+
+        suffixes = [single.tokens[offset:] for single in passes]
+        prefixes = [prefix_of[single.request] for single in passes] if prefix_of else []
+        logits = logits_at(self._model, suffixes, sequence_of, position_of, cache=cache, prefix_of=prefixes)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (scored tokens, vocabulary)
+        targets = targets.to(logits.device)
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")  # (scored tokens,)
+        if losses.isnan().any():
+            raise ValueError("the model's loss is not a number; its weights are damaged or its dtype overflows")
+        highest = logits.amax(dim=-1)
+        level = logits.gather(-1, targets[:, None]).squeeze(-1) == highest
+        shared = level & ((logits == highest[:, None]).sum(dim=-1) > 1)
+        greedy = logits.argmax(dim=-1) == targets
+
+        counts = [len(row.tokens) - row.start for _, _, row in readings]
+        per_row = zip(*(torch.split(x.cpu(), counts) for x in (losses.double(), greedy, level, shared)), strict=True)
+        self._on_rows(len(readings))
+        return {
+            (request, row): RowScore(loss.mean().item(), bool(g.all()), bool(v.all() and s.any()))
+            for (_, request, row), (loss, g, v, s) in zip(readings, per_row, strict=True)
+        }
 
 
-# Score requests with as many passes each: encode what is shared once, then read the options one by one.
-def _score_families(
-    model: PreTrainedModel, families: Sequence[Sequence[_Pass]], on_rows: Callable[[int], object]
-) -> dict[tuple[int, Row], RowScore]:
-    length = min(_shared_length(family) for family in families)
-    prefixes = [family[0].tokens[:length] for family in families]
-    _, cache = _forward(model, prefixes, [], [], use_cache=True)
-    scores: dict[tuple[int, Row], RowScore] = {}
-    for option in zip(*families, strict=True):
-        scores |= _score_passes(model, option, length, cache)
-        on_rows(sum(len(single.rows) for single in option))
-    return scores
-
-
-# Score the rows of some passes, whose first `offset` tokens are in the cache.
-def _score_passes(
-    model: PreTrainedModel, passes: Sequence[_Pass], offset: int = 0, cache: DynamicCache | None = None
-) -> dict[tuple[int, Row], RowScore]:
-    readings = [(index, single.request, row) for index, single in enumerate(passes) for row in single.rows]
-    sequence_of = [index for index, _, row in readings for _ in row.tokens[row.start :]]
-    position_of = [at - 1 - offset for _, _, row in readings for at in range(row.start, len(row.tokens))]
-    targets = torch.tensor([token for _, _, row in readings for token in row.tokens[row.start :]])
-
-    suffixes = [single.tokens[offset:] for single in passes]
-    logits, _ = _forward(model, suffixes, sequence_of, position_of, cache=cache)  # (scored tokens, vocabulary)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    targets = targets.to(logits.device)
-    losses = nn.functional.cross_entropy(logits, targets, reduction="none")  # (scored tokens,)
-    if losses.isnan().any():
-        raise ValueError("the model's loss is not a number; its weights are damaged or its dtype overflows")
-    highest = logits.amax(dim=-1)
-    level = logits.gather(-1, targets[:, None]).squeeze(-1) == highest
-    shared = level & ((logits == highest[:, None]).sum(dim=-1) > 1)
-    greedy = logits.argmax(dim=-1) == targets
-
-    counts = [len(row.tokens) - row.start for _, _, row in readings]
-    per_row = zip(*(torch.split(x.cpu(), counts) for x in (losses.double(), greedy, level, shared)), strict=True)
-    return {
-        (request, row): RowScore(loss.mean().item(), bool(g.all()), bool(v.all() and s.any()))
-        for (_, request, row), (loss, g, v, s) in zip(readings, per_row, strict=True)
-    }
-
-
-def _forward(
-    model: PreTrainedModel,
-    sequences: Sequence[tuple[int, ...]],
-    sequence_of: Sequence[int],
-    position_of: Sequence[int],
-    *,
-    cache: DynamicCache | None = None,
-    use_cache: bool = False,
-) -> tuple[Tensor, Any]:
-    """Run the model on sequences padded on the right and return its logits at the positions asked for.
-
-    Args:
-        model: The model.
-        sequences: Tokens, one sequence per batch member.
-        sequence_of: Which sequence each wanted position is in.
-        position_of: Index of each wanted position in its sequence.
-        cache: Encoded tokens before the sequences; it is left as it is.
-        use_cache: Whether to return a cache.
-
-    Returns:
-        Logits (positions, vocabulary), and the model's cache if it was asked for.
-    """
-    width = max(len(tokens) for tokens in sequences)
-    # Any id can pad: what follows a token does not reach it.
-    input_ids = torch.tensor([tokens + (0,) * (width - len(tokens)) for tokens in sequences], device=model.device)
-    where = (torch.tensor(sequence_of, dtype=torch.long), torch.tensor(position_of, dtype=torch.long))
-
-    selected = False
-
-    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        nonlocal selected
-        selected = True
-        return (_take(args[0], where),)  # (1, positions, width of the model)
-
-    arguments = {} if cache is None else {"past_key_values": _snapshot(cache)}
-    head = model.get_output_embeddings()
-    hooks: Iterable[Any] = () if head is None else (head.register_forward_pre_hook(select),)
-    try:
-        output = model(input_ids=input_ids, use_cache=use_cache or cache is not None, **arguments)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    logits = output.logits if selected else _take(output.logits, where)
-    return logits.squeeze(0), output.past_key_values if use_cache else None
-
-
-# Pick positions (sequence, index) out of (sequences, length, width) as one sequence (1, positions, width).
-def _take(values: Tensor, where: tuple[Tensor, Tensor]) -> Tensor:
-    rows, columns = (index.to(values.device) for index in where)
-    return values[rows, columns].unsqueeze(0)
-
-
-# Copy a cache without its tensors: a layer appends by making new ones, so the original keeps its own.
-def _snapshot(cache: DynamicCache) -> DynamicCache:
-    twin = copy(cache)
-    twin.layers = [copy(layer) for layer in cache.layers]
-    return twin
+# Bytes that a token takes while it is held as keys and values, and those of the widest activations while it is read.
+def _bytes_per_token(model: PreTrainedModel) -> tuple[int, int]:
+    config = model.config.get_text_config()
+    width: int = config.hidden_size
+    inner: int = getattr(config, "intermediate_size", None) or 4 * width
+    layers: int = config.num_hidden_layers
+    return 2 * layers * width * model.dtype.itemsize, (8 * width + 4 * inner) * model.dtype.itemsize

@@ -130,13 +130,13 @@ def test_a_shared_context_is_read_once_and_logits_are_for_scored_tokens_only():
     shapes = count_tokens(model)
     score_requests(model, [request] * 2, batch_size=8, reuse_prefixes=True)
     # 99 tokens once per example; then the context's last token and all but the last of each option.
-    assert sum(shapes["read"]) == 2 * (99 + 4 * 3)
+    assert shapes["read"] == [2 * 99, 2 * 4 * 3]
     assert sum(shapes["logits"]) == 2 * 4 * 3
 
     shapes = count_tokens(model)
     letters = Request(tuple(Row((*stem, letter), 100) for letter in range(4)), 0, False)
     score_requests(model, [letters], batch_size=8, reuse_prefixes=True)
-    assert shapes["read"] == [100]
+    assert shapes["read"] == [99, 1]
     assert shapes["logits"] == [4]
 
 
@@ -145,8 +145,39 @@ def test_padding_is_kept_small_and_batches_full():
     rng = random.Random(0)
     requests = [make_request(rng, 1, context, 1) for context in [20] * 8 + [100] * 8]
     shapes = count_tokens(model)
-    score_requests(model, requests, batch_size=8, reuse_prefixes=True)
+    score_requests(model, requests, batch_size=8, reuse_prefixes=False)
     assert shapes["read"] == [800, 160]
+
+
+def test_the_last_layer_reads_no_shared_context():
+    model = build_model("llama")
+    layers = [[], []]
+    for layer, read in zip(model.model.layers, layers, strict=True):
+        layer.mlp.register_forward_pre_hook(lambda _, args, read=read: read.append(args[0].shape[:2].numel()))
+    rng = random.Random(0)
+    score_requests(model, [make_request(rng, 1, 100, 1) for _ in range(3)], reuse_prefixes=True)
+    assert [sum(read) for read in layers] == [3 * 100, sum(layers[1])]
+    assert sum(layers[1]) <= 3 * 2
+
+
+def test_what_does_not_fit_into_memory_is_halved(monkeypatch):
+    model, requests = build_model("llama"), varied_requests()
+    expected = score_requests(model, requests, reuse_prefixes=True)
+    forward, sizes = model.model.forward, []
+
+    def in_little_memory(input_ids, **arguments):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError
+        return forward(input_ids=input_ids, **arguments)
+
+    monkeypatch.setattr(model.model, "forward", in_little_memory)
+    seen = []
+    halved = score_requests(model, requests, reuse_prefixes=True, on_rows=seen.append)
+    assert max(sizes) > 2
+    assert sum(seen) == sum(len(request.rows) for request in requests)
+    for one, other in zip(expected, halved, strict=True):
+        assert [score.loss for score in one] == pytest.approx([score.loss for score in other], abs=1e-9)
 
 
 def test_a_head_that_is_not_a_module_is_scored_all_the_same():
