@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
+from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,69 @@ def token_budget(device: torch.device, bytes_per_token: int, *, on_cpu: int) -> 
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(1, min(_MOST_TOKENS, int(_USED_SHARE * free) // max(1, bytes_per_token)))
+
+
+def bytes_per_token(model: PreTrainedModel) -> tuple[int, int]:
+    """Estimate what a forward pass without gradients holds for each token.
+
+    Args:
+        model: A causal language model.
+
+    Returns:
+        Bytes as keys and values of all layers, and those of the widest activations, logits left out.
+    """
+    config = model.config.get_text_config()
+    width: int = config.hidden_size
+    inner: int = getattr(config, "intermediate_size", None) or 4 * width
+    layers: int = config.num_hidden_layers
+    return 2 * layers * width * model.dtype.itemsize, (8 * width + 4 * inner) * model.dtype.itemsize
+
+
+def sequences_that_fit(model: PreTrainedModel, length: int, *, on_cpu: int, gradients: bool = False) -> int:
+    """Choose how many sequences to read at once, with the logits of every token.
+
+    Args:
+        model: The model, on its device.
+        length: Tokens of a sequence.
+        on_cpu: The number on a CPU.
+        gradients: Whether a backward pass follows, which needs every layer's activations.
+
+    Returns:
+        A number, at least 1.
+    """
+    if model.device.type != "cuda":
+        return on_cpu
+    held, read = bytes_per_token(model)
+    config = model.config.get_text_config()
+    layers = 2 * config.num_hidden_layers if gradients else 1  # each keeps its activations, and gets their gradients
+    logits = 4 * 4 * config.vocab_size  # in float32: they, their logarithms of probabilities, and gradients or copies
+    return max(1, token_budget(model.device, held + layers * read + logits, on_cpu=1) // length)
+
+
+def with_fewer(compute: Callable[[int], Result], most: int) -> Result:
+    """Compute with so many sequences at a time, or where memory does not suffice with half as many, and so on.
+
+    For what cannot be continued in the middle: it starts again from the beginning.
+
+    Args:
+        compute: Computes everything, with the number of sequences at a time that it is given.
+        most: The number to begin with.
+
+    Returns:
+        What it returned.
+
+    Raises:
+        torch.OutOfMemoryError: Memory does not suffice for one sequence at a time.
+    """
+    while True:
+        try:
+            return compute(most)
+        except torch.OutOfMemoryError:
+            if most == 1:
+                raise
+        release_memory()
+        logger.info("not enough memory for %d sequences at once; starting again with %d", most, most // 2)
+        most //= 2
 
 
 def in_halves(compute: Callable[[Sequence[Item]], Result], items: Sequence[Item]) -> Iterator[Result]:

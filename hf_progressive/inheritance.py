@@ -6,7 +6,7 @@ Here growth and penalty meet: estimates are in the parent's coordinates, a `Grow
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,8 +17,10 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
+from hf_progressive.batching import sequences_that_fit, with_fewer
 from hf_progressive.config import PhiConfig
 from hf_progressive.data import Corpus, rung_blocks
+from hf_progressive.float32_products import float32_products
 from hf_progressive.growth import GrowthPlan
 from hf_progressive.growth.checkpoint import CheckpointReader
 from hf_progressive.phi.fisher import estimate_fisher, fisher_flops
@@ -141,15 +143,20 @@ class _Estimator:
 
     def fisher(self) -> tuple[dict[str, torch.Tensor], FisherRecord, float]:
         options = self.phi.fisher
-        count, batches = self._last(options.sequences, options.batch_size)
-        fisher = estimate_fisher(
-            self.model,
-            batches,
-            kind=options.kind,
-            definition=options.definition,
-            reduce=self._is_distributed,
-            progress=self.state.is_main_process,
-        )
+        count, rows = self._last(options.sequences)
+
+        def estimate(size: int) -> dict[str, torch.Tensor]:
+            return estimate_fisher(
+                self.model,
+                _batches(rows, size),
+                kind=options.kind,
+                definition=options.definition,
+                reduce=self._is_distributed,
+                progress=self.state.is_main_process,
+            )
+
+        with float32_products(tf32=True):  # it samples the data, beside which such rounding is nothing
+            fisher = with_fewer(estimate, self._at_once)
         tokens = count * self.corpus.context
         flops = fisher_flops(
             tokens=tokens,
@@ -163,15 +170,19 @@ class _Estimator:
     def subspace(self) -> tuple[dict[str, torch.Tensor], SubspaceRecord, float]:
         options = self.phi.subspace
         reads_data = options.source != "weights"
-        count, batches = self._last(options.sequences if reads_data else 0, self.phi.fisher.batch_size)
-        bases = learn_subspace(
-            self.model,
-            batches if reads_data else None,
-            source=options.source,
-            energy=options.energy,
-            reduce=reads_data and self._is_distributed,
-            progress=self.state.is_main_process,
-        )
+        count, rows = self._last(options.sequences if reads_data else 0)
+
+        def learn(size: int) -> dict[str, torch.Tensor]:
+            return learn_subspace(
+                self.model,
+                _batches(rows, size) if reads_data else None,
+                source=options.source,
+                energy=options.energy,
+                reduce=reads_data and self._is_distributed,
+                progress=self.state.is_main_process,
+            )
+
+        bases = with_fewer(learn, self._at_once)
         tokens = count * self.corpus.context
         flops = subspace_flops(
             self.model, source=options.source, tokens=tokens, training_flops_per_token=self.flops_per_token
@@ -183,11 +194,21 @@ class _Estimator:
     def _is_distributed(self) -> bool:
         return bool(self.state.num_processes > 1)
 
-    def _last(self, wanted: int, size: int) -> tuple[int, list[torch.Tensor]]:
-        # The number of blocks over all processes, and this process's share of them in batches of token ids (B, T).
+    @property
+    def _at_once(self) -> int:
+        size, context = self.phi.fisher.batch_size, self.corpus.context
+        return sequences_that_fit(self.model, context, on_cpu=size, gradients=True)
+
+    def _last(self, wanted: int) -> tuple[int, list[torch.Tensor]]:
+        # The number of blocks over all processes, and this process's share of them, token ids (T,) each.
         indices = self.span[len(self.span) - min(wanted, len(self.span)) :]
         rows = _read(self.corpus, indices)[self.state.process_index :: self.state.num_processes]
-        return len(indices), [torch.stack(rows[i : i + size]) for i in range(0, len(rows), size)]
+        return len(indices), rows
+
+
+def _batches(rows: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
+    # Token ids (B, T) of at most `size` sequences each.
+    return [torch.stack([*rows[i : i + size]]) for i in range(0, len(rows), size)]
 
 
 def _read(corpus: Corpus, indices: range) -> list[torch.Tensor]:

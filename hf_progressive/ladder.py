@@ -28,6 +28,7 @@ from hf_progressive.full_disk import FullDiskNamed
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.inheritance import estimate_inheritance, load_penalty
 from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
+from hf_progressive.precision import evaluation_precision
 from hf_progressive.preparation import CORPUS_NAME
 from hf_progressive.processes import current_processes, main_process_first
 from hf_progressive.record import ladder_record, matched, origin_record, rung_record
@@ -184,7 +185,7 @@ class _Run:
         seconds = {"fetch": time.monotonic() - started}
         logger.info("%s is %s", rung.name, origin.describe())
         started = time.monotonic()
-        measured = measure_origin(folder, self.corpus, self.config.training.micro_batch_size, self.state)
+        measured = measure_origin(folder, self.corpus, self.config.training, self.state)
         seconds["evaluate"] = time.monotonic() - started
         started = time.monotonic()
         estimates = self._estimate(rung, origin)
@@ -354,15 +355,16 @@ class _Run:
         if options is None:
             return None
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-        result = evaluate_core(
-            model.to(self.state.device),
-            self.corpus.tokenizer,
-            options.bundle,
-            tasks=options.tasks or None,
-            max_per_task=options.max_per_task,
-            batch_size=options.batch_size,
-            resume_file=checkpoint.parent / "core.json",
-        )
+        with evaluation_precision(self.config.training, self.state.device):
+            result = evaluate_core(
+                model.to(self.state.device),
+                self.corpus.tokenizer,
+                options.bundle,
+                tasks=options.tasks or None,
+                max_per_task=options.max_per_task,
+                batch_size=options.batch_size,
+                resume_file=checkpoint.parent / "core.json",
+            )
         return result.to_dict()
 
     def _publish(self, name: str, *, source: Path, record: dict[str, Any]) -> None:

@@ -10,9 +10,18 @@ from transformers import Trainer
 
 from hf_progressive.compilation import compiles_on
 from hf_progressive.config import TrainingConfig
+from hf_progressive.float32_products import allow_tf32, own_float32_products
+
+__all__ = [
+    "allow_tf32",
+    "blocks_of_one_size",
+    "describe",
+    "device_settings",
+    "evaluation_precision",
+    "own_float32_products",
+]
 
 _NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_NEWER = "fp32_precision"  # since PyTorch 2.9
 _DIVIDING_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
 
 
@@ -94,43 +103,21 @@ def blocks_of_one_size(trainer: Trainer) -> Iterator[None]:
         torch.compiler.reset()
 
 
-@contextlib.contextmanager
-def own_float32_products() -> Iterator[None]:
-    """Put back, at the end, how float32 products are computed: Trainer's arguments and `allow_tf32` set it for all.
-
-    Yields:
-        Nothing.
-    """
-    if not torch.cuda.is_available():
-        yield
-        return
-    general = getattr(torch.backends, _NEWER, None)
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by the newer of PyTorch's two interfaces, which the older one cannot read
-        before = "highest"
-    try:
-        yield
-    finally:
-        allow_tf32(before != "highest")
-        if general is not None:
-            setattr(torch.backends, _NEWER, general)
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Let a CUDA device round the factors of float32 products to TF32, or not.
-
-    Trainer sets it by PyTorch's newer interface, after which PyTorch's compiler raises where it reads the older one
-    (https://github.com/pytorch/pytorch/issues/166387): so that is undone, and the older one used.
+def evaluation_precision(training: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Compute outside of training as training does: in bfloat16 autocast on a CUDA device where that is so.
 
     Args:
-        allowed: Whether.
+        training: The configuration.
+        device: Where the model is.
+
+    Returns:
+        A context for the model's forward passes; on a CPU it changes nothing.
     """
-    if not torch.cuda.is_available():
-        return
-    if hasattr(torch.backends, _NEWER):
-        setattr(torch.backends, _NEWER, "none")
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    launched = _NAMES.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "float32")
+    chosen = {"bf16": launched == "bfloat16", **training.arguments, **device_settings(training)}
+    if device.type != "cuda" or not chosen["bf16"]:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _has_bfloat16() -> bool:

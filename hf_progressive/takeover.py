@@ -10,8 +10,10 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
+from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, token_byte_lengths
 from hf_progressive.evaluation.bits_per_byte import evaluate_bits_per_byte
+from hf_progressive.precision import evaluation_precision
 from hf_progressive.remote.names import RECORD_NAME
 from hf_progressive.remote.origin import Origin
 
@@ -81,23 +83,27 @@ def _is_same(data: Mapping[str, Any], corpus: Corpus) -> bool:
     return all(data.get(key) == own[key] for key in _ORDER)
 
 
-def measure_origin(checkpoint: Path, corpus: Corpus, batch_size: int, state: PartialState) -> dict[str, float]:
+def measure_origin(
+    checkpoint: Path, corpus: Corpus, training: TrainingConfig, state: PartialState
+) -> dict[str, float]:
     """Measure a model on the ladder's validation documents.
 
     Args:
         checkpoint: The model's folder.
         corpus: The corpus.
-        batch_size: Blocks per forward pass.
+        training: How the rungs are trained: this model is measured in the same precision. On a CPU, where the size of
+            a batch is not chosen by memory, it is the micro-batch's.
         state: The processes; each of them measures all of it.
 
     Returns:
         `loss` and `bits_per_byte`, as every rung's record has them.
     """
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    return evaluate_bits_per_byte(
-        model.to(state.device),
-        corpus.validation,
-        token_byte_lengths(corpus.tokenizer),
-        batch_size=batch_size,
-        progress=state.is_main_process,
-    )
+    with evaluation_precision(training, state.device):
+        return evaluate_bits_per_byte(
+            model.to(state.device),
+            corpus.validation,
+            token_byte_lengths(corpus.tokenizer),
+            batch_size=training.micro_batch_size if state.device.type == "cpu" else None,
+            progress=state.is_main_process,
+        )

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_progressive.batching import cut_by_length, in_halves, token_budget
+from hf_progressive.batching import cut_by_length, in_halves, token_budget, with_fewer
 
 
 def cost(lengths, weights, batches, cost_of_batch):
@@ -68,3 +68,18 @@ def test_a_cpu_s_budget_is_what_suffices_there_or_what_takes_a_gibibyte():
     assert token_budget(cpu, 1000, on_cpu=4096) == 4096
     assert token_budget(cpu, 2**20, on_cpu=4096) == 1024
     assert token_budget(cpu, 2**40, on_cpu=4096) == 1
+
+
+def test_what_cannot_be_continued_starts_again_with_half_as_many():
+    tried = []
+
+    def up_to_three(size):
+        tried.append(size)
+        if size > 3:
+            raise torch.OutOfMemoryError
+        return size
+
+    assert with_fewer(up_to_three, 20) == 2
+    assert tried == [20, 10, 5, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        with_fewer(lambda size: up_to_three(size + 3), 4)

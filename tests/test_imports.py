@@ -17,6 +17,7 @@ PACKAGE = Path(hf_progressive.__file__).parent
 ROOMS = [
     "full_disk", "termination", "storage", "locks",
     "processes", "strict_yaml", "accelerators", "cluster", "host_reads", "batching",
+    "float32_products",
     "compilation", "config", "sizing", "growth",
     "phi", "data", "remote", "checkpoints", "finiteness", "stopping", "penalized_engine",
     "precision", "block_attention", "causal_loss", "trainer_arguments",

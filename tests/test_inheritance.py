@@ -1,15 +1,19 @@
 """What a rung hands on: the estimates on disk and the penalty made of them."""
 
+import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import PartialState
 from ladder_fixtures import write_corpus
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from hf_progressive import storage
-from hf_progressive.config import DataConfig, FisherConfig, PhiConfig, TokenizerConfig
+from hf_progressive.config import DataConfig, FisherConfig, PhiConfig, SubspaceConfig, TokenizerConfig
 from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.inheritance import estimate_inheritance, load_penalty
@@ -39,6 +43,35 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with storage.atomic_folder(folder) as temporary:
         GPT2LMHeadModel(config).save_pretrained(temporary)
     return folder
+
+
+def test_estimates_that_do_not_fit_into_memory_are_made_in_smaller_batches(
+    parent: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phi = dataclasses.replace(PHI, subspace=SubspaceConfig(source="activations"))
+    files = ("phi/fisher.safetensors", "phi/subspace.safetensors")
+    sizes: list[int] = []
+    forward = GPT2LMHeadModel.forward
+
+    def in_little_memory(self: GPT2LMHeadModel, input_ids: torch.Tensor, **arguments: Any) -> Any:
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError
+        return forward(self, input_ids=input_ids, **arguments)
+
+    found = []
+    for little in (False, True):
+        copied = tmp_path / str(little)
+        shutil.copytree(parent, copied)
+        if little:
+            monkeypatch.setattr(GPT2LMHeadModel, "forward", in_little_memory)
+        estimate_inheritance(copied, phi, corpus, range(10), flops_per_token=1.0, state=PartialState())
+        found.append([load_file(copied / name) for name in files])
+    assert sizes[:3] == [8, 4, 2]
+    (fisher, bases), (fisher_of_two, bases_of_two) = found
+    torch.testing.assert_close(fisher_of_two, fisher, rtol=1e-4, atol=1e-9)
+    for name, basis in bases.items():
+        torch.testing.assert_close(bases_of_two[name] @ bases_of_two[name].T, basis @ basis.T, rtol=0, atol=1e-3)
 
 
 def test_the_penalty_is_the_dense_formula_in_the_childs_coordinates(

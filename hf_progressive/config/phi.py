@@ -21,7 +21,8 @@ class FisherConfig:
     """Blocks of the parent's own training data to estimate it from."""
 
     batch_size: int = 8
-    """Blocks per forward and backward pass; changes the time and not the result."""
+    """Blocks per forward and backward pass on a CPU; on an accelerator its memory says how many. Changes the time and
+    not the result."""
 
     def __post_init__(self) -> None:
         require_positive(self, "sequences", "batch_size")

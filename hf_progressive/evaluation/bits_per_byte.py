@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from hf_progressive.batching import in_halves, sequences_that_fit
 from hf_progressive.data import Block, token_byte_lengths
 from hf_progressive.data.blocks import NOT_PREDICTED
 from hf_progressive.data.tokenizer import encode_documents
@@ -45,6 +46,9 @@ _CITATION = """\
   journal={arXiv preprint arXiv:2101.00027},
   year={2020}
 }"""
+
+
+_CPU_SEQUENCES = 8  # in one forward pass
 
 
 class BitsPerByte(evaluate.Metric):
@@ -122,7 +126,12 @@ def bits_per_byte_of_loss(mean_loss: float, tokens: int, byte_count: int) -> flo
 
 
 def evaluate_bits_per_byte(
-    model: PreTrainedModel, blocks: Dataset[Block], token_bytes: Any, *, batch_size: int = 8, progress: bool = True
+    model: PreTrainedModel,
+    blocks: Dataset[Block],
+    token_bytes: Any,
+    *,
+    batch_size: int | None = None,
+    progress: bool = True,
 ) -> dict[str, float]:
     """Measure bits per byte on packed blocks.
 
@@ -130,7 +139,8 @@ def evaluate_bits_per_byte(
         model: A causal language model; it is left in the mode that it was in.
         blocks: Blocks of equal length, as `Corpus.validation`.
         token_bytes: UTF-8 bytes of each token, (vocabulary,), from `token_byte_lengths`.
-        batch_size: Blocks per forward pass; changes the time and, but for rounding, not the result.
+        batch_size: Blocks per forward pass, at most; None for 8 on a CPU, elsewhere for as many as the device's
+            memory allows. It changes the time and, but for rounding, not the result.
         progress: Show a bar.
 
     Returns:
@@ -138,10 +148,12 @@ def evaluate_bits_per_byte(
     """
     lengths = torch.as_tensor(token_bytes)
     nats, tokens, byte_count = [], 0, 0
+    if batch_size is None:
+        batch_size = sequences_that_fit(model, len(blocks[0]["input_ids"]), on_cpu=_CPU_SEQUENCES)
     with _evaluating(model):
         for batch in tqdm(DataLoader(blocks, batch_size=batch_size), desc="Bits per byte", disable=not progress):
             targets = batch["input_ids"][:, 1:]  # (B, T-1)
-            nats.append(float(_token_nats(model, batch["input_ids"][:, :-1], targets).sum()))
+            nats += _summed_nats(model, batch["input_ids"][:, :-1], targets)
             tokens += targets.numel()
             byte_count += int(lengths[targets].sum())
     return _result(math.fsum(nats), tokens, byte_count)
@@ -154,7 +166,7 @@ def text_bits_per_byte(
     *,
     context: int | None = None,
     overlap: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
     """Measure bits per byte on texts, such that models with different tokenizers can be compared.
@@ -172,7 +184,8 @@ def text_bits_per_byte(
         texts: The texts.
         context: Tokens per window; None takes the model's largest number of positions.
         overlap: Tokens that windows share; None takes half the context.
-        batch_size: Windows per forward pass; changes the time and, but for rounding, not the result.
+        batch_size: Windows per forward pass, at most; None for 8 on a CPU, elsewhere for as many as the device's
+            memory allows. It changes the time and, but for rounding, not the result.
         progress: Show a bar.
 
     Returns:
@@ -203,10 +216,12 @@ def text_bits_per_byte(
             yield from cut_windows([start, *ids], size, shared)
 
     rows = windows()
+    if batch_size is None:
+        batch_size = sequences_that_fit(model, size, on_cpu=_CPU_SEQUENCES)
     with _evaluating(model):
         while batch := list(itertools.islice(rows, batch_size)):
             inputs, targets = _pad(batch)
-            nats.append(float(_token_nats(model, inputs, targets).sum()))
+            nats += _summed_nats(model, inputs, targets)
     return _result(math.fsum(nats), tokens, byte_count)
 
 
@@ -251,6 +266,15 @@ def _pad(windows: Sequence[_Window]) -> tuple[Tensor, Tensor]:
         inputs[row, :length] = torch.tensor(window.inputs)
         targets[row, length - window.new : length] = torch.tensor(window.targets[-window.new :])
     return inputs, targets
+
+
+# Nats of a batch, or of the parts of it that memory suffices for.
+def _summed_nats(model: PreTrainedModel, inputs: Tensor, targets: Tensor) -> list[float]:
+    def compute(rows: Sequence[int]) -> float:
+        some = slice(rows[0], rows[-1] + 1)
+        return float(_token_nats(model, inputs[some], targets[some]).sum())
+
+    return list(in_halves(compute, range(len(inputs))))
 
 
 @torch.no_grad()

@@ -90,7 +90,8 @@ def logits_at(
     """Run the model on sequences padded on the right and return its logits at the positions asked for.
 
     The output head runs on these positions alone. A hook selects them on the way into it, so that whatever a model
-    does to its logits afterwards (scaling, soft capping) is done as usual.
+    does to its logits afterwards (scaling, soft capping) is done as usual. Under autocast the head keeps the precision
+    of its own weights: logits in bfloat16 would tie.
 
     Args:
         model: The model.
@@ -108,16 +109,31 @@ def logits_at(
     input_ids = torch.tensor([tokens + (0,) * (width - len(tokens)) for tokens in sequences], device=model.device)
     where = (torch.tensor(sequence_of, dtype=torch.long), torch.tensor(position_of, dtype=torch.long))
 
+    in_head = contextlib.ExitStack()
     selected = False
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         nonlocal selected
         selected = True
-        return (_take(args[0], where),)  # (1, positions, width of the model)
+        states = _take(args[0], where)  # (1, positions, width of the model)
+        if torch.is_autocast_enabled(states.device.type):
+            states = states.to(head.weight.dtype)
+        in_head.enter_context(torch.autocast(states.device.type, enabled=False))
+        return (states,)
+
+    def leave(*_: object) -> None:
+        in_head.close()
 
     arguments = {} if cache is None else {"past_key_values": _select(cache, prefix_of)}
     head = model.get_output_embeddings()
-    hooks: Iterable[Any] = () if head is None else (head.register_forward_pre_hook(select),)
+    hooks: Iterable[Any] = (
+        ()
+        if head is None
+        else (
+            head.register_forward_pre_hook(select),
+            head.register_forward_hook(leave, always_call=True),
+        )
+    )
     try:
         output = model(input_ids=input_ids, use_cache=cache is not None, **arguments)
     finally:

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from hf_progressive.batching import cut_by_length, in_halves, token_budget
+from hf_progressive.batching import bytes_per_token, cut_by_length, in_halves, token_budget
 from hf_progressive.evaluation.encoding import can_reuse_prefixes, encode_prefixes, logits_at
 from hf_progressive.evaluation.prompts import Request, Row, common_prefix
 
@@ -171,7 +171,7 @@ class _Scorer:
     def __init__(self, model: PreTrainedModel, batch_size: int | None, on_rows: Callable[[int], object]) -> None:
         self._model = model
         self._on_rows = on_rows
-        held, read = _bytes_per_token(model)
+        held, read = bytes_per_token(model)
         self._tokens = token_budget(model.device, held + read, on_cpu=_CPU_TOKENS)
         self._held = token_budget(model.device, 2 * held, on_cpu=_CPU_HELD)
         self._most = batch_size or self._held
@@ -242,12 +242,3 @@ class _Scorer:
             (request, row): RowScore(loss.mean().item(), bool(g.all()), bool(v.all() and s.any()))
             for (_, request, row), (loss, g, v, s) in zip(readings, per_row, strict=True)
         }
-
-
-# Bytes that a token takes while it is held as keys and values, and those of the widest activations while it is read.
-def _bytes_per_token(model: PreTrainedModel) -> tuple[int, int]:
-    config = model.config.get_text_config()
-    width: int = config.hidden_size
-    inner: int = getattr(config, "intermediate_size", None) or 4 * width
-    layers: int = config.num_hidden_layers
-    return 2 * layers * width * model.dtype.itemsize, (8 * width + 4 * inner) * model.dtype.itemsize

@@ -2,22 +2,30 @@
 
 Both models read the same random tokens in their stock classes, and their logits are compared: the largest difference
 relative to the largest logit, and the Kullback-Leibler divergence of the predictions. Random tokens reach every row of
-the embedding and every position, which text would not.
+the embedding and every position, which text would not. Checkpoints are compared on an accelerator where there is one,
+with float32 products computed exactly.
 """
 
 import copy
+import functools
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_progressive.batching import release_memory
+from hf_progressive.float32_products import float32_products
 from hf_progressive.growth.checkpoint import CheckpointReader, is_finite
 from hf_progressive.growth.source import locate_source
+
+logger = logging.getLogger(__name__)
 
 ModelSource: TypeAlias = str | os.PathLike[str] | PreTrainedModel
 """A local folder, a Hub id or a model in memory."""
@@ -101,6 +109,7 @@ def verify_growth(
         FileNotFoundError: There is no such folder or repository.
         ValueError: `dtype` is neither of the two, a count is not positive, a checkpoint is damaged, the grown model
             knows fewer tokens or has a shorter context than its parent, or logits are not finite.
+        torch.OutOfMemoryError: A model in memory leaves no room for the logits on its device.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=16))
@@ -112,9 +121,39 @@ def verify_growth(
     for name, count in (("sequences", sequences), ("max_length", max_length)):
         if count < 1:
             raise ValueError(f"{name} is {count}; at least 1 is needed to compare anything")
-    computed_in = _COMPUTED_IN[dtype]
-    parent, _ = _load(source, computed_in, revision)
-    child, stored_in = _load(grown, computed_in, None)
+    computed_in, device = _COMPUTED_IN[dtype], _device()
+    compare = functools.partial(
+        _compare, source, grown, computed_in, sequences=sequences, max_length=max_length, seed=seed, revision=revision
+    )
+    with float32_products(tf32=False):
+        try:
+            return compare(device)
+        except torch.OutOfMemoryError:
+            if device.type == "cpu":
+                raise
+        release_memory()
+        logger.info("not enough memory for both models on %s; verifying on the CPU", device)
+        return compare(torch.device("cpu"))
+
+
+def _device() -> torch.device:
+    wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU", default=False)
+    return torch.device("cuda" if torch.cuda.is_available() and not wants_cpu else "cpu")
+
+
+def _compare(
+    source: ModelSource,
+    grown: ModelSource,
+    computed_in: torch.dtype,
+    device: torch.device,
+    *,
+    sequences: int,
+    max_length: int,
+    seed: int,
+    revision: str | None,
+) -> GrowthCheck:
+    parent, _ = _load(source, computed_in, device, revision)
+    child, stored_in = _load(grown, computed_in, device, None)
     vocabulary, context = _vocabulary(parent), _context(parent)
     if _vocabulary(child) < vocabulary or _context(child) < context:
         raise ValueError(
@@ -126,29 +165,32 @@ def verify_growth(
     largest = largest_difference = 0.0
     for tokens in _random_tokens(vocabulary, sequences, length, seed):
         expected = _logits(parent, tokens)  # (length, V)
-        actual = _logits(child, tokens)[:, :vocabulary]  # (length, V)
+        actual = _logits(child, tokens)[:, :vocabulary].to(expected.device)  # (length, V)
         largest = max(largest, expected.abs().max().item())
         largest_difference = max(largest_difference, (actual - expected).abs().max().item())
-        total += _divergence(expected, actual)
+        total += _divergence(expected, actual).cpu()
     return GrowthCheck(
         max_abs_logit_diff=largest_difference,
         max_abs_logit=largest,
         kl=total.item() / sequences,
         tolerance=max(TOLERANCES[computed_in], TOLERANCES[stored_in]),
-        dtype=dtype,
+        dtype=str(computed_in).removeprefix("torch."),
         sequences=sequences,
         length=length,
     )
 
 
-# The model in evaluation mode, with its arithmetic in `dtype`, and the dtype its weights had before.
-def _load(source: ModelSource, dtype: torch.dtype, revision: str | None) -> tuple[PreTrainedModel, torch.dtype]:
+# The model in evaluation mode, with its arithmetic in `dtype`, and the dtype its weights had before. One that is not
+# in memory yet is put on the device.
+def _load(
+    source: ModelSource, dtype: torch.dtype, device: torch.device, revision: str | None
+) -> tuple[PreTrainedModel, torch.dtype]:
     if not isinstance(source, PreTrainedModel):
         located = locate_source(source, revision)
         CheckpointReader(located.folder)  # says what is wrong with weights that are damaged
         model = AutoModelForCausalLM.from_pretrained(located.folder, config=located.read_config(), dtype="auto")
         stored_in = model.dtype
-        return model.to(dtype).eval(), stored_in
+        return model.to(device, dtype).eval(), stored_in
     stored_in = source.dtype
     if source.training or stored_in != dtype:
         source = copy.deepcopy(source).to(dtype).eval()
@@ -195,7 +237,7 @@ def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
         logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
     if not is_finite(logits):
         raise ValueError(f"the logits of {model.name_or_path or type(model).__name__} are not finite; it is damaged")
-    return logits[0].double().cpu()  # (length, V)
+    return logits[0].double()  # (length, V)
 
 
 # KL(expected ‖ actual) in nat, mean over tokens.

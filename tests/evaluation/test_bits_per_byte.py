@@ -90,6 +90,26 @@ def test_blocks_agree_with_a_slow_loop_in_float64(model, tokenizer, batch_size):
     assert measured["bytes"] == lengths[blocks.tokens[:, 1:]].sum()
 
 
+def test_blocks_that_do_not_fit_into_memory_are_halved(model, tokenizer, monkeypatch):
+    blocks, lengths = (
+        [{"input_ids": torch.arange(i, i + CONTEXT) % 50} for i in range(7)],
+        [1] * model.config.vocab_size,
+    )
+    expected = evaluate_bits_per_byte(model, blocks, lengths, progress=False)
+    forward, sizes = model.forward, []
+
+    def in_little_memory(input_ids, **arguments):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError
+        return forward(input_ids=input_ids, **arguments)
+
+    monkeypatch.setattr(model, "forward", in_little_memory)
+    halved = evaluate_bits_per_byte(model, blocks, lengths, progress=False)
+    assert halved == pytest.approx(expected, rel=1e-9)
+    assert sizes == [7, 3, 1, 2, 4, 2, 2]
+
+
 def test_bfloat16_logits_are_summed_in_higher_precision(model, tokenizer):
     blocks, lengths = Blocks(4), token_byte_lengths(tokenizer)
     with torch.no_grad():

@@ -187,6 +187,17 @@ def test_a_head_that_is_not_a_module_is_scored_all_the_same():
     assert score_requests(model, varied_requests(), batch_size=4, reuse_prefixes=True) == expected
 
 
+def test_under_autocast_the_head_alone_keeps_float32():
+    model = build_model("llama").float()
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, args, out: seen.append((args[0].dtype, out.dtype)))
+    model.model.layers[0].mlp.gate_proj.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        score_requests(model, varied_requests(), reuse_prefixes=True)
+        assert torch.is_autocast_enabled("cpu")
+    assert set(seen) == {torch.bfloat16, (torch.float32, torch.float32)}
+
+
 def test_the_model_is_left_as_it_was():
     model = build_model("gpt2")
     score_requests(model, varied_requests(), batch_size=4, reuse_prefixes=True)

@@ -10,6 +10,7 @@ from growth_checkpoints import gpt2, save
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_progressive.growth import GrowthCheck, grow_model, verify_growth
+from hf_progressive.growth import verify as verify_module
 from hf_progressive.growth.verify import TOLERANCES
 
 
@@ -142,3 +143,19 @@ def test_damaged_weights_are_named(tmp_path):
     os.truncate(weights, weights.stat().st_size - 500)
     with pytest.raises(ValueError, match=r"cut/model\.safetensors: .* bytes, its header says"):
         verify_growth(mother, tmp_path / "cut")
+
+
+def test_a_device_too_small_for_both_models_leaves_the_check_to_the_cpu(tmp_path, monkeypatch):
+    mother = save(gpt2(), tmp_path / "parent")
+    expected, load, asked = verify_growth(mother, mother), verify_module._load, []
+
+    def in_little_memory(source, dtype, device, revision):
+        asked.append(device.type)
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError
+        return load(source, dtype, device, revision)
+
+    monkeypatch.setattr(verify_module, "_load", in_little_memory)
+    monkeypatch.setattr(verify_module, "_device", lambda: torch.device("cuda"))
+    assert verify_growth(mother, mother) == expected
+    assert asked == ["cuda", "cpu", "cpu"]
