@@ -8,11 +8,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_progressive import storage
 from hf_progressive.phi.penalty import InheritancePenalty
 from hf_progressive.phi.stored import DESCRIPTION_NAME, save_penalty
+from hf_progressive.processes import main_process_first
 from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete, read_json
 
 logger = logging.getLogger(__name__)
@@ -84,21 +86,30 @@ def existing_checkpoint(folder: str | os.PathLike[str]) -> Path:
     return checkpoint
 
 
-def check_checkpoint(checkpoint: Path, penalty: InheritancePenalty | None, *, branches: bool = False) -> None:
+def check_checkpoint(
+    checkpoint: Path, penalty: InheritancePenalty | None, *, branches: bool = False, reads: bool = True
+) -> None:
     """Raise unless a checkpoint is undamaged and was trained with the penalty that training is to go on with.
+
+    Every process of a launch must call it. The others wait for the first outside of any collective.
 
     Args:
         checkpoint: A checkpoint. One that a plain Trainer wrote has no manifest, and passes with a warning.
         penalty: The penalty to go on with; None for none.
         branches: The checkpoint is another run's, whose penalty may have been any.
+        reads: Whether this process reads the files, for their digests; otherwise it compares their sizes. One process
+            for each disk is enough.
 
     Raises:
         ValueError: A file is missing or damaged, or the penalty is another.
     """
-    if not (checkpoint / MANIFEST_NAME).exists():
+    has_manifest = (checkpoint / MANIFEST_NAME).exists()
+    with main_process_first(PartialState()):
+        if has_manifest:
+            check_manifest(checkpoint, contents=reads)
+    if not has_manifest:
         logger.warning("%s has no manifest, so nothing tells whether it is complete; resuming from it", checkpoint)
         return
-    check_manifest(checkpoint)
     if branches:
         return
     folder = checkpoint / PENALTY_NAME

@@ -142,7 +142,8 @@ class ProgressiveTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(existing_checkpoint(self.args.output_dir))
         if resume_from_checkpoint:
-            check_checkpoint(Path(resume_from_checkpoint), self.penalty, branches=branches)
+            reads = self.args.should_save  # the process that writes to a disk reads from it
+            check_checkpoint(Path(resume_from_checkpoint), self.penalty, branches=branches, reads=reads)
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir))
         self._watch, self._finite_until = FiniteWatch(self.accelerator), 0

@@ -12,7 +12,8 @@ import pytest
 import torch.distributed
 from accelerate import PartialState
 
-from hf_progressive import ladder
+from hf_progressive import ladder, storage
+from hf_progressive.checkpoints import check_checkpoint
 from hf_progressive.config import load_ladder_config
 from hf_progressive.processes import MainProcessFailedError, main_process_first
 
@@ -84,6 +85,32 @@ def test_the_death_of_the_first_ends_the_others_wait(tmp_path):
             die()
 
     assert two_processes(work, tmp_path, timeout=600) == [-signal.SIGKILL, 0]
+
+
+def test_one_process_reads_a_checkpoint_s_files_and_all_refuse_damage(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint-1"
+    with storage.atomic_folder(checkpoint) as temporary:
+        (temporary / "weights").write_bytes(b"sound")
+
+    def work(state, folder):
+        digest, read = storage.sha256_file, []
+
+        def slow_digest(path):
+            read.append(path)
+            time.sleep(4)  # longer than a collective waits
+            return digest(path)
+
+        monkeypatch.setattr(storage, "sha256_file", slow_digest)
+        check_checkpoint(checkpoint, None, reads=state.is_main_process)
+        assert len(read) == state.is_main_process
+        if state.is_main_process:
+            (checkpoint / "weights").write_bytes(b"spoil")
+        state.wait_for_everyone()
+        with pytest.raises(ValueError, match="weights: its SHA-256 differs from the manifest's; the file is damaged"):
+            check_checkpoint(checkpoint, None, reads=state.is_main_process)
+        state.wait_for_everyone()
+
+    assert two_processes(work, tmp_path, timeout=2) == [0, 0]
 
 
 @pytest.mark.slow
