@@ -1,11 +1,13 @@
 """What a run computes in: chosen by the device, unless the configuration says, and never against it."""
 
+import contextlib
+
 import pytest
 import torch
 
 from hf_progressive import precision
 from hf_progressive.config import TrainingConfig
-from hf_progressive.precision import device_settings
+from hf_progressive.precision import device_settings, evaluation_precision
 
 
 @pytest.fixture
@@ -36,6 +38,25 @@ def test_nothing_is_chosen_on_a_cpu():
 @pytest.mark.usefixtures("on_an_h100")
 def test_a_gpu_computes_in_bfloat16_and_compiled_unless_told_otherwise(config, expected):
     assert device_settings(TrainingConfig(**config)) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "rounds"),
+    [
+        ({}, "cuda", True),
+        ({}, "cpu", False),
+        ({"precision": "bfloat16"}, "cpu", False),
+        ({"precision": "float32"}, "cuda", False),
+        ({"arguments": {"bf16": True}}, "cuda", True),
+        ({"arguments": {"fp16": True}}, "cuda", False),
+    ],
+)
+@pytest.mark.usefixtures("on_an_h100")
+def test_evaluation_computes_as_training_does_on_a_gpu_and_in_float32_elsewhere(config, device, rounds, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "autocast", lambda *given: asked.append(given) or contextlib.nullcontext())
+    with evaluation_precision(TrainingConfig(**config), torch.device(device)):
+        assert asked == ([("cuda", torch.bfloat16)] if rounds else [])
 
 
 @pytest.mark.usefixtures("on_an_h100")
