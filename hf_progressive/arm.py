@@ -25,8 +25,9 @@ from hf_progressive.phi import InheritancePenalty
 from hf_progressive.precision import blocks_of_one_size, describe, device_settings, own_float32_products
 from hf_progressive.progress_bar import ProgressBar
 from hf_progressive.sizing import FORWARD_SHARE
+from hf_progressive.stable_checkpoint import KeepStableCheckpoint
 from hf_progressive.throughput import ThroughputMeter
-from hf_progressive.trainer import KeepStableCheckpoint, ProgressiveTrainer, newest_complete_checkpoint
+from hf_progressive.trainer import ProgressiveTrainer, newest_complete_checkpoint
 from hf_progressive.trainer_arguments import ProgressiveTrainingArguments, check_arguments
 
 logger = logging.getLogger(__name__)
@@ -216,6 +217,7 @@ def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
         "report_to": "none",
         "save_total_limit": 2,
         "dataloader_num_workers": 0,
+        "ddp_find_unused_parameters": False,  # every weight of a language model takes part in every loss
         "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         "disable_tqdm": True,
         "run_name": arm.title,

@@ -22,7 +22,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_progressive.causal_loss import filled_up, return_loss_alone
@@ -50,7 +50,6 @@ from hf_progressive.throughput import ThroughputMeter
 from hf_progressive.trainer_arguments import ProgressiveTrainingArguments
 
 __all__ = [
-    "KeepStableCheckpoint",
     "NonFiniteLossError",
     "ProgressiveTrainer",
     "ProgressiveTrainingArguments",
@@ -402,28 +401,3 @@ class ProgressiveTrainer(Trainer):
                         os.replace(path, empty / path.name)
                 shutil.rmtree(staged.parent)
         self.accelerator.wait_for_everyone()
-
-
-class KeepStableCheckpoint(TrainerCallback):
-    """Keep the weights as they are where the warm-down begins: the model to continue training from.
-
-    Args:
-        trainer: The trainer it is added to, with `trainer.add_callback`.
-        folder: Where the model and tokenizer go, as `save_pretrained` writes them.
-        step: The optimizer step after which to save; for `warmup_stable_decay`, `max_steps - num_decay_steps`.
-    """
-
-    def __init__(self, trainer: ProgressiveTrainer, folder: str | os.PathLike[str], step: int) -> None:
-        self._trainer, self._folder, self._step = trainer, folder, step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save if this was the step.
-
-        Args:
-            args: As for any callback.
-            state: As for any callback.
-            control: As for any callback.
-            **kwargs: As for any callback.
-        """
-        if state.global_step == self._step:
-            self._trainer.save_pretrained_whole(self._folder)

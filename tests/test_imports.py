@@ -21,11 +21,11 @@ ROOMS = [
     "compilation", "config", "sizing", "growth",
     "phi", "data", "remote", "checkpoints", "finiteness", "stopping", "penalized_engine",
     "precision", "block_attention", "causal_loss", "trainer_arguments",
-    "throughput", "progress_bar", "trainer", "block_trainer",
+    "throughput", "progress_bar", "trainer", "stable_checkpoint", "block_trainer",
     "evaluation", "arm", "preflight", "origin_plan", "ladder_plan", "memory", "evidence",
     "overhead", "speed", "measure", "data_supply",
     "pricing", "inheritance", "record", "takeover", "run_folder", "preparation", "ladder", "study", "report", "hub",
-    "cli", "__main__",
+    "commands", "cli", "__main__",
 ]  # fmt: skip
 OF_EXTRAS = ["deepspeed", "tensorboard", "lm_eval", "hypothesis", "pytest", "_pytest"]
 OF_ONE_SYSTEM = {"fcntl", "grp", "msvcrt", "posix", "pwd", "resource", "termios", "winreg"}

@@ -392,7 +392,7 @@ def test_all_failures_are_reported_at_once(tmp_path: Path) -> None:
 
 def test_an_empty_corpus_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_ladder(tmp_path)
-    (tmp_path / "sums.jsonl").write_text('{"text": ""}\n')
+    (tmp_path / "sums.jsonl").write_text('{"text": ""}\n' * 20)  # as many bytes as the tokenizer has entries
     assert "sums.jsonl" in refused(capsys, str(path), "--output-dir", str(tmp_path / "run"))
 
 

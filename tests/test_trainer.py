@@ -10,10 +10,10 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_progressive.phi import InheritancePenalty, load_penalty
+from hf_progressive.stable_checkpoint import KeepStableCheckpoint
 from hf_progressive.stopping import StopVote
 from hf_progressive.storage import is_complete
 from hf_progressive.trainer import (
-    KeepStableCheckpoint,
     NonFiniteLossError,
     ProgressiveTrainer,
     ProgressiveTrainingArguments,

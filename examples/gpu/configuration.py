@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from part_file import PartFile, explain, part_arguments, read_json, seconds_left, write_json
+from part_file import TERMINATED, PartFile, explain, part_arguments, read_json, seconds_left, write_json
 from synthetic import synthetic_corpus
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -73,6 +73,9 @@ class Bench:
 
     price: float
     """Dollars per GPU and hour."""
+
+    end: float
+    """When the part ends, on the monotonic clock."""
 
 
 class OutOfTime(Exception):
@@ -156,6 +159,8 @@ def measure(
                 raise
             training = dataclasses.replace(training, micro_batch_size=training.micro_batch_size // 2)
         except RuntimeError as error:
+            if time.monotonic() >= bench.end:  # told to stop: a data loader answers that its worker was killed
+                raise SystemExit(TERMINATED) from error
             if "not_compiled" in entry or not hasattr(training, "compile"):
                 raise
             entry["not_compiled"] = explain(error)
@@ -348,7 +353,7 @@ def main() -> int:
             work / "data", vocab_size=vocab_size, context=small.config.model.context,
             blocks=64 if options.rehearse else CORPUS_BLOCKS,
         )  # fmt: skip
-        bench = Bench(file=file, work=work, corpus=corpus, price=options.price)
+        bench = Bench(file=file, work=work, corpus=corpus, price=options.price, end=end)
         file.update(tokens="synthetic", price=options.price)
         write_fresh(small.rungs[0].size.config, corpus.tokenizer, work / "small", seed=0)
         left = end - time.monotonic()
