@@ -69,7 +69,7 @@ class Bench:
         self,
         device: torch.device,
         *,
-        arms: Sequence[str],
+        arms: Sequence[str] = tuple(ARMS),
         peak: float | None,
         deadline: float,
         rounds: int,
