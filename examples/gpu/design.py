@@ -11,7 +11,7 @@ from hf_progressive import strict_yaml
 from hf_progressive.config import StudyConfig, TrainingConfig
 
 VOCABULARY, CONTEXT, TOKENS_PER_PARAMETER = 8192, 512, 12
-BATCH_TOKENS, MICRO_BATCH = 65_536, 64
+BATCH_TOKENS, MICRO_BATCH = 32_768, 64
 HEAD_DIM = 64
 SHAPES = (
     (3, 128), (4, 128), (3, 192), (4, 192), (5, 192), (4, 256), (5, 256), (6, 256), (5, 320), (6, 320), (6, 384),
