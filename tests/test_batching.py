@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_progressive.batching import cut_by_length, in_halves, token_budget, with_fewer
@@ -30,6 +30,9 @@ def cost(lengths, weights, batches, cost_of_batch):
     most_tokens=st.integers(1, 200),
     cost_of_batch=st.integers(0, 30),
 )
+@example(
+    lengths=[9, 5, 1], weighted=False, most=7, most_tokens=200, cost_of_batch=10
+)  # more in vain than a batch costs
 def test_no_way_to_cut_costs_less(lengths, weighted, most, most_tokens, cost_of_batch):
     weights = [1 + index % 3 for index in range(len(lengths))] if weighted else None
     limits = {"most": most, "most_tokens": most_tokens, "cost_of_batch": cost_of_batch}
