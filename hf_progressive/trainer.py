@@ -38,6 +38,7 @@ from hf_progressive.checkpoints import (
 )
 from hf_progressive.finiteness import GRADIENT, LOSS, PENALTY, FiniteWatch
 from hf_progressive.full_disk import FullDiskNamed
+from hf_progressive.last_batch import LastBatch
 from hf_progressive.penalized_engine import PenalizedEngine
 from hf_progressive.phi.penalty import InheritancePenalty
 from hf_progressive.phi.schedule import schedule_factor
@@ -105,6 +106,7 @@ class ProgressiveTrainer(Trainer):
         others = self.compute_loss_func or self.label_smoother or self.args.use_liger_kernel or self.args.n_gpu > 1
         self._leaves_logits = not others and return_loss_alone(self.model)
         self._predicts_loss_only = False
+        self._last_batch: LastBatch | None = None
         self._compiled_for_evaluation: Any = None
         self._sigterm = Sigterm()
         self._vote = StopVote(self.accelerator)
@@ -172,12 +174,16 @@ class ProgressiveTrainer(Trainer):
         """
         if self._leaves_logits and (not return_outputs or self._predicts_loss_only) and "labels" in inputs:
             inputs = {**inputs, "loss_alone": True}
+        if self._last_batch is not None:
+            kwargs["num_items_in_batch"] = None  # the mean of this process's own
         return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> Any:
         """Evaluate a micro-batch as `Trainer` does; compiled while training is, and then always of one size.
+
+        On several processes, a loss that is wanted alone counts every sequence once (see `last_batch`).
 
         Args:
             model: The model.
@@ -190,13 +196,17 @@ class ProgressiveTrainer(Trainer):
             The loss, and the logits and labels where they are wanted.
         """
         self._predicts_loss_only = prediction_loss_only
+        last = self._last_batch = LastBatch.of(self.accelerator, inputs) if prediction_loss_only else None
+        if last is not None:
+            inputs = last.inputs
         try:
             if prediction_loss_only and self.is_in_train and is_compiled_module(self.model_wrapped):
                 model = self._compiled_model(model)
                 inputs = filled_up(inputs, rows=self.args.eval_batch_size)
-            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
         finally:
-            self._predicts_loss_only = False
+            self._predicts_loss_only, self._last_batch = False, None
+        return loss if last is None or loss is None else last.mean(loss), logits, labels
 
     def _compiled_model(self, model: nn.Module) -> Any:
         # Trainer evaluates the bare model. Under DDP the compiled one would wait for the other processes.

@@ -20,7 +20,7 @@ ROOMS = [
     "float32_products",
     "compilation", "config", "sizing", "growth",
     "phi", "data", "remote", "checkpoints", "finiteness", "stopping", "penalized_engine",
-    "precision", "block_attention", "causal_loss", "trainer_arguments",
+    "precision", "block_attention", "causal_loss", "last_batch", "trainer_arguments",
     "throughput", "progress_bar", "trainer", "stable_checkpoint", "block_trainer",
     "evaluation", "arm", "preflight", "origin_plan", "ladder_plan", "memory", "evidence",
     "overhead", "speed", "measure", "data_supply",
