@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -57,6 +58,9 @@ def _add_ladder_options(parser: argparse.ArgumentParser) -> None:
         help="overrides of the configuration",
     )
     _add_json(parser)
+
+
+_SECONDS_FOR_THE_FIRST = 3.0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -255,9 +259,20 @@ def _quieten() -> None:
 def _fail(error: Exception, code: int) -> int:
     if os.environ.get("HF_PROGRESSIVE_TRACEBACK"):
         raise error
+    line = without_tokens(_in_one_line(error))
     if is_main_process():
-        say(f"hf-progressive: error: {without_tokens(_in_one_line(error))}")
+        say(f"hf-progressive: error: {line}")
+    elif not _is_the_firsts(error):
+        # What all processes meet, the first says, and with it the launcher ends the others.
+        time.sleep(_SECONDS_FOR_THE_FIRST)
+        say(f"hf-progressive: error in process {os.environ['RANK']}: {line}")
     return code
+
+
+def _is_the_firsts(error: Exception) -> bool:
+    from hf_progressive.processes import MainProcessFailedError
+
+    return isinstance(error, MainProcessFailedError)
 
 
 def _in_one_line(error: Exception) -> str:
