@@ -2,7 +2,8 @@
 
 Each library has its own exception for it: safetensors and tokenizers state the system's error number in the text,
 torch says that a "file write failed" or speaks of an "iostream error", numpy that fewer items were written than
-requested.
+requested. Files in shared memory, through which data loaders' workers and NCCL hand tensors over, are not on the disk:
+there the same words mean that /dev/shm is full.
 """
 
 import errno
@@ -25,6 +26,9 @@ _IN_WORDS = re.compile(
     ),
     re.IGNORECASE,
 )
+
+_SHARED_MEMORY = Path("/dev/shm")
+_IN_SHARED_MEMORY = re.compile(r"/dev/shm\b|</torch_\d")
 
 
 class FullDiskError(OSError):
@@ -71,12 +75,16 @@ class FullDiskNamed:
         number, words, file = found
         words = words.removeprefix(f"{self._path}: ")
         # What is written elsewhere, such as a library's cache, is full elsewhere.
-        path = self._path if file is None or _disk(file) == _disk(self._path) else file
+        elsewhere = file is not None and (file == _SHARED_MEMORY or _disk(file) != _disk(self._path))
+        path = file if file is not None and elsewhere else self._path
         disk = _disk(path)
+        remedy = "free some space and start again, or choose another disk"
+        if path == _SHARED_MEMORY:
+            remedy = "give the machine or container more shared memory (docker run --shm-size) and start again"
         raise FullDiskError(
             number,
-            f"{path}: {words} (disk at {disk}, {shutil.disk_usage(disk).free:,} bytes free); free some space and start"
-            " again, or choose another disk; nothing that was finished is lost",
+            f"{path}: {words} (disk at {disk}, {shutil.disk_usage(disk).free:,} bytes free); {remedy}; nothing that"
+            " was finished is lost",
         ) from error
 
 
@@ -95,7 +103,9 @@ def _number_and_words(error: BaseException) -> tuple[int, str, Path | None] | No
     if isinstance(error, OSError) and error.errno in _NUMBERS:
         file = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
         return error.errno, error.strerror or os.strerror(error.errno), file
-    return (errno.ENOSPC, os.strerror(errno.ENOSPC), None) if _IN_WORDS.search(str(error)) else None
+    if not _IN_WORDS.search(str(error)):
+        return None
+    return errno.ENOSPC, os.strerror(errno.ENOSPC), _SHARED_MEMORY if _IN_SHARED_MEMORY.search(str(error)) else None
 
 
 def _disk(path: Path) -> Path:

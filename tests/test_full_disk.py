@@ -132,3 +132,19 @@ def test_a_ladder_stops_in_one_line_at_any_level_and_ends_with_the_same_bits(
     assert refusals >= 5, "the disk was full too seldom to mean anything"
     assert weights(run) == weights(tmp_path / "whole")
     assert json.loads((run / "ladder.json").read_text())["finished"] == [rung["name"] for rung in RUNGS]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "unable to write to file </torch_991_3>: No space left on device (28)",
+        "NCCL error: Error while creating shared memory segment /dev/shm/nccl-x: No space left on device (28)",
+    ],
+)
+def test_full_shared_memory_is_not_taken_for_the_disk(words: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(FullDiskError, match=r"/dev/shm: No space left on device .* more shared memory") as caught,
+        FullDiskNamed(tmp_path),
+    ):
+        raise RuntimeError(words)
+    assert str(tmp_path) not in str(caught.value)
