@@ -134,7 +134,7 @@ def rotate(written: Path, limit: int | None, best: str | None) -> None:
     others = [path for path in _checkpoints(written.parent) if path != written and is_complete(path)]
     for path in others[: max(0, len(others) - (limit - 1))]:
         if best is None or path != Path(best):
-            shutil.rmtree(path)
+            storage.remove_folder(path)
 
 
 def remove_leftovers(folder: Path, *, spared: Collection[str] = ()) -> None:

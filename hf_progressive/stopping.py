@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 STEPS_BETWEEN = 4
-"""Optimizer steps from one vote to the next."""
+"""Optimizer steps from one vote to the next, where steps are short."""
 
 
 class Sigterm:
@@ -50,10 +50,12 @@ class StopVote:
 
     Args:
         accelerator: The processes.
+        every: Optimizer steps from one vote to the next.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, *, every: int = STEPS_BETWEEN) -> None:
         self._accelerator = accelerator
+        self._every = every
         self._result: Tensor | None = None  # of the last vote, on the host
         self._copied: torch.Event | None = None
 
@@ -70,7 +72,7 @@ class StopVote:
         if self._accelerator.num_processes == 1:
             return told
         stops = self._read()
-        if step % STEPS_BETWEEN == 0:
+        if step % self._every == 0:
             self._vote(told)
         return stops
 

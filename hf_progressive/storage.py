@@ -180,6 +180,17 @@ def _remove_unless_held(temporary: Path) -> None:
         lock.release()
 
 
+def remove_folder(folder: str | os.PathLike[str]) -> None:
+    """Delete a folder such that a kill meanwhile leaves it whole, or what `remove_leftovers` removes.
+
+    Args:
+        folder: The folder.
+    """
+    aside = _temporary_sibling(Path(folder))
+    os.rename(folder, aside)
+    shutil.rmtree(aside)
+
+
 def remove_leftovers(folder: str | os.PathLike[str], *, spared: Collection[str] = ()) -> None:
     """Delete what processes that were killed had begun to write below a folder, and not what a living one writes.
 

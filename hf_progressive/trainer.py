@@ -44,7 +44,7 @@ from hf_progressive.phi.penalty import InheritancePenalty
 from hf_progressive.phi.schedule import schedule_factor
 from hf_progressive.phi.step_log import StepLog
 from hf_progressive.processes import main_process_first
-from hf_progressive.stopping import Sigterm, StopVote
+from hf_progressive.stopping import STEPS_BETWEEN, Sigterm, StopVote
 from hf_progressive.storage import atomic_folder
 from hf_progressive.termination import EXIT_CODE
 from hf_progressive.throughput import ThroughputMeter
@@ -109,7 +109,7 @@ class ProgressiveTrainer(Trainer):
         self._last_batch: LastBatch | None = None
         self._compiled_for_evaluation: Any = None
         self._sigterm = Sigterm()
-        self._vote = StopVote(self.accelerator)
+        self._vote = self._new_vote()
         self._stop_asked = False
         self._save_root: str | None = None
         if penalty is not None:
@@ -148,7 +148,7 @@ class ProgressiveTrainer(Trainer):
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir))
         self._watch, self._finite_until = FiniteWatch(self.accelerator), 0
-        self._vote, self._stop_asked = StopVote(self.accelerator), False
+        self._vote, self._stop_asked = self._new_vote(), False
         self._phi_log = StepLog()
         with self._sigterm.noticed():
             output = super().train(resume_from_checkpoint or None, *args, **kwargs)
@@ -156,9 +156,13 @@ class ProgressiveTrainer(Trainer):
             if self._stop_asked:
                 raise TrainingInterrupted(EXIT_CODE)
             too_late = self._vote.at_the_end(self._sigterm.came)  # it came in the last steps
-        if too_late:
+        if too_late or self._sigterm.came:  # or while this process waited for the others
             signal.raise_signal(signal.SIGTERM)
         return output
+
+    def _new_vote(self) -> StopVote:
+        # A step of several micro-batches takes long, and a launcher waits for half a minute.
+        return StopVote(self.accelerator, every=1 if self.args.gradient_accumulation_steps > 1 else STEPS_BETWEEN)
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """Compute the task's loss as `Trainer` does; the model returns no logits unless someone takes them.

@@ -1,14 +1,17 @@
 """The trainer against the stock one, and against itself killed, resumed and accumulated."""
 
 import json
+import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from hf_progressive.checkpoints import STAGING_NAME
 from hf_progressive.phi import InheritancePenalty, load_penalty
 from hf_progressive.stable_checkpoint import KeepStableCheckpoint
 from hf_progressive.stopping import StopVote
@@ -249,6 +252,52 @@ def test_sigterm_saves_a_checkpoint_that_continues_to_the_same_bits(tmp_path):
     resumed = resumable_trainer(tmp_path / "told", save_steps=100)
     resumed.train(resume_from_checkpoint=True)
     assert_same_weights(weights(resumed.model), weights(whole.model))
+
+
+def test_sigterm_while_waiting_for_the_others_at_the_end_is_not_lost(tmp_path, monkeypatch):
+    """It comes after this process has said that it was not told."""
+
+    def wait(vote, told):
+        assert not told
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    monkeypatch.setattr(StopVote, "at_the_end", wait)
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        resumable_trainer(tmp_path, max_steps=2).train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]
+
+
+def test_steps_of_several_micro_batches_are_voted_on_one_by_one(tmp_path):
+    trainer = resumable_trainer(tmp_path)
+    assert trainer.args.gradient_accumulation_steps > 1
+    trainer._vote._accelerator = pair = PairOfProcesses()
+    for step in range(3):
+        trainer._vote.stops(step, told=False)
+    assert pair.reductions == 3
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_nothing_for_good(tmp_path, monkeypatch):
+    run = resumable_trainer(tmp_path, max_steps=7, save_steps=2, save_total_limit=2)
+    delete = shutil.rmtree
+
+    def killed(path, *args, **kwargs):
+        weights = Path(path) / "model.safetensors"
+        if "checkpoint-2" in str(path) and STAGING_NAME not in Path(path).parts and weights.exists():
+            weights.unlink()
+            raise KeyboardInterrupt
+        delete(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    monkeypatch.undo()
+    resumable_trainer(tmp_path, max_steps=7, save_steps=2, save_total_limit=2).train(resume_from_checkpoint=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-7", "phi"]
 
 
 def test_a_flipped_bit_is_found_on_resuming(tmp_path):
