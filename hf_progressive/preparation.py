@@ -98,6 +98,10 @@ def prepare_ladder(
             write_ahead(folder, wanted, num_proc=num_proc, progress=True)
             corpus.train.parts.refresh()
             tokens = corpus.train.parts.tokens
+            if tokens < corpus.context:
+                raise ValueError(
+                    f"data: the stream holds less than one block of {corpus.context} tokens; give more text"
+                )
         else:
             tokens = int(corpus.counts["train_tokens"] or 0)
     seconds = time.monotonic() - started

@@ -48,3 +48,17 @@ def test_a_ladder_trains_on_what_was_prepared(settings, tmp_path, capsys, stream
 def test_the_number_of_processes_must_be_one(settings, tmp_path, capsys):
     assert main(["prepare", "ladder_tiny", "--output-dir", str(tmp_path), "--num-proc", "0", "--set", *settings]) == 2
     assert "num_proc: 0 processes cannot tokenize; use 1 or more" in capsys.readouterr().err
+
+
+def test_a_stream_of_nothing_to_train_on_is_refused(settings, tmp_path, capsys):
+    """Every document is one of those that are validated on."""
+
+    def prepare(folder, *more):
+        overrides = [*settings, "data.streaming=true", *more]
+        return main(["prepare", "ladder_tiny", "--output-dir", str(folder), "--set", *overrides])
+
+    assert prepare(tmp_path / "first") == 0
+    tokenizer = tmp_path / "first" / "data" / "tokenizer"
+    held_out = [f"data.validation_files=[{tmp_path / 'rows' / 'a.jsonl'}]", f"data.tokenizer.name={tokenizer}"]
+    assert prepare(tmp_path / "second", *held_out) == 2
+    assert "error: data: the stream holds less than one block of 64 tokens; give more" in capsys.readouterr().err
