@@ -271,6 +271,13 @@ class ProgressiveTrainer(Trainer):
         self.penalty.bind(self._bare_model())
         return prepared
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer asks after a step only, and would add one to a finished run whose last epoch is not over.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     @property
     def _saves_state(self) -> bool:
         return self.args.save_strategy != "no" and not self.args.save_only_model

@@ -300,6 +300,16 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_nothing_for_good(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-7", "phi"]
 
 
+def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path):
+    """6 steps end within the second epoch."""
+    whole = resumable_trainer(tmp_path, max_steps=6)
+    whole.train()
+    again = resumable_trainer(tmp_path, max_steps=6)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+    assert_same_weights(weights(again.model), weights(whole.model))
+
+
 def test_a_flipped_bit_is_found_on_resuming(tmp_path):
     resumable_trainer(tmp_path, max_steps=2).train()
     file = tmp_path / "checkpoint-2" / "model.safetensors"
