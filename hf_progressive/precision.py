@@ -70,11 +70,12 @@ def describe(trainer: Trainer) -> dict[str, Any]:
         `precision` (`float32`, `bfloat16` or `float16`, of the products; weights are float32), `compiled`, `tf32`
         (whether float32 products are rounded to it) and `attention`.
     """
-    on_cuda = trainer.args.device.type == "cuda"
+    device = trainer.args.device
+    has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on
     return {
         "precision": _NAMES.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision),
         "compiled": bool(trainer.args.torch_compile),
-        "tf32": on_cuda and torch.get_float32_matmul_precision() != "highest",
+        "tf32": has_tf32 and torch.get_float32_matmul_precision() != "highest",
         "attention": getattr(getattr(trainer.model, "config", None), "_attn_implementation", None),
     }
 

@@ -1,13 +1,14 @@
 """What a run computes in: chosen by the device, unless the configuration says, and never against it."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hf_progressive import precision
 from hf_progressive.config import TrainingConfig
-from hf_progressive.precision import device_settings, evaluation_precision
+from hf_progressive.precision import describe, device_settings, evaluation_precision
 
 
 @pytest.fixture
@@ -83,3 +84,16 @@ def test_the_launch_is_heeded(monkeypatch):
 def test_contradictions_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**config)
+
+
+@pytest.mark.parametrize(("capability", "rounds"), [((7, 5), False), ((8, 0), True)])
+def test_no_rounding_to_tf32_is_told_of_a_device_without_it(capability, rounds, monkeypatch):
+    """Under mixed precision it is allowed on every device."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(device=torch.device("cuda"), torch_compile=False),
+        accelerator=SimpleNamespace(mixed_precision="fp16"),
+        model=None,
+    )
+    assert describe(trainer)["tf32"] is rounds
