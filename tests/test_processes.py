@@ -78,6 +78,7 @@ def test_a_failure_of_the_first_is_told_to_the_others(tmp_path):
 def test_the_death_of_the_first_ends_the_others_wait(tmp_path):
     def work(state, folder):
         def die():
+            state.wait_for_everyone()  # or it would be gone before the other has met it
             with main_process_first(state):
                 os.kill(os.getpid(), signal.SIGKILL)
 
