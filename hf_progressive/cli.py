@@ -33,12 +33,15 @@ __all__ = [
     "EXIT_BAD_INPUT",
     "EXIT_CHECK_FAILED",
     "EXIT_DONE",
+    "EXIT_INTERRUPTED",
     "Outcome",
     "build_parser",
     "execute",
     "main",
     "run_ladder_command",
 ]
+
+EXIT_INTERRUPTED = 130  # as a shell reports a program that ended by SIGINT
 
 _MEASURED_SECONDS = 60.0  # of each rung, by `plan --measure`
 
@@ -72,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-progressive",
         description="Grow language models: every model of a family inherits from the one before it.",
+        epilog="Exit codes: 0 done; 1 a check failed, or training broke off; 2 bad input; 130 Ctrl-C; 143 SIGTERM.",
     )
     parser.add_argument("--version", action="version", version=f"hf-progressive {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -230,7 +234,13 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
             return _fail(error, EXIT_BAD_INPUT)
         except FloatingPointError as error:
             return _fail(error, EXIT_CHECK_FAILED)
+        except KeyboardInterrupt:
+            if is_main_process():
+                say("hf-progressive: stopped; the same command goes on from what was saved")
+            return EXIT_INTERRUPTED
         except SystemExit:  # SIGTERM
+            if is_main_process():
+                say("hf-progressive: told to stop; the same command goes on from what was saved")
             _leave_processes()
             raise
         _leave_processes()

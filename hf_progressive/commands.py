@@ -258,12 +258,19 @@ def publish_command(options: argparse.Namespace) -> Outcome:
 
     Returns:
         The exit code and what `--json` prints.
+
+    Raises:
+        ValueError: The folder is a run, and the repositories' name is one for all of its rungs.
     """
     from hf_progressive.hub import publish_family, publish_rung
 
     settings = {name: getattr(options, name) for name in ("private", "license", "language", "dry_run")}
     if "{name}" in options.repo_id:
         addresses = publish_family(options.folder, options.repo_id, collection=options.collection, **settings)
+    elif (Path(options.folder) / "ladder.json").is_file():
+        raise ValueError(
+            f"--repo-id: {options.folder} is a run of several rungs; give ORG/x-{{name}}, or RUN/NAME/final"
+        )
     else:
         addresses = [publish_rung(options.folder, options.repo_id, **settings)]
     for address in addresses:

@@ -29,14 +29,25 @@ def exclusive(folder: Path, state: PartialState) -> Iterator[None]:
 
     Raises:
         ValueError: Another run holds it.
+        OSError: There can be no such folder.
     """
     with contextlib.ExitStack() as stack:
         with main_process_first(state):
             if state.is_main_process:
+                _make(folder)
                 if not stack.enter_context(try_lock(folder / ".lock")):
                     raise ValueError(f"{folder}: another run is working in this folder; wait for it or choose another")
                 remove_leftovers(folder, spared=("data", ".data.unfinished"))  # the corpus has its own lock
         yield
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        message = f"{folder}: cannot be a run folder ({reason}); choose a folder that you may write to"
+        raise type(error)(error.errno, message) from error
 
 
 def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:

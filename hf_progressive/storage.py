@@ -122,7 +122,11 @@ def atomic_folder(
     # Of a symbolic link the folder it leads to is meant, and not the link itself.
     target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     if target.exists() and not (overwrite and target.is_dir()):
-        remedy = "choose another folder, or allow it to be overwritten" if target.is_dir() else "it is not a folder"
+        remedy = (
+            "choose another folder, or allow it to be overwritten (overwrite=True, --overwrite)"
+            if target.is_dir()
+            else "it is not a folder"
+        )
         raise FileExistsError(f"{target} exists already; {remedy}")
     temporary = _temporary_sibling(target)
     with contextlib.ExitStack() as stack:

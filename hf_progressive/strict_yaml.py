@@ -64,7 +64,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise ValueError(f"{path}: is nested too deeply for a configuration") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds {type(value).__name__}, expected a mapping of keys to values")
+        found = "nothing" if value is None else f"a {type(value).__name__}"
+        raise ValueError(f"{path}: holds {found}, expected a mapping of keys to values")
     return value
 
 

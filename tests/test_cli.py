@@ -70,19 +70,35 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["study", "study_tiny", "--set", "arms.0.parent_fraction=0"], "arms.0.parent_fraction: 0.0 is not positive"),
         (["study", "study_tiny", "--set", "arms.0.set={growth.method: grow}"], "arm 'exact': "),
         (["report", "/nowhere"], "/nowhere"),
+        (["plan", "study_tiny"], "study_tiny.yaml: is a study's configuration; `hf-progressive study` runs it"),
+        (["study", "ladder_tiny"], "ladder_tiny.yaml: is a ladder's configuration; `hf-progressive ladder` runs it"),
+        (["ladder", "ladder_tiny", "--output-dir", "FILE"], "cannot be a run folder (it is a file); choose a folder"),
+        (["publish", "RUN", "--repo-id", "me/it"], "is a run of several rungs; give ORG/x-{name}, or RUN/NAME/final"),
         (["core", "PARENT", "--bundle", "/nowhere"], "/nowhere/core.yaml: no such file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(
     parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    places = {"PARENT": str(parent), "CHILD": str(tmp_path / "child")}
+    (tmp_path / "ladder.json").write_text("{}")
+    places = {"PARENT": str(parent), "CHILD": str(tmp_path / "child"), "RUN": str(tmp_path)}
+    places["FILE"] = str(tmp_path / "ladder.json")
     code = cli.main([places.get(word, word) for word in arguments])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-progressive: error:")]
     assert code == cli.EXIT_BAD_INPUT
     assert len(lines) == 1
     assert places.get(message, message) in lines[0]
     assert not (tmp_path / "child").exists()
+
+
+def test_an_interruption_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(options: argparse.Namespace) -> cli.Outcome:
+        raise KeyboardInterrupt
+
+    assert cli.execute(interrupted, argparse.Namespace(json=False)) == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err.splitlines() == [
+        "hf-progressive: stopped; the same command goes on from what was saved"
+    ]
 
 
 def test_plan_prints_the_three_prices(capsys: pytest.CaptureFixture[str]) -> None:

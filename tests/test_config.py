@@ -109,7 +109,7 @@ def test_a_mistake_is_named_in_one_line(tmp_path: Path, override: str, message: 
     ("text", "message"),
     [
         ("rungs: [d2\n", "not valid YAML"),
-        ("- d2\n", "holds list, expected a mapping"),
+        ("- d2\n", "holds a list, expected a mapping"),
         ("seed: 1\nseed: 2\nrungs: [d2]\n", "line 2: the key 'seed' is given twice"),
         ("seed: 1\n", "rungs is missing; it has no default"),
         (f"rungs: {'[' * 5000}{']' * 5000}", "nested too deeply"),

@@ -167,6 +167,10 @@ def load_ladder_config(path: str | os.PathLike[str], overrides: Iterable[str] = 
     mapping = strict_yaml.apply_overrides(strict_yaml.read_yaml(file), overrides)
     try:
         refuse_credentials(mapping)  # before any message that repeats a value
+        if "rungs" not in mapping and {"ladder", "arms"} <= mapping.keys():
+            raise ValueError(
+                "is a study's configuration; `hf-progressive study` runs it, and its ladder is below `ladder`"
+            )
         return strict_yaml.build(LadderConfig, mapping)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

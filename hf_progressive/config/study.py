@@ -255,6 +255,10 @@ def load_study_config(path: str | os.PathLike[str], overrides: Iterable[str] = (
     mapping = strict_yaml.apply_overrides(strict_yaml.read_yaml(file), overrides)
     try:
         refuse_credentials(mapping)  # before any message that repeats a value
+        if "rungs" in mapping and "ladder" not in mapping:
+            raise ValueError(
+                "is a ladder's configuration; `hf-progressive ladder` runs it, and a study has `ladder.base`"
+            )
         ladder = mapping.get("ladder")
         if isinstance(ladder, dict) and "base" in ladder:
             mapping["ladder"] = _on_base(ladder, file.parent)

@@ -135,7 +135,7 @@ def grow_checkpoint(
         What was done and measured.
 
     Raises:
-        FileExistsError: The output exists, and `overwrite` is not set.
+        FileExistsError: The output exists, and `overwrite` is not set, or it is no checkpoint.
         FileNotFoundError: The parent, or a part of it, is missing.
         ValueError: The parent is damaged, holds NaN, needs remote code or does not fit its config; the target is
             not one that it can grow into; or the optimizer's state is not Adam's for this parent.
@@ -146,8 +146,7 @@ def grow_checkpoint(
     digests: dict[str, str | None] = {}
     with atomic_folder(output, overwrite=overwrite, sha256=digests) as folder:
         origin = locate_source(source, revision)
-        if Path(output).exists() and Path(output).samefile(origin.folder):
-            raise ValueError(f"{output}: is the source itself; choose another folder for the output")
+        _require_replaceable(Path(output), origin.folder)
         plan = plan_growth(origin.read_config(), target, method=method, **options)
         reader = CheckpointReader(origin.folder)
         parent = ParentTensors(plan, reader)
@@ -185,6 +184,20 @@ def grow_checkpoint(
         )
         write_json(folder / RECORD_NAME, _record(report, plan, read_json(folder / CONFIG_NAME), files))
     return replace(report, seconds=time.monotonic() - started)
+
+
+def _require_replaceable(output: Path, source: Path) -> None:
+    # What stands there is deleted once the new checkpoint is whole: it must be a checkpoint, and not hold the source.
+    if not output.exists():
+        return
+    if output.samefile(source):
+        raise ValueError(f"{output}: is the source itself; choose another folder for the output")
+    if output.resolve() in source.resolve().parents:
+        raise ValueError(f"{output}: holds the source, {source}; choose another folder for the output")
+    if any(output.iterdir()) and not (output / CONFIG_NAME).is_file():
+        raise FileExistsError(
+            f"{output}: holds no {CONFIG_NAME}, so it is no checkpoint to be replaced; choose another folder"
+        )
 
 
 def grow_model(

@@ -188,6 +188,19 @@ def test_the_source_is_never_replaced(parent, tmp_path):
     assert contents(tmp_path / "parent") == contents(parent)
 
 
+def test_only_a_checkpoint_is_ever_replaced(parent, tmp_path):
+    run, thesis = tmp_path / "run", tmp_path / "thesis"
+    shutil.copytree(parent, run / "small" / "final")
+    thesis.mkdir()
+    (thesis / "chapter.txt").write_text("years of work")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="run: holds the source"):
+        grow_checkpoint(run / "small" / "final", run, WIDER, overwrite=True)
+    with pytest.raises(FileExistsError, match="thesis: holds no config.json, so it is no checkpoint to be replaced"):
+        grow_checkpoint(parent, thesis, WIDER, overwrite=True)
+    assert contents(tmp_path) == before
+
+
 def test_a_full_disk_leaves_the_old_output(parent, tmp_path):
     output = tmp_path / "child"
     grow_checkpoint(parent, output, WIDER, verify=False)
