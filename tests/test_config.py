@@ -172,3 +172,11 @@ def test_strict_conversion_accepts_the_exponents_that_yaml_takes_for_text() -> N
     assert strict_yaml.convert(float, "1e-3", "x") == 1e-3
     with pytest.raises(ValueError, match="x: expected a whole number, got True"):
         strict_yaml.convert(int, True, "x")
+
+
+def test_the_readme_s_example_is_a_ladder(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text(readme.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    config = load_ladder_config(path)
+    assert [rung.name for rung in config.rungs] == ["small", "large"]
