@@ -71,7 +71,10 @@ def _check_tokenizer(origin: Origin, config: LadderConfig) -> None:
         )
     needed, rows = vocabulary_size(tokenizer), origin.checkpoint.read_config().vocab_size
     if needed > rows:
-        raise ValueError(f"{origin} has a vocabulary of {rows}, the tokenizer needs {needed}; name its own tokenizer")
+        raise ValueError(
+            f"{origin} has a vocabulary of {rows}, the tokenizer needs {needed}; grow it first:"
+            f" hf-progressive grow SRC OUT --set vocab_size={needed}"
+        )
 
 
 def larger_config(model: ModelConfig, rung: RungConfig, before: Any) -> PretrainedConfig:

@@ -81,6 +81,19 @@ class ParentTensors:
         self._keys = {name: key for key, name in names.items() if name not in plan.ignored_sources}
         self.specs = {name: tensors.specs[key] for name, key in self._keys.items()}
         """Shape and dtype of every tensor, by canonical name."""
+        self._require_tied({name: key for key, name in names.items()})
+
+    def _require_tied(self, keys: Mapping[str, str]) -> None:
+        # A head that the config ties is left out: it must be the embedding, or what was trained would be lost.
+        for rule in self._plan.family.rules:
+            if not rule.tied_to or rule.name not in self._plan.ignored_sources or rule.name not in keys:
+                continue
+            head, embedding = (self._tensors.read(keys[name]) for name in (rule.name, rule.tied_to))
+            if not torch.equal(head, embedding):
+                raise ValueError(
+                    f"{keys[rule.name]} differs from {keys[rule.tied_to]}, though config.json says"
+                    " tie_word_embeddings: true; set that to false there, or remove the head's weight"
+                )
 
     @property
     def parameters(self) -> int:

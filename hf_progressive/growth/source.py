@@ -85,9 +85,16 @@ class GrowthSource:
         if model_type not in CONFIG_MAPPING:
             raise ValueError(f"{self.folder / CONFIG_NAME}: model_type is {model_type!r}, unknown to Transformers")
         try:
-            return AutoConfig.from_pretrained(self.folder)
+            config = AutoConfig.from_pretrained(self.folder)
         except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
             raise ValueError(f"{self.folder / CONFIG_NAME}: not valid ({' '.join(str(error).split())})") from error
+        padding, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+        if isinstance(padding, int) and isinstance(rows, int) and padding >= rows:
+            raise ValueError(
+                f"{self.folder / CONFIG_NAME}: pad_token_id {padding} is outside of the vocabulary of {rows}; set it"
+                f" to null there, and add --set vocab_size={padding + 1} if the tokenizer has that token"
+            )
+        return config
 
     def companions(self) -> list[str]:
         """Return the files that the grown checkpoint takes over.

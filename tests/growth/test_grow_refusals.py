@@ -247,3 +247,25 @@ def test_a_process_killed_midway_leaves_no_output(parent, tmp_path, monkeypatch)
     assert not (tmp_path / "child").exists()
     grow_checkpoint(parent, tmp_path / "child", {"n_layer": 3}, verify=False)
     check_manifest(tmp_path / "child")
+
+
+def test_a_tied_head_that_was_trained_apart_is_not_dropped(parent, tmp_path):
+    shutil.copytree(parent, tmp_path / "parent")
+    (tmp_path / "parent" / "manifest.json").unlink(missing_ok=True)
+    embedding = CheckpointReader(tmp_path / "parent").read("transformer.wte.weight")
+    add(tmp_path / "parent", **{"lm_head.weight": embedding.clone()})
+    grow_checkpoint(tmp_path / "parent", tmp_path / "same", WIDER, verify=False)
+    add(tmp_path / "parent", **{"lm_head.weight": embedding + 0.1})
+    with pytest.raises(ValueError, match=r"lm_head.weight differs from .*wte.weight, .* tie_word_embeddings"):
+        grow_checkpoint(tmp_path / "parent", tmp_path / "child", WIDER)
+    assert not (tmp_path / "child").exists()
+
+
+def test_a_padding_token_outside_of_the_vocabulary_is_named(parent, tmp_path):
+    shutil.copytree(parent, tmp_path / "parent")
+    (tmp_path / "parent" / "manifest.json").unlink(missing_ok=True)
+    rows = read_json(tmp_path / "parent" / "config.json")["vocab_size"]
+    edit_json(tmp_path / "parent" / "config.json", pad_token_id=rows)
+    with pytest.raises(ValueError, match=f"pad_token_id {rows} is outside of the vocabulary .* vocab_size={rows + 1}"):
+        grow_checkpoint(tmp_path / "parent", tmp_path / "child", {**WIDER, "vocab_size": rows + 1})
+    assert not (tmp_path / "child").exists()
