@@ -24,8 +24,8 @@ with termination.ended_by_sigterm():
 print("went on", flush=True)
 """
 SLEEPS = "with atomic_folder(sys.argv[1]) as folder: (folder / 'x').touch(); ready(); time.sleep(60)"
-# One call that lets other threads run and that no signal interrupts, as a collective is.
-WAITS_IN_C = "ready(); hashlib.pbkdf2_hmac('sha256', b'', b'', 1 << 31)"
+# One call of many minutes that lets other threads run and that no signal interrupts, as a collective is.
+WAITS_IN_C = "ready(); hashlib.pbkdf2_hmac('sha256', b'', b'', (1 << 31) - 1)"
 IMPORTS = "sys.path.insert(0, sys.argv[1]); import slow"
 HAS_A_CHILD = """
     child = os.fork()
