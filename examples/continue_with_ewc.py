@@ -26,8 +26,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, s
 
 from hf_progressive.data.documents import stdlib_texts
 from hf_progressive.data.tokenizer import train_tokenizer
-from hf_progressive.phi import InheritancePenalty, estimate_fisher
-from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
+from hf_progressive.estimation import estimate_fisher
+from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 CONTEXT, BATCH = 128, 16
 VALIDATION_BLOCKS = 128

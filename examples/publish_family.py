@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 
-from hf_progressive.hub import publish_family
+from hf_progressive.publishing import publish_family
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_progressive.config import LadderConfig, StudyConfig, load_ladder_config, load_study_config
+    from hf_progressive.estimation import estimate_fisher, learn_subspace
     from hf_progressive.growth import (
         GrowthCheck,
         GrowthPlan,
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
         register_method,
         verify_growth,
     )
-    from hf_progressive.ladder import RungResult, run_ladder
-    from hf_progressive.ladder_plan import LadderPlan, plan_ladder
-    from hf_progressive.phi import InheritancePenalty, estimate_fisher, learn_subspace
+    from hf_progressive.ladder.rung_loop import RungResult, run_ladder
+    from hf_progressive.penalty import InheritancePenalty
+    from hf_progressive.planning.ladder_plan import LadderPlan, plan_ladder
     from hf_progressive.study.run import run_study
-    from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
+    from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 __version__ = "0.1.0"
 
@@ -68,10 +69,11 @@ _MODULES = {
         "GrowthReport",
         "GrowthCheck",
     ),
-    "phi": ("InheritancePenalty", "estimate_fisher", "learn_subspace"),
-    "trainer": ("ProgressiveTrainer", "ProgressiveTrainingArguments"),
+    "penalty": ("InheritancePenalty",),
+    "estimation": ("estimate_fisher", "learn_subspace"),
+    "training.trainer": ("ProgressiveTrainer", "ProgressiveTrainingArguments"),
     "config": ("LadderConfig", "StudyConfig", "load_ladder_config", "load_study_config"),
-    "ladder_plan": ("LadderPlan", "plan_ladder"),
+    "planning.ladder_plan": ("LadderPlan", "plan_ladder"),
     "ladder": ("RungResult", "run_ladder"),
     "study.run": ("run_study",),
 }

@@ -22,9 +22,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from hf_progressive.evaluation.bundle import load_bundle
-from hf_progressive.evaluation.core import answer_task, context_length
-from hf_progressive.evaluation.prompts import build_requests, draw_examples
+from hf_progressive.evaluation.core.bundle import load_bundle
+from hf_progressive.evaluation.core.evaluate import answer_task, context_length
+from hf_progressive.evaluation.core.prompts import build_requests, draw_examples
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from hf_progressive.phi.fisher import estimate_fisher
+from hf_progressive.estimation.fisher import estimate_fisher
 
 NO_SPECIAL_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 MODELS: dict[str, PretrainedConfig] = {

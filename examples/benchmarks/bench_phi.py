@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig
 
-from hf_progressive.phi import InheritancePenalty, learn_subspace
+from hf_progressive.estimation import learn_subspace
+from hf_progressive.penalty import InheritancePenalty
 
 NO_SPECIAL_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 MODELS: dict[str, PretrainedConfig] = {

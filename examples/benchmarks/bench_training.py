@@ -40,9 +40,10 @@ from training_arms import ARMS, Observer, Workload
 from training_sizes import Size, size_named, smaller, with_step_tokens
 from turns import Player
 
-from hf_progressive.accelerators import device_name, peak_flops
-from hf_progressive.sizing import count_parameters, flops_per_token
+from hf_progressive.distributed.accelerators import device_name, peak_flops
+from hf_progressive.planning.sizing import count_parameters
 from hf_progressive.storage import write_json
+from hf_progressive.training.flops import flops_per_token
 
 GPU_SIZES = ["d12", "d10", "m50", "d18", "d8", "d4"]  # what matters most stands first, should the time run out
 CPU_SIZES = ["l4w64", "l4w128"]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
-from hf_progressive.phi.fisher import estimate_fisher
+from hf_progressive.estimation.fisher import estimate_fisher
 
 BYTES = 256
 LENGTH = 128

@@ -22,11 +22,11 @@ from torch.profiler import ProfilerActivity, profile
 from training_sizes import Size, size_named
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_progressive import causal_loss
-from hf_progressive.accelerators import device_name, peak_flops
-from hf_progressive.block_attention import attend_without_masks
-from hf_progressive.sizing import flops_per_token
+from hf_progressive.distributed.accelerators import device_name, peak_flops
 from hf_progressive.storage import write_json
+from hf_progressive.training import causal_loss
+from hf_progressive.training.block_attention import attend_without_masks
+from hf_progressive.training.flops import flops_per_token
 
 ACCUMULATION = 8
 REPEATS = 3

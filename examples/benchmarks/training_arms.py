@@ -33,14 +33,14 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_progressive.arm import Arm, train_arm, training_arguments
 from hf_progressive.config import DataConfig, TrainingConfig
 from hf_progressive.data import Corpus, TokenBlocks, rung_blocks
-from hf_progressive.host_reads import host_reads
-from hf_progressive.phi import InheritancePenalty
-from hf_progressive.phi.fit import output_dimension
-from hf_progressive.precision import allow_tf32
-from hf_progressive.sizing import flops_per_token
+from hf_progressive.distributed.host_reads import host_reads
+from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.penalty.validation import output_dimension
+from hf_progressive.training.flops import flops_per_token
+from hf_progressive.training.precision import allow_tf32
+from hf_progressive.training.training_run import Arm, train_arm, training_arguments
 
 LOGS_PER_RUN = 50  # what a ladder's training run does; between two of them lies a turn
 VALIDATION_BLOCKS = 2

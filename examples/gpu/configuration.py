@@ -24,16 +24,17 @@ from part_file import TERMINATED, PartFile, explain, part_arguments, read_json, 
 from synthetic import synthetic_corpus
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from hf_progressive.accelerators import gpu_named, peak_flops
-from hf_progressive.arm import Arm, train_arm
-from hf_progressive.checkpoints import write_fresh
 from hf_progressive.config import LadderConfig, TrainingConfig, load_ladder_config
 from hf_progressive.data import Corpus
+from hf_progressive.distributed.accelerators import gpu_named, peak_flops
+from hf_progressive.estimation import estimate_fisher
 from hf_progressive.growth import grow_checkpoint, plan_growth, verify_growth
-from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
-from hf_progressive.phi import InheritancePenalty, estimate_fisher
-from hf_progressive.pricing import Cluster, LadderPrice
+from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
+from hf_progressive.planning.pricing import Cluster, LadderPrice
 from hf_progressive.storage import is_complete
+from hf_progressive.training.checkpoints import write_fresh
+from hf_progressive.training.training_run import Arm, train_arm
 
 WARMUP_STEPS = 3  # compilation, memory, the optimizer's state
 STOP_SECONDS, TOY_SECONDS = 3.0, 30.0

@@ -7,8 +7,7 @@ from typing import Any
 
 from part_file import read_json
 
-from hf_progressive import strict_yaml
-from hf_progressive.config import StudyConfig, TrainingConfig
+from hf_progressive.config import StudyConfig, TrainingConfig, strict_yaml
 
 VOCABULARY, CONTEXT, TOKENS_PER_PARAMETER = 8192, 512, 12
 BATCH_TOKENS, MICRO_BATCH = 32_768, 64

@@ -57,8 +57,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import source_text
     from design import CONTEXT
 
-    from hf_progressive import strict_yaml
-    from hf_progressive.config import DataConfig
+    from hf_progressive.config import DataConfig, strict_yaml
     from hf_progressive.data import prepare_corpus
 
     collected: dict[str, Any] = {}
@@ -74,8 +73,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def work(config_file: Path, folder: Path) -> None:
     """Take tasks of a study until none is left; one of several processes."""
-    from hf_progressive import strict_yaml
-    from hf_progressive.config import StudyConfig
+    from hf_progressive.config import StudyConfig, strict_yaml
     from hf_progressive.study.run import run_study
 
     run_study(strict_yaml.build(StudyConfig, json.loads(config_file.read_text(encoding="utf-8"))), folder)
@@ -229,7 +227,7 @@ def main() -> int:
     with PartFile(options.json, "study", rehearsal=options.rehearse) as file:
         from design import choose
 
-        from hf_progressive.accelerators import gpu_named
+        from hf_progressive.distributed.accelerators import gpu_named
 
         gpu = gpu_named(file.record["machine"]["device"])
         peak = None if gpu is None else gpu.peak_flops

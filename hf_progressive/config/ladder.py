@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_progressive import strict_yaml
+from hf_progressive.config import strict_yaml
 from hf_progressive.config.checks import require
 from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.data import DataConfig

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hf_progressive import strict_yaml
+from hf_progressive.config import strict_yaml
 from hf_progressive.config.checks import require, require_positive
 
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hf_progressive import strict_yaml
+from hf_progressive.config import strict_yaml
 from hf_progressive.config.checks import require, require_positive
 from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.ladder import LadderConfig, find_config

@@ -16,8 +16,8 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from hf_progressive import storage, strict_yaml
-from hf_progressive.config import DataConfig
+from hf_progressive import storage
+from hf_progressive.config import DataConfig, strict_yaml
 from hf_progressive.data.corpus import PARTS_NAME, RECORD_NAME, TOKENIZER_NAME, corpus_holdout
 from hf_progressive.data.documents import DocumentStream
 from hf_progressive.data.encoding import BATCH_DOCUMENTS, DocumentEncoder, encode_in_order

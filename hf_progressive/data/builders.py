@@ -17,7 +17,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet, ParquetConfig
 from datasets.packaged_modules.text.text import Text, TextConfig
 from datasets.utils.sharding import _number_of_shards_in_gen_kwargs, _split_gen_kwargs
 
-from hf_progressive import strict_yaml
+from hf_progressive.config import strict_yaml
 
 _KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
 _SCHEMA = pa.schema({"text": pa.string()})

@@ -16,8 +16,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_progressive import strict_yaml
-from hf_progressive.config import DataConfig
+from hf_progressive.config import DataConfig, strict_yaml
 from hf_progressive.data.builders import TextColumnError, UnreadableFileError, reading_text_alone
 
 logger = logging.getLogger(__name__)

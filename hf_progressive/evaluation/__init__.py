@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Measuring a model: bits per byte of held-out text, and CORE."""

@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from hf_progressive.batching import in_halves, sequences_that_fit
 from hf_progressive.data import Block, token_byte_lengths
 from hf_progressive.data.blocks import NOT_PREDICTED
 from hf_progressive.data.tokenizer import encode_documents
+from hf_progressive.distributed.batching import in_halves, sequences_that_fit
 
 _DESCRIPTION = "Bits per byte: summed negative log-likelihood, in bits, over UTF-8 bytes of text."
 

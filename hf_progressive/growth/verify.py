@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_progressive.batching import release_memory
-from hf_progressive.float32_products import float32_products
+from hf_progressive.distributed.batching import release_memory
+from hf_progressive.distributed.float32_products import float32_products
 from hf_progressive.growth.checkpoint import CheckpointReader, is_finite
 from hf_progressive.growth.source import locate_source
 

@@ -6,11 +6,11 @@ The sentences come from the records alone. A run has one seed, so none of them g
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hf_progressive.evaluation.matching import crossing_interval
-from hf_progressive.report.quantities import NOTHING, FlopUnit, minus, percent, small
-from hf_progressive.report.records import Run, Rung
+from hf_progressive.records.family import FamilyTotals, family_totals
+from hf_progressive.records.matching import crossing_interval
+from hf_progressive.records.rung import Run, Rung
+from hf_progressive.report.formatting import NOTHING, FlopUnit, minus, percent, small
 from hf_progressive.report.table import data_repetition, flop_unit
-from hf_progressive.report.totals import FamilyTotals, family_totals
 
 _LONGEST_LIST = 4  # a tile has room for so many values of η
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_progressive.report import canvas
+from hf_progressive.records.family import count_four_ways
+from hf_progressive.records.reading import read_run
+from hf_progressive.records.rung import Run, Rung
+from hf_progressive.report.figures import style as canvas
+from hf_progressive.report.figures.costs import draw_costs
+from hf_progressive.report.figures.curves import draw_curves
+from hf_progressive.report.figures.overview import draw_overview
+from hf_progressive.report.figures.penalty import draw_penalty, penalized
 from hf_progressive.report.findings import Findings, find
+from hf_progressive.report.formatting import NOTHING, duration
 from hf_progressive.report.glossary import DEFINITIONS
-from hf_progressive.report.plot_costs import draw_costs
-from hf_progressive.report.plot_curves import draw_curves
-from hf_progressive.report.plot_overview import draw_overview
-from hf_progressive.report.plot_penalty import draw_penalty, penalized
-from hf_progressive.report.quantities import NOTHING, duration
-from hf_progressive.report.reading import read_run
-from hf_progressive.report.records import Run, Rung
 from hf_progressive.report.speed import PLAN_NAME, priced_table, read_prices, speed_lines, speed_table
 from hf_progressive.report.table import Table, core_table, escape_markdown, rung_table, table_notes, totals_table
-from hf_progressive.report.totals import count_four_ways
 from hf_progressive.storage import atomic_file
 
 if TYPE_CHECKING:

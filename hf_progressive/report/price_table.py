@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_progressive.report.quantities import NOTHING
+from hf_progressive.report.formatting import NOTHING
 from hf_progressive.report.table import Table
 
 _HEADER = (

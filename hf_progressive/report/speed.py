@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_progressive.report.quantities import NOTHING, FlopUnit, count, duration, significant
-from hf_progressive.report.records import Rung
+from hf_progressive.records.rung import Rung
+from hf_progressive.report.formatting import NOTHING, FlopUnit, count, duration, significant
 from hf_progressive.report.table import Table
 from hf_progressive.storage import read_json
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_progressive.report.quantities import NOTHING, FlopUnit, duration, minus, percent, significant
+from hf_progressive.report.formatting import NOTHING, FlopUnit, duration, minus, percent, significant
 
 Record = Mapping[str, Any]
 """An object of study.json."""

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_progressive.report import canvas
+from hf_progressive.report.figures import style as canvas
+from hf_progressive.report.figures.study import draw_matches, draw_penalties, draw_recipes
 from hf_progressive.report.glossary import TRANSFER_EFFICIENCY
 from hf_progressive.report.page import ReportPaths, render
 from hf_progressive.report.study_findings import Record, find_in_study, study_unit
-from hf_progressive.report.study_plots import draw_matches, draw_penalties, draw_recipes
 from hf_progressive.report.study_tables import arms_table, models_table, phi_table, rates_table, steps_table
 from hf_progressive.report.table import Table
 from hf_progressive.storage import atomic_file, read_json

@@ -3,7 +3,7 @@
 import itertools
 from typing import Any
 
-from hf_progressive.report.quantities import NOTHING, count, percent
+from hf_progressive.report.formatting import NOTHING, count, percent
 from hf_progressive.report.study_findings import Record, signed, study_unit, two_ends, value_or_nothing
 from hf_progressive.report.table import Table
 

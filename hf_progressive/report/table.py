@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_progressive.report.quantities import NOTHING, FlopUnit, count, minus, percent, small
-from hf_progressive.report.records import Rung
-from hf_progressive.report.totals import Count, Part, count_four_ways
+from hf_progressive.records.family import Count, Part, count_four_ways
+from hf_progressive.records.rung import Rung
+from hf_progressive.report.formatting import NOTHING, FlopUnit, count, minus, percent, small
 
 PLANNED = "*"
 """Marks a cold cost that no run has measured."""

@@ -9,8 +9,8 @@ from typing import Any
 from hf_progressive import storage
 from hf_progressive.config import StudyArmConfig, StudyConfig
 from hf_progressive.data import Corpus, prepare_corpus
-from hf_progressive.locks import wait_lock
-from hf_progressive.processes import current_processes
+from hf_progressive.distributed.processes import current_processes
+from hf_progressive.storage.locks import wait_lock
 from hf_progressive.study.folder import StudyFolder
 from hf_progressive.study.plan import StudyPlan, plan_study
 from hf_progressive.study.points import Point, transfer

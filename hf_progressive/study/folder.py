@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_progressive import storage
-from hf_progressive.checkpoints import remove_leftovers
-from hf_progressive.locks import try_lock
+from hf_progressive.storage.locks import try_lock
 from hf_progressive.study.plan import StudyPlan
 from hf_progressive.study.tasks import Run, Start, Task
+from hf_progressive.training.checkpoints import remove_leftovers
 
 OPTIMIZER_NAME = "optimizer.pt"
 """Trainer's file of Adam's moments, in the folder of the weights that they belong to."""

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from hf_progressive.config import LadderConfig, StudyArmConfig, StudyConfig
-from hf_progressive.ladder_plan import LadderPlan, RungPlan, plan_ladder
+from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
 from hf_progressive.study.tasks import Group, Run, Start, Task, TaskGraph
-from hf_progressive.trainer_arguments import check_arguments
+from hf_progressive.training.arguments import check_arguments
 
 _SEED_STRIDE = 1000  # between the seeds of two studies' seeds, so that no two rungs share a draw
 

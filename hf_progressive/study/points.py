@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_progressive.evaluation.matching import flops_to_match, saving, transfer_efficiency
+from hf_progressive.records.matching import flops_to_match, saving, transfer_efficiency
 
 
 @dataclass(frozen=True, kw_only=True)

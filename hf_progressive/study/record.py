@@ -5,7 +5,7 @@ from typing import Any
 from accelerate import PartialState
 
 from hf_progressive.data import Corpus
-from hf_progressive.record import environment
+from hf_progressive.ladder.record import environment
 from hf_progressive.study.folder import StudyFolder
 from hf_progressive.study.outcome import family_outcome, phi_outcome, rung_outcome
 from hf_progressive.study.plan import StudyPlan

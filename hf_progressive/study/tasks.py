@@ -15,9 +15,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_progressive.arm import schedule_steps
 from hf_progressive.config import LadderConfig, PhiConfig, TrainingConfig
-from hf_progressive.ladder_plan import RungPlan
+from hf_progressive.planning.ladder_plan import RungPlan
+from hf_progressive.training.training_run import schedule_steps
 
 _DIGEST_DIGITS = 10
 # What changes how a run is watched, saved or resumed, and not what it computes.

@@ -14,15 +14,15 @@ from accelerate import PartialState
 from transformers import AutoConfig, TrainerCallback
 
 from hf_progressive import storage
-from hf_progressive.arm import Arm, evenly_spaced, train_arm
-from hf_progressive.checkpoints import write_fresh
 from hf_progressive.data import Corpus, TokenBlocks
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.growth.optimizer import read_optimizer_state
-from hf_progressive.inheritance import estimate_inheritance, load_penalty
-from hf_progressive.phi import InheritancePenalty
+from hf_progressive.ladder.estimates import estimate_inheritance, load_penalty
+from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.study.folder import OPTIMIZER_NAME, StudyFolder, link_weights
 from hf_progressive.study.tasks import Group, Run, Start, TaskGraph
+from hf_progressive.training.checkpoints import write_fresh
+from hf_progressive.training.training_run import Arm, evenly_spaced, train_arm
 
 logger = logging.getLogger(__name__)
 

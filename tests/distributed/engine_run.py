@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
-from hf_progressive.phi import InheritancePenalty
-from hf_progressive.processes import leave_processes
-from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
+from hf_progressive.distributed.processes import leave_processes
+from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 VOCABULARY, WIDTH = 67, 20  # 67 rows: odd, so that two processes hold unequal pieces
 LARGEST_BYTES = 4 * 4 * WIDTH * WIDTH  # the MLP's matrices

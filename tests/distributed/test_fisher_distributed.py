@@ -12,9 +12,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from hf_progressive.phi.fisher import estimate_fisher
-from hf_progressive.phi.records import FisherRecord, load_fisher, save_fisher
-from hf_progressive.phi.subspace import learn_subspace
+from hf_progressive.estimation.files import FisherRecord, load_fisher, save_fisher
+from hf_progressive.estimation.fisher import estimate_fisher
+from hf_progressive.estimation.subspace import learn_subspace
 
 WORLD = 2
 VOCABULARY = 67  # odd, so that the processes hold unequal pieces

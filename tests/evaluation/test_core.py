@@ -14,12 +14,11 @@ from core_reference import NaiveGPT2, reference_answers
 from ladder_fixtures import RUNGS, ladder_mapping
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from hf_progressive import strict_yaml
-from hf_progressive.config import LadderConfig
-from hf_progressive.evaluation import core
-from hf_progressive.evaluation.bundle import CORE_TASKS, load_bundle
-from hf_progressive.evaluation.core import answer_task, evaluate_core
-from hf_progressive.ladder import run_ladder
+from hf_progressive.config import LadderConfig, strict_yaml
+from hf_progressive.evaluation.core import evaluate as core
+from hf_progressive.evaluation.core.bundle import CORE_TASKS, load_bundle
+from hf_progressive.evaluation.core.evaluate import answer_task, evaluate_core
+from hf_progressive.ladder.rung_loop import run_ladder
 
 # How many examples per real task the longer comparison asks; 0 asks all 52,400 of each model, which takes an hour.
 MORE_EXAMPLES = int(os.environ.get("CORE_TEST_EXAMPLES", "25")) or None
@@ -334,7 +333,7 @@ SCRIPT = """
 import sys
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from hf_progressive.evaluation.core import evaluate_core
+from hf_progressive.evaluation.core.evaluate import evaluate_core
 from hf_progressive.storage import write_json
 
 state = PartialState(cpu=True)

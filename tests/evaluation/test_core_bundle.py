@@ -5,7 +5,7 @@ import json
 import pytest
 from core_bundle_writer import varied_tasks, write_bundle
 
-from hf_progressive.evaluation.bundle import CORE_TASKS, load_bundle
+from hf_progressive.evaluation.core.bundle import CORE_TASKS, load_bundle
 
 
 @pytest.fixture

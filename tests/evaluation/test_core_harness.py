@@ -18,10 +18,10 @@ from test_core import tiny_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_progressive.config import load_ladder_config
-from hf_progressive.evaluation.bundle import load_bundle
-from hf_progressive.evaluation.core import answer_task, evaluate_core
-from hf_progressive.evaluation.prompts import draw_examples
-from hf_progressive.ladder import run_ladder
+from hf_progressive.evaluation.core.bundle import load_bundle
+from hf_progressive.evaluation.core.evaluate import answer_task, evaluate_core
+from hf_progressive.evaluation.core.prompts import draw_examples
+from hf_progressive.ladder.rung_loop import run_ladder
 
 lm_eval = pytest.importorskip("lm_eval", reason="the harness is an optional extra")
 

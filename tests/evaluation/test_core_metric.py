@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from hf_progressive.evaluation.bundle import Task
-from hf_progressive.evaluation.core import _summarize
-from hf_progressive.evaluation.core_metric import CoreMetric
-from hf_progressive.evaluation.scoring import Answer
+from hf_progressive.evaluation.core.bundle import Task
+from hf_progressive.evaluation.core.evaluate import _summarize
+from hf_progressive.evaluation.core.metric import CoreMetric
+from hf_progressive.evaluation.core.scoring import Answer
 
 
 def test_the_metric_is_the_score_that_evaluate_core_gives():

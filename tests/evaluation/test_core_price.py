@@ -3,7 +3,7 @@
 from core_bundle_writer import write_bundle
 
 from hf_progressive.config import CoreConfig
-from hf_progressive.overhead import core_tokens
+from hf_progressive.planning.overhead import core_tokens
 
 
 def test_what_options_share_is_read_once_and_a_task_is_extrapolated_from_its_sample(tmp_path):

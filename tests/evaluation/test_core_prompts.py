@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from hf_progressive.evaluation.bundle import Example, Task, load_bundle
-from hf_progressive.evaluation.prompts import (
+from hf_progressive.evaluation.core.bundle import Example, Task, load_bundle
+from hf_progressive.evaluation.core.prompts import (
     build_requests,
     common_prefix,
     draw_examples,

@@ -11,8 +11,12 @@ import torch
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 
-from hf_progressive.phi import InheritancePenalty
-from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments, newest_complete_checkpoint
+from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.training.trainer import (
+    ProgressiveTrainer,
+    ProgressiveTrainingArguments,
+    newest_complete_checkpoint,
+)
 
 VOCABULARY, LENGTH, STEPS = 97, 64, 9
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_progressive.batching import sequences_that_fit
+from hf_progressive.distributed.batching import sequences_that_fit
 from hf_progressive.evaluation.bits_per_byte import evaluate_bits_per_byte
-from hf_progressive.evaluation.prompts import Request, Row
-from hf_progressive.evaluation.scoring import score_requests
+from hf_progressive.evaluation.core.prompts import Request, Row
+from hf_progressive.evaluation.core.scoring import score_requests
 from hf_progressive.growth import grow_checkpoint, verify_growth
 
 VOCABULARY, CONTEXT = 512, 128

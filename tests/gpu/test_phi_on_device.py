@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hf_progressive.phi import InheritancePenalty
-from hf_progressive.phi.fisher import estimate_fisher
+from hf_progressive.estimation.fisher import estimate_fisher
+from hf_progressive.penalty import InheritancePenalty
 
 EWC_LAMBDA, GAMMA, RANK, VOCABULARY = 3.0, 0.7, 24, 61
 CLOSE = {torch.float64: 1e-12, torch.float32: 3e-6}

@@ -12,12 +12,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 
 import hf_progressive
-from hf_progressive.arm import Arm, train_arm
-from hf_progressive.checkpoints import write_fresh
 from hf_progressive.config import DataConfig, TokenizerConfig, TrainingConfig
 from hf_progressive.data import prepare_corpus, rung_blocks
-from hf_progressive.precision import allow_tf32
-from hf_progressive.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
+from hf_progressive.training.checkpoints import write_fresh
+from hf_progressive.training.precision import allow_tf32
+from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
+from hf_progressive.training.training_run import Arm, train_arm
 
 CONTEXT = 128
 SOURCE = Path(hf_progressive.__file__).parent

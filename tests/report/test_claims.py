@@ -12,7 +12,9 @@ from family_facts import family_facts, rung_facts
 from family_records import ORIGINS, Record, family, write_family
 from matplotlib.text import Text
 
-from hf_progressive.report import canvas, read_run, write_report
+from hf_progressive.records.reading import read_run
+from hf_progressive.report import write_report
+from hf_progressive.report.figures import style as canvas
 from hf_progressive.report.findings import find
 
 PHI = {"ewc_lambda": 0.25, "gamma": 0.001, "schedule": "linear", "until": 0.5}

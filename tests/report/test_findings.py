@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from hf_progressive.report import family_totals, read_run
+from hf_progressive.records.family import family_totals
+from hf_progressive.records.reading import read_run
 from hf_progressive.report.findings import find
 
 

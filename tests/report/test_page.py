@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hf_progressive.report import read_run, write_report
-from hf_progressive.report.canvas import CSS_NAMES
+from hf_progressive.records.reading import read_run
+from hf_progressive.report import write_report
+from hf_progressive.report.figures.style import CSS_NAMES
 from hf_progressive.report.table import rung_table
 
 HOSTILE = """<script>alert("1")</script> & 'x' | $y$ `z` --> {{ 7 * 7 }}"""

@@ -5,11 +5,12 @@ import itertools
 
 import pytest
 
-from hf_progressive.report import canvas, read_run
-from hf_progressive.report.plot_costs import draw_costs
-from hf_progressive.report.plot_curves import draw_curves
-from hf_progressive.report.plot_overview import draw_overview
-from hf_progressive.report.plot_penalty import draw_penalty, penalized
+from hf_progressive.records.reading import read_run
+from hf_progressive.report.figures import style as canvas
+from hf_progressive.report.figures.costs import draw_costs
+from hf_progressive.report.figures.curves import draw_curves
+from hf_progressive.report.figures.overview import draw_overview
+from hf_progressive.report.figures.penalty import draw_penalty, penalized
 
 TERA = 1e12
 

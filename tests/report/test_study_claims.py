@@ -137,8 +137,8 @@ def test_every_figure_in_a_studys_report_is_what_its_models_say(
     study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "study.json").write_text(json.dumps(study))
-    monkeypatch.setattr("hf_progressive.report.canvas.write_png", lambda figure, path: None)
-    monkeypatch.setattr("hf_progressive.report.canvas.svg", lambda figure, name: "")
+    monkeypatch.setattr("hf_progressive.report.figures.style.write_png", lambda figure, path: None)
+    monkeypatch.setattr("hf_progressive.report.figures.style.svg", lambda figure, name: "")
     text = write_study_report(tmp_path).markdown.read_text()
     facts, document = StudyFacts(study), take_apart(text)
     tiles = [f"{tile.title}: {tile.value}; {tile.note}" for tile in find_in_study(study).figures]

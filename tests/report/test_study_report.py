@@ -10,12 +10,12 @@ import pytest
 from study_fixtures import study_config, study_mapping
 from study_pretence import pretend
 
-from hf_progressive import cli, strict_yaml
-from hf_progressive.config import StudyConfig, load_study_config
+from hf_progressive import cli
+from hf_progressive.config import StudyConfig, load_study_config, strict_yaml
 from hf_progressive.report import study_section, write_study_report
+from hf_progressive.report.figures.study import draw_penalties, draw_recipes
 from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_page import read_study
-from hf_progressive.report.study_plots import draw_penalties, draw_recipes
 from hf_progressive.report.study_tables import arms_table, phi_table, steps_table
 from hf_progressive.study.run import run_study
 

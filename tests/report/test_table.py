@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from hf_progressive.report import read_run, results_markdown, results_table, write_report
+from hf_progressive.records.reading import read_run
+from hf_progressive.report import results_markdown, results_table, write_report
 from hf_progressive.report.table import core_table, data_repetition, rung_table
 
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}

@@ -11,7 +11,7 @@ from study_fixtures import study_config
 
 from hf_progressive import storage
 from hf_progressive.data import prepare_corpus
-from hf_progressive.processes import current_processes
+from hf_progressive.distributed.processes import current_processes
 from hf_progressive.study import folder as folders
 from hf_progressive.study.folder import StudyFolder
 from hf_progressive.study.plan import plan_study

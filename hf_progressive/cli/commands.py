@@ -1,0 +1,317 @@
+"""What the commands of `hf-progressive` do: from parsed options to an exit code and what `--json` prints."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_progressive.config import strict_yaml
+
+# Imports of torch and transformers stand inside the commands: `--help` answers at once without them.
+
+EXIT_DONE, EXIT_CHECK_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+
+ASSUMED_GPU, ASSUMED_MFU = "h100", 0.4
+"""What `plan` prices with unless told otherwise."""
+
+_SECONDS_BETWEEN_REPORTS = 600.0  # drawing one takes seconds, which a small ladder would pay at every rung
+
+Outcome = tuple[int, dict[str, Any]]
+"""Exit code and what `--json` prints."""
+
+
+def _parse_fields(items: Sequence[str]) -> dict[str, Any]:
+    mapping: dict[str, Any] = strict_yaml.apply_overrides({}, items)
+    return mapping
+
+
+def say(text: str) -> None:
+    """Write a line for the person who watches.
+
+    Args:
+        text: The line.
+    """
+    sys.stderr.write(text + "\n")
+
+
+def grow_command(options: argparse.Namespace) -> Outcome:
+    """Grow a checkpoint and say how far its logits are from the source's.
+
+    Args:
+        options: As `cli.build_parser` parses them.
+
+    Returns:
+        The exit code and what `--json` prints.
+    """
+    from hf_progressive.growth import grow_checkpoint
+
+    report = grow_checkpoint(
+        options.source,
+        options.output,
+        _parse_fields(options.set),
+        method=options.method,
+        seed=options.seed,
+        max_shard_size=options.max_shard_size,
+        optimizer=options.optimizer,
+        dtype=options.dtype,
+        overwrite=options.overwrite,
+        revision=options.revision,
+    )
+    record = report.to_dict()
+    before, after = report.parameters_source, report.parameters_target
+    say(f"{options.source} ({before:,} parameters) grew into {options.output} ({after:,}) in {report.seconds:.1f} s")
+    check = report.verification
+    if check is not None:
+        say(check.describe())
+    failed = report.preserves_function and check is not None and not check.preserved
+    return (EXIT_CHECK_FAILED if failed else EXIT_DONE), record
+
+
+def verify_command(options: argparse.Namespace) -> Outcome:
+    """Compare a checkpoint with the one grown from it.
+
+    Args:
+        options: As `cli.build_parser` parses them.
+
+    Returns:
+        The exit code and what `--json` prints.
+    """
+    from hf_progressive.growth import verify_growth
+
+    check = verify_growth(options.source, options.grown, dtype=options.dtype, sequences=options.sequences)
+    say(check.describe())
+    return (EXIT_DONE if check.preserved else EXIT_CHECK_FAILED), check.to_dict()
+
+
+def plan_command(options: argparse.Namespace) -> Outcome:
+    """Show what a ladder would train and cost.
+
+    Args:
+        options: As `cli.build_parser` parses them.
+
+    Returns:
+        The exit code and what `--json` prints.
+
+    Raises:
+        ValueError: A utilisation is given and is to be measured.
+    """
+    from hf_progressive.config import load_ladder_config
+    from hf_progressive.planning.ladder_plan import plan_ladder
+    from hf_progressive.planning.pricing import Cluster, LadderPrice, read_evidence
+    from hf_progressive.report import price_table, write_prices
+
+    config = load_ladder_config(options.config, options.set)
+    mfu = ASSUMED_MFU if options.mfu is None else options.mfu
+    cluster = Cluster.of(options.gpu or ASSUMED_GPU, count=options.gpus, mfu=mfu, price=options.price)
+    plan = plan_ladder(config, processes=options.gpus)
+    measurement = None
+    if options.measure is not None:
+        from hf_progressive.planning.measure import measure_ladder
+
+        if options.mfu is not None:
+            raise ValueError("mfu: --measure finds it; give one of the two")
+        folder = options.output_dir or Path("runs") / config.name
+        measurement = measure_ladder(plan, processes=options.gpus, seconds=options.measure, folder=folder)
+        gpu = cluster.gpu if options.gpu else measurement.device
+        cluster = dataclasses.replace(cluster, gpu=gpu, mfu=None)
+    price = LadderPrice(
+        plan=plan,
+        cluster=cluster,
+        measurement=measurement,
+        evidence=read_evidence(options.recipe_eta) if options.recipe_eta else None,
+        budget_dollars=options.budget_dollars,
+        budget_hours=options.budget_hours,
+        cores=options.cores,
+    )
+    record = price.to_dict()
+    if not options.json:
+        sys.stdout.write(f"{price.plan.table()}\n\n{price_table(record)}\n")
+    if options.plot:
+        write_prices(record, options.plot)
+        say(f"picture: {options.plot}")
+    return EXIT_DONE, record
+
+
+def prepare_command(options: argparse.Namespace) -> Outcome:
+    """Make a ladder's corpus ready.
+
+    Args:
+        options: As `cli.build_parser` parses them.
+
+    Returns:
+        The exit code and what `--json` prints.
+    """
+    from hf_progressive.config import load_ladder_config
+    from hf_progressive.ladder.preparation import prepare_ladder
+
+    config = load_ladder_config(options.config, options.set)
+    prepared = prepare_ladder(config, options.output_dir or Path("runs") / config.name, num_proc=options.num_proc)
+    say(prepared.describe())
+    return EXIT_DONE, prepared.to_dict()
+
+
+def run_ladder_command(options: argparse.Namespace) -> Outcome:
+    """Train the ladder that the options name; `examples/run_ladder.py` runs the same.
+
+    Args:
+        options: `config`, `set` and `output_dir`.
+
+    Returns:
+        The exit code, the run folder and a summary of each rung.
+    """
+    from hf_progressive.config import load_ladder_config
+    from hf_progressive.ladder.rung_loop import run_ladder
+    from hf_progressive.records.reading import read_run
+    from hf_progressive.report import results_table, write_report
+
+    config = load_ladder_config(options.config, options.set)
+    output_dir = Path(options.output_dir or Path("runs") / config.name)
+    with contextlib.ExitStack() as stack:
+        publisher = None
+        if config.publish is not None and is_main_process():
+            from hf_progressive.publishing import FamilyPublisher
+
+            options_by_name = dataclasses.asdict(config.publish)
+            publisher = stack.enter_context(FamilyPublisher(options_by_name.pop("repo_id"), **options_by_name))
+
+        reported = time.monotonic()
+
+        def on_record(run: Path) -> None:
+            nonlocal reported
+            if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
+                write_report(run)
+                reported = time.monotonic()
+            if publisher is not None:
+                publisher(run)
+
+        results = run_ladder(config, output_dir, on_record=on_record)
+    if is_main_process():
+        write_report(output_dir)
+        if not options.json:
+            sys.stdout.write(results_table(read_run(output_dir).rungs) + "\n")
+        say(f"report: {output_dir / 'report.html'}")
+    return EXIT_DONE, {"run": str(output_dir), "rungs": [result.summary() for result in results]}
+
+
+def study_command(options: argparse.Namespace) -> Outcome:
+    """Run a study, or prove its instrument.
+
+    Args:
+        options: As `cli.build_parser` parses them.
+
+    Returns:
+        The exit code and what `--json` prints.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a study's bars would fill a log; its lines say the same
+    from hf_progressive.config import load_study_config
+    from hf_progressive.study.check import check_instrument
+    from hf_progressive.study.run import run_study
+
+    config = load_study_config(options.config, options.set)
+    name = f"{config.name}-check" if options.check else config.name
+    output_dir = Path(options.output_dir or Path("runs") / name)
+    if options.check:
+        check = check_instrument(config, output_dir)
+        say(check.describe())
+        return (EXIT_DONE if check.passed else EXIT_CHECK_FAILED), check.to_dict()
+    from hf_progressive.report import write_study_report
+
+    record = run_study(config, output_dir)
+    say(f"report: {write_study_report(output_dir).html}")
+    for failure in record["failed"]:
+        say(f"{failure['task']} failed: {failure['reason']}")
+    outcome = {"study": str(output_dir), "complete": record["complete"], "headline": record["headline"]}
+    return (EXIT_CHECK_FAILED if record["failed"] else EXIT_DONE), outcome
+
+
+def report_command(options: argparse.Namespace) -> Outcome:
+    """Write a report again.
+
+    Args:
+        options: As `cli.build_parser` parses them.
+
+    Returns:
+        The exit code and what `--json` prints.
+    """
+    from hf_progressive.report import write_report, write_section, write_study_report
+
+    is_study = (Path(options.run_dir) / "study.json").is_file()
+    if options.into:
+        write_section(options.run_dir, options.into)
+        say(f"result of {options.run_dir} written into {options.into}")
+        return EXIT_DONE, {"document": options.into}
+    paths = write_study_report(options.run_dir) if is_study else write_report(options.run_dir)
+    say(f"report: {paths.html}")
+    return EXIT_DONE, {"html": str(paths.html), "markdown": str(paths.markdown)}
+
+
+def publish_command(options: argparse.Namespace) -> Outcome:
+    """Publish a rung or a family.
+
+    Args:
+        options: As `cli.build_parser` parses them.
+
+    Returns:
+        The exit code and what `--json` prints.
+
+    Raises:
+        ValueError: The folder is a run, and the repositories' name is one for all of its rungs.
+    """
+    from hf_progressive.publishing import publish_family, publish_rung
+
+    settings = {name: getattr(options, name) for name in ("private", "license", "language", "dry_run")}
+    if "{name}" in options.repo_id:
+        addresses = publish_family(options.folder, options.repo_id, collection=options.collection, **settings)
+    elif (Path(options.folder) / "ladder.json").is_file():
+        raise ValueError(
+            f"--repo-id: {options.folder} is a run of several rungs; give ORG/x-{{name}}, or RUN/NAME/final"
+        )
+    else:
+        addresses = [publish_rung(options.folder, options.repo_id, **settings)]
+    for address in addresses:
+        say(address)
+    return EXIT_DONE, {"urls": addresses, "dry_run": options.dry_run}
+
+
+def core_command(options: argparse.Namespace) -> Outcome:
+    """Evaluate a model on CORE.
+
+    Args:
+        options: As `cli.build_parser` parses them.
+
+    Returns:
+        The exit code and what `--json` prints.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_progressive.distributed.processes import current_processes
+    from hf_progressive.evaluation.core.evaluate import evaluate_core
+
+    state = current_processes()
+    result = evaluate_core(
+        AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).to(state.device),
+        AutoTokenizer.from_pretrained(options.model),
+        options.bundle,
+        tasks=options.tasks,
+        max_per_task=options.max_per_task,
+        batch_size=options.batch_size,
+        resume_file=options.resume,
+    )
+    if not options.json and state.is_main_process:
+        sys.stdout.write(result.table() + "\n")
+    return EXIT_DONE, result.to_dict()
+
+
+def is_main_process() -> bool:
+    """Tell whether this is the launch's first process, the one that speaks.
+
+    Returns:
+        True for a process alone, too.
+    """
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,307 @@
+"""The command line, `hf-progressive`: argparse in front of the package's functions.
+
+Progress and logs go to stderr. With `--json` the last line on stdout is one JSON object. Exit codes: 0 done, 1 a check
+failed or training broke off, 2 bad input (one line that says what, where, and what would be right), 143 SIGTERM came.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hf_progressive import __version__
+from hf_progressive.cli import commands
+from hf_progressive.cli.commands import (
+    ASSUMED_GPU,
+    ASSUMED_MFU,
+    EXIT_BAD_INPUT,
+    EXIT_CHECK_FAILED,
+    EXIT_DONE,
+    Outcome,
+    is_main_process,
+    run_ladder_command,
+    say,
+)
+from hf_progressive.config.credentials import without_tokens
+from hf_progressive.distributed.termination import ended_by_sigterm
+from hf_progressive.storage.full_disk import FullDiskNamed
+
+__all__ = [
+    "EXIT_BAD_INPUT",
+    "EXIT_CHECK_FAILED",
+    "EXIT_DONE",
+    "EXIT_INTERRUPTED",
+    "Outcome",
+    "build_parser",
+    "execute",
+    "main",
+    "run_ladder_command",
+]
+
+EXIT_INTERRUPTED = 130  # as a shell reports a program that ended by SIGINT
+
+_MEASURED_SECONDS = 60.0  # of each rung, by `plan --measure`
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line on stdout")
+
+
+def _add_ladder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output-dir", metavar="DIR", help="the run folder; default: runs/ and the name in CONFIG")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        help="overrides of the configuration",
+    )
+    _add_json(parser)
+
+
+_SECONDS_FOR_THE_FIRST = 3.0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line.
+
+    Returns:
+        A parser whose results carry `run`, the function of the chosen command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="hf-progressive",
+        description="Grow language models: every model of a family inherits from the one before it.",
+        epilog="Exit codes: 0 done; 1 a check failed, or training broke off; 2 bad input; 130 Ctrl-C; 143 SIGTERM.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf-progressive {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], Outcome], text: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    grow = command(
+        "grow", commands.grow_command, "grow a checkpoint into a wider or deeper one that computes the same function"
+    )
+    grow.add_argument("source", metavar="SRC", help="a checkpoint's folder or Hub name")
+    grow.add_argument("output", metavar="OUT", help="the folder to create")
+    grow.add_argument("--set", nargs="+", required=True, action="extend", metavar="FIELD=VALUE", help="target fields")
+    grow.add_argument("--method", default="exact", help="growth method (default: exact)")
+    grow.add_argument("--seed", type=int, default=0, help="seed of new random entries (default: 0)")
+    grow.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
+    grow.add_argument("--optimizer", metavar="FILE", help="AdamW state of a Trainer checkpoint to grow along")
+    grow.add_argument("--dtype", help="dtype of the output's weights; default: the source's")
+    grow.add_argument("--revision", help="branch, tag or commit of a Hub source")
+    grow.add_argument(
+        "--overwrite", action="store_true", help="replace an existing output once the new one is complete"
+    )
+    _add_json(grow)
+
+    verify = command(
+        "verify", commands.verify_command, "compare the logits of a checkpoint and of the one grown from it"
+    )
+    verify.add_argument("source", metavar="SRC", help="the parent's folder or Hub name")
+    verify.add_argument("grown", metavar="GROWN", help="the child's folder or Hub name")
+    verify.add_argument(
+        "--dtype", default="float32", choices=("float32", "float64"), help="precision of the comparison"
+    )
+    verify.add_argument("--sequences", type=int, default=4, help="random sequences to compare on (default: 4)")
+    _add_json(verify)
+
+    plan = command(
+        "plan", commands.plan_command, "show what a ladder would train, and what each rung costs, without training"
+    )
+    plan.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
+    plan.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY.PATH=VALUE", help="overrides")
+    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="number of accelerators (default: 1)")
+    plan.add_argument(
+        "--gpu", metavar="NAME", help=f"their kind (default: {ASSUMED_GPU}; with --measure, what is at hand)"
+    )
+    plan.add_argument(
+        "--mfu", type=float, help=f"share of their peak that training reaches (default: {ASSUMED_MFU:g})"
+    )
+    plan.add_argument(
+        "--measure",
+        nargs="?",
+        type=float,
+        const=_MEASURED_SECONDS,
+        metavar="SECONDS",
+        help=f"time real steps on this machine, and price by them: SECONDS a rung (default: {_MEASURED_SECONDS:g})",
+    )
+    plan.add_argument(
+        "--output-dir", metavar="DIR", help="the run folder, in whose file system --measure times saving"
+    )
+    plan.add_argument("--price", type=float, metavar="DOLLARS", help="price of one accelerator for an hour")
+    plan.add_argument(
+        "--recipe-eta",
+        nargs="+",
+        metavar="ETA",
+        help="measured transfer efficiency: ETA, or ETA LOW HIGH, or the path of a study.json",
+    )
+    plan.add_argument("--budget-dollars", type=float, metavar="DOLLARS", help="what the run may cost")
+    plan.add_argument("--budget-hours", type=float, metavar="HOURS", help="what the run may take")
+    plan.add_argument("--cores", type=int, metavar="N", help="cores of the machine that trains, to tokenize a stream")
+    plan.add_argument("--plot", metavar="FILE", help="write the prices as a picture (PNG)")
+    _add_json(plan)
+
+    prepare = command(
+        "prepare",
+        commands.prepare_command,
+        "read, tokenize and pack a ladder's corpus, in parts, before the ladder trains on it",
+    )
+    prepare.add_argument(
+        "config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package"
+    )
+    prepare.add_argument(
+        "--num-proc", type=int, metavar="N", help="processes that tokenize; default: the threads of one, on all cores"
+    )
+    _add_ladder_options(prepare)
+
+    ladder = command(
+        "ladder", run_ladder_command, "train a ladder: grow, verify, train, measure and report every rung"
+    )
+    ladder.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
+    _add_ladder_options(ladder)
+
+    study = command(
+        "study", commands.study_command, "measure what inheritance saves: arms × seeds × rungs, several budgets each"
+    )
+    study.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
+    study.add_argument("--check", action="store_true", help="prove the instrument on cases whose result is known")
+    _add_ladder_options(study)
+
+    report = command("report", commands.report_command, "write the report of a run or a study again from its records")
+    report.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run or of a study")
+    report.add_argument(
+        "--into",
+        metavar="FILE",
+        help="put a study's result between the marks of this file, and write no page",
+    )
+    _add_json(report)
+
+    publish = command(
+        "publish", commands.publish_command, "publish a rung, or every finished rung of a run, on the Hub"
+    )
+    publish.add_argument("folder", metavar="RUNG_DIR", help="a rung's final/ folder, or the run folder of a family")
+    publish.add_argument(
+        "--repo-id", required=True, metavar="ORG/NAME", help="for a family, with {name}: ORG/x-{name}"
+    )
+    publish.add_argument("--private", action="store_true", help="keep the repositories from the public")
+    publish.add_argument("--license", help="the weights' licence, by its identifier on the Hub")
+    publish.add_argument("--language", nargs="+", default=[], help="languages of the data: ISO 639 codes, or code")
+    publish.add_argument("--collection", metavar="TITLE", help="gather a family in a collection of this title")
+    publish.add_argument("--dry-run", action="store_true", help="send nothing; list the files and show the card")
+    _add_json(publish)
+
+    core = command("core", commands.core_command, "evaluate a causal language model on DCLM's CORE")
+    core.add_argument("model", metavar="MODEL", help="a checkpoint's folder or Hub name")
+    core.add_argument("--bundle", required=True, metavar="DIR", help="the folder of a CORE bundle")
+    core.add_argument("--tasks", nargs="+", metavar="LABEL", help="tasks to evaluate; default: all that have data")
+    core.add_argument("--max-per-task", type=int, metavar="N", help="examples per task at the most; default: all")
+    core.add_argument(
+        "--batch-size", type=int, metavar="N", help="sequences per forward pass at the most; default: by memory"
+    )
+    core.add_argument("--dtype", default="float32", help="precision of the weights (default: float32)")
+    core.add_argument("--resume", metavar="FILE", help="JSON file of finished tasks, read if it exists")
+    _add_json(core)
+    return parser
+
+
+def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Namespace) -> int:
+    """Run a command and turn its outcome, or its error, into an exit code and at most one line.
+
+    Args:
+        run: The command's function.
+        options: Its parsed options.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: SIGTERM came; the code is 143.
+    """
+    _quieten()
+    with ended_by_sigterm():
+        try:
+            with FullDiskNamed(Path.cwd()):
+                code, record = run(options)
+        except (ValueError, OSError) as error:
+            return _fail(error, EXIT_BAD_INPUT)
+        except FloatingPointError as error:
+            return _fail(error, EXIT_CHECK_FAILED)
+        except KeyboardInterrupt:
+            if is_main_process():
+                say("hf-progressive: stopped; the same command goes on from what was saved")
+            return EXIT_INTERRUPTED
+        except SystemExit:  # SIGTERM
+            if is_main_process():
+                say("hf-progressive: told to stop; the same command goes on from what was saved")
+            _leave_processes()
+            raise
+        _leave_processes()
+    if options.json and is_main_process():
+        sys.stdout.write(json.dumps(record) + "\n")
+    return code
+
+
+def _leave_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from hf_progressive.distributed.processes import leave_processes
+
+        leave_processes()
+
+
+def _quieten() -> None:
+    # Our own progress and messages are what a person watches; libraries speak up when something is wrong.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hf_progressive").setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # our own message names the file
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _fail(error: Exception, code: int) -> int:
+    if os.environ.get("HF_PROGRESSIVE_TRACEBACK"):
+        raise error
+    line = without_tokens(_in_one_line(error))
+    if is_main_process():
+        say(f"hf-progressive: error: {line}")
+    elif not _is_the_firsts(error):
+        # What all processes meet, the first says, and with it the launcher ends the others.
+        time.sleep(_SECONDS_FOR_THE_FIRST)
+        say(f"hf-progressive: error in process {os.environ['RANK']}: {line}")
+    return code
+
+
+def _is_the_firsts(error: Exception) -> bool:
+    from hf_progressive.distributed.processes import MainProcessFailedError
+
+    return isinstance(error, MainProcessFailedError)
+
+
+def _in_one_line(error: Exception) -> str:
+    # A data loader wraps what its worker raised into a text that ends with the traceback's last line.
+    text = str(error).strip()
+    if text.startswith("Caught ") and " in DataLoader worker process " in text.partition("\n")[0]:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The words after the program's name; None takes them from `sys.argv`.
+
+    Returns:
+        The exit code.
+    """
+    options = build_parser().parse_args(arguments)
+    return execute(options.run, options)

@@ -1,0 +1,1 @@
+"""The processes of a launch, the signals that end them, and the devices that they compute on."""

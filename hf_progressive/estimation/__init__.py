@@ -1,0 +1,24 @@
+"""Fisher information and subspaces of a trained model: estimates that Φ is made of."""
+
+from hf_progressive.estimation.files import (
+    FisherRecord,
+    SubspaceRecord,
+    load_fisher,
+    load_subspace,
+    save_fisher,
+    save_subspace,
+)
+from hf_progressive.estimation.fisher import estimate_fisher, fisher_flops
+from hf_progressive.estimation.subspace import learn_subspace
+
+__all__ = [
+    "FisherRecord",
+    "SubspaceRecord",
+    "estimate_fisher",
+    "fisher_flops",
+    "learn_subspace",
+    "load_fisher",
+    "load_subspace",
+    "save_fisher",
+    "save_subspace",
+]

@@ -1,0 +1,220 @@
+"""Diagonal Fisher information of a causal language model, from per-sequence gradients.
+
+With the negative log-likelihood ℓ_nt of token t of sequence n, T_n tokens in it and everything squared entry by entry,
+
+- `definition="token"` is  Ω = Σ_n Σ_t (∇ ℓ_nt)² / Σ_n T_n,  the information of single tokens given what precedes them;
+- `definition="sequence"` is  Ω = Σ_n (∇ Σ_t ℓ_nt)² / Σ_n T_n,  the information of whole sequences, per token.
+
+They differ in the products of different tokens' gradients. Where targets are sampled (`kind="true"`) these products
+have mean 0 and both definitions estimate one thing. Where targets are the data's own, each token's gradient gets a
+random sign before the sum over the sequence is squared. The mean of that is the token definition (the random signs of
+curvature propagation: Martens, Sutskever & Swersky 2012, https://arxiv.org/abs/1206.6464), at the price of one
+backward pass instead of T_n.
+
+Both are in nat² per token over squared weight, so that ½ Σ_i Ω_i ΔW_i² compares with a loss in nats per token, and
+λ = 1 weighs a step from the parent as the parent's own loss does, to second order. That was checked on GPT-2s of 0.12,
+0.37 and 0.84 M parameters (`examples/benchmarks/fisher_scale.py`): for random moves of all weights, the predicted over
+the measured increase of the loss was 1.11, 0.96, 0.94 by the token definition (1.11, 0.97, 0.97 with sampled targets)
+and 2.64, 1.57, 1.46 by the sequence definition, while the mean entry of Ω fell from 9.4e-3 to 1.3e-3. Hence the
+defaults: tokens, and no normalization, with which λ would mean another thing on every rung.
+
+A loss that is itself a mean over the T tokens of a block, as `model(labels=...).loss` is, has squares 1/T² as large
+as the sum's: their mean over blocks of equal length is the sequence definition here divided by T.
+
+The average gradient must not be taken before the square: (Σ_n g_n / N)² is the square of a mean, which vanishes where
+training has converged and in expectation falls as 1/N with the size of the batch, while the Fisher information, the
+mean of squares Σ_n g_n² / N, does neither.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hf_progressive.estimation.hooks import UnfitLayerError
+from hf_progressive.estimation.likelihood import (
+    LabelKind,
+    SequenceBatch,
+    evaluation_mode,
+    forward_logits,
+    read_batch,
+    sample_targets,
+    sampling_generator,
+    token_nll,
+)
+from hf_progressive.estimation.per_sample import PerSequenceSquares
+from hf_progressive.estimation.sharded_sums import sum_over_processes, whole_tensor
+
+logger = logging.getLogger(__name__)
+
+Definition = Literal["sequence", "token"]
+"""Which gradients are squared: those of whole sequences, or those of single tokens."""
+
+
+def estimate_fisher(
+    model: nn.Module,
+    batches: Iterable[Tensor | Mapping[str, Tensor]],
+    *,
+    kind: LabelKind = "empirical",
+    definition: Definition = "token",
+    normalize: Literal["mean"] | None = None,
+    batched: bool = True,
+    reduce: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Estimate the diagonal of a causal language model's Fisher information.
+
+    Args:
+        model: A causal language model of Transformers, on any device and in any floating dtype.
+        batches: Batches of token ids (B, T), or mappings with `input_ids` and optionally `labels` and
+            `attention_mask`. The size of a batch does not change the result.
+        kind: "empirical" takes the data's own tokens as targets, as Kirkpatrick et al. (2017,
+            https://arxiv.org/abs/1612.00796) and most uses of elastic weight consolidation do; "true" samples each
+            target from the model's distribution, which makes this an estimate of the Fisher information itself
+            (the difference: Kunstner et al. 2019, https://arxiv.org/abs/1905.12558).
+        definition: Whose gradients are squared, single tokens' or whole sequences'; see the module's first lines.
+        normalize: None keeps nats, so that λ means the same on every rung; "mean" divides everything by the mean over
+            all entries of all parameters.
+        batched: Compute the per-sequence gradients of a batch together. Otherwise, one backward pass per sequence.
+        reduce: Sum over the processes of `torch.distributed`, each of which was given its own sequences. Where FSDP2
+            or ZeRO-3 divides the model this is always so; each process must then have as many batches as the others.
+        seed: For sampled targets and random signs.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        A non-negative tensor for each name of `model.named_parameters()`, of the parameter's shape and on its device,
+        in float32 (float64 for a float64 model); of a divided model, a DTensor. A tied weight appears once; its uses
+        add up before the square. Frozen parameters are included.
+
+    Raises:
+        ValueError: There is no target token, an option is unknown, or a gradient is not finite.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> sizes = {"n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 32}
+    >>> model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None))
+    >>> fisher = estimate_fisher(model, [torch.arange(32).view(4, 8)])
+    >>> fisher["transformer.h.0.mlp.c_fc.weight"].shape
+    torch.Size([8, 32])
+    """
+    _check_options(kind, definition, normalize)
+    squares = PerSequenceSquares(model)
+    if squares.divided and not batched:
+        raise ValueError("the model is divided among processes, which needs batched=True; or gather it first")
+    reduce = reduce or squares.divided
+    generator = sampling_generator(seed, apart=reduce)
+    loss = functools.partial(_signed_nll, model, kind=kind, definition=definition, generator=generator)
+    device = next(model.parameters()).device
+    tokens = 0
+    with evaluation_mode(model), _all_trainable(model), torch.enable_grad():
+        for item in tqdm(batches, desc="Fisher", unit="batch", disable=not progress):
+            batch = read_batch(item, device)
+            tokens += int(batch.tokens_per_sequence.sum())
+            batched = batched and _add_together(squares, batch, loss, generator)
+            if not batched:
+                for sequence in batch.split():
+                    squares.add_one(loss(sequence))
+    count = torch.tensor(tokens, device=device)
+    if reduce:
+        sum_over_processes([count, *squares.totals.values()])
+    return _finished(squares.totals, int(count), normalize)
+
+
+def _add_together(
+    squares: PerSequenceSquares,
+    batch: SequenceBatch,
+    loss: Callable[[SequenceBatch], Tensor],
+    generator: torch.Generator,
+) -> bool:
+    # False, with nothing added, if the model does not lend itself to it.
+    state = generator.get_state()
+    try:
+        squares.add_together(len(batch.input_ids), functools.partial(loss, batch))
+    except UnfitLayerError as error:
+        if squares.divided:
+            raise ValueError(f"{error}; gather the model, which is divided among processes, and try again") from error
+        if squares.batches:
+            raise ValueError(f"{error}, though earlier batches went well; pass batched=False") from error
+        logger.warning("taking per-sequence gradients one by one, which is slower: %s", error)
+        squares.clear()
+        generator.set_state(state)
+        return False
+    return True
+
+
+def _finished(totals: dict[str, Tensor], tokens: int, normalize: str | None) -> dict[str, Tensor]:
+    if tokens == 0:
+        raise ValueError("the batches hold no target token; give at least one sequence of two tokens")
+    sums = {name: float(whole_tensor(total.sum(dtype=torch.float64))) for name, total in totals.items()}
+    for name, value in sums.items():
+        if not math.isfinite(value):
+            raise ValueError(f"the Fisher information of {name} is not finite; check the checkpoint and the data")
+    scale = math.fsum(sums.values()) / sum(t.numel() for t in totals.values()) if normalize == "mean" else tokens
+    if scale == 0:
+        raise ValueError("every gradient is zero, so that there is no mean to divide by; pass normalize=None")
+    for total in totals.values():
+        total /= scale
+    return totals
+
+
+@contextlib.contextmanager
+def _all_trainable(model: nn.Module) -> Iterator[None]:
+    """Let every parameter require a gradient within the block, frozen ones too."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _signed_nll(
+    model: nn.Module, batch: SequenceBatch, *, kind: LabelKind, definition: Definition, generator: torch.Generator
+) -> Tensor:
+    """Return the scalar whose gradient, one sequence at a time, is squared."""
+    logits = forward_logits(model, batch)  # (B, T, V)
+    targets = sample_targets(logits, batch.targets, generator) if kind == "true" else batch.targets
+    nll = token_nll(logits, targets)  # (B, T)
+    if definition == "token" and kind == "empirical":
+        signs = 2 * torch.randint(2, targets.shape, generator=generator) - 1
+        nll = nll * signs.to(nll)  # products of different tokens' gradients vanish on average
+    return nll.sum()
+
+
+def _check_options(kind: str, definition: str, normalize: str | None) -> None:
+    for option, value, allowed in (
+        ("kind", kind, ("empirical", "true")),
+        ("definition", definition, ("sequence", "token")),
+        ("normalize", normalize, (None, "mean")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{option} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def fisher_flops(*, tokens: int, sequences: int, parameters: int, training_flops_per_token: float) -> float:
+    """Count the floating-point operations of an estimate.
+
+    The per-sequence gradients of a batch cost what its summed gradient costs, so forward and backward count as in
+    training; squaring and adding up takes 2 operations per parameter and sequence more.
+
+    Args:
+        tokens: Tokens read, padding included.
+        sequences: Sequences read.
+        parameters: Parameters of the model.
+        training_flops_per_token: Forward and backward, as counted for training.
+
+    Returns:
+        Floating-point operations.
+
+    >>> fisher_flops(tokens=1000, sequences=10, parameters=50, training_flops_per_token=300.0)
+    301000.0
+    """
+    return training_flops_per_token * tokens + 2 * parameters * sequences

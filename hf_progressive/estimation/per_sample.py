@@ -1,0 +1,145 @@
+"""Squares of the gradients of single sequences, for a whole batch in one backward pass.
+
+For a matrix the gradient of sequence b is a product, g_bᵀ x_b, and the products of all sequences together cost what
+the product for their sum costs in an ordinary backward pass, which is left out in exchange. Only the square is kept,
+and it is formed tile by tile, so that memory does not grow with the number of sequences times the size of the layer.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hf_progressive.estimation.hooks import UnfitLayerError, captured_gradients, kept_gradients, untracked_parameters
+from hf_progressive.estimation.layer_rules import GradientPart, RowPart, gradient_parts
+from hf_progressive.estimation.sharded_sums import add_to_total, zero_totals
+
+_TILE_ENTRIES = {"cpu": 1 << 21, "accelerator": 1 << 26}
+"""Entries of gradient held at a time, 8 and 256 MiB in float32: enough for matrix products to run at full speed."""
+
+
+def add_squares(total: Tensor, parts: list[GradientPart], sequences: int) -> None:
+    """Add Σ_b (Σ parts)_b² to a running sum.
+
+    Args:
+        total: The sum, of the parameter's shape; changed in place.
+        parts: What each use of the parameter gave, for the same sequences.
+        sequences: B.
+
+    >>> from hf_progressive.estimation.layer_rules import ProductPart
+    >>> total, ones = torch.zeros(2, 3), torch.ones(4, 5, 3)  # 4 sequences of 5 tokens
+    >>> add_squares(total, [ProductPart(ones[..., :2], ones), ProductPart(ones[..., :2], ones)], sequences=4)
+    >>> total  # 4 · (5 + 5)²
+    tensor([[400., 400., 400.],
+            [400., 400., 400.]])
+    """
+    if len(parts) == 1 and isinstance(parts[0], RowPart):
+        _add_row_squares(total, parts[0])
+        return
+    matrix = total.view(len(total), -1)  # (rows, columns)
+    entries = _TILE_ENTRIES["cpu" if total.device.type == "cpu" else "accelerator"]
+    height = min(len(matrix), max(1, entries // matrix.shape[1]))
+    count = min(sequences, max(1, entries // (height * matrix.shape[1])))
+    for start in range(0, len(matrix), height):
+        rows = slice(start, min(start + height, len(matrix)))
+        for first in range(0, sequences, count):
+            group = slice(first, min(first + count, sequences))
+            tile = matrix.new_zeros(group.stop - group.start, rows.stop - rows.start, matrix.shape[1])
+            for part in parts:
+                part.add_to(tile, group, rows)
+            matrix[rows] += tile.square_().sum(0)
+
+
+def _add_row_squares(total: Tensor, part: RowPart) -> None:
+    """Add the squares of an embedding's gradient, touching only the rows of tokens that occur."""
+    batch = torch.arange(len(part.rows), device=part.rows.device)[:, None]
+    places, place = torch.unique(batch * len(total) + part.rows, return_inverse=True)  # (sequence, row) pairs
+    gradients = total.new_zeros(len(places), total.shape[1])
+    gradients.index_add_(0, place.flatten(), part.values.flatten(0, 1).to(total.dtype))
+    total.index_add_(0, places % len(total), gradients.square_())
+
+
+class PerSequenceSquares:
+    """Sums of the squares of single sequences' gradients, by parameter name.
+
+    Args:
+        model: A causal language model, every parameter of which requires a gradient.
+
+    Attributes:
+        totals: The sums, one per name of `model.named_parameters()`.
+        batches: How many batches they are over.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.totals = zero_totals(model)
+        self.batches = 0
+        self._model = model
+        self._parameters = dict(model.named_parameters())
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._names: dict[nn.Module, dict[str, str]] = {}
+        self._users: dict[str, set[nn.Module]] = defaultdict(set)
+        for module in model.modules():
+            for attribute, parameter in module.named_parameters(recurse=False):
+                name = names[id(parameter)]
+                self._names.setdefault(module, {})[attribute] = name
+                self._users[name].add(module)
+
+    @property
+    def divided(self) -> bool:
+        """Whether the model, and with it the sums, is divided among processes."""
+        return any(isinstance(total, DTensor) for total in self.totals.values())
+
+    def clear(self) -> None:
+        """Start again from zero."""
+        for total in self.totals.values():
+            total.zero_()
+
+    def add_one(self, loss: Tensor) -> None:
+        """Add the square of one gradient.
+
+        Args:
+            loss: A scalar computed from one sequence.
+        """
+        gradients = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True)
+        for name, gradient in zip(self._parameters, gradients, strict=True):
+            if gradient is not None:
+                self.totals[name] += gradient.to(self.totals[name].dtype).square()
+
+    def add_together(self, sequences: int, loss: Callable[[], Tensor]) -> None:
+        """Run one forward and backward pass over a batch and add the squares of its sequences' gradients.
+
+        Args:
+            sequences: B, the number of sequences in the batch.
+            loss: Runs the model and returns a scalar, a sum of terms each of which depends on one sequence.
+
+        Raises:
+            UnfitLayerError: The gradients of single sequences cannot be told apart in this model; some may have been
+                added.
+        """
+        waiting: dict[str, list[GradientPart]] = defaultdict(list)
+
+        def finish(name: str) -> None:
+            parts = waiting.pop(name)
+            add_to_total(self.totals[name], lambda total: add_squares(total, parts, sequences))
+
+        def receive(module: nn.Module, x: Tensor, gradient: Tensor) -> None:
+            for attribute, part in gradient_parts(module, x, gradient).items():
+                name = self._names[module][attribute]
+                waiting[name].append(part)
+                if not any(outstanding[user] for user in self._users[name]):
+                    finish(name)
+
+        with (
+            kept_gradients(self._model),
+            untracked_parameters(self._model),
+            captured_gradients(self._names, receive, sequences) as outstanding,
+        ):
+            torch.autograd.backward(loss())
+            for name, parameter in self._parameters.items():
+                if parameter.grad is not None:
+                    raise UnfitLayerError(f"{name} is used outside the layer that holds it")
+        for name in list(waiting):  # some of the layer's uses never reached the loss
+            finish(name)
+        self.batches += 1

@@ -1,0 +1,105 @@
+"""Sums with one entry per weight: whole where the model is whole, divided among processes where the model is.
+
+Where FSDP2 or DeepSpeed ZeRO-3 divides a model, no process holds a full copy of the sums either. Each layer's share of
+a batch is formed in full, added up over the processes and scattered, as training does with a layer's gradient.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, zeros
+
+from hf_progressive.penalty.shards import whole_shape
+
+
+def accumulation_dtype(parameter: Tensor) -> torch.dtype:
+    """Return what sums for a parameter are kept in: float32, for float64 parameters float64.
+
+    Args:
+        parameter: A parameter.
+
+    Returns:
+        The dtype.
+    """
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
+def zero_totals(model: nn.Module) -> dict[str, Tensor]:
+    """Make a sum of zeros for every parameter.
+
+    Args:
+        model: A model, perhaps divided by FSDP2 or ZeRO-3.
+
+    Returns:
+        By the names of `model.named_parameters()`, tensors of the parameters' full shapes; where the model is divided,
+        DTensors of which each process holds some rows.
+    """
+    return {name: _zero_total(parameter) for name, parameter in model.named_parameters()}
+
+
+def _zero_total(parameter: nn.Parameter) -> Tensor:
+    dtype = accumulation_dtype(parameter)
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        if placements.count(Shard(0)) != 1 or placements.count(Replicate()) != len(placements) - 1:
+            raise ValueError(
+                f"a parameter of shape {tuple(parameter.shape)} is placed {placements}; the Fisher information follows"
+                " one sharding of dimension 0, as fully_shard does by default"
+            )
+        return zeros(parameter.shape, dtype=dtype, device_mesh=mesh, placements=placements)
+    if hasattr(parameter, "ds_process_group"):  # ZeRO-3
+        mesh = DeviceMesh.from_group(parameter.ds_process_group, parameter.device.type)
+        return zeros(whole_shape(parameter), dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
+    return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+
+
+def add_to_total(total: Tensor, add: Callable[[Tensor], None]) -> None:
+    """Let a function add to a sum.
+
+    Args:
+        total: The sum, changed in place. If it is divided, all processes must call this for it in the same order, and
+            what each adds is summed.
+        add: Given a tensor of the sum's full shape, adds to it in place.
+    """
+    if not isinstance(total, DTensor):
+        add(total)
+        return
+    own = torch.zeros(total.shape, dtype=total.dtype, device=total.device)
+    add(own)
+    mesh = total.device_mesh
+    total.add_(DTensor.from_local(own, mesh, [Partial()] * mesh.ndim).redistribute(placements=total.placements))
+
+
+def sum_over_processes(tensors: Iterable[Tensor]) -> None:
+    """Add up, in place, what the processes of `torch.distributed` each have; a process on its own has the sum already.
+
+    Args:
+        tensors: Whole tensors, or divided ones, which are sums over the processes already and are passed over.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for tensor in tensors:
+            if not isinstance(tensor, DTensor):
+                dist.all_reduce(tensor)
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """Return a copy of a tensor that FSDP2 or ZeRO-3 may have divided; all processes must call.
+
+    Args:
+        value: A parameter or a sum.
+
+    Returns:
+        The whole, without gradient; of an undivided tensor the tensor itself.
+    """
+    if isinstance(value, DTensor):
+        gathered: Tensor = value.full_tensor().detach()
+        return gathered
+    if hasattr(value, "ds_tensor"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([value]):
+            return value.detach().clone()
+    return value.detach()

@@ -1,0 +1,346 @@
+"""An orthonormal basis of the output side of each weight matrix.
+
+The inheritance penalty leaves changes within span(U) free and restrains the rest, Tr((I − P) ΔW ΔWᵀ (I − P)ᵀ) with
+P = U Uᵀ and ΔW taken as (out × in). U holds the leading eigenvectors of a symmetric (out × out) matrix:
+
+- `source="weights"`: W Wᵀ, that is, the leading left singular vectors of W;
+- `source="gradients"`: Σ g gᵀ over tokens, g the gradient of the summed loss with respect to the layer's output; the
+  Kronecker factor G of K-FAC (Martens & Grosse 2015, https://arxiv.org/abs/1503.05671, section 3), not centred;
+- `source="activations"`: Σ y yᵀ over tokens, y the layer's output, not centred.
+"""
+
+import contextlib
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.pytorch_utils import Conv1D
+
+from hf_progressive.estimation.hooks import captured_gradients, kept_gradients, untracked_parameters
+from hf_progressive.estimation.likelihood import (
+    LabelKind,
+    SequenceBatch,
+    evaluation_mode,
+    forward_logits,
+    read_batch,
+    sample_targets,
+    sampling_generator,
+    token_nll,
+)
+from hf_progressive.estimation.sharded_sums import accumulation_dtype, sum_over_processes, whole_tensor
+from hf_progressive.penalty.shards import whole_shape
+
+SubspaceSource = Literal["weights", "gradients", "activations"]
+"""What a layer's subspace is learned from."""
+
+RANDOMIZED_ABOVE = 1024
+"""Both sides of a matrix must be longer than this before its singular vectors are computed by random projection."""
+
+_OVERSAMPLING = 10  # Halko et al. 2011, section 4.2: 5 to 10 are enough
+_POWER_ITERATIONS = 4
+_FIRST_SKETCH = 128
+
+
+def _weighted_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the module of every weight that has an output side, by the weight's name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[str, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+            found.setdefault(names[id(module.get_parameter("weight"))], module)
+    return found
+
+
+def _output_dimension(module: nn.Module) -> int:
+    """Return which dimension of a layer's weight runs over its outputs: (out, in), else (in, out) or (V, out)."""
+    return 0 if isinstance(module, nn.Linear) else 1
+
+
+def select_weights(model: nn.Module, patterns: Sequence[str] | str | None = None) -> dict[str, nn.Module]:
+    """Choose the weights that get a subspace.
+
+    The default is every `Linear` and `Conv1D` weight except the language-model head. Embedding and head are left out
+    because their rows belong to single tokens: a rare token's row hardly shapes the leading directions and would be
+    held still for that alone, and a tied matrix has two output sides, its features and its vocabulary.
+
+    Args:
+        model: A language model of Transformers.
+        patterns: Glob patterns over parameter names, as `fnmatch` reads them, in place of the default.
+
+    Returns:
+        The layer of each chosen weight, by the weight's name, in the model's order.
+
+    Raises:
+        ValueError: A pattern matches no weight that has an output side.
+    """
+    modules = _weighted_modules(model)
+    if patterns is None:
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        return {n: m for n, m in modules.items() if not isinstance(m, nn.Embedding) and m is not head}
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    for pattern in patterns:
+        if not fnmatch.filter(modules, pattern):
+            raise ValueError(
+                f"the pattern {pattern!r} matches no Linear, Conv1D or Embedding weight;"
+                f" names look like {next(iter(modules), 'nothing: the model has none')!r}"
+            )
+    return {n: m for n, m in modules.items() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
+
+
+def learn_subspace(
+    model: nn.Module,
+    batches: Iterable[Tensor | Mapping[str, Tensor]] | None = None,
+    *,
+    source: SubspaceSource = "weights",
+    energy: float = 0.95,
+    rank: int | None = None,
+    parameters: Sequence[str] | str | None = None,
+    kind: LabelKind = "empirical",
+    reduce: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Learn an orthonormal basis of the output side of each weight matrix.
+
+    Args:
+        model: A causal language model of Transformers.
+        batches: For gradients and activations, batches as `estimate_fisher` takes them. No data are stored: each layer
+            adds up one (out, out) matrix.
+        source: What the subspace is learned from; see the module's first lines.
+        energy: The rank is the smallest that holds this share of the trace (of the squared singular values).
+        rank: A fixed rank in place of `energy`; where a matrix has fewer directions, all of them.
+        parameters: Glob patterns over parameter names in place of the default choice of `select_weights`.
+        kind: For gradients, targets from the data ("empirical") or sampled from the model ("true").
+        reduce: Sum over the processes of `torch.distributed`, each of which was given its own sequences.
+        seed: For random projections and sampled targets.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        U of shape (out, r) for the name of each chosen weight, r ≥ 0, in float32 (float64 for a float64 model), on the
+        weight's device. A matrix of zeros has r = 0.
+
+    Raises:
+        ValueError: An option is out of range, batches are missing, or a matrix is not finite.
+    """
+    _check_options(source, energy, rank, batches is not None)
+    chosen = select_weights(model, parameters)
+    if source == "weights":
+        matrices: Iterable[tuple[str, Tensor]] = ((name, _output_by_input(m)) for name, m in chosen.items())
+    else:
+        assert batches is not None
+        matrices = output_covariances(
+            model, batches, chosen, source=source, kind=kind, reduce=reduce, seed=seed, progress=progress
+        ).items()
+    bases = {}
+    for name, matrix in tqdm(matrices, desc="subspace", total=len(chosen), unit="matrix", disable=not progress):
+        if not matrix.isfinite().all():
+            raise ValueError(f"the {source} of {name} are not finite; check the checkpoint and the data")
+        bases[name] = leading_directions(matrix, energy=energy, rank=rank, covariance=source != "weights", seed=seed)
+    return bases
+
+
+def _check_options(source: str, energy: float, rank: int | None, has_batches: bool) -> None:
+    if source not in ("weights", "gradients", "activations"):
+        raise ValueError(f"source is {source!r}; it must be 'weights', 'gradients' or 'activations'")
+    if source != "weights" and not has_batches:
+        raise ValueError(f"source={source!r} needs batches of token ids; give them, or learn from the weights")
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy is {energy}; it must be above 0 and at most 1")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank is {rank}; it must be at least 1")
+
+
+def _output_by_input(module: nn.Module) -> Tensor:
+    """Return a layer's weight as an (out, in) matrix, gathered if it is sharded, in at least float32."""
+    weight = whole_tensor(module.get_parameter("weight"))
+    weight = weight.to(accumulation_dtype(weight))
+    return weight if _output_dimension(module) == 0 else weight.T
+
+
+def leading_directions(
+    matrix: Tensor, *, energy: float = 0.95, rank: int | None = None, covariance: bool = False, seed: int = 0
+) -> Tensor:
+    """Return the leading left singular vectors of a matrix.
+
+    A matrix with a side of at most `RANDOMIZED_ABOVE` is decomposed exactly. A larger one is first sketched by random
+    projection with power iterations (Halko, Martinsson & Tropp 2011, https://arxiv.org/abs/0909.4061, algorithm 5.1,
+    as `torch.svd_lowrank` has it); while the sketch holds too little energy it is doubled, and a matrix whose
+    spectrum turns out flat is decomposed exactly after all.
+
+    Args:
+        matrix: (out, in), or a symmetric positive semi-definite (out, out).
+        energy: Share of the total the vectors must hold: of the sum of squared singular values, or of the trace.
+        rank: A fixed number of vectors instead.
+        covariance: The matrix is symmetric, and its eigenvalues are energies already.
+        seed: For the random projection; torch's global generators are left as they were.
+
+    Returns:
+        Orthonormal columns, (out, r).
+
+    >>> leading_directions(torch.diag(torch.tensor([1.0, 3.0, 0.1])), energy=0.85).abs()
+    tensor([[0.],
+            [1.],
+            [0.]])
+    """
+    total = float(matrix.trace() if covariance else matrix.square().sum())
+    if total == 0:
+        return matrix.new_zeros(matrix.shape[0], 0)
+    shortest = min(matrix.shape)
+    sketch = _FIRST_SKETCH if rank is None else rank + _OVERSAMPLING
+    while shortest > RANDOMIZED_ABOVE and 2 * sketch < shortest:
+        left, energies = _sketched(matrix, sketch, covariance, seed)
+        if rank is not None or float(energies.sum()) >= energy * total:
+            return left[:, : _rank(energies, energy, rank, total)].contiguous()
+        sketch *= 2
+    left, energies = _decomposed(matrix, covariance)
+    return left[:, : _rank(energies, energy, rank, total)].contiguous()
+
+
+def _sketched(matrix: Tensor, size: int, covariance: bool, seed: int) -> tuple[Tensor, Tensor]:
+    """Return approximate left singular vectors, (out, size), and their energies, largest first."""
+    with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+        torch.manual_seed(seed)
+        left, values, _ = torch.svd_lowrank(matrix, q=size, niter=_POWER_ITERATIONS)
+    return left, values if covariance else values.square()
+
+
+def _decomposed(matrix: Tensor, covariance: bool) -> tuple[Tensor, Tensor]:
+    """Return the left singular vectors and their energies, largest first."""
+    if covariance:
+        values, vectors = torch.linalg.eigh(matrix)  # smallest first, and below 0 by rounding
+        return vectors.flip(1), values.flip(0).clamp_min(0)
+    left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    return left, values.square()
+
+
+def _rank(energies: Tensor, energy: float, rank: int | None, total: float) -> int:
+    if rank is not None:
+        return min(rank, len(energies))
+    slack = len(energies) * torch.finfo(energies.dtype).eps  # the sum's rounding must not ask for one more direction
+    below = energies.double().cumsum(0) < (energy - slack) * total
+    return min(int(below.sum()) + 1, len(energies))
+
+
+def output_covariances(
+    model: nn.Module,
+    batches: Iterable[Tensor | Mapping[str, Tensor]],
+    layers: Mapping[str, nn.Module],
+    *,
+    source: Literal["gradients", "activations"],
+    kind: LabelKind = "empirical",
+    reduce: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Add up the uncentred covariance of layers' outputs, or of their gradients, over tokens.
+
+    Args:
+        model: A causal language model of Transformers.
+        batches: Batches as `estimate_fisher` takes them.
+        layers: The layers, by the names of their weights.
+        source: "gradients" of the summed negative log-likelihood, or "activations". Padding does not count.
+        kind: For gradients, targets from the data or sampled from the model.
+        reduce: Sum over the processes of `torch.distributed`.
+        seed: For sampled targets.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        A sum, (out, out), per name.
+    """
+    first = next(model.parameters())
+    dtype = accumulation_dtype(first)
+    sums = {}
+    for module in layers.values():
+        outputs = whole_shape(module.get_parameter("weight"))[_output_dimension(module)]
+        sums[module] = torch.zeros(outputs, outputs, dtype=dtype, device=first.device)
+    generator = sampling_generator(seed, apart=reduce)
+
+    def add(module: nn.Module, rows: Tensor) -> None:
+        rows = rows.flatten(0, -2).to(dtype)  # (tokens, out)
+        torch.addmm(sums[module], rows.T, rows, out=sums[module])
+
+    def add_gradient(module: nn.Module, _: Tensor, gradient: Tensor) -> None:
+        add(module, gradient)
+
+    with evaluation_mode(model):
+        for item in tqdm(batches, desc=source, unit="batch", disable=not progress):
+            batch = read_batch(item, first.device)
+            if source == "gradients":
+                with (
+                    torch.enable_grad(),
+                    kept_gradients(model),
+                    untracked_parameters(model),
+                    captured_gradients(sums, add_gradient, len(batch.input_ids)),
+                ):
+                    torch.autograd.backward(_summed_nll(model, batch, kind, generator))
+            else:
+                with torch.no_grad(), _captured_outputs(sums, batch.attention_mask, add):
+                    forward_logits(model, batch)
+    if reduce:
+        sum_over_processes(sums.values())
+    return {name: sums[module] for name, module in layers.items()}
+
+
+def _summed_nll(model: nn.Module, batch: SequenceBatch, kind: LabelKind, generator: torch.Generator) -> Tensor:
+    logits = forward_logits(model, batch)
+    targets = sample_targets(logits, batch.targets, generator) if kind == "true" else batch.targets
+    return token_nll(logits, targets).sum()
+
+
+@contextlib.contextmanager
+def _captured_outputs(
+    modules: Iterable[nn.Module], mask: Tensor | None, receive: Callable[[nn.Module, Tensor], None]
+) -> Iterator[None]:
+    """Hand every layer's output at the tokens of the attention mask to a function."""
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        receive(module, output if mask is None else output[mask.bool()])
+
+    handles = [module.register_forward_hook(after) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def subspace_flops(
+    model: nn.Module,
+    *,
+    source: SubspaceSource = "weights",
+    parameters: Sequence[str] | str | None = None,
+    tokens: int = 0,
+    training_flops_per_token: float = 0.0,
+) -> float:
+    """Count the floating-point operations of learning a subspace, its decompositions taken as exact ones.
+
+    An m × n matrix, m ≥ n, has its singular vectors for 6 m n² + 20 n³ operations, a symmetric n × n one its
+    eigenvectors for 9 n³ (Golub & Van Loan 2013, chapter 8). Adding up a covariance takes 2 n² per token. Activations
+    need a third of what forward and backward take in training, gradients at outputs two thirds.
+
+    Args:
+        model: The model.
+        source: What the subspace is learned from.
+        parameters: Glob patterns over parameter names, as for `learn_subspace`.
+        tokens: Tokens read, padding included; weights need none.
+        training_flops_per_token: Forward and backward, as counted for training.
+
+    Returns:
+        Floating-point operations.
+
+    >>> subspace_flops(nn.Sequential(nn.Linear(10, 20)))
+    32000.0
+    """
+    passes = {"weights": 0.0, "gradients": 2 / 3, "activations": 1 / 3}[source] * training_flops_per_token * tokens
+    decompositions = 0.0
+    for module in select_weights(model, parameters).values():
+        shape = whole_shape(module.get_parameter("weight"))
+        outputs, longer, shorter = shape[_output_dimension(module)], max(shape), min(shape)
+        if source == "weights":
+            decompositions += 6 * longer * shorter**2 + 20 * shorter**3
+        else:
+            decompositions += 9 * outputs**3 + 2 * outputs**2 * tokens
+    return passes + decompositions

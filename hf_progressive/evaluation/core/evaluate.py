@@ -1,0 +1,315 @@
+"""CORE, the DCLM paper's aggregate of in-context learning tasks, for any causal language model.
+
+Every task's accuracy a is centred on the accuracy b of a random guess, so that 0 is chance and 1 is perfect, and the
+score is the mean over the tasks (Li et al. 2024, https://arxiv.org/abs/2406.11794):
+
+    CORE = 1/22 Σ_t (a_t − b_t) / (1 − b_t)
+
+A task is answered in one of three ways:
+
+- multiple choice: the option with the lowest mean loss over its scored tokens, the options sharing a context;
+- schema: the same, the options sharing their continuation and differing in the context;
+- language modelling: right if every token of the continuation is the arg max.
+
+An exact tie goes to the first option, or to the lowest token id, and is counted: a model whose logits are all equal
+answers option 0 everywhere. `bundle` says where tasks come from, `prompts` how they are asked and which tokens are
+scored, `scoring` how the model is run.
+
+Standard errors are binomial, √(a (1 − a) / n), and say how well n examples pin the accuracy down, tasks taken as
+independent; they do not cover the choice of few-shot examples or the seed a model was trained with.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from hf_progressive.distributed.processes import current_processes, main_process_first
+from hf_progressive.evaluation.core.bundle import CORE_TASKS, Bundle, Task, load_bundle
+from hf_progressive.evaluation.core.finished_tasks import TaskLedger, digest_model, task_key
+from hf_progressive.evaluation.core.prompts import build_requests, draw_examples
+from hf_progressive.evaluation.core.scoring import Answer, can_reuse_prefixes, judge, score_requests
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_EXAMPLES = 512
+"""Examples tokenized and sorted by length at a time: it bounds memory, not what is computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """How a model did on one task.
+
+    Args:
+        label: The task's name.
+        kind: multiple_choice, schema or language_modeling.
+        shots: Solved examples shown, fewer than the task asks for where the subsample has too few.
+        baseline: Accuracy of a random guess.
+        examples: How many were asked.
+        accuracy: Share of right answers.
+        standard_error: Of the accuracy.
+        centred: (accuracy − baseline) / (1 − baseline).
+        centred_standard_error: Of the centred accuracy.
+        truncated: Examples whose prompt lost its beginning to the model's context.
+        ties: Examples that hung on an exact tie.
+    """
+
+    label: str
+    kind: str
+    shots: int
+    baseline: float
+    examples: int
+    accuracy: float
+    standard_error: float
+    centred: float
+    centred_standard_error: float
+    truncated: int
+    ties: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreResult:
+    """A model's CORE, or what part of it the bundle allows.
+
+    Args:
+        name: "CORE" if all 22 tasks were evaluated, otherwise "CORE (18 of 22 tasks)" and the like.
+        score: Mean centred accuracy over the tasks evaluated.
+        standard_error: Of the score.
+        tasks: One result per task.
+        absent: Tasks that the bundle lists and has no data for.
+        max_per_task: Examples asked per task at most; None for all.
+        context: Tokens the model reads at once; None where there is no limit.
+        bos_token: What was put before every prompt; None where the tokenizer has no such token.
+    """
+
+    name: str
+    score: float
+    standard_error: float
+    tasks: tuple[TaskResult, ...]
+    absent: tuple[str, ...]
+    max_per_task: int | None
+    context: int | None
+    bos_token: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it.
+
+        Returns:
+            The fields by name, tasks as a list of tables.
+        """
+        return asdict(self) | {"tasks": [asdict(task) for task in self.tasks], "absent": list(self.absent)}
+
+    def table(self) -> str:
+        """Write the result as an aligned text table.
+
+        Returns:
+            One line per task, then the score and what is missing.
+        """
+        header = ("task", "shots", "examples", "accuracy", "centred", "truncated", "ties")
+        lines = [
+            (
+                task.label,
+                str(task.shots),
+                str(task.examples),
+                f"{task.accuracy:.4f} ± {task.standard_error:.4f}",
+                f"{task.centred:.4f} ± {task.centred_standard_error:.4f}",
+                str(task.truncated),
+                str(task.ties),
+            )
+            for task in self.tasks
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+        text = [
+            "  ".join(
+                [line[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(line[1:], widths[1:], strict=True))]
+            )
+            for line in (header, *lines)
+        ]
+        text.append(f"{self.name}: {self.score:.4f} ± {self.standard_error:.4f}")
+        if self.absent:
+            text.append(f"no data for: {', '.join(self.absent)}")
+        return "\n".join(text)
+
+
+def evaluate_core(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    bundle: Bundle | str | os.PathLike[str],
+    *,
+    tasks: Iterable[str] | None = None,
+    max_per_task: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    resume_file: str | os.PathLike[str] | None = None,
+) -> CoreResult:
+    """Evaluate a causal language model on CORE.
+
+    Under `accelerate launch` the examples are split over the processes; every process has to call this, with the same
+    weights on its own device, and every one gets the whole result.
+
+    Args:
+        model: Any causal language model of transformers.
+        tokenizer: Its tokenizer.
+        bundle: The folder of a CORE bundle, or what `load_bundle` made of it.
+        tasks: Labels of the tasks to evaluate; None for all that have data.
+        max_per_task: Examples to ask per task, drawn with a fixed seed; None for all.
+        batch_size: Sequences in one forward pass, at most; None for as many as the device's memory allows. It does not
+            change the answers, exact ties excepted.
+        progress: Show a bar on stderr.
+        resume_file: JSON file of finished tasks: read if it exists, written after each task.
+
+    Returns:
+        The score, with each task's part in it.
+
+    Raises:
+        FileNotFoundError: The bundle lacks a file it cannot do without.
+        ValueError: The bundle is malformed, a task is unknown, a number is out of range or the model's loss is not a
+            number.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give 1 or more")
+    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    chosen = bundle.select(tasks)
+    state = current_processes()
+    with main_process_first(state):  # a digest reads the whole model
+        ledger = TaskLedger(resume_file) if resume_file is not None and state.is_main_process else None
+        digest = digest_model(model, tokenizer) if ledger else ""
+
+    results = []
+    for task in chosen:
+        key = task_key(digest, task, max_per_task)
+        # What the main process finds in its file is what all of them go by.
+        (finished,) = broadcast_object_list([ledger.find(task.label, key) if ledger else None])
+        if finished is None:
+            answers = answer_task(
+                model, tokenizer, task, max_per_task=max_per_task, batch_size=batch_size, progress=progress
+            )
+            result = _summarize(task, answers)
+            if ledger:
+                ledger.record(task.label, key, asdict(result))
+        else:
+            logger.info("%s is finished already", task.label)
+            result = TaskResult(**finished)
+        results.append(result)
+    return CoreResult(
+        name=_name([result.label for result in results]),
+        score=sum(result.centred for result in results) / len(results),
+        standard_error=math.hypot(*(result.centred_standard_error for result in results)) / len(results),
+        tasks=tuple(results),
+        absent=bundle.absent,
+        max_per_task=max_per_task,
+        context=context_length(model),
+        bos_token=tokenizer.bos_token,
+    )
+
+
+def answer_task(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    task: Task,
+    *,
+    max_per_task: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> list[Answer]:
+    """Ask a model every example of one task.
+
+    Args:
+        model: The model; it is put into evaluation mode meanwhile.
+        tokenizer: Its tokenizer.
+        task: The task.
+        max_per_task: Examples to ask; None for all.
+        batch_size: Sequences in one forward pass, at most; None for as many as the device's memory allows.
+        progress: Show a bar on stderr.
+
+    Returns:
+        One answer per example, in the order of `draw_examples`, on every process.
+
+    Raises:
+        ValueError: `max_per_task` is below 1 or the model's loss is not a number.
+    """
+    examples = draw_examples(task, max_per_task)
+    if len(examples) <= task.shots:
+        logger.warning(
+            "%s: %d examples leave %d to show, not %d", task.label, len(examples), len(examples) - 1, task.shots
+        )
+    state = current_processes()
+    mine = range(state.process_index, len(examples), state.num_processes)
+    training = model.training
+    model.eval()
+    try:
+        with tqdm(
+            total=sum(len(examples[index].options) for index in mine),
+            desc=task.label,
+            unit="option",
+            disable=not (progress and state.is_main_process),
+        ) as bar:
+            numbered = _answer_examples(model, tokenizer, task, examples, mine, batch_size, bar.update)
+    finally:
+        model.train(training)
+    return [answer for _, answer in sorted(gather_object(numbered), key=lambda pair: pair[0])]
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model can read at once.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The number its configuration states, or None where it states none.
+    """
+    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length
+
+
+def _answer_examples(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Any],
+    indices: Sequence[int],
+    batch_size: int | None,
+    on_rows: Callable[[int], object],
+) -> list[tuple[int, Answer]]:
+    reuse_prefixes, context = can_reuse_prefixes(model), context_length(model)
+    answers: list[Answer] = []
+    for begin in range(0, len(indices), _CHUNK_EXAMPLES):
+        requests = build_requests(task, examples, indices[begin : begin + _CHUNK_EXAMPLES], tokenizer, context)
+        scores = score_requests(model, requests, batch_size=batch_size, reuse_prefixes=reuse_prefixes, on_rows=on_rows)
+        answers += map(judge, requests, scores)
+    return list(zip(indices, answers, strict=True))
+
+
+def _summarize(task: Task, answers: Sequence[Answer]) -> TaskResult:
+    count = len(answers)
+    accuracy = sum(answer.correct for answer in answers) / count
+    standard_error = math.sqrt(accuracy * (1 - accuracy) / count)
+    return TaskResult(
+        label=task.label,
+        kind=task.kind,
+        shots=min(task.shots, count - 1),
+        baseline=task.baseline,
+        examples=count,
+        accuracy=accuracy,
+        standard_error=standard_error,
+        centred=(accuracy - task.baseline) / (1 - task.baseline),
+        centred_standard_error=standard_error / (1 - task.baseline),
+        truncated=sum(answer.truncated for answer in answers),
+        ties=sum(answer.tied for answer in answers),
+    )
+
+
+# Only all 22 tasks, and nothing else, make a CORE.
+def _name(labels: Sequence[str]) -> str:
+    known = sum(label in CORE_TASKS for label in labels)
+    others = len(labels) - known
+    if known == len(CORE_TASKS) and not others:
+        return "CORE"
+    return f"CORE ({known} of {len(CORE_TASKS)} tasks{f', {others} other' if others else ''})"

@@ -1,0 +1,172 @@
+"""A model trained elsewhere that a ladder begins with: a published rung, a rung's folder, or any other checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from hf_progressive.growth.source import COMPANIONS, CONFIG_NAME, GrowthSource
+from hf_progressive.hub.fetch import fetch_files
+from hf_progressive.hub.names import PUBLISHED, RECORD_NAME, RUNG_FILES
+from hf_progressive.storage import check_manifest, read_json
+
+RECORD_FORMAT = 1
+"""The layout of `rung.json` that this version reads."""
+
+_NEEDED = ("name", "tokens", "cold_tokens", "cold_flops", "flops", "bits_per_byte", "data", "estimates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A model trained elsewhere, on this machine."""
+
+    name: str
+    """Who it is, in records that others read: its Hub name, or that of the rung or folder; never a path."""
+
+    folder: Path
+    """Where its files are. They belong to somebody else and are only read."""
+
+    commit: str | None
+    """The commit, for one from the Hub."""
+
+    record: Mapping[str, Any] | None
+    """Its `rung.json`; None for a checkpoint that no ladder trained, of which nothing is known."""
+
+    def __str__(self) -> str:
+        return self.name if self.commit is None else f"{self.name} at {self.commit[:12]}"
+
+    def describe(self) -> str:
+        """Say what it is and what went into it.
+
+        Returns:
+            The rest of a sentence whose subject is the rung.
+        """
+        if self.record is None or not self.flops:
+            history = "what went into it is not recorded, so that its FLOPs count as 0"
+        else:
+            read = f"{self.record['tokens']:,} tokens" if self.record["tokens"] else "tokens not recorded"
+            history = f"{read} and {self.flops:.3g} FLOPs went into it, as its record says"
+            if not self.is_complete:
+                history += ", those of its first ancestor unknown"
+        return f"{self}, which is taken over and not trained; {history}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return who it is and what went into it, as plain values."""
+        known = self.record or {"tokens": 0, "bits_per_byte": None}
+        return {
+            "name": self.name,
+            "commit": self.commit,
+            "rung": known.get("name"),
+            "tokens": known["tokens"],
+            "bits_per_byte": known["bits_per_byte"],
+            "flops": self.flops,
+            "is_complete": self.is_complete,
+        }
+
+    @property
+    def flops(self) -> float:
+        """All FLOPs that went into its weights, as far as they are recorded."""
+        return 0.0 if self.record is None else lineage_flops(self.record)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `flops` is all that went into it, its ancestors included."""
+        return self.record is not None and bool(self.record.get("lineage_complete", True))
+
+    @property
+    def checkpoint(self) -> GrowthSource:
+        """The same as a checkpoint to be read."""
+        return GrowthSource(name=self.name, folder=self.folder, revision=self.commit)
+
+    def read_tokenizer(self) -> Any:
+        """Load its tokenizer.
+
+        Returns:
+            The tokenizer, or None where it has none.
+        """
+        has_one = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+        return AutoTokenizer.from_pretrained(self.folder) if has_one else None
+
+    def files(self) -> list[str]:
+        """List what a ladder takes over: what a rung publishes, and whatever the tokenizer consists of.
+
+        Returns:
+            Names relative to the folder.
+        """
+        found = {path for pattern in (*RUNG_FILES, *COMPANIONS) for path in self.folder.glob(pattern)}
+        return sorted(path.relative_to(self.folder).as_posix() for path in found if path.is_file())
+
+
+def locate_origin(source: str, revision: str | None = None, *, weights: bool = True) -> Origin:
+    """Find a model trained elsewhere: in a folder, in the Hub's cache, or on the Hub.
+
+    HF_HUB_OFFLINE, HF_HOME and HF_ENDPOINT apply; offline, only the cache is searched.
+
+    Args:
+        source: A local folder, which goes first, or a Hub name.
+        revision: The tag or commit of a Hub name.
+        weights: Fetch everything and check it, rather than only what tells sizes, tokenizer and history.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: It is neither a folder nor a repository within reach, or has no such revision.
+        ValueError: A Hub name is not pinned, a folder is, a file is damaged, or the record is of another version.
+    """
+    local = Path(source)
+    if local.is_dir():
+        if revision is not None:
+            raise ValueError(f"{source}: a local folder has no revision {revision!r}; leave the revision out")
+        folder, commit = local, None
+    elif local.is_absolute() or source.count("/") != 1:
+        raise FileNotFoundError(f"{source}: no such folder, and no name on the Hub (ORG/NAME)")
+    else:
+        if revision is None:
+            raise ValueError(f"{source}: a source on the Hub must be pinned; give a tag or a commit as its revision")
+        outline = (CONFIG_NAME, RECORD_NAME, *COMPANIONS)
+        folder = fetch_files(source, (*PUBLISHED, *COMPANIONS) if weights else outline, revision=revision)
+        commit = folder.name
+    if not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"{source}: holds no {CONFIG_NAME}; give a rung's final/ folder or another checkpoint")
+    record = _read_record(folder)
+    if weights and record is not None:
+        check_manifest(folder)
+    return Origin(name=source if commit else _local_name(folder, record), folder=folder, commit=commit, record=record)
+
+
+def lineage_flops(record: Mapping[str, Any]) -> float:
+    """Return all FLOPs that went into a rung's weights.
+
+    Args:
+        record: The rung's record.
+
+    Returns:
+        Its own training and estimates, and those of its ancestors.
+    """
+    flops = record["flops"]
+    return float(flops["train"] + flops["fisher"] + flops["subspace"] + flops["inherited"])
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if record.get("format") != RECORD_FORMAT:
+        raise ValueError(
+            f"{path}: format: {record.get('format')!r} is not {RECORD_FORMAT}, which this version reads; update"
+            " hf_progressive"
+        )
+    for key in _NEEDED:
+        if key not in record:
+            raise ValueError(f"{path}: {key} is missing; the record is damaged, fetch or train the rung again")
+    return record
+
+
+def _local_name(folder: Path, record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return folder.resolve().name
+    return str((record.get("origin") or {}).get("name") or record["name"])

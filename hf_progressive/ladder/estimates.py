@@ -1,0 +1,246 @@
+"""What a trained rung hands to its successor: Fisher information and subspace, estimated, stored, and made into Φ.
+
+Here growth and penalty meet: estimates are in the parent's coordinates, a `GrowthPlan` maps them into the child's.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_progressive import storage
+from hf_progressive.config import PhiConfig
+from hf_progressive.data import Corpus, rung_blocks
+from hf_progressive.distributed.batching import sequences_that_fit, with_fewer
+from hf_progressive.distributed.float32_products import float32_products
+from hf_progressive.distributed.processes import main_process_first
+from hf_progressive.estimation.files import (
+    FisherRecord,
+    SubspaceRecord,
+    load_fisher,
+    load_subspace,
+    read_record,
+    save_fisher,
+    save_subspace,
+)
+from hf_progressive.estimation.fisher import estimate_fisher, fisher_flops
+from hf_progressive.estimation.subspace import learn_subspace, subspace_flops
+from hf_progressive.growth import GrowthPlan
+from hf_progressive.growth.checkpoint import CheckpointReader
+from hf_progressive.penalty.penalty import InheritancePenalty
+
+logger = logging.getLogger(__name__)
+
+_FISHER_FILE, _SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"
+
+
+def estimate_inheritance(
+    checkpoint: Path,
+    phi: PhiConfig,
+    corpus: Corpus,
+    span: range,
+    *,
+    flops_per_token: float,
+    state: PartialState,
+    known: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Estimate what Φ needs of a trained model and store it in `phi/` beside the weights.
+
+    Under several processes each reads its own share of the blocks; the first writes.
+
+    Args:
+        checkpoint: The trained checkpoint's folder.
+        phi: What to estimate, and how. A term whose weight is 0 needs nothing.
+        corpus: The corpus that the model was trained on.
+        span: The blocks of it that the model read; the last ones are used.
+        flops_per_token: Training FLOPs per token of this model.
+        state: The processes.
+        known: What was recorded of estimates that came with the model. One made of these weights in the way that is
+            wanted is kept, with its FLOPs; any other is made again.
+
+    Returns:
+        For `fisher` and `subspace`, as far as they were estimated: how, from how many sequences, and the FLOPs spent.
+    """
+    if phi.ewc_lambda == 0 and phi.gamma == 0:
+        return {}
+    weights = _weights_hash(checkpoint)
+    costs = _kept_estimates(checkpoint, phi, weights, known or {})
+    wants_fisher = phi.ewc_lambda > 0 and "fisher" not in costs
+    wants_subspace = phi.gamma > 0 and "subspace" not in costs
+    if not wants_fisher and not wants_subspace:
+        return costs
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(state.device)
+    estimator = _Estimator(
+        model=model, phi=phi, corpus=corpus, span=span, flops_per_token=flops_per_token, state=state
+    )
+    if wants_fisher:
+        fisher, fisher_record, flops = estimator.fisher()
+        costs["fisher"] = {**_described(fisher_record), "flops": flops}
+        made = dataclasses.replace(fisher_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
+        with main_process_first(state):
+            if state.is_main_process:
+                save_fisher(checkpoint / _FISHER_FILE, fisher, made)
+    if wants_subspace:
+        bases, subspace_record, flops = estimator.subspace()
+        costs["subspace"] = {**_described(subspace_record), "flops": flops}
+        learned = dataclasses.replace(subspace_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
+        with main_process_first(state):
+            if state.is_main_process:
+                save_subspace(checkpoint / _SUBSPACE_FILE, bases, learned)
+    return costs
+
+
+def _kept_estimates(checkpoint: Path, phi: PhiConfig, weights: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    # The estimates beside the weights that are just what is wanted, as they were recorded.
+    kept = {}
+    if phi.ewc_lambda > 0 and "fisher" in known and (checkpoint / _FISHER_FILE).is_file():
+        fisher = read_record(checkpoint / _FISHER_FILE, FisherRecord)
+        wanted = (phi.fisher.kind, phi.fisher.definition, phi.fisher.sequences, None, weights)
+        if (fisher.kind, fisher.definition, fisher.sequences, fisher.normalize, fisher.model_hash) == wanted:
+            kept["fisher"] = dict(known["fisher"])
+    if phi.gamma > 0 and "subspace" in known and (checkpoint / _SUBSPACE_FILE).is_file():
+        subspace = read_record(checkpoint / _SUBSPACE_FILE, SubspaceRecord)
+        source, energy = phi.subspace.source, phi.subspace.energy
+        sequences = 0 if source == "weights" else phi.subspace.sequences
+        found = (subspace.source, subspace.energy, subspace.rank, subspace.sequences, subspace.model_hash)
+        if found == (source, energy, None, sequences, weights):
+            kept["subspace"] = dict(known["subspace"])
+    for name in kept:
+        logger.info("%s: its %s came with it and is kept", checkpoint, name)
+    return kept
+
+
+def _weights_hash(checkpoint: Path) -> str:
+    # One digest for one file or many: that of the manifest's digests. Estimates lie in a folder below the weights.
+    files = storage.read_json(checkpoint / storage.MANIFEST_NAME)["files"]
+    digests = [entry["sha256"] for name, entry in sorted(files.items()) if fnmatchcase(name, "model*.safetensors")]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _described(record: FisherRecord | SubspaceRecord) -> dict[str, Any]:
+    values = dataclasses.asdict(record)
+    return {name: value for name, value in values.items() if name not in ("model_hash", "data_fingerprint")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Estimator:
+    """The two estimates of one model, with what they cost."""
+
+    model: PreTrainedModel
+    phi: PhiConfig
+    corpus: Corpus
+    span: range
+    flops_per_token: float
+    state: PartialState
+
+    def fisher(self) -> tuple[dict[str, torch.Tensor], FisherRecord, float]:
+        options = self.phi.fisher
+        count, rows = self._last(options.sequences)
+
+        def estimate(size: int) -> dict[str, torch.Tensor]:
+            return estimate_fisher(
+                self.model,
+                _batches(rows, size),
+                kind=options.kind,
+                definition=options.definition,
+                reduce=self._is_distributed,
+                progress=self.state.is_main_process,
+            )
+
+        with float32_products(tf32=True):  # it samples the data, beside which such rounding is nothing
+            fisher = with_fewer(estimate, self._at_once)
+        tokens = count * self.corpus.context
+        flops = fisher_flops(
+            tokens=tokens,
+            sequences=count,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            training_flops_per_token=self.flops_per_token,
+        )
+        record = FisherRecord(kind=options.kind, definition=options.definition, sequences=count, tokens=tokens)
+        return fisher, record, flops
+
+    def subspace(self) -> tuple[dict[str, torch.Tensor], SubspaceRecord, float]:
+        options = self.phi.subspace
+        reads_data = options.source != "weights"
+        count, rows = self._last(options.sequences if reads_data else 0)
+
+        def learn(size: int) -> dict[str, torch.Tensor]:
+            return learn_subspace(
+                self.model,
+                _batches(rows, size) if reads_data else None,
+                source=options.source,
+                energy=options.energy,
+                reduce=reads_data and self._is_distributed,
+                progress=self.state.is_main_process,
+            )
+
+        bases = with_fewer(learn, self._at_once)
+        tokens = count * self.corpus.context
+        flops = subspace_flops(
+            self.model, source=options.source, tokens=tokens, training_flops_per_token=self.flops_per_token
+        )
+        record = SubspaceRecord(source=options.source, energy=options.energy, sequences=count, tokens=tokens)
+        return bases, record, flops
+
+    @property
+    def _is_distributed(self) -> bool:
+        return bool(self.state.num_processes > 1)
+
+    @property
+    def _at_once(self) -> int:
+        size, context = self.phi.fisher.batch_size, self.corpus.context
+        return sequences_that_fit(self.model, context, on_cpu=size, gradients=True)
+
+    def _last(self, wanted: int) -> tuple[int, list[torch.Tensor]]:
+        # The number of blocks over all processes, and this process's share of them, token ids (T,) each.
+        indices = self.span[len(self.span) - min(wanted, len(self.span)) :]
+        rows = _read(self.corpus, indices)[self.state.process_index :: self.state.num_processes]
+        return len(indices), rows
+
+
+def _batches(rows: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
+    # Token ids (B, T) of at most `size` sequences each.
+    return [torch.stack([*rows[i : i + size]]) for i in range(0, len(rows), size)]
+
+
+def _read(corpus: Corpus, indices: range) -> list[torch.Tensor]:
+    # Token ids of consecutive blocks, each (T,), of a corpus at hand or a streamed one.
+    blocks = rung_blocks(corpus, indices.start, len(indices))
+    return [blocks[i]["input_ids"] for i in range(len(indices))]
+
+
+def load_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) -> InheritancePenalty | None:
+    """Build Φ for a grown rung from its initial checkpoint and its parent's estimates.
+
+    Args:
+        phi: The weights of the two terms.
+        anchor: The grown, untrained checkpoint: W₀.
+        parent: The parent's checkpoint, with its estimates in `phi/`.
+        growth: The plan by which the one was grown from the other; it maps the estimates.
+
+    Returns:
+        The penalty, or None where both weights are 0.
+
+    Raises:
+        FileNotFoundError: An estimate that a term needs is not there.
+    """
+    if phi.ewc_lambda == 0 and phi.gamma == 0:
+        return None
+    reader = CheckpointReader(anchor)
+    fisher = growth.map_diagonal(load_fisher(parent / _FISHER_FILE)[0]) if phi.ewc_lambda > 0 else None
+    bases = growth.map_subspace(load_subspace(parent / _SUBSPACE_FILE)[0]) if phi.gamma > 0 else None
+    return InheritancePenalty(
+        {name: reader.read(name) for name in reader.specs},
+        fisher,
+        bases,
+        ewc_lambda=phi.ewc_lambda,
+        gamma=phi.gamma,
+    )

@@ -1,0 +1,106 @@
+"""A run folder as one run's own: held against a second process, and against another configuration."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+
+from hf_progressive import storage
+from hf_progressive.config import LadderConfig, strict_yaml
+from hf_progressive.distributed.processes import main_process_first
+from hf_progressive.ladder.record import ladder_record
+from hf_progressive.storage.locks import try_lock
+from hf_progressive.training.checkpoints import remove_leftovers
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, state: PartialState) -> Iterator[None]:
+    """Keep a second run out of the same folder; the lock goes with the process, however it ends.
+
+    Args:
+        folder: The run folder.
+        state: The processes, of which the first holds the lock.
+
+    Yields:
+        Nothing, while the lock is held.
+
+    Raises:
+        ValueError: Another run holds it.
+        OSError: There can be no such folder.
+    """
+    with contextlib.ExitStack() as stack:
+        with main_process_first(state):
+            if state.is_main_process:
+                _make(folder)
+                if not stack.enter_context(try_lock(folder / ".lock")):
+                    raise ValueError(f"{folder}: another run is working in this folder; wait for it or choose another")
+                remove_leftovers(folder, spared=("data", ".data.unfinished"))  # the corpus has its own lock
+        yield
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        message = f"{folder}: cannot be a run folder ({reason}); choose a folder that you may write to"
+        raise type(error)(error.errno, message) from error
+
+
+def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
+    """Write the configuration into a new run folder, or compare it with the one that is there.
+
+    Args:
+        folder: The run folder.
+        config: The ladder.
+        state: The processes.
+
+    Raises:
+        ValueError: The folder holds a run of another configuration; all differences are named.
+    """
+    with main_process_first(state):
+        _claim(folder / "ladder.json", config, state)
+
+
+def _claim(path: Path, config: LadderConfig, state: PartialState) -> None:
+    folder = path.parent
+    if path.exists():
+        there, here = _completed(storage.read_json(path)["config"]), config.to_dict()
+        for run in (there, here):
+            # Where the rungs go, and where the corpus lies, does not change what they are.
+            run.pop("publish", None)
+            run["data"].pop("prepared", None)
+        differences = list(_differences(there, here))
+        if differences:
+            raise ValueError(
+                f"{folder}: holds a run of another configuration ({'; '.join(differences)}); "
+                f"go back to that configuration or choose another output folder"
+            )
+    elif state.is_main_process:
+        with storage.atomic_file(folder / "ladder.yaml") as temporary:
+            temporary.write_text(
+                yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
+            )
+        storage.write_json(path, ladder_record(config, finished=[], state=state))
+
+
+def _completed(configuration: dict[str, Any]) -> dict[str, Any]:
+    # A key that has come since the run was begun has its default there, with which the run went on as before.
+    try:
+        return strict_yaml.build(LadderConfig, configuration).to_dict()
+    except ValueError:  # of a version that knew other keys or accepted other values: compared as it is
+        return configuration
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            yield from _differences(*pair, f"{path}.{index}")
+    elif old != new:
+        yield f"{path}: {old!r} there, {new!r} here"

@@ -1,0 +1,116 @@
+"""A penalty on disk: what a run needs to go on with the same Φ, read back one tensor at a time."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_progressive.penalty.penalty import InheritancePenalty
+from hf_progressive.storage import atomic_folder, read_json, write_json
+
+DESCRIPTION_NAME = "penalty.json"
+"""Name of the file that says which λ and γ, which tensors and where."""
+
+_FILE_BYTES = 1 << 30  # also what is held in memory while writing
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """Tensors in safetensors files, each read when it is asked for.
+
+    Args:
+        folder: Where the files are.
+        files: Tensor name → file name.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], files: Mapping[str, str]) -> None:
+        self._folder, self._files = Path(folder), dict(files)
+
+    def __getitem__(self, name: str) -> Tensor:
+        path = self._folder / self._files[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: {name} cannot be read ({error}); the file is damaged") from error
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) -> None:
+    """Write a penalty's tensors, λ and γ to a folder, whole or not at all, holding at most about 1 GiB at a time.
+
+    Args:
+        penalty: A penalty whose mappings an engine's division has not let go.
+        folder: The folder, replaced if it exists.
+
+    Raises:
+        ValueError: The penalty holds pieces only.
+
+    >>> import tempfile, torch
+    >>> ones = {"weight": torch.ones(2, 3)}
+    >>> folder = Path(tempfile.mkdtemp(), "phi")
+    >>> save_penalty(InheritancePenalty(ones, ones, ewc_lambda=0.5), folder)
+    >>> again = load_penalty(folder)
+    >>> again.ewc_lambda, again.fingerprint() == InheritancePenalty(ones, ones).fingerprint()
+    (0.5, True)
+    """
+    with atomic_folder(folder, overwrite=True) as temporary:
+        files = {kind: _write(temporary, kind, tensors) for kind, tensors in penalty.mappings().items()}
+        description = {
+            "format": 1,
+            "ewc_lambda": penalty.ewc_lambda,
+            "gamma": penalty.gamma,
+            "fingerprint": penalty.fingerprint(),
+            "files": files,
+        }
+        write_json(temporary / DESCRIPTION_NAME, description)
+
+
+def load_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty:
+    """Read back what `save_penalty` wrote; a `phi` folder inside a checkpoint is one.
+
+    Args:
+        folder: The folder. It must stay while the penalty is in use: tensors are read when they are needed.
+
+    Returns:
+        The penalty.
+
+    Raises:
+        FileNotFoundError: There is no description in the folder.
+        ValueError: The description is damaged.
+    """
+    description = read_json(Path(folder) / DESCRIPTION_NAME)
+    try:
+        files = description["files"]
+        anchor, fisher, subspace = (StoredTensors(folder, files[kind]) for kind in ("anchor", "fisher", "subspace"))
+        return InheritancePenalty(
+            anchor, fisher, subspace, ewc_lambda=description["ewc_lambda"], gamma=description["gamma"]
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{Path(folder) / DESCRIPTION_NAME}: not a penalty's description ({error!r})") from error
+
+
+def _write(folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    # name → file; a new file is begun where the next tensor would make one larger than it may be
+    files: dict[str, str] = {}
+    batch: dict[str, Tensor] = {}
+    held, number = 0, 1
+    for name in tensors:
+        tensor = tensors[name].detach().cpu().contiguous().clone()  # names of tied weights may share storage
+        size = tensor.numel() * tensor.element_size()
+        if batch and held + size > _FILE_BYTES:
+            save_file(batch, folder / f"{kind}-{number:05d}.safetensors")
+            batch, held, number = {}, 0, number + 1
+        batch[name], held = tensor, held + size
+        files[name] = f"{kind}-{number:05d}.safetensors"
+    if batch:
+        save_file(batch, folder / f"{kind}-{number:05d}.safetensors")
+    return files

@@ -1,0 +1,191 @@
+"""What training a model holds: bytes on each accelerator, and bytes on disk, counted before anything is trained."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from hf_progressive.config import LadderConfig
+from hf_progressive.planning.ladder_plan import RungPlan
+
+_WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8  # bytes per parameter: float32 weights and gradients, Adam's two moments
+_ANCHOR, _FISHER = 4, 4  # Φ's W₀ and Ω
+_TRAINER_CHECKPOINTS = 2  # of which the newest are kept for resuming
+
+
+def activation_bytes(config: PretrainedConfig, *, context: int, bf16: bool) -> int:
+    """Count what the forward pass of one sequence keeps for the backward pass, the loss included.
+
+    The stock class runs on tensors without storage, and every tensor that autograd saves is counted once. It does so
+    with one layer and with two; further layers keep what the second one does.
+
+    Args:
+        config: The model's configuration.
+        context: Tokens of the sequence.
+        bf16: Whether the pass runs under bfloat16 autocast; the copies of weights that it makes, which do not grow
+            with the batch, are left out.
+
+    Returns:
+        Bytes per sequence, without gradient checkpointing.
+    """
+    one, two = (_saved_bytes(_with_layers(config, layers), context, bf16=bf16) for layers in (1, 2))
+    layers: int = config.num_hidden_layers
+    return one + (layers - 1) * (two - one)
+
+
+def _with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    fields = config.to_dict()
+    for name in ("layer_types", "no_rope_layers"):
+        if fields.get(name):
+            fields[name] = fields[name][:layers]
+    fields[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = layers
+    return type(config).from_dict(fields)
+
+
+def _saved_bytes(config: PretrainedConfig, context: int, *, bf16: bool) -> int:
+    storages: dict[Any, int] = {}
+    kept: list[Tensor] = []  # so that no storage is counted under the address of one that is gone
+
+    def count(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+    saving: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with FakeTensorMode():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        tokens = torch.zeros(1, context, dtype=torch.long)
+        with saving, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            model(input_ids=tokens, labels=tokens, use_cache=False)
+        for parameter in model.parameters():
+            storages.pop(parameter.untyped_storage()._cdata, None)
+        casts = 2 * _matrix_entries(model) if bf16 else 0
+    return sum(storages.values()) - casts
+
+
+def _matrix_entries(model: nn.Module) -> int:
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
+
+
+def sequence_bytes(config: LadderConfig, rung: RungPlan, *, on_gpu: bool = True) -> int:
+    """Return the bytes of activations that each sequence of a rung's micro-batches takes.
+
+    Args:
+        config: The ladder.
+        rung: The rung.
+        on_gpu: Whether it trains on a GPU, where `training.precision: auto` means bfloat16.
+
+    Returns:
+        Bytes, as `activation_bytes` counts them.
+    """
+    training = config.training
+    chosen = on_gpu and training.precision == "auto" and not training.arguments.get("fp16")
+    bf16 = training.arguments.get("bf16", chosen or training.precision == "bfloat16")
+    return activation_bytes(rung.config, context=config.model.context, bf16=bool(bf16))
+
+
+def penalty_state(config: LadderConfig, rung: RungPlan) -> dict[str, bool]:
+    """Return what Φ holds beside a rung's own state.
+
+    Args:
+        config: The ladder.
+        rung: The rung.
+
+    Returns:
+        `with_penalty` and `with_fisher`, as `training_bytes` takes them.
+    """
+    phi = config.phi
+    return {
+        "with_penalty": rung.parent is not None and (phi.ewc_lambda > 0 or phi.gamma > 0),
+        "with_fisher": phi.ewc_lambda > 0,
+    }
+
+
+def training_bytes(
+    parameters: int, *, sequences: int, per_sequence: int, with_penalty: bool, with_fisher: bool, shards: int = 1
+) -> int:
+    """Return what one accelerator holds while a model trains with AdamW in float32 or under autocast.
+
+    Weights, gradients and moments are 16 bytes per parameter (Rajbhandari et al., arXiv 1910.02054, section 3, in
+    float32), Φ's anchor and Fisher information 8 more. Bases of subspaces, buffers of the communication and the
+    fragmentation of memory are not counted: leave a tenth.
+
+    Args:
+        parameters: The model's parameters.
+        sequences: Sequences of one micro-batch.
+        per_sequence: Bytes of activations per sequence.
+        with_penalty: Whether Φ is at work.
+        with_fisher: Whether it has a Fisher term.
+        shards: Processes that share the state, as with ZeRO-3 and FSDP2; 1 where each holds all of it.
+
+    Returns:
+        Bytes.
+
+    >>> training_bytes(1000, sequences=2, per_sequence=50, with_penalty=True, with_fisher=True, shards=4)
+    6100
+    """
+    state = _WEIGHT + _GRADIENT + _MOMENTS
+    if with_penalty:
+        state += _ANCHOR + (_FISHER if with_fisher else 0)
+    return -(-parameters * state // shards) + sequences * per_sequence
+
+
+def disk_bytes(parameters: int, *, grown: bool, cold_twin: bool, stable: bool, with_fisher: bool) -> int:
+    """Return what a rung leaves in its run folder: weights, checkpoints for resuming, Fisher information.
+
+    Args:
+        parameters: The model's parameters.
+        grown: Whether it is grown; a rung that is not has no twin.
+        cold_twin: Whether a cold twin is trained beside it.
+        stable: Whether the weights from before the warm-down are kept.
+        with_fisher: Whether Fisher information is estimated for its successor.
+
+    Returns:
+        Bytes, without bases of subspaces, records and tokenizers, which are small.
+
+    >>> disk_bytes(1000, grown=True, cold_twin=False, stable=False, with_fisher=True)
+    36000
+    """
+    run = 2 * _WEIGHT + _TRAINER_CHECKPOINTS * (_WEIGHT + _MOMENTS)  # initial and final weights, checkpoints
+    runs = 2 if grown and cold_twin else 1
+    extra = (_WEIGHT if stable else 0) + (_FISHER if with_fisher else 0)
+    return parameters * (runs * run + extra)
+
+
+def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher: bool) -> int:
+    """Return what one training run writes, replaced checkpoints included: the time that saving takes goes by it.
+
+    Args:
+        parameters: The model's parameters.
+        checkpoints: Checkpoints for resuming.
+        stable: Whether the weights from before the warm-down are kept.
+        with_fisher: Whether Fisher information is estimated for its successor.
+
+    Returns:
+        Bytes, without bases of subspaces, records and tokenizers, which are small.
+
+    >>> saved_bytes(1000, checkpoints=4, stable=True, with_fisher=False)
+    60000
+    """
+    weights = _WEIGHT * (3 if stable else 2)  # initial, final, and those from before the warm-down
+    return parameters * (checkpoints * (_WEIGHT + _MOMENTS) + weights + (_FISHER if with_fisher else 0))
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """Return the bytes of a checkpoint for resuming: weights and AdamW's moments.
+
+    Args:
+        parameters: The model's parameters.
+
+    Returns:
+        Bytes.
+
+    >>> checkpoint_bytes(1000)
+    12000
+    """
+    return parameters * (_WEIGHT + _MOMENTS)

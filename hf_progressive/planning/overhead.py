@@ -1,0 +1,131 @@
+"""What a ladder computes beside training: validation, estimates for Φ, CORE.
+
+None of it is in the FLOPs that η and savings compare, but for the estimates. All of it takes time on the accelerators,
+so that a plan prices it and a record states it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_progressive.config import CoreConfig, LadderConfig
+from hf_progressive.estimation.fisher import fisher_flops
+from hf_progressive.estimation.subspace import subspace_flops
+from hf_progressive.evaluation.core.bundle import Task, load_bundle
+from hf_progressive.evaluation.core.prompts import build_requests, common_prefix, draw_examples
+from hf_progressive.planning.ladder_plan import RungPlan
+from hf_progressive.training.flops import FORWARD_SHARE
+
+_BYTES_PER_TOKEN = 4  # English text under vocabularies of 10,000 to 100,000: 3.5 to 4.7
+_SAMPLED_EXAMPLES = 32  # per task of CORE, whose lengths stand for all of its examples'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The validation of one training run."""
+
+    points: int
+    """How often the validation part is read: before the first step and along the run."""
+
+    tokens: int
+    """Tokens read, over all points, if the validation part is as large as the configuration lets it be."""
+
+    flops: float
+    """FLOPs of these forward passes."""
+
+    @classmethod
+    def of(cls, config: LadderConfig, rung: RungPlan, *, steps: int) -> "Validation":
+        """Count the validation of a rung's run.
+
+        Args:
+            config: The ladder.
+            rung: The rung.
+            steps: Optimizer steps of the run; 0 for a model taken over, which is measured once.
+
+        Returns:
+            The counts.
+        """
+        context = config.model.context
+        points = 1 + min(steps, config.training.evaluations)
+        tokens = points * (config.data.max_validation_tokens // context * context)
+        return cls(points=points, tokens=tokens, flops=tokens * rung.size.flops_per_token * FORWARD_SHARE)
+
+
+def estimate_flops(config: LadderConfig, rung: RungPlan) -> dict[str, float]:
+    """Count the FLOPs of what is estimated of a trained rung for its successor's Φ.
+
+    The last rung's estimates are made too: a later ladder may go on from it.
+
+    Args:
+        config: The ladder.
+        rung: The rung.
+
+    Returns:
+        FLOPs by `fisher` and `subspace`; 0 for a term that is off.
+    """
+    phi, context, per_token = config.phi, config.model.context, rung.size.flops_per_token
+    # What the rung read, where that is known.
+    blocks = rung.tokens // context or max(phi.fisher.sequences, phi.subspace.sequences)
+    flops = {"fisher": 0.0, "subspace": 0.0}
+    if phi.ewc_lambda > 0:
+        sequences = min(phi.fisher.sequences, blocks)
+        flops["fisher"] = fisher_flops(
+            tokens=sequences * context,
+            sequences=sequences,
+            parameters=rung.parameters.total,
+            training_flops_per_token=per_token,
+        )
+    if phi.gamma > 0:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(rung.config)
+        sequences = 0 if phi.subspace.source == "weights" else min(phi.subspace.sequences, blocks)
+        flops["subspace"] = subspace_flops(
+            model, source=phi.subspace.source, tokens=sequences * context, training_flops_per_token=per_token
+        )
+    return flops
+
+
+@cache
+def core_tokens(core: CoreConfig, context: int) -> int:
+    """Estimate the tokens that a model reads when it is evaluated on CORE.
+
+    Prompts are made as they will be asked, from a sample of each task's examples, with what options share read once.
+    Their bytes stand for tokens, four to one, because the tokenizer may not be trained yet.
+
+    Args:
+        core: The evaluation.
+        context: Tokens that the model reads at once.
+
+    Returns:
+        About how many tokens.
+
+    Raises:
+        FileNotFoundError: The bundle lacks a file.
+        ValueError: The bundle is malformed, or a task is unknown.
+    """
+    tasks = load_bundle(core.bundle).select(core.tasks or None)
+    return round(sum(_task_bytes(task, core.max_per_task, context) for task in tasks) / _BYTES_PER_TOKEN)
+
+
+def _task_bytes(task: Task, limit: int | None, context: int) -> float:
+    examples = draw_examples(task, limit)
+    sample = range(0, len(examples), -(-len(examples) // _SAMPLED_EXAMPLES))
+    requests = build_requests(task, examples, sample, _ByteTokenizer(), context * _BYTES_PER_TOKEN)
+    read = 0
+    for request in requests:
+        shared = common_prefix([row.tokens for row in request.rows])
+        read += shared + sum(len(row.tokens) - shared for row in request.rows)
+    return read / len(sample) * len(examples)
+
+
+class _ByteTokenizer:
+    """A tokenizer whose tokens are the bytes of a text."""
+
+    bos_token_id = 0
+
+    def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [list(text.encode()) for text in texts]}

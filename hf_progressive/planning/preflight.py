@@ -1,0 +1,177 @@
+"""What in a ladder's settings contradicts the rest, or asks for what is not here: all of it, before any compute."""
+
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
+
+from hf_progressive.config import CoreConfig, DataConfig, LadderConfig, strict_yaml
+from hf_progressive.evaluation.core.bundle import load_bundle
+from hf_progressive.training.arguments import ProgressiveTrainingArguments, check_arguments
+from hf_progressive.training.training_run import micro_batches
+
+_POINTS = "the ladder evaluates, saves and logs at points of its own (training.evaluations, training.checkpoints)"
+_SET_ELSEWHERE = {
+    **dict.fromkeys(("eval_steps", "eval_delay", "save_steps", "logging_steps", "logging_first_step"), _POINTS),
+    **dict.fromkeys(("logging_strategy", "load_best_model_at_end", "metric_for_best_model"), _POINTS),
+    **dict.fromkeys(("greater_is_better", "do_train", "do_eval", "do_predict"), _POINTS),
+    "prediction_loss_only": "the ladder reads the loss alone",
+    "auto_find_batch_size": "it would change the batch under way; lower training.micro_batch_size",
+    "label_smoothing_factor": "bits per byte would be those of the smoothed loss",
+    "save_only_model": "a run that was stopped could not go on with the same bits",
+    "ignore_data_skip": "a run that was stopped would read its first blocks again",
+    "push_to_hub": "the key `publish` publishes finished rungs",
+}
+"""Arguments that would undo what a ladder does, and why."""
+
+_PACKAGES = {
+    "deepspeed": "deepspeed",
+    "use_liger_kernel": "liger_kernel",
+    "trackio_space_id": "trackio",
+}
+"""Arguments that need a package."""
+
+_OPTIMIZER_PACKAGES = {
+    "torch_4bit": "torchao", "torch_8bit": "torchao", "galore": "galore_torch", "lomo": "lomo_optim",
+    "grokadamw": "grokadamw", "bnb": "bitsandbytes", "8bit": "bitsandbytes", "schedule_free": "schedulefree",
+    "apollo": "apollo_torch", "anyprecision": "torchdistx", "stable_adamw": "optimi", "ademamix": "bitsandbytes",
+    "lion": "bitsandbytes", "paged": "bitsandbytes",
+}  # fmt: skip
+"""Parts of an optimizer's name, and the package that it is in."""
+
+_EXTRAS = {"tensorboard": "hf-progressive[tensorboard]", "deepspeed": "hf-progressive[deepspeed]"}
+"""What to install for packages that are extras of this one."""
+
+
+def find_problems(config: LadderConfig, processes: int | None = None) -> list[str]:
+    """Look for settings that contradict one another, and for what they name and this machine lacks.
+
+    Args:
+        config: The ladder.
+        processes: Processes that will train together; None does not ask whether a step divides among them.
+
+    Returns:
+        A line per problem: the key, its value, and what would be right.
+    """
+    arguments = config.training.arguments
+    problems = [*_argument_problems(arguments), *_contradictions(arguments), *_missing_packages(arguments)]
+    if processes is not None:
+        problems += _of(lambda: micro_batches(config.training, config.model.context, processes))
+    problems += _data_problems(config.data, config.model.context)
+    if config.core is not None:
+        problems += _core_problems(config.core)
+    return problems
+
+
+def _of(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    return []
+
+
+def _argument_problems(arguments: Mapping[str, Any]) -> Iterator[str]:
+    hints = typing.get_type_hints(ProgressiveTrainingArguments)
+    for name, value in arguments.items():
+        if name in _SET_ELSEWHERE:
+            if value not in (False, 0, None):
+                yield f"training.arguments.{name}: {_SET_ELSEWHERE[name]}; leave it out"
+            continue
+        refused = _of(partial(check_arguments, {name: value}))
+        yield from refused or _of(partial(_check_type, hints.get(name), value, name))
+
+
+def _check_type(hint: Any, value: Any, name: str) -> None:
+    plain = {bool, int, float, str, type(None)}
+    members = set(typing.get_args(hint)) or {hint}
+    if members <= plain:  # the others accept forms of their own
+        strict_yaml.convert(hint, value, f"training.arguments.{name}")
+
+
+def _contradictions(arguments: Mapping[str, Any]) -> Iterator[str]:
+    def given(name: str) -> bool:
+        return arguments.get(name) not in (None, False, 0, "", [], {})
+
+    for one, other in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval"), ("deepspeed", "fsdp")):
+        if given(one) and given(other):
+            yield f"training.arguments: {one} and {other} exclude each other; leave one out"
+    if not given("dataloader_num_workers"):
+        for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+            if given(name):
+                yield f"training.arguments.{name}: needs dataloader_num_workers above 0; set that, or leave it out"
+    for name, least in (("dataloader_num_workers", 0), ("per_device_eval_batch_size", 1), ("save_total_limit", 1)):
+        value = arguments.get(name)
+        if isinstance(value, int) and value < least:
+            yield f"training.arguments.{name}: {value} is below {least}"
+    accelerator = arguments.get("accelerator_config")
+    if isinstance(accelerator, Mapping) and accelerator.get("split_batches"):
+        yield (
+            "training.arguments.accelerator_config.split_batches: training.batch_tokens is divided among the processes"
+            " already; leave it out"
+        )
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
+        path = arguments.get(name)
+        if isinstance(path, str) and path and not Path(path).is_file():
+            yield f"training.arguments.{name}: {path}: no such file"
+
+
+def _missing_packages(arguments: Mapping[str, Any]) -> Iterator[str]:
+    for name, package in _PACKAGES.items():
+        if arguments.get(name) and find_spec(package) is None:
+            yield f"training.arguments.{name}: needs {package}, which is not installed; {_install(package)}"
+    optimizer = arguments.get("optim")
+    if isinstance(optimizer, str):
+        known = {name.value for name in OptimizerNames}
+        if optimizer not in known:
+            yield f"training.arguments.optim: {optimizer!r} is unknown; {strict_yaml.nearest(optimizer, known)}"
+        needed = next((package for part, package in _OPTIMIZER_PACKAGES.items() if part in optimizer), None)
+        if needed is not None and find_spec(needed) is None:
+            yield f"training.arguments.optim: {optimizer} needs {needed}, which is not installed; {_install(needed)}"
+    reports = arguments.get("report_to")
+    available = get_available_reporting_integrations()
+    for name in [reports] if isinstance(reports, str) else reports or ():
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            nearest = strict_yaml.nearest(str(name), INTEGRATION_TO_CALLBACK)
+            yield f"training.arguments.report_to: {name!r} is unknown; {nearest}"
+        elif name not in available:
+            yield (
+                f"training.arguments.report_to: {name} is not installed; {_install(name)}, or report to none"
+                f" (--set training.arguments.report_to=none)"
+            )
+
+
+def _install(package: str) -> str:
+    return f"pip install '{_EXTRAS.get(package, package.replace('_', '-'))}'"
+
+
+def _data_problems(data: DataConfig, context: int) -> Iterator[str]:
+    if data.max_validation_tokens < context:
+        yield f"data.max_validation_tokens: {data.max_validation_tokens} is less than one block of {context}; raise it"
+    tokenizer = data.tokenizer
+    if tokenizer.name is not None:
+        return
+    files = [Path(file) for file in data.files]
+    # Each entry beyond the bytes joins two that stand side by side: fewer bytes than entries can never do.
+    limits = {"data.tokenizer.training_bytes": tokenizer.training_bytes}
+    readable = data.source in ("text", "json") and all(file.suffix in (".txt", ".json", ".jsonl") for file in files)
+    if readable and all(file.is_file() for file in files):
+        limits["data.files"] = sum(file.stat().st_size for file in files)
+    for key, size in limits.items():
+        if size < tokenizer.vocab_size - 256:
+            yield (
+                f"data.tokenizer.vocab_size: {tokenizer.vocab_size} entries cannot come of {key}'s {size} bytes; lower"
+                f" it, or give more text"
+            )
+
+
+@cache
+def _core_problems(core: CoreConfig) -> tuple[str, ...]:
+    return tuple(f"core: {problem}" for problem in _of(lambda: load_bundle(core.bundle).select(core.tasks or None)))

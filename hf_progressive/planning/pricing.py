@@ -1,0 +1,293 @@
+"""What a ladder costs on accelerators: hours, dollars, memory and disk, cold and inherited.
+
+Three prices are kept apart: every model from nothing, every model inherited, and the last model alone. What
+inheritance costs is given twice, where it is known: as the configuration trains it (`inherited_fraction` of every cold
+budget), and as a measured transfer efficiency η says it takes to match the cold twins. These three are of training
+alone. What a run does beside it (validation, estimates for Φ, CORE, saving) stands by itself, and in the sum of what
+the run takes.
+
+Time comes from FLOPs by the speed of each rung: an assumed share of the peak, or what `measure` saw.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hf_progressive.config import LadderConfig
+from hf_progressive.distributed.accelerators import GPUS, Gpu
+from hf_progressive.planning.cluster import Cluster
+from hf_progressive.planning.data_supply import DataSupply
+from hf_progressive.planning.evidence import Evidence, inherited_flops, read_evidence
+from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
+from hf_progressive.planning.memory import disk_bytes, penalty_state, saved_bytes, sequence_bytes, training_bytes
+from hf_progressive.planning.overhead import Validation, core_tokens, estimate_flops
+from hf_progressive.planning.speed import Measurement, Speed, speeds
+from hf_progressive.training.flops import FORWARD_SHARE
+from hf_progressive.training.training_run import micro_batches
+
+__all__ = ["GPUS", "Cluster", "Evidence", "Gpu", "LadderPrice", "inherited_flops", "read_evidence"]
+
+_USABLE_MEMORY = 0.9
+
+Cost = dict[str, Any]
+"""`flops`, `hours` and `dollars`; the last is None without a price, the last two where no speed is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderPrice:
+    """A planned ladder, priced."""
+
+    plan: LadderPlan
+    """The plan."""
+
+    cluster: Cluster
+    """What it runs on."""
+
+    evidence: Evidence | None = None
+    """The transfer efficiency that is counted on; None where none was named."""
+
+    measurement: Measurement | None = None
+    """What was timed on the machine at hand; None prices with the cluster's MFU."""
+
+    budget_dollars: float | None = None
+    """Dollars that the run may cost; None for no limit."""
+
+    budget_hours: float | None = None
+    """Hours that the run may take; None for no limit."""
+
+    cores: int | None = None
+    """Cores of the machine that trains; None assumes some for each accelerator."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan with its prices as plain values.
+
+        Returns:
+            `LadderPlan.to_dict` and, per rung and for the family, hours, dollars, memory and disk.
+        """
+        plan = self.plan.to_dict()
+        by_eta = self._by_eta()
+        priced = [
+            _RungPrice(price=self, rung=rung, speed=speed)
+            for rung, speed in zip(self.plan.rungs, speeds(self.plan, self.cluster, self.measurement), strict=True)
+        ]
+        rungs = [
+            {**entry, **rung.to_dict({key: flops[index] for key, flops in by_eta.items()})}
+            for index, (entry, rung) in enumerate(zip(plan["rungs"], priced, strict=True))
+        ]
+        trained = rungs[self._first_trained :]
+        own = [rung.training for rung in priced]
+        twins = [rung.cold for rung in priced if rung.rung.trains_cold]
+        twin_validations = [rung.cold_validation for rung in priced]
+        beside = {
+            "validation": added([*(rung.validation for rung in priced), *filter(None, twin_validations)]),
+            "estimates": added(rung.estimates for rung in priced),
+            "core": added(filter(None, (rung.core for rung in priced))) if self.plan.config.core else None,
+            "saving": added(rung.saving for rung in priced),
+        }
+        this_run = added([*own, *twins])
+        in_all = added([this_run, *filter(None, beside.values())])
+        family = {
+            "cold": added(rung["cold"] for rung in trained),
+            "as_configured": added(rung["as_configured"] for rung in rungs),
+            "to_match": {key: added(rung["to_match"][key] for rung in trained) for key in by_eta} or None,
+            "last_alone": rungs[-1]["cold"],
+            "this_run": this_run,
+            **beside,
+            "validation_share": _share(beside["validation"], this_run["flops"]),
+            "in_all": in_all,
+            "disk_bytes": sum(rung["disk_bytes"] for rung in rungs),
+        }
+        return {
+            **plan,
+            "rungs": rungs,
+            "family": family,
+            "budget": {"dollars": self.budget_dollars, "hours": self.budget_hours},
+            "inherited_fraction": self.plan.config.training.inherited_fraction,
+            "cluster": dataclasses.asdict(self.cluster),
+            "evidence": None if self.evidence is None else dataclasses.asdict(self.evidence),
+            "measurement": None if self.measurement is None else self.measurement.to_dict(),
+            "data": self.data.to_dict(),
+        }
+
+    @property
+    def data(self) -> DataSupply:
+        """How fast the corpus comes."""
+        streaming = self.plan.config.data.streaming and self.plan.config.data.prepared is None
+        return DataSupply.of(streaming=streaming, gpus=self.cluster.count, cores=self.cores)
+
+    @property
+    def _first_trained(self) -> int:
+        return 0 if self.plan.rungs[0].origin is None else 1  # a model trained elsewhere is not paid for again
+
+    def _by_eta(self) -> dict[str, list[float]]:
+        if self.evidence is None:
+            return {}
+        cold = [rung.cold_flops or 0.0 for rung in self.plan.rungs]
+        etas = {"expected": self.evidence.eta, "at_best": self.evidence.high, "at_worst": self.evidence.low}
+        return {key: inherited_flops(cold, eta) for key, eta in etas.items() if eta is not None}
+
+
+def added(costs: Iterable[Cost]) -> Cost:
+    """Add costs up.
+
+    Args:
+        costs: Costs of one cluster.
+
+    Returns:
+        Their sums; what is not known of one is left out of the sum.
+
+    >>> added([{"flops": 1.0, "hours": 2.0, "dollars": None}, {"flops": 3.0, "hours": 1.0, "dollars": None}])
+    {'flops': 4.0, 'hours': 3.0, 'dollars': None}
+    """
+    costs = list(costs)
+    total: Cost = {"flops": sum(cost["flops"] for cost in costs)}
+    for unit in ("hours", "dollars"):
+        known = [cost[unit] for cost in costs if cost[unit] is not None]
+        total[unit] = sum(known) if known or not costs else None
+    return total
+
+
+def _share(cost: Cost | None, flops: float) -> float | None:
+    return None if cost is None or not flops else cost["flops"] / flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RungPrice:
+    """One rung's prices."""
+
+    price: LadderPrice
+    rung: RungPlan
+    speed: Speed
+
+    @property
+    def config(self) -> LadderConfig:
+        return self.price.plan.config
+
+    def cost(self, flops: float, *, forward: bool = False) -> Cost:
+        rate = self.speed.forward if forward else self.speed.training
+        return self._timed(flops, flops / (rate * self.price.cluster.count) / 3600)
+
+    def _timed(self, flops: float, hours: float | None) -> Cost:
+        cluster = self.price.cluster
+        unpriced = cluster.price is None or hours is None
+        return {
+            "flops": flops,
+            "hours": hours,
+            "dollars": None if unpriced else (hours or 0.0) * cluster.count * (cluster.price or 0.0),
+        }
+
+    @property
+    def training(self) -> Cost:
+        """The rung's own training, as configured."""
+        return self.cost(self.rung.flops)
+
+    @property
+    def cold(self) -> Cost:
+        """Its architecture trained from nothing."""
+        return self.cost(self.rung.cold_flops or 0.0)
+
+    @property
+    def validation(self) -> Cost:
+        return self._validation(self.rung.steps)
+
+    @property
+    def cold_validation(self) -> Cost | None:
+        return self._validation(self.rung.size.steps) if self.rung.trains_cold else None
+
+    def _validation(self, steps: int) -> Cost:
+        counted = Validation.of(self.config, self.rung, steps=steps)
+        trained = steps * self.rung.size.batch_tokens * self.rung.size.flops_per_token
+        return {
+            **self.cost(counted.flops, forward=True),
+            "points": counted.points,
+            "tokens": counted.tokens,
+            "share": _share({"flops": counted.flops}, trained),
+        }
+
+    @property
+    def estimates(self) -> Cost:
+        by_term = estimate_flops(self.config, self.rung)
+        return {**self.cost(sum(by_term.values())), "by_term": by_term}
+
+    @property
+    def core(self) -> Cost | None:
+        if self.config.core is None:
+            return None
+        tokens = core_tokens(self.config.core, self.config.model.context)
+        flops = tokens * self.rung.size.flops_per_token * FORWARD_SHARE
+        return {**self.cost(flops, forward=True), "tokens": tokens}
+
+    @property
+    def saving(self) -> Cost:
+        training, measured = self.config.training, self.price.measurement
+        written = 0
+        for steps in [self.rung.steps, *([self.rung.size.steps] if self.rung.trains_cold else [])]:
+            written += saved_bytes(
+                self.rung.parameters.total,
+                checkpoints=min(training.checkpoints, steps),
+                stable=self._keeps_stable and steps == self.rung.steps,
+                with_fisher=self.config.phi.ewc_lambda > 0 and steps == self.rung.steps,
+            )
+        hours = None if measured is None else written / measured.saving_bytes_per_second / 3600
+        return {**self._timed(0.0, hours), "bytes": written}
+
+    @property
+    def _keeps_stable(self) -> bool:
+        return self.config.training.keep_stable or self.config.growth.parent == "stable"
+
+    def to_dict(self, to_match: dict[str, float]) -> dict[str, Any]:
+        rung, parameters, per_token = self.rung, self.rung.parameters, self.rung.size.flops_per_token
+        counted = getattr(parameters, self.config.training.budget_parameters)
+        expected = to_match.get("expected", rung.flops) / per_token
+        eaten = self.speed.training * self.price.cluster.count / per_token
+        return {
+            "cold": self.cold,
+            "as_configured": self.training,
+            "to_match": {key: self.cost(flops) for key, flops in to_match.items()} or None,
+            "validation": self.validation,
+            "cold_validation": self.cold_validation,
+            "estimates": self.estimates,
+            "core": self.core,
+            "saving": self.saving,
+            "tokens_per_second": eaten,
+            "data_supply": None if rung.origin is not None else self.price.data.share(eaten),
+            "speed": self.speed.to_dict(),
+            "tokens_per_parameter": {
+                "cold": rung.size.tokens / counted,
+                "spent": expected / counted,
+                "effective": rung.size.tokens / counted if to_match or rung.parent is None else None,
+            },
+            "memory": self._memory(),
+            "disk_bytes": self._disk(),
+        }
+
+    def _memory(self) -> dict[str, Any]:
+        config, cluster, rung = self.config, self.price.cluster, self.rung
+        size, accumulation = micro_batches(config.training, config.model.context, cluster.count)
+        per_sequence = sequence_bytes(config, rung, on_gpu=cluster.gpu.name != "cpu")
+        state = penalty_state(config, rung)
+        total = rung.parameters.total
+        room = _USABLE_MEMORY * cluster.gpu.memory_gb * 1e9 - training_bytes(
+            total, sequences=0, per_sequence=per_sequence, **state
+        )
+        return {
+            "micro_batch_size": size,
+            "largest_wanted": min(config.training.micro_batch_size, size * accumulation),
+            "accumulation_steps": accumulation,
+            "replicated_bytes": training_bytes(total, sequences=size, per_sequence=per_sequence, **state),
+            "sharded_bytes": training_bytes(
+                total, sequences=size, per_sequence=per_sequence, shards=cluster.count, **state
+            ),
+            "largest_micro_batch": max(0, int(room // per_sequence)),
+            "fits": size * per_sequence <= room,
+        }
+
+    def _disk(self) -> int:
+        return disk_bytes(
+            self.rung.parameters.total,
+            grown=self.rung.parent is not None,
+            cold_twin=self.rung.trains_cold,
+            stable=self._keeps_stable,
+            with_fisher=self.config.phi.ewc_lambda > 0,
+        )

@@ -1,0 +1,346 @@
+"""The depth dial: a rung's model configuration, its parameters, its training FLOPs and its token budget.
+
+One number sizes a model. At depth d it has d layers, a width of `aspect_ratio`·d and width / `head_dim` attention
+heads, as in nanochat's miniseries; a rung may name the fields of its configuration instead. Parameters and FLOPs are
+counted on the stock class built on the meta device, which allocates nothing, so that they are exact for each family.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig, strict_yaml
+from hf_progressive.training.flops import flops_per_token, meta_model
+
+
+def _gated_mlp_width(width: int) -> int:
+    # Three matrices of 8/3 width cost what two of 4 width do (Shazeer, arXiv 2002.05202); rounded up to whole tiles.
+    return -(-8 * width // (3 * 32)) * 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class DialFields:
+    """The names under which a family's configuration holds what the depth decides."""
+
+    layers: str = "num_hidden_layers"
+    """Number of layers."""
+
+    width: str = "hidden_size"
+    """Width of the residual stream."""
+
+    heads: str = "num_attention_heads"
+    """Number of query heads."""
+
+    context: str = "max_position_embeddings"
+    """Largest number of positions."""
+
+    key_value_heads: str | None = "num_key_value_heads"
+    """Number of key and value heads, as many as query heads unless given; None where the family has no such field."""
+
+    mlp: str | None = "intermediate_size"
+    """Width of the MLP; None where the family derives it from the width."""
+
+    mlp_width: Callable[[int], int] = _gated_mlp_width
+    """The MLP's width at a width of the residual stream."""
+
+    head_dim: str | None = "head_dim"
+    """Width of a head; None where the family derives it from width and heads."""
+
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields that get another value than the family's own default: pretraining uses no dropout."""
+
+
+DIAL_FIELDS: dict[str, DialFields] = {
+    "gpt2": DialFields(
+        layers="n_layer",
+        width="n_embd",
+        heads="n_head",
+        context="n_positions",
+        key_value_heads=None,
+        mlp=None,
+        head_dim=None,
+        defaults={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    ),
+    "llama": DialFields(),
+    "mistral": DialFields(),
+    "nanochat": DialFields(mlp_width=lambda width: 4 * width, head_dim=None),
+    "qwen2": DialFields(head_dim=None),
+    "qwen3": DialFields(),
+}
+"""The families that a ladder can be made of, by `model_type`."""
+
+
+def rung_model_config(
+    model: ModelConfig,
+    rung: RungConfig,
+    *,
+    vocab_size: int,
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+) -> PretrainedConfig:
+    """Return the Transformers configuration of one rung; no model is built.
+
+    With a depth, width and heads follow from the dial. With explicit fields they are taken as given, and what is not
+    given (key/value heads, MLP width) is derived. `model.fields` hold on every rung. GPT-2's dropouts default to 0
+    here, because pretraining on data that hardly repeat uses none; `model.fields` may set them.
+
+    Args:
+        model: What every rung shares.
+        rung: The rung.
+        vocab_size: Entries of the tokenizer.
+        bos_token_id: The tokenizer's token for the beginning of a text.
+        eos_token_id: The tokenizer's token for the end of a text.
+        pad_token_id: The tokenizer's padding token.
+
+    Returns:
+        A configuration of the family's own class.
+
+    Raises:
+        ValueError: The family or a field is unknown, a field has a wrong value or is decided elsewhere, the heads do
+            not divide the width, or the vocabulary is smaller than the tokenizer's.
+
+    >>> config = rung_model_config(ModelConfig(context=128), RungConfig(name="d4", depth=4), vocab_size=1024)
+    >>> config.n_layer, config.n_embd, config.n_head, config.n_positions
+    (4, 256, 4, 128)
+    """
+    if model.family not in DIAL_FIELDS:
+        raise ValueError(
+            f"model.family: {model.family!r} is not a family; {strict_yaml.nearest(model.family, DIAL_FIELDS)}"
+        )
+    names = DIAL_FIELDS[model.family]
+    config_class = CONFIG_MAPPING[model.family]
+    decided = {names.context: "model.context"}
+    if rung.depth is not None:
+        decided |= dict.fromkeys((names.layers, names.width, names.heads), "the rung's depth")
+    _check_field_names(config_class, model.fields, "model.fields", decided)
+    _check_field_names(config_class, rung.fields, f"rung {rung.name}", decided)
+
+    given = {**model.fields, **rung.fields}
+    if rung.depth is not None:
+        given |= dial_sizes(model, rung, rung.depth, names)
+    for name in (names.layers, names.width, names.heads):
+        value = given.get(name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"rung {rung.name}: {name} is {value!r}; give a whole number of 1 or more")
+    tokens = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    fields = {"vocab_size": vocab_size, names.context: model.context, **tokens, **_derived(given, names), **given}
+    _check_divisible(rung, names, fields, head_dim_given=names.head_dim in given)
+    if fields["vocab_size"] < vocab_size:
+        raise ValueError(
+            f"rung {rung.name}: vocab_size {fields['vocab_size']} is below the tokenizer's {vocab_size} entries; "
+            f"leave it out, or give that many or more"
+        )
+    try:
+        return config_class(**fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"rung {rung.name}: {' '.join(str(error).split())}") from error
+
+
+def dial_sizes(model: ModelConfig, rung: RungConfig, depth: int, names: DialFields) -> dict[str, int]:
+    """Return the sizes that a depth stands for.
+
+    Args:
+        model: Width per layer, and width per head.
+        rung: The rung, for error messages.
+        depth: Its layers.
+        names: The family's names of the sizes.
+
+    Returns:
+        Layers, width and heads.
+
+    Raises:
+        ValueError: The heads do not divide the width.
+    """
+    width = model.aspect_ratio * depth
+    if width % model.head_dim:
+        raise ValueError(
+            f"rung {rung.name}: width {width} (model.aspect_ratio {model.aspect_ratio} × depth {depth}) is not a "
+            f"multiple of model.head_dim {model.head_dim}; choose a head_dim that divides it, such as "
+            f"{_nearest_divisor(width, model.head_dim)}"
+        )
+    return {names.layers: depth, names.width: width, names.heads: width // model.head_dim}
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: (abs(d - wanted), d))
+
+
+def _derived(given: Mapping[str, Any], names: DialFields) -> dict[str, Any]:
+    width, heads = given[names.width], given[names.heads]
+    derived = dict(names.defaults)
+    if names.key_value_heads is not None:
+        derived[names.key_value_heads] = heads
+    if names.mlp is not None:
+        derived[names.mlp] = names.mlp_width(width)
+    if names.head_dim is not None:
+        derived[names.head_dim] = width // heads
+    return derived
+
+
+def _check_field_names(config_class: Any, fields: Mapping[str, Any], where: str, decided: Mapping[str, str]) -> None:
+    known = {field.name for field in dataclasses.fields(config_class)}
+    for name in fields:
+        if name in decided:
+            raise ValueError(f"{where}: {name} is decided by {decided[name]}; leave it out")
+        if name in config_class.attribute_map:
+            raise ValueError(f"{where}: {name} is called {config_class.attribute_map[name]!r} in this family")
+        if name not in known:
+            raise ValueError(
+                f"{where}: {config_class.model_type} has no field {name!r}; {strict_yaml.nearest(name, known)}"
+            )
+
+
+def _check_divisible(rung: RungConfig, names: DialFields, fields: Mapping[str, Any], head_dim_given: bool) -> None:
+    width, heads = fields[names.width], fields[names.heads]
+    if width % heads and not head_dim_given:
+        raise ValueError(
+            f"rung {rung.name}: {names.heads} {heads} does not divide {names.width} {width}; "
+            f"make the width a multiple of the heads"
+        )
+    if names.key_value_heads is not None and heads % fields[names.key_value_heads]:
+        raise ValueError(
+            f"rung {rung.name}: {names.key_value_heads} {fields[names.key_value_heads]} does not divide "
+            f"{names.heads} {heads}; each key/value head serves a whole number of query heads"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCount:
+    """Parameters of a model by their part in it.
+
+    `total` = `embedding` + `head` + `non_embedding`, but for a tied output head: that is one matrix, found in
+    `embedding` and in `head`.
+    """
+
+    total: int
+    """Distinct parameters: a tied output head counts once."""
+
+    embedding: int
+    """Look-up tables: tokens and, where they are learned, positions."""
+
+    head: int
+    """The output matrix (vocabulary × width), whether or not it is the token table itself."""
+
+    non_embedding: int
+    """The transformer alone: neither tables nor output head."""
+
+    @property
+    def scaling(self) -> int:
+        """Transformer and output head, the count that nanochat's token budgets use since late January 2026.
+
+        A tied table counts here, once, for its work as the output head; positions never do.
+        """
+        return self.non_embedding + self.head
+
+
+def count_parameters(config: PretrainedConfig) -> ParameterCount:
+    """Count a model's parameters on its stock class, without allocating them.
+
+    Args:
+        config: The model's configuration.
+
+    Returns:
+        The counts.
+
+    >>> config = rung_model_config(ModelConfig(context=32), RungConfig(name="d1", depth=1), vocab_size=300)
+    >>> count = count_parameters(config)
+    >>> count.total == count.embedding + count.non_embedding == (300 + 32) * 64 + 12 * 64**2 + 13 * 64 + 2 * 64
+    True
+    """
+    model = meta_model(config)
+    head = model.get_output_embeddings().weight
+    # `parameters()` yields a shared parameter once.
+    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    transformer = [p for p in model.parameters() if id(p) not in tables and p is not head]
+    return ParameterCount(
+        total=sum(p.numel() for p in model.parameters()),
+        embedding=sum(table.numel() for table in tables.values()),
+        head=head.numel(),
+        non_embedding=sum(p.numel() for p in transformer),
+    )
+
+
+def token_budget(
+    config: PretrainedConfig,
+    tokens_per_parameter: float,
+    which: Literal["scaling", "non_embedding", "total"] = "scaling",
+) -> int:
+    """Return the tokens of a cold run's full budget.
+
+    Args:
+        config: The model's configuration.
+        tokens_per_parameter: Tokens per counted parameter.
+        which: The parameters that count (see `ParameterCount`).
+
+    Returns:
+        Tokens, rounded to the nearest whole one.
+
+    >>> config = rung_model_config(ModelConfig(context=32), RungConfig(name="d1", depth=1), vocab_size=300)
+    >>> token_budget(config, 8.0) == 8 * count_parameters(config).scaling
+    True
+    """
+    parameters: int = getattr(count_parameters(config), which)
+    return round(tokens_per_parameter * parameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungSize:
+    """What one rung's model is and what its full cold run takes."""
+
+    name: str
+    """The rung's name."""
+
+    config: PretrainedConfig
+    """The model's configuration."""
+
+    parameters: ParameterCount
+    """Its parameters."""
+
+    flops_per_token: int
+    """Training FLOPs per token."""
+
+    steps: int
+    """Optimizer steps of the cold run: the budget, rounded to whole batches."""
+
+    batch_tokens: int
+    """Tokens per optimizer step."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the cold run."""
+        return self.steps * self.batch_tokens
+
+    @property
+    def flops(self) -> int:
+        """Training FLOPs of the cold run."""
+        return self.tokens * self.flops_per_token
+
+
+def size_rung(name: str, config: PretrainedConfig, training: TrainingConfig, context: int | None = None) -> RungSize:
+    """Size a rung's full cold run.
+
+    Args:
+        name: The rung's name.
+        config: The model's configuration.
+        training: The budget and the batch.
+        context: Tokens of a sequence; None takes the configuration's largest number of positions.
+
+    Returns:
+        The size; at least one step.
+    """
+    tokens = token_budget(config, training.tokens_per_parameter, training.budget_parameters)
+    return RungSize(
+        name=name,
+        config=config,
+        parameters=count_parameters(config),
+        flops_per_token=flops_per_token(config, context),
+        steps=max(1, round(tokens / training.batch_tokens)),
+        batch_tokens=training.batch_tokens,
+    )

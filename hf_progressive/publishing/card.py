@@ -1,0 +1,213 @@
+"""The model card of a rung: metadata the Hub understands and a page for people, both from the records alone.
+
+What a record does not hold is left out, never guessed. The same records give the same card, byte for byte.
+"""
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    constants,
+    eval_result_entries_to_yaml,
+)
+
+from hf_progressive.publishing.card_text import (
+    architecture,
+    cold_comparison,
+    core_results,
+    data_use,
+    facts,
+    family_table,
+    growth_story,
+    introduction,
+    limits,
+    penalty,
+    training_budget,
+)
+from hf_progressive.publishing.lineage import Lineage
+
+BASE_MODEL_RELATION = "finetune"
+"""The Hub knows finetune, adapter, quantized and merge; a model trained on from another's function is the first."""
+
+METRIC, METRIC_TITLE = "bits_per_byte", "Bits per byte"
+
+_LAYER_FIELDS = ("n_layer", "num_hidden_layers")
+_SIZE_FIELDS = ("n_embd", "n_head", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+_FILES = {
+    "config.json": "the model's configuration",
+    "model.safetensors": "the weights",
+    "model.safetensors.index.json": "which weight is in which of the `model-*.safetensors`",
+    "tokenizer.json": "the tokenizer",
+    "rung.json": "everything that was measured",
+    "growth.json": "how it was grown from its parent, and the check that its function was preserved",
+    "phi/fisher.safetensors": "diagonal Fisher information of these weights, for a successor's penalty",
+    "phi/subspace.safetensors": "the output subspace of each matrix, for a successor's penalty",
+    "manifest.json": "size and SHA-256 of every file",
+}
+
+
+def model_card(
+    lineage: Lineage,
+    *,
+    tag: str,
+    files: Sequence[str],
+    license: str | None = None,
+    language: Sequence[str] = (),
+    plot: str | None = None,
+) -> ModelCard:
+    """Return a rung's model card.
+
+    Args:
+        lineage: The rung and its family.
+        tag: The tag that names this revision of the rung.
+        files: Names of the files that are published with the card.
+        license: Identifier of the weights' licence on the Hub, such as `apache-2.0`; None says nothing about it.
+        language: ISO 639 codes of the languages in the data, or `code`; empty says nothing about it.
+        plot: Name of the picture of the validation curves, if there is one.
+
+    Returns:
+        The card.
+    """
+    metadata = _metadata(lineage, license=license, language=language)
+    body = _template().render(
+        title=lineage.repo_id.partition("/")[2],
+        repo_id=lineage.repo_id,
+        tag=tag,
+        architecture=architecture(lineage),
+        introduction=introduction(lineage, _link),
+        facts=facts(lineage, _link),
+        plot=plot,
+        plot_caption=_plot_caption(lineage),
+        growth=growth_story(lineage, _link),
+        training=training_budget(lineage),
+        cold=cold_comparison(lineage),
+        core=core_results(lineage),
+        phi=penalty(lineage),
+        data=data_use(lineage),
+        family=family_table(lineage, _link),
+        limits=limits(lineage),
+        files=[(name, text) for name, text in _FILES.items() if name in files],
+        **_growth_example(lineage, files),
+    )
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+
+
+def evaluation_results(lineage: Lineage) -> list[dict[str, Any]]:
+    """Return the rung's results in the form of the Hub's `.eval_results/*.yaml`.
+
+    That form names the dataset by its Hub id, so there is none for local files and for the embedded corpus.
+
+    Args:
+        lineage: The rung and its family.
+
+    Returns:
+        Entries for YAML; none where the data are not a dataset of the Hub.
+    """
+    if lineage.dataset_id is None:
+        return []
+    entry = EvalResultEntry(
+        dataset_id=lineage.dataset_id,
+        task_id=METRIC,
+        value=lineage.rung.bits_per_byte,
+        dataset_revision=lineage.data.get("revision"),
+        notes="validation documents held out by the hash of their text",
+    )
+    return eval_result_entries_to_yaml([entry])
+
+
+def _metadata(lineage: Lineage, *, license: str | None, language: Sequence[str]) -> ModelCardData:
+    record, dataset = lineage.record, lineage.dataset_id
+    tags = ["hf-progressive"]
+    if lineage.rung.grown:
+        tags.append("model-growth")
+    if record["phi"] and record["phi"]["ewc_lambda"] > 0:
+        tags.append("elastic-weight-consolidation")
+    metadata = ModelCardData(
+        license=license,
+        language=list(language) or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        datasets=[dataset] if dataset else None,
+        base_model=lineage.parent_repo_id,
+        tags=tags,
+        metrics=[METRIC],
+        model_name=lineage.repo_id.partition("/")[2],
+        eval_results=_model_index(lineage),
+    )
+    if lineage.parent_repo_id is not None:
+        metadata["base_model_relation"] = BASE_MODEL_RELATION
+    return metadata
+
+
+def _model_index(lineage: Lineage) -> list[EvalResult]:
+    source = str(lineage.data["source"])
+    bits_per_byte = EvalResult(
+        task_type="text-generation",
+        dataset_type=source,
+        dataset_name=f"{source}, held-out documents",
+        dataset_config=lineage.data.get("name"),
+        dataset_revision=lineage.data.get("revision"),
+        metric_type=METRIC,
+        metric_name=METRIC_TITLE,
+        metric_value=lineage.rung.bits_per_byte,
+    )
+    core = lineage.record.get("core")
+    if core is None:
+        return [bits_per_byte]
+    return [
+        bits_per_byte,
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="dclm-core",
+            dataset_name=core["name"],
+            metric_type="core",
+            metric_name="Mean centred accuracy",
+            metric_value=core["score"],
+        ),
+    ]
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )  # no autoescape: the page is Markdown
+    source = resources.files("hf_progressive").joinpath("templates/model_card.md").read_text(encoding="utf-8")
+    return environment.from_string(source)
+
+
+def _link(lineage: Lineage, name: str) -> str:
+    repo_id = lineage.repo_ids.get(name)
+    return name if repo_id is None else f"[{name}]({constants.ENDPOINT}/{repo_id})"
+
+
+def _plot_caption(lineage: Lineage) -> str:
+    twin = " and of its cold twin" if lineage.rung.cold else ""
+    return f"Validation bits per byte of {lineage.rung.name}{twin} against training FLOPs"
+
+
+def _growth_example(lineage: Lineage, files: Sequence[str]) -> dict[str, Any]:
+    config, child = lineage.record["config"], lineage.child
+    if child is None:
+        layer_field = next(name for name in _LAYER_FIELDS if name in config)
+        fields = {layer_field: config[layer_field] + 1}
+    else:
+        names = (name for name in (*_LAYER_FIELDS, *_SIZE_FIELDS) if name in config)
+        fields = {name: child["config"][name] for name in names if child["config"][name] != config[name]}
+    estimates = [
+        text
+        for name, text in (("fisher", "the Fisher information"), ("subspace", "the output subspaces"))
+        if f"phi/{name}.safetensors" in files
+    ]
+    return {
+        "next_folder": child["name"] if child else "grown",
+        "next_fields": "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}",
+        "next_settings": " ".join(f"{name}={value}" for name, value in fields.items()),
+        "estimates": " and ".join(estimates),
+    }

@@ -1,0 +1,374 @@
+"""What a model card says, in Markdown: each function turns records into a sentence, a list or a table, or nothing.
+
+Only numbers that a record holds appear, rounded. A function returns an empty string where nothing was measured.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from huggingface_hub import constants
+
+from hf_progressive.publishing.lineage import Lineage
+from hf_progressive.records.rung import Rung
+from hf_progressive.report.formatting import FlopUnit, count, minus, percent, significant
+from hf_progressive.report.table import escape_markdown, flop_unit, spent
+
+Link = Callable[[Lineage, str], str]
+"""Turns a rung's name into a link to its repository, where that is known."""
+
+_MISSING = "–"
+_FAMILY_NAMES = {"gpt2": "GPT-2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_FAMILY_NAMES["nanochat"] = "NanoChat"
+_SCHEDULES = {"linear": "fell linearly", "cosine": "fell along a cosine"}
+
+
+def _small(value: float) -> str:
+    return minus(f"{value:.1e}") if value else "0"
+
+
+def architecture(lineage: Lineage) -> str:
+    """Return the name of the model's family, as people write it.
+
+    Args:
+        lineage: The rung and its family.
+
+    Returns:
+        The name.
+    """
+    model_type = str(lineage.record["config"]["model_type"])
+    return _FAMILY_NAMES.get(model_type, model_type)
+
+
+def introduction(lineage: Lineage, link: Link) -> str:
+    """Say in a sentence or two what the model is.
+
+    Args:
+        lineage: The rung and its family.
+        link: How a rung is linked.
+
+    Returns:
+        Markdown.
+    """
+    rung = lineage.rung
+    ladder = f" of the ladder *{escape_markdown(lineage.title)}*" if lineage.title else ""
+    place = f"rung {rung.index + 1} of {lineage.planned}{ladder}" if lineage.title else "one rung of a ladder"
+    what = f"A {architecture(lineage)} language model of {count(rung.parameters)} parameters, {place}"
+    if rung.origin is not None:
+        return f"{what}: the first, taken from {_origin(lineage)} and not trained further. The others inherit from it."
+    if not rung.grown:
+        return f"{what}: the first, trained from nothing. The others inherit from it."
+    assert rung.parent is not None
+    return (
+        f"{what}. It was not trained from nothing: it was grown from {link(lineage, rung.parent)}, began as a larger"
+        f" network that computes {_preservation(lineage)}, and went on from there."
+    )
+
+
+def _origin(lineage: Lineage) -> str:
+    origin = lineage.rung.origin
+    assert origin is not None
+    if origin.commit is None:
+        return escape_markdown(origin.name)
+    return f"[{origin.name}]({constants.ENDPOINT}/{origin.name}) at `{origin.commit[:12]}`"
+
+
+def _preservation(lineage: Lineage) -> str:
+    preserved = (lineage.record["growth"] or {}).get("preserves_function")
+    return "something close to it" if preserved is False else "the same function"
+
+
+def facts(lineage: Lineage, link: Link) -> list[tuple[str, str]]:
+    """Return the model at a glance.
+
+    Args:
+        lineage: The rung and its family.
+        link: How a rung is linked.
+
+    Returns:
+        Labels and what was measured, in Markdown; a row for everything that was.
+    """
+    rung, record, unit = lineage.rung, lineage.record, flop_unit([lineage.rung])
+    embedded = count(record["parameters"]["non_embedding"])
+    size = f"{rung.layers} layers of width {rung.width}, " if rung.layers and rung.width else ""
+    rows = [
+        ("Model", f"{architecture(lineage)}, {size}context {_context(record['config'])}"),
+        ("Parameters", f"{count(rung.parameters)}, of which {embedded} outside the embeddings"),
+    ]
+    if rung.origin is not None:
+        rows.append(("Taken from", _origin(lineage)))
+    else:
+        rows.append(("Grown from", "nothing" if rung.parent is None else link(lineage, rung.parent)))
+    if rung.max_abs_logit_diff is not None and rung.max_abs_logit is not None:
+        change, scale = _small(rung.max_abs_logit_diff), significant(rung.max_abs_logit)
+        rows.append(("Started from", f"the parent's function: logits up to {scale} differed by {change} at most"))
+    rows.append(("Bits per byte", _own_against_cold(rung)))
+    part = "" if rung.lineage_complete else "; what went into the first of them is not known"
+    if rung.origin is None:
+        rows.append(("FLOPs of its own", _own_flops(rung, unit)))
+    elif rung.train_flops:
+        rows.append(("FLOPs that went into it", f"{unit.text(rung.train_flops)}, its ancestors' included{part}"))
+    if rung.grown:
+        rows.append(("FLOPs inherited", f"{unit.text(record['flops']['inherited'])}, spent on its ancestors{part}"))
+    if rung.cold is not None:
+        rows.append(("FLOPs of its twin", unit.text(rung.cold.flops)))
+        rows.append(("FLOPs to match", _match(rung, unit)))
+    return rows
+
+
+def _context(config: Mapping[str, Any]) -> str:
+    return f"{config.get('n_positions') or config['max_position_embeddings']:,}"
+
+
+def _own_against_cold(rung: Rung) -> str:
+    twin = "" if rung.cold is None else f"; its twin, trained from nothing: {rung.cold.bits_per_byte:.4f}"
+    return f"{rung.bits_per_byte:.4f} on validation documents{twin}"
+
+
+def _own_flops(rung: Rung, unit: FlopUnit) -> str:
+    parts = [unit.text(rung.train_flops)]
+    if rung.fisher_flops:
+        parts.append(f"{unit.number(rung.fisher_flops)} for its parent's Fisher information")
+    if rung.subspace_flops:
+        parts.append(f"{unit.number(rung.subspace_flops)} for its parent's subspace")
+    return ", and ".join(parts)
+
+
+def _match(rung: Rung, unit: FlopUnit) -> str:
+    if rung.flops_to_match is None:
+        return "not matched"
+    saved = "" if rung.saving is None else f", {percent(rung.saving)} saved"
+    eta = "" if rung.eta is None else f", transfer efficiency η = {minus(f'{rung.eta:.2f}')}"
+    return f"{unit.text(rung.flops_to_match)}{saved}{eta}"
+
+
+def growth_story(lineage: Lineage, link: Link) -> str:
+    """Say how the model was grown and what was checked.
+
+    Args:
+        lineage: The rung and its family.
+        link: How a rung is linked.
+
+    Returns:
+        Markdown; nothing for the first rung.
+    """
+    growth, rung = lineage.record["growth"], lineage.rung
+    if growth is None or rung.parent is None:
+        return ""
+    before = f"{count(growth['parameters_source'])} parameters, " if "parameters_source" in growth else ""
+    text = f"Grown from {link(lineage, rung.parent)} ({before}method `{growth['method']}`, seed {growth['seed']})."
+    check = growth.get("verification")
+    if check is None:
+        return text
+    verdict = "the same function" if check["preserved"] else "**not** the same function"
+    change, divergence = _small(check["max_abs_logit_diff"]), _small(check["kl"])
+    return (
+        f"{text} Before its first step it computed {verdict}: on {check['sequences']} sequences of {check['length']}"
+        f" random tokens in {check['dtype']}, the largest difference of two logits was {change}, at a scale of"
+        f" {significant(check['max_abs_logit'])}, and the Kullback-Leibler divergence was {divergence} nat."
+    )
+
+
+def training_budget(lineage: Lineage) -> str:
+    """Say how much the model was trained.
+
+    Args:
+        lineage: The rung and its family.
+
+    Returns:
+        Markdown.
+    """
+    rung, environment = lineage.rung, lineage.record["environment"]
+    if rung.origin is not None:
+        return f"Not trained by this ladder{f': it had read {count(rung.tokens)} tokens' if rung.tokens else ''}."
+    budget = f"{count(rung.tokens)} tokens, {significant(rung.tokens_per_parameter)} per parameter of the budget"
+    if rung.grown:
+        budget += f"; training it from nothing would be planned with {count(rung.cold_tokens)}"
+    versions = ", ".join(
+        f"{name} {environment[name]}" for name in ("hf_progressive", "torch", "transformers") if name in environment
+    )
+    return f"{budget[0].upper()}{budget[1:]}. Made with {versions}."
+
+
+def cold_comparison(lineage: Lineage) -> str:
+    """Compare the model with the same architecture trained from nothing on its full budget.
+
+    Args:
+        lineage: The rung and its family.
+
+    Returns:
+        Markdown; nothing where no such twin was trained.
+    """
+    rung, unit = lineage.rung, flop_unit([lineage.rung])
+    if rung.cold is None:
+        return ""
+    text = (
+        f"The same architecture, trained from nothing on its full budget ({unit.text(rung.cold.flops)}), ended at"
+        f" {rung.cold.bits_per_byte:.4f} bits per byte on the same validation documents; this model ended at"
+        f" {rung.bits_per_byte:.4f} with {unit.text(rung.curve[-1].flops)} of its own."
+    )
+    if rung.flops_to_match is None:
+        gap = "" if rung.gap is None else f"; {minus(f'{rung.gap:.4f}')} bits per byte were missing"
+        return f"{text} It did not reach the twin{gap}."
+    text += f" It reached the twin's figure after {unit.text(rung.flops_to_match)}"
+    if rung.saving is not None:
+        text += f", {percent(rung.saving)} less" if rung.saving >= 0 else f", {percent(-rung.saving)} more"
+    if rung.eta is None:
+        return f"{text}."
+    return (
+        f"{text}. All that had gone into its parent, ancestors included, was"
+        f" {unit.text(lineage.record['flops']['inherited'])}; the saving is {minus(f'{rung.eta:.2f}')} of that: the"
+        f" transfer efficiency η."
+    )
+
+
+def core_results(lineage: Lineage) -> str:
+    """Lay out the model's results on CORE, the collection of tasks of DCLM.
+
+    Args:
+        lineage: The rung and its family.
+
+    Returns:
+        Markdown; nothing where it was not evaluated.
+    """
+    core = lineage.record.get("core")
+    if core is None:
+        return ""
+    rows = [["task", "examples", "accuracy", "centred accuracy"], ["---", "---:", "---:", "---:"]]
+    for task in core["tasks"]:
+        accuracy = f"{task['accuracy']:.4f} ± {task['standard_error']:.4f}"
+        centred = minus(f"{task['centred']:.4f} ± {task['centred_standard_error']:.4f}")
+        rows.append([escape_markdown(task["label"]), f"{task['examples']:,}", accuracy, centred])
+    score = minus(f"{core['score']:.4f} ± {core['standard_error']:.4f}")
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return f"{core['name']}: {score}, the mean of the centred accuracies (arXiv 2406.11794).\n\n{table}"
+
+
+def penalty(lineage: Lineage) -> str:
+    """Say how the inheritance penalty was set and how strong it was.
+
+    Args:
+        lineage: The rung and its family.
+
+    Returns:
+        Markdown; nothing where there was no penalty.
+    """
+    phi = lineage.record["phi"]
+    if phi is None:
+        return ""
+    terms = []
+    if phi["ewc_lambda"] > 0:
+        how = f" ({fisher['kind']}, from {fisher['sequences']:,} sequences)" if (fisher := phi.get("fisher")) else ""
+        terms.append(
+            f"λ = {phi['ewc_lambda']:g} on the squared distance from the grown weights, weighted by the parent's"
+            f" Fisher information{how}"
+        )
+    if phi["gamma"] > 0:
+        subspace = phi.get("subspace")
+        how = f" (from {subspace['source']}, {percent(subspace['energy'])} of the energy)" if subspace else ""
+        terms.append(f"γ = {phi['gamma']:g} on the squared distance outside the parent's output subspace{how}")
+    if phi["schedule"] not in _SCHEDULES:
+        schedule = "stayed the same throughout"
+    elif phi["until"] <= 1:
+        schedule = f"{_SCHEDULES[phi['schedule']]} to nothing over the first {percent(phi['until'])} of the steps"
+    else:
+        schedule = f"{_SCHEDULES[phi['schedule']]} as if to nothing at {percent(phi['until'])} of the steps"
+    them = "Both" if len(terms) > 1 else "It"
+    return f"While training, the loss carried {' and '.join(terms)}. {them} {schedule}.{_effect(lineage)}"
+
+
+def _effect(lineage: Lineage) -> str:
+    logged = [entry["phi/grad_ratio"] for entry in lineage.record["training_log"] if "phi/grad_ratio" in entry]
+    if not logged:
+        return ""
+    first, last = (significant(value) for value in (logged[0], logged[-1]))
+    return f" The norm of its gradient was {first} of the task's at the first logged step and {last} at the last."
+
+
+def data_use(lineage: Lineage) -> str:
+    """Say what the model was trained on.
+
+    Args:
+        lineage: The rung and its family.
+
+    Returns:
+        Markdown.
+    """
+    data, rung = lineage.record["data"], lineage.rung
+    if rung.origin is not None and data["source"] == "unknown":
+        return "What it was trained on is not recorded."
+    source = escape_markdown(str(lineage.data["source"]))
+    if lineage.dataset_id is not None:
+        source = f"[{source}](https://huggingface.co/datasets/{lineage.dataset_id})"
+    elif source == "stdlib":
+        source = "the source text of Python's standard library"
+    length = f" of {data['block_tokens']:,} tokens" if "block_tokens" in data else ""
+    whole = f" of {data['corpus_blocks']:,}" if data.get("corpus_blocks") else ""  # a stream's end is not known
+    identity = f" (fingerprint `{data['fingerprint']}`)" if "fingerprint" in data else ""
+    text = (
+        f"Source: {source}{identity}. The model read {data['blocks']:,} blocks{length}{whole}, from block"
+        f" {data['first_block']:,} on."
+    )
+    repeats = rung.data.repeats_from_token
+    if repeats is None and not rung.lineage_complete:
+        return f"{text} None of them had been read here before; what its first ancestor had read is not known."
+    if repeats is None:
+        return f"{text} None of them had been read by it or by an ancestor before."
+    where = "its first token" if repeats == 0 else f"its token {repeats:,}"
+    return f"{text} From {where} on they had been read before, by it or by an ancestor."
+
+
+def family_table(lineage: Lineage, link: Link) -> str:
+    """Lay out the finished rungs of the ladder.
+
+    Args:
+        lineage: The rung and its family.
+        link: How a rung is linked.
+
+    Returns:
+        A Markdown table; nothing where the rung stands alone.
+    """
+    if len(lineage.family) < 2:
+        return ""
+    unit = flop_unit(lineage.family)
+    titles = ["rung", "parameters", "tokens", "bits per byte", "cold twin's"]
+    titles += [f"own {unit.name}", f"cold {unit.name}", f"{unit.name} to match", "saved", "η"]
+    rows = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    for rung in lineage.family:
+        name = f"**{rung.name}**" if rung.name == lineage.rung.name else link(lineage, rung.name)
+        rows.append([name, *_family_cells(rung, unit)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + f"\n\n{unit.definition}."
+
+
+def _family_cells(rung: Rung, unit: FlopUnit) -> list[str]:
+    return [
+        count(rung.parameters),
+        count(rung.tokens),
+        f"{rung.bits_per_byte:.4f}",
+        _MISSING if rung.cold is None else f"{rung.cold.bits_per_byte:.4f}",
+        spent(rung, unit),
+        _MISSING if rung.cold is None else unit.number(rung.cold.flops),
+        _MISSING if rung.flops_to_match is None else unit.number(rung.flops_to_match),
+        _MISSING if rung.saving is None else percent(rung.saving),
+        _MISSING if rung.eta is None else minus(f"{rung.eta:.2f}"),
+    ]
+
+
+def limits(lineage: Lineage) -> list[str]:
+    """Return what a user must not expect.
+
+    Args:
+        lineage: The rung and its family.
+
+    Returns:
+        Sentences in Markdown.
+    """
+    sentences = [
+        "A base model: it continues text. It was not taught to follow instructions, and nothing was done about bias,"
+        " toxicity or false statements in its data.",
+        "Bits per byte were measured on held-out documents of the training corpus; they say little about other text.",
+    ]
+    if lineage.rung.cold is not None:
+        sentences.append("One seed: the comparison with the cold twin carries the noise of a single run of each.")
+    elif lineage.rung.grown:
+        sentences.append("No cold twin of this rung was trained, so nothing is known about what inheritance saved.")
+    return sentences

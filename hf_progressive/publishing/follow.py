@@ -1,0 +1,76 @@
+"""Publishing what a ladder finishes while it goes on: never in its way, and never the reason that it stops."""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from hf_progressive.publishing.publish import publish_family
+
+logger = logging.getLogger(__name__)
+
+
+class FamilyPublisher:
+    """Publishes a run's finished rungs, in the background, whenever its records change.
+
+    A context manager whose object is what `run_ladder` takes as `on_record`. Uploads run on a thread of the first
+    process, so that the others do not wait for the network; leaving the block waits for the last of them. What cannot
+    be published is said in one line, with the command that finishes it later, and training goes on.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        *,
+        private: bool = False,
+        license: str | None = None,
+        language: Sequence[str] = (),
+        collection: str | None = None,
+    ) -> None:
+        """Take the options of `publish_family`.
+
+        Args:
+            pattern: The rungs' repositories, with `{name}` for a rung's name: `ORG/{name}`.
+            private: Keep repositories and collection from the public.
+            license: Identifier of the weights' licence on the Hub.
+            language: Languages of the data.
+            collection: The collection's title; None makes none.
+        """
+        self._pattern, self._private, self._license = pattern, private, license
+        self._language, self._collection = tuple(language), collection
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(wait=True)
+
+    def __call__(self, run_dir: str | os.PathLike[str]) -> None:
+        """Publish what the run has finished, once what is being published now is through.
+
+        Args:
+            run_dir: The run folder.
+        """
+        if self._last is not None:
+            self._last.cancel()  # it has not begun, and what follows covers it
+        self._last = self._executor.submit(self._publish, Path(run_dir))
+
+    def _publish(self, run_dir: Path) -> None:
+        try:
+            addresses = publish_family(
+                run_dir,
+                self._pattern,
+                private=self._private,
+                license=self._license,
+                language=self._language,
+                collection=self._collection,
+            )
+        except (OSError, ValueError) as error:
+            remedy = f"hf-progressive publish {run_dir} --repo-id '{self._pattern}'"
+            logger.warning("not published: %s. Training is not affected; finish it with: %s", error, remedy)
+        else:
+            logger.info("published: %s", ", ".join(addresses))

@@ -1,0 +1,155 @@
+"""What was spent, as bars: each rung cold and inherited, and the family counted four ways."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_progressive.records.family import count_four_ways
+from hf_progressive.records.rung import Rung
+from hf_progressive.report.figures import style as canvas
+from hf_progressive.report.figures.style import COLD, INHERITED, INK, MUTED, OVERHEAD, SURFACE
+from hf_progressive.report.formatting import FlopUnit
+from hf_progressive.report.table import AT_LEAST, flop_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_BAR = 0.27  # height of a bar where rungs are 1 apart
+_FAMILY_HEIGHT = 3.4  # inches
+_CHARACTER = 0.075  # inches, an upper bound for the small type inside bars
+_BAR_STYLES: dict[str, dict[str, Any]] = {
+    "cold": {"facecolor": COLD, "edgecolor": SURFACE, "linewidth": 1},
+    "planned": {"facecolor": SURFACE, "edgecolor": COLD, "linestyle": (0, (3, 2)), "linewidth": 1},
+    "inherited": {"facecolor": INHERITED, "edgecolor": SURFACE, "linewidth": 1},
+}
+
+
+def draw_costs(rungs: Sequence[Rung]) -> "Figure":
+    """Draw FLOPs as bars: each rung cold and inherited, and the family counted four ways.
+
+    Args:
+        rungs: The finished rungs, from the smallest.
+
+    Returns:
+        The figure.
+    """
+    unit = flop_unit(rungs)
+    height = max(_FAMILY_HEIGHT, 1.1 + 0.62 * len(rungs))
+    with canvas.style():
+        figure = canvas.new_figure(canvas.WIDTH, height)
+        if height > _FAMILY_HEIGHT:
+            grid = figure.add_gridspec(2, 2, height_ratios=[_FAMILY_HEIGHT, height - _FAMILY_HEIGHT])
+            left, right = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1])
+        else:
+            left, right = figure.subplots(1, 2)
+        _rung_bars(left, rungs, unit)
+        draw_family(right, rungs, unit, inches=canvas.WIDTH / 2 - 0.5)
+    return figure
+
+
+def _rung_bars(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit) -> None:
+    for row, rung in enumerate(rungs):
+        axes.annotate(rung.name, (0, row - 0.36), xytext=(0, 1), textcoords="offset points", va="bottom", color=INK)
+        axes.barh(
+            row - 0.21, rung.cold_flops / unit.size, _BAR, **_BAR_STYLES["planned" if rung.cold_is_planned else "cold"]
+        )
+        planned = " planned" if rung.cold_is_planned else ""
+        cold = unit.number(rung.cold_flops) + planned if rung.cold_is_known else "not known"
+        _beside(axes, rung.cold_flops / unit.size, row - 0.21, cold)
+        if rung.grown:
+            _inherited_bar(axes, row + 0.09, rung, unit)
+    axes.set_ylim(len(rungs) - 0.6, -0.85)
+    axes.set_xlim(0, 1.28 * max(max(rung.cold_flops, rung.flops) for rung in rungs) / unit.size)
+    _only_x_axis(axes, unit)
+    canvas.panel_title(axes, "Each rung")
+    _bar_legend(axes, rungs)
+
+
+def _bar_legend(axes: "Axes", rungs: Sequence[Rung]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Patch | Line2D] = [Patch(color=COLD, label="cold")]
+    if any(rung.grown for rung in rungs):
+        handles.append(Patch(color=INHERITED, label="inherited"))
+    if any(rung.fisher_flops + rung.subspace_flops > 0 for rung in rungs):
+        handles.append(Patch(color=OVERHEAD, label="Fisher, subspace"))
+    if any(rung.flops_to_match is not None for rung in rungs):
+        tick = Line2D([], [], color=INK, marker="|", linestyle="", markersize=8, markeredgewidth=1.6)
+        tick.set_label("matches cold")
+        handles.append(tick)
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(handles),
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0.4,
+        handlelength=1,
+        handletextpad=0.5,
+        columnspacing=1.2,
+        labelcolor=MUTED,
+    )
+
+
+def _inherited_bar(axes: "Axes", y: float, rung: Rung, unit: FlopUnit) -> None:
+    before = (rung.fisher_flops + rung.subspace_flops) / unit.size
+    axes.barh(y, before, _BAR, color=OVERHEAD)
+    axes.barh(y, rung.train_flops / unit.size, _BAR, left=before, color=INHERITED)
+    text = unit.number(rung.flops)
+    if rung.flops_to_match is not None:
+        place = rung.flops_to_match / unit.size
+        axes.vlines(place, y - _BAR / 2 - 0.05, y + _BAR / 2 + 0.05, color=INK, linewidth=1.8)
+        text += f", matches at {unit.number(rung.flops_to_match)}"
+    elif rung.cold is not None:
+        text += ", not matched"
+    _beside(axes, rung.flops / unit.size, y, text)
+
+
+def draw_family(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit, inches: float) -> None:
+    """Draw what the family costs, counted four ways, as bars stacked by rung.
+
+    Args:
+        axes: Where to draw.
+        rungs: The finished rungs, from the smallest.
+        unit: The unit of FLOPs.
+        inches: The panel's width, to tell which names fit into their bars.
+    """
+    counts = count_four_ways(rungs)
+    limit = 1.22 * max(count.flops or 0 for count in counts) / unit.size
+    for row, count in enumerate(counts):
+        planned = len([part for part in count.parts if part.kind == "planned"])
+        mark = "" if not planned else " (planned)" if planned == len(count.parts) else " (partly planned)"
+        axes.annotate(
+            count.title + mark, (0, row - 0.24), xytext=(0, 1), textcoords="offset points", va="bottom", color=INK
+        )
+        if count.flops is None:
+            axes.annotate("not known: not every grown model was seen to match", (0, row), va="center", color=MUTED)
+            continue
+        left = 0.0
+        for part in count.parts:
+            width = part.flops / unit.size
+            axes.barh(row, width, 0.46, left=left, **_BAR_STYLES[part.kind])
+            if len(part.name) * _CHARACTER < width / limit * inches:
+                colour = COLD if part.kind == "planned" else SURFACE
+                axes.annotate(part.name, (left + width / 2, row), ha="center", va="center", color=colour, fontsize=7.5)
+            left += width
+        _beside(axes, left, row, (AT_LEAST if count.at_least else "") + unit.text(count.flops))
+    axes.set_ylim(3.4, -0.75)
+    axes.set_xlim(0, limit)
+    _only_x_axis(axes, unit)
+    canvas.panel_title(axes, "The family", "counted four ways")
+
+
+def _beside(axes: "Axes", x: float, y: float, text: str) -> None:
+    axes.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", color=MUTED, fontsize=8)
+
+
+def _only_x_axis(axes: "Axes", unit: FlopUnit) -> None:
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(length=3)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"training FLOPs ({unit.name})")

@@ -1,0 +1,142 @@
+"""Validation bits per byte against FLOPs: where each grown rung meets its cold twin."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hf_progressive.records.rung import Evaluation, Rung
+from hf_progressive.report.figures import style as canvas
+from hf_progressive.report.figures.style import COLD, INHERITED, MUTED, SURFACE
+from hf_progressive.report.formatting import FlopUnit, minus, percent
+from hf_progressive.report.table import flop_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS = 3
+_LABEL_DISTANCE = 0.15  # between the labels of two line ends, as a share of the panel's height
+
+
+def draw_curves(rungs: Sequence[Rung]) -> "Figure":
+    """Draw validation bits per byte against FLOPs, a panel per rung.
+
+    Args:
+        rungs: The finished rungs, from the smallest.
+
+    Returns:
+        The figure.
+    """
+    unit = flop_unit(rungs)
+    columns = min(_COLUMNS, len(rungs))
+    rows = math.ceil(len(rungs) / columns)
+    with canvas.style():
+        figure = canvas.new_figure(canvas.WIDTH * columns / _COLUMNS + 0.4 * (columns < _COLUMNS), 3.0 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for index, rung in enumerate(rungs):
+            row, column = divmod(index, columns)
+            draw_curve_panel(grid[row][column], rung, unit, left=column == 0, bottom=index + columns >= len(rungs))
+        for index in range(len(rungs), rows * columns):
+            grid[index // columns][index % columns].set_axis_off()
+    return figure
+
+
+def draw_curve_panel(axes: "Axes", rung: Rung, unit: FlopUnit, *, left: bool, bottom: bool) -> None:
+    """Draw one rung's curve, and its cold twin's, with the place where they match.
+
+    Args:
+        axes: Where to draw.
+        rung: The rung.
+        unit: The unit of FLOPs.
+        left: Whether to label the vertical axis.
+        bottom: Whether to label the horizontal axis.
+    """
+    cold = rung.cold.curve if rung.cold else () if rung.grown else rung.curve
+    inherited = rung.curve if rung.grown else ()
+    right = max(point.flops for point in (*cold, *inherited)) / unit.size or 1.0
+    ends = []
+    for curve, colour, name in ((cold, COLD, "cold"), (inherited, INHERITED, "inherited")):
+        if not curve:
+            continue
+        flops = [point.flops / unit.size for point in curve]
+        axes.plot(flops, [point.bits_per_byte for point in curve], color=colour, linewidth=1.8, solid_capstyle="round")
+        end = curve[-1].bits_per_byte
+        axes.plot(flops[-1], end, "o", color=colour, markersize=3.5)
+        axes.plot([flops[-1], right], [end, end], color=colour, linewidth=0.8, linestyle=":")
+        ends.append((end, colour, name))
+    if rung.cold is not None:
+        axes.axhline(rung.cold.bits_per_byte, color=COLD, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.8)
+        _mark_crossing(axes, rung, rung.cold.bits_per_byte, unit)
+    axes.set_xlim(0, right * 1.02)
+    axes.set_ylim(*_visible_range(cold, inherited))
+    _label_ends(axes, ends)
+    axes.grid(axis="y")
+    axes.tick_params(length=3)
+    canvas.panel_title(axes, rung.lineage, _verdict(rung), INHERITED if rung.saving is not None else MUTED)
+    if left:
+        axes.set_ylabel("validation bits per byte")
+    if bottom:
+        axes.set_xlabel(f"FLOPs spent on this rung ({unit.name})")
+
+
+def _visible_range(cold: Sequence[Evaluation], inherited: Sequence[Evaluation]) -> tuple[float, float]:
+    """Return the bits per byte to show: all of the grown curve, and the later part of the cold one."""
+    bottom = min(point.bits_per_byte for point in (*cold, *inherited))
+    late = [point.bits_per_byte for point in cold[len(cold) // 4 :]]
+    top = max((point.bits_per_byte for point in inherited), default=max(late, default=bottom))
+    if inherited and late:
+        top = max(top, min(max(late), bottom + 2 * (top - bottom)))
+    height = (top - bottom) or 0.01 * bottom
+    return bottom - 0.12 * height, top + 0.05 * height
+
+
+def _mark_crossing(axes: "Axes", rung: Rung, target: float, unit: FlopUnit) -> None:
+    if rung.flops_to_match is None:
+        return
+    place = rung.flops_to_match / unit.size
+    axes.vlines(place, 0, target, color=INHERITED, linewidth=0.9, linestyle=":")
+    axes.plot(
+        place, target, "o", color=SURFACE, markeredgecolor=INHERITED, markeredgewidth=1.6, markersize=6, zorder=4
+    )
+    label = axes.annotate(
+        unit.number(rung.flops_to_match),
+        (place, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 4),
+        textcoords="offset points",
+        color=INHERITED,
+    )
+    canvas.halo(label)
+
+
+def _label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write each line's name and final value beside the panel, apart from one another."""
+    bottom, top = axes.get_ylim()
+    ordered = sorted(ends)
+    places = [(value - bottom) / (top - bottom) for value, _, _ in ordered]
+    if len(places) == 2 and (lacking := _LABEL_DISTANCE - (places[1] - places[0])) > 0:
+        places = [places[0] - lacking / 2, places[1] + lacking / 2]
+    for place, (value, colour, name) in zip(places, ordered, strict=True):
+        axes.annotate(
+            f"{name}\n{value:.4f}",
+            (1, place),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontsize=7.5,
+        )
+
+
+def _verdict(rung: Rung) -> str:
+    if rung.origin is not None:
+        return f"taken from {rung.origin.name}"
+    if not rung.grown:
+        return "the first rung, trained cold"
+    if rung.cold is None:
+        return "no cold twin trained"
+    if rung.saving is None:
+        return f"not matched, {rung.gap or 0:.4f} bits per byte short"
+    saved = f"saves {percent(rung.saving)}" if rung.saving >= 0 else f"costs {percent(-rung.saving)} more"
+    return saved if rung.eta is None else minus(f"{saved}, η {rung.eta:.2f}")

@@ -1,0 +1,129 @@
+"""What a planned ladder costs, as bars: every rung cold and inherited, and the family's three prices."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_progressive.report.figures import style as canvas
+from hf_progressive.report.figures.style import COLD, INHERITED, INK, MUTED
+from hf_progressive.report.formatting import FlopUnit, significant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_BAR = 0.34  # height of a bar where rungs are 1 apart
+
+
+def draw_prices(record: Mapping[str, Any]) -> "Figure":
+    """Draw a priced plan.
+
+    Args:
+        record: What `LadderPrice.to_dict` returns. Bars are dollars if there is a price, and FLOPs if there is none;
+            inherited ones are what the named transfer efficiency says, with its interval, or what the configuration
+            trains for where none was named.
+
+    Returns:
+        The figure.
+    """
+    rungs, family = record["rungs"], record["family"]
+    scale = _Scale.of(record)
+    with canvas.style():
+        figure = canvas.new_figure(canvas.WIDTH, max(2.6, 1.2 + 0.42 * len(rungs)))
+        left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+        for row, rung in enumerate(rungs):
+            _bar(left, row - _BAR / 2, scale, COLD, rung["cold"])
+            if rung["parent"] is not None:
+                _bar(left, row + _BAR / 2, scale, INHERITED, *_inherited(rung))
+        _finish(left, [rung["name"] for rung in rungs], scale)
+        left.legend(
+            handles=[left.containers[0], left.containers[-1]],
+            labels=["cold", scale.inherited],
+            loc="upper right",
+            frameon=False,
+        )
+        canvas.panel_title(left, "Each rung", scale.subtitle)
+        _bar(right, 0, scale, COLD, family["cold"])
+        _bar(right, 1, scale, INHERITED, *_inherited(family))
+        _bar(right, 2, scale, COLD, family["last_alone"])
+        _finish(right, ["every rung cold", "every rung inherited", f"{rungs[-1]['name']} alone, cold"], scale)
+        canvas.panel_title(right, "The family", "three prices, never to be confused")
+    return figure
+
+
+def write_prices(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a priced plan as a PNG.
+
+    Args:
+        record: What `LadderPrice.to_dict` returns.
+        path: The file.
+    """
+    figure = draw_prices(record)
+    canvas.settle(figure)
+    canvas.write_png(figure, Path(path))
+
+
+class _Scale:
+    """Dollars, or a unit of FLOPs."""
+
+    def __init__(self, key: str, size: float, label: str, subtitle: str, inherited: str) -> None:
+        self.key, self.size, self.label, self.subtitle, self.inherited = key, size, label, subtitle, inherited
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "_Scale":
+        cluster, evidence = record["cluster"], record["evidence"]
+        inherited = (
+            "inherited, as configured" if evidence is None else f"inherited, to match at η = {evidence['eta']:.3g}"
+        )
+        speed = "measured" if cluster["mfu"] is None else f"{cluster['mfu']:.0%} MFU"
+        subtitle = f"{cluster['count']} × {cluster['gpu']['name']}, {speed}"
+        if cluster["price"] is not None:
+            return cls("dollars", 1.0, "dollars", f"{subtitle}, ${cluster['price']:g} per GPU-hour", inherited)
+        unit = FlopUnit.for_values([record["family"]["cold"]["flops"]])
+        return cls("flops", unit.size, unit.name, subtitle, inherited)
+
+    def value(self, cost: Mapping[str, Any]) -> float:
+        return float(cost[self.key]) / self.size
+
+
+def _inherited(entry: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+    # The cost, and the ends of its interval where it has one.
+    costs = entry["to_match"]
+    if costs is None:
+        return entry["as_configured"], []
+    return costs["expected"], [costs[key] for key in ("at_best", "at_worst") if key in costs]
+
+
+def _bar(
+    axes: "Axes",
+    row: float,
+    scale: _Scale,
+    colour: str,
+    cost: Mapping[str, Any],
+    ends: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    value = scale.value(cost)
+    axes.barh(row, value, _BAR, color=colour)
+    edges = [scale.value(end) for end in ends]
+    if edges:
+        axes.plot(edges, [row, row], color=INK, linewidth=1, marker="|", markersize=5)
+    axes.annotate(
+        significant(value),
+        (max([value, *edges]), row),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        color=INK,
+    )
+
+
+def _finish(axes: "Axes", labels: Sequence[str], scale: _Scale) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.16 * axes.get_xlim()[1])
+    axes.set_xlabel(scale.label, color=MUTED)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)

@@ -1,0 +1,227 @@
+"""A study's figures: finished models against FLOPs, η step by step, the recipes compared, and Φ against none."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from hf_progressive.report.figures import style as canvas
+from hf_progressive.report.figures.style import COLD, GRID, INHERITED, INK, MUTED, SURFACE
+from hf_progressive.report.formatting import FlopUnit, percent
+from hf_progressive.report.study_findings import Record, study_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS = 3
+_ROW_INCHES = 0.26
+
+
+def draw_matches(study: Record) -> "Figure":
+    """Draw the headline recipe's finished models and their cold twins, a panel per step.
+
+    Args:
+        study: The record, with one finished step or more.
+
+    Returns:
+        The figure.
+    """
+    headline, unit = study["headline"], study_unit(study)
+    rungs = headline["rungs"]
+    columns = min(_COLUMNS, len(rungs))
+    rows = math.ceil(len(rungs) / columns)
+    with canvas.style():
+        figure = canvas.new_figure(canvas.WIDTH * columns / _COLUMNS + 0.4 * (columns < _COLUMNS), 3.2 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for index, rung in enumerate(rungs):
+            axes = grid[index // columns][index % columns]
+            _draw_step(axes, study, rung, unit)
+            if index % columns == 0:
+                axes.set_ylabel("validation bits per byte")
+            axes.set_xlabel(f"{unit.name} of this model")
+        for index in range(len(rungs), rows * columns):
+            grid[index // columns][index % columns].set_axis_off()
+    return figure
+
+
+def _draw_step(axes: "Axes", study: Record, rung: Record, unit: FlopUnit) -> None:
+    name, child = rung["child"], headline_arm(study)
+    groups = ((COLD, "cold", study["cold"]), (INHERITED, "grown", child["points"]))
+    for colour, label, entries in groups:
+        curves = [_finished(entry) for entry in entries if entry["rung"] == name]
+        for points in curves:
+            axes.plot([p["flops"] / unit.size for p in points], _heights(points), "o", color=colour, markersize=2.5)
+        mean = _mean_curve(curves)
+        axes.plot([x / unit.size for x, _ in mean], [y for _, y in mean], color=colour, linewidth=1.8, label=label)
+    full = [p["bits_per_byte"] for e in study["cold"] if e["rung"] == name for p in _finished(e) if p["fraction"] == 1]
+    if full:
+        axes.axhline(fmean(full), color=COLD, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.8)
+    outcome = next(row for row in child["rungs"] if row["child"] == name)
+    for seed in outcome["by_seed"]:
+        if seed["c_child"] is not None:
+            height = _target(study, name, seed["seed"])
+            ring: dict[str, Any] = {"ms": 8, "mec": INK, "mfc": "none", "mew": 1.2}
+            marker = "<" if seed["reached"] == "at_most" else "o"
+            axes.plot(seed["c_child"] / unit.size, height, marker, zorder=5, **ring)
+    axes.set_xscale("log")
+    _plain_log_ticks(axes)
+    axes.grid(axis="y")
+    saving = "not matched by every seed" if rung["saving"] is None else f"saves {percent(rung['saving'])}"
+    prefix = "at least: " if rung["at_least"] else ""
+    canvas.panel_title(axes, f"{rung['parent']} → {name}", prefix + saving, INHERITED)
+    axes.legend(frameon=False, loc="lower left", fontsize=7.5)
+
+
+def headline_arm(study: Record) -> Record:
+    """Return the recipe that a study is about.
+
+    Args:
+        study: The record.
+
+    Returns:
+        Its entry among `arms`.
+    """
+    recipe = study["headline"]["recipe"]
+    found: Record = next(arm for arm in study["arms"] if arm["name"] == recipe)
+    return found
+
+
+def _finished(entry: Record) -> list[dict[str, Any]]:
+    return [point for point in entry["points"] if "failed" not in point]
+
+
+def _heights(points: Sequence[Record]) -> list[float]:
+    return [point["bits_per_byte"] for point in points]
+
+
+def _mean_curve(curves: Sequence[Sequence[Record]]) -> list[tuple[float, float]]:
+    by_fraction: dict[float, list[Record]] = {}
+    for points in curves:
+        for point in points:
+            by_fraction.setdefault(point["fraction"], []).append(point)
+    return [
+        (fmean(point["flops"] for point in points), fmean(point["bits_per_byte"] for point in points))
+        for _, points in sorted(by_fraction.items())
+    ]
+
+
+def _target(study: Record, rung: str, seed: int) -> float:
+    entry = next(e for e in study["cold"] if e["rung"] == rung and e["seed"] == seed)
+    return float(next(point["bits_per_byte"] for point in entry["points"] if point["fraction"] == 1))
+
+
+def _plain_log_ticks(axes: "Axes") -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def draw_recipes(study: Record) -> "Figure":
+    """Draw η of every recipe on every step, with its interval where there are several seeds.
+
+    Recipes that neither matched nor were trained as long as others of the step are left out: they say nothing here.
+
+    Args:
+        study: The record, with one finished step or more.
+
+    Returns:
+        The figure: a column of panels, a panel per step, a line per recipe.
+    """
+    steps = [rung["name"] for rung in study["rungs"][1:]]
+    panels = [(step, found) for step in steps if (found := _of_step(study, step))]
+    heights = [len(rows) + 1.6 for _, rows in panels]
+    recipe = study["headline"]["recipe"]
+    with canvas.style():
+        figure = canvas.new_figure(canvas.WIDTH, sum(heights) * _ROW_INCHES + 0.5)
+        grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)
+        for (step, rows), axes in zip(panels, grid[:, 0], strict=True):
+            for place, (name, row) in enumerate(rows):
+                _draw_recipe(axes, place, row, INHERITED if name == recipe else COLD)
+            axes.axvline(1, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+            axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.grid(axis="x", color=GRID)
+            axes.set_title(f"{rows[0][1]['parent']} → {step}", loc="left", color=INK, fontweight="bold")
+        grid[-1][0].set_xlabel("transfer efficiency η (1: the whole family at the price of its largest)")
+    return figure
+
+
+def _of_step(study: Record, step: str) -> list[tuple[str, Record]]:
+    rows, longest = [], {}
+    for arm in study["arms"]:
+        fractions = [point["fraction"] for e in arm["points"] if e["rung"] == step for point in _finished(e)]
+        longest[arm["name"]] = max(fractions, default=0.0)
+        rows += [(arm["name"], rung) for rung in arm["rungs"] if rung["child"] == step]
+    most = max(longest.values(), default=0.0)
+    rows = [(name, rung) for name, rung in rows if rung["eta"] is not None or longest[name] == most]
+    return sorted(rows, key=lambda row: -math.inf if row[1]["eta"] is None else row[1]["eta"], reverse=True)
+
+
+def _draw_recipe(axes: "Axes", place: int, row: Record, colour: str) -> None:
+    for seed in row["by_seed"]:
+        if seed["eta"] is not None:
+            axes.plot(seed["eta"], place, "|", color=colour, markersize=7)
+    if row["eta"] is None:
+        axes.annotate(
+            "not matched by every seed",
+            (0, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=MUTED,
+            fontsize=7.5,
+        )
+        return
+    if row["eta_low"] is not None:
+        axes.plot([row["eta_low"], row["eta_high"]], [place, place], color=colour, linewidth=1.6)
+    marker = ">" if row["at_least"] else "o"
+    axes.plot(row["eta"], place, marker, color=colour, markersize=6, markeredgecolor=SURFACE, zorder=4)
+
+
+def draw_penalties(study: Record) -> "Figure":
+    """Draw what Φ changed on every step, at equal FLOPs and at equal tokens.
+
+    Args:
+        study: The record, in which something was compared.
+
+    Returns:
+        The figure: a column of panels, a panel per step, a line per recipe and budget.
+    """
+    panels = [(step, found) for step in (rung["name"] for rung in study["rungs"]) if (found := _compared(study, step))]
+    heights = [len(rows) + 1.6 for _, rows in panels]
+    with canvas.style():
+        figure = canvas.new_figure(canvas.WIDTH, sum(heights) * _ROW_INCHES + 0.5)
+        grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)
+        for (step, rows), axes in zip(panels, grid[:, 0], strict=True):
+            for place, (_, point) in enumerate(rows):
+                _draw_difference(axes, place - 0.15, point, INHERITED, "equal FLOPs")
+                if point.get("at_equal_tokens"):
+                    _draw_difference(axes, place + 0.15, point["at_equal_tokens"], COLD, "equal tokens")
+            axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+            axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.grid(axis="x", color=GRID)
+            axes.set_title(step, loc="left", color=INK, fontweight="bold")
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
+        grid[0][0].legend(reversed(first.values()), reversed(first), loc="best")
+        grid[-1][0].set_xlabel("bits per byte with Φ less bits per byte without (below 0 Φ helps)")
+    return figure
+
+
+def _compared(study: Record, step: str) -> list[tuple[str, Record]]:
+    found = []
+    for arm in study["headline"]["phi_effect"]["arms"]:
+        points = [point for rung in arm["rungs"] if rung["rung"] == step for point in rung["points"]]
+        found += [(arm["arm"] if len(points) == 1 else f"{arm['arm']}, {percent(p['fraction'])}", p) for p in points]
+    return found
+
+
+def _draw_difference(axes: "Axes", place: float, point: Record, colour: str, label: str) -> None:
+    if point["low"] is not None:
+        axes.plot([point["low"], point["high"]], [place, place], color=colour, linewidth=1.6)
+    axes.plot(point["difference"], place, "o", color=colour, markersize=5, markeredgecolor=SURFACE, label=label)

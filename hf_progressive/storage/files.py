@@ -1,0 +1,364 @@
+"""Durable files and folders: whole or absent, never half-written.
+
+Everything the package writes goes through one of two moves. A file is written to a temporary sibling, flushed to
+the disk and renamed. A folder is filled under a temporary name, a manifest with the size and SHA-256 of each of its
+files is added last, and the whole is renamed. A reader that finds the name therefore finds complete content, and
+`check_manifest` tells a bit flip, which the safetensors format itself does not notice, from sound data.
+
+A killed process leaves its temporary names behind. While a folder is being filled, a lock file beside it is held, so
+that `remove_leftovers` tells the leftovers of the dead from the work of the living.
+
+This module imports neither torch nor transformers.
+"""
+
+import contextlib
+import ctypes
+import glob
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hf_progressive.storage.full_disk import FullDiskNamed
+
+MANIFEST_NAME = "manifest.json"
+"""Name of the manifest inside a folder written by `atomic_folder`."""
+
+_HASH_CHUNK_BYTES = 1 << 22
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_AT_FDCWD = -100  # linux/fcntl.h: a path is relative to the working directory
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Return the hexadecimal SHA-256 of a file's content, read in chunks of 4 MiB.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    >>> import tempfile, pathlib
+    >>> file = pathlib.Path(tempfile.mkdtemp(), "x"); _ = file.write_bytes(b"abc")
+    >>> sha256_file(file)[:12]
+    'ba7816bf8f01'
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while chunk := handle.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fsync_path(path: str | os.PathLike[str]) -> None:
+    """Flush a file, or a folder's list of names, to the disk.
+
+    Args:
+        path: A file or a folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path`, flushed to the disk, when the block ends without an error.
+
+    Args:
+        path: The file to create or replace; its folder is created if need be.
+
+    Yields:
+        The temporary path to write to, in the same folder.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(target)
+    try:
+        with FullDiskNamed(target):
+            yield temporary
+            fsync_path(temporary)
+            os.replace(temporary, target)
+            fsync_path(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(
+    path: str | os.PathLike[str], *, overwrite: bool = False, sha256: Mapping[str, str | None] | None = None
+) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path`, with a manifest, when the block ends without an error.
+
+    Args:
+        path: The folder to create.
+        overwrite: Replace an existing folder, once the new one is complete. Otherwise an existing one is an error.
+        sha256: Digests already known, by name relative to the folder, so that large files are not read twice; None for
+            a file whose size alone is to be recorded. It is read when the block ends, so it may be filled meanwhile.
+
+    Yields:
+        The temporary folder to fill, a sibling of `path`.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is not set, or it is not a folder.
+        OSError: The disk is full or not writable; what was at `path` is there still.
+    """
+    # Of a symbolic link the folder it leads to is meant, and not the link itself.
+    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    if target.exists() and not (overwrite and target.is_dir()):
+        remedy = (
+            "choose another folder, or allow it to be overwritten (overwrite=True, --overwrite)"
+            if target.is_dir()
+            else "it is not a folder"
+        )
+        raise FileExistsError(f"{target} exists already; {remedy}")
+    temporary = _temporary_sibling(target)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(FullDiskNamed(target))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+                _remove_unless_held(leftover)
+            stack.enter_context(_held(temporary))
+            temporary.mkdir()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{target}: cannot be created ({error.strerror}); choose a folder on a disk you may write to",
+            ) from error
+        # Holds the unfinished folder after an error, the replaced one after an exchange.
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        yield temporary
+        write_manifest(temporary, sha256=sha256)
+        if not target.exists():
+            os.rename(temporary, target)
+        elif not _exchange(temporary, target):
+            _replace_in_two_steps(temporary, target)
+        fsync_path(target.parent)
+
+
+@contextlib.contextmanager
+def _held(temporary: Path) -> Iterator[None]:
+    # The lock is taken before there is a folder and let go when there is none: a folder without one is dead.
+    _lock_file(temporary).touch()  # FileLock would try for ever where no file can be made
+    lock = FileLock(_lock_file(temporary))
+    lock.acquire(blocking=False)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes it on release, and not before
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _lock_file(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}.lock")
+
+
+def _remove_unless_held(temporary: Path) -> None:
+    if not _TEMPORARY.fullmatch(temporary.name):
+        return
+    lock = FileLock(_lock_file(temporary))
+    with contextlib.suppress(Timeout):
+        lock.acquire(blocking=False)
+    if lock.is_locked:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def remove_folder(folder: str | os.PathLike[str]) -> None:
+    """Delete a folder such that a kill meanwhile leaves it whole, or what `remove_leftovers` removes.
+
+    Args:
+        folder: The folder.
+    """
+    aside = _temporary_sibling(Path(folder))
+    os.rename(folder, aside)
+    shutil.rmtree(aside)
+
+
+def remove_leftovers(folder: str | os.PathLike[str], *, spared: Collection[str] = ()) -> None:
+    """Delete what processes that were killed had begun to write below a folder, and not what a living one writes.
+
+    Args:
+        folder: A folder in which nobody writes single files meanwhile: their temporary names all go. A folder that
+            `atomic_folder` is filling stays.
+        spared: Names of folders directly below it that are not looked into.
+    """
+    root = Path(folder)
+    for place, folders, files in os.walk(root):
+        for name in files:
+            if (
+                _TEMPORARY.fullmatch(name.removesuffix(".lock"))
+                and not Path(place, name.removesuffix(".lock")).is_dir()
+            ):
+                Path(place, name).unlink(missing_ok=True)
+        for name in [name for name in folders if _TEMPORARY.fullmatch(name)]:
+            _remove_unless_held(Path(place, name))
+            folders.remove(name)
+        if place == os.fspath(root):
+            folders[:] = [name for name in folders if name not in spared]
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    # A folder cannot be renamed over a full one, but Linux can swap two names at once, so that neither is ever absent.
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # a C library older than the call
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def _replace_in_two_steps(new: Path, target: Path) -> None:
+    # Elsewhere the old folder steps aside for an instant, and is back if the move fails.
+    aside = _temporary_sibling(target)
+    os.rename(target, aside)
+    try:
+        os.rename(new, target)
+    except OSError:
+        os.rename(aside, target)
+        raise
+    shutil.rmtree(aside)
+
+
+def write_manifest(folder: str | os.PathLike[str], *, sha256: Mapping[str, str | None] | None = None) -> None:
+    """Flush every file of a folder to the disk and write its manifest last.
+
+    Args:
+        folder: The folder, searched with its subfolders.
+        sha256: Digests already known, by name relative to the folder; None for a file whose size alone is recorded.
+    """
+    root, known = Path(folder), sha256 or {}
+    files: dict[str, dict[str, int | str]] = {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST_NAME):
+        name = path.relative_to(root).as_posix()
+        fsync_path(path)
+        digest = known[name] if name in known else sha256_file(path)
+        files[name] = {"size": path.stat().st_size} | ({} if digest is None else {"sha256": digest})
+    for path in sorted(p for p in root.rglob("*") if p.is_dir()):
+        fsync_path(path)
+    write_json(root / MANIFEST_NAME, {"format": 1, "files": files})
+
+
+def is_complete(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether a folder has a manifest and every file in it has the size the manifest states.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        False also where there is no such folder. Contents are not read: see `check_manifest`.
+    """
+    try:
+        check_manifest(folder, contents=False)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def check_manifest(folder: str | os.PathLike[str], *, contents: bool = True) -> None:
+    """Raise if a folder is not what its manifest says.
+
+    Args:
+        folder: A folder with a manifest.
+        contents: Compare SHA-256, where it was recorded, as well as sizes.
+
+    Raises:
+        FileNotFoundError: There is no manifest.
+        ValueError: A file is missing, truncated or altered.
+    """
+    root = Path(folder)
+    manifest = read_json(root / MANIFEST_NAME)
+    if not isinstance(manifest.get("files"), dict):
+        raise ValueError(f'{root / MANIFEST_NAME}: has no "files" table; write the folder again')
+    for name, entry in manifest["files"].items():
+        path = root / name
+        if not path.is_file():
+            raise ValueError(
+                f"{root}: {name} is missing, though the manifest lists it; fetch or write the folder again"
+            )
+        size = path.stat().st_size
+        if size != entry["size"]:
+            raise ValueError(
+                f"{path}: {size} bytes, the manifest says {entry['size']}; the file is truncated or altered"
+            )
+        if contents and "sha256" in entry and sha256_file(path) != entry["sha256"]:
+            raise ValueError(f"{path}: its SHA-256 differs from the manifest's; the file is damaged")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a JSON file atomically, indented, with non-finite numbers refused.
+
+    Args:
+        path: The file.
+        value: Anything `json` can write.
+
+    Raises:
+        ValueError: The value holds NaN or an infinity, which JSON does not have.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; the numbers to be written are not all finite") from error
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not JSON, or not an object.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); it may be truncated") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return a number for JSON: None where it is not finite.
+
+    Args:
+        value: A number or None.
+
+    Returns:
+        The number, or None.
+
+    >>> finite_or_none(float("nan")) is None, finite_or_none(1.5)
+    (True, 1.5)
+    """
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""One training run: the Trainer with Φ, its checkpoints, its precision and its speed."""

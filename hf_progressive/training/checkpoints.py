@@ -1,0 +1,212 @@
+"""A training run's checkpoints: the fresh one, which are complete, which may go, the penalty that travels along."""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from hf_progressive import storage
+from hf_progressive.distributed.processes import main_process_first
+from hf_progressive.penalty.files import DESCRIPTION_NAME, save_penalty
+from hf_progressive.penalty.penalty import InheritancePenalty
+from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete, read_json
+
+logger = logging.getLogger(__name__)
+
+STAGING_NAME = ".saving"
+"""Folder, beside the checkpoints, in which the next one is written."""
+PENALTY_NAME = "phi"
+"""Folder of the penalty, beside the checkpoints and inside each."""
+
+_CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
+
+
+def write_fresh(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, *, seed: int) -> None:
+    """Write a stock checkpoint of fresh weights, in float32.
+
+    Args:
+        config: The model's configuration; the special tokens are taken from the tokenizer.
+        tokenizer: The corpus's tokenizer, saved beside the weights.
+        folder: The folder to create or replace.
+        seed: Seed of the weights.
+    """
+    config = type(config).from_dict(config.to_dict())
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
+    set_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with atomic_folder(folder, overwrite=True) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """Return the checkpoint of the highest step whose manifest is there and whose files have its sizes.
+
+    Args:
+        folder: A Trainer's `output_dir`.
+
+    Returns:
+        A `checkpoint-N` folder, or None where there is none.
+
+    >>> import tempfile
+    >>> from hf_progressive.storage import write_manifest
+    >>> run = Path(tempfile.mkdtemp())
+    >>> for step in (9, 10, 11):
+    ...     (run / f"checkpoint-{step}").mkdir()
+    >>> write_manifest(run / "checkpoint-9"), write_manifest(run / "checkpoint-10")
+    (None, None)
+    >>> newest_complete_checkpoint(run).name
+    'checkpoint-10'
+    """
+    return next((path for path in reversed(_checkpoints(Path(folder))) if is_complete(path)), None)
+
+
+def existing_checkpoint(folder: str | os.PathLike[str]) -> Path:
+    """Return the newest complete checkpoint of a run that must have one.
+
+    Args:
+        folder: A Trainer's `output_dir`.
+
+    Returns:
+        A `checkpoint-N` folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    checkpoint = newest_complete_checkpoint(folder)
+    if checkpoint is None:
+        raise ValueError(f"{folder}: holds no complete checkpoint to resume from; train without resuming")
+    return checkpoint
+
+
+def check_checkpoint(
+    checkpoint: Path, penalty: InheritancePenalty | None, *, branches: bool = False, reads: bool = True
+) -> None:
+    """Raise unless a checkpoint is undamaged and was trained with the penalty that training is to go on with.
+
+    Every process of a launch must call it. The others wait for the first outside of any collective.
+
+    Args:
+        checkpoint: A checkpoint. One that a plain Trainer wrote has no manifest, and passes with a warning.
+        penalty: The penalty to go on with; None for none.
+        branches: The checkpoint is another run's, whose penalty may have been any.
+        reads: Whether this process reads the files, for their digests; otherwise it compares their sizes. One process
+            for each disk is enough.
+
+    Raises:
+        ValueError: A file is missing or damaged, or the penalty is another.
+    """
+    has_manifest = (checkpoint / MANIFEST_NAME).exists()
+    with main_process_first(PartialState()):
+        if has_manifest:
+            check_manifest(checkpoint, contents=reads)
+    if not has_manifest:
+        logger.warning("%s has no manifest, so nothing tells whether it is complete; resuming from it", checkpoint)
+        return
+    if branches:
+        return
+    folder = checkpoint / PENALTY_NAME
+    if (folder / DESCRIPTION_NAME).exists():
+        _check_penalty(folder, penalty)
+    elif penalty is not None:
+        logger.warning("%s holds no penalty; the run goes on with one", checkpoint)
+
+
+def rotate(written: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest complete checkpoints beyond a limit.
+
+    Only complete ones count, and only they are deleted: those of a plain Trainer have no manifest, and stay.
+
+    Args:
+        written: The checkpoint just written, which stays whatever else an earlier run left there.
+        limit: How many to keep; None or 0 for all.
+        best: One to keep besides.
+    """
+    if limit is None or limit <= 0:
+        return
+    others = [path for path in _checkpoints(written.parent) if path != written and is_complete(path)]
+    for path in others[: max(0, len(others) - (limit - 1))]:
+        if best is None or path != Path(best):
+            storage.remove_folder(path)
+
+
+def remove_leftovers(folder: Path, *, spared: Collection[str] = ()) -> None:
+    """Delete what killed processes were writing, which never stands under a checkpoint's own name.
+
+    Args:
+        folder: A Trainer's `output_dir`, or a run folder, in which no other process trains.
+        spared: Names of folders directly below it that are not looked into.
+    """
+    storage.remove_leftovers(folder, spared=spared)
+    for place, folders, _ in os.walk(folder):
+        if STAGING_NAME in folders:
+            folders.remove(STAGING_NAME)
+            shutil.rmtree(Path(place, STAGING_NAME), ignore_errors=True)
+
+
+def keep_penalty(penalty: InheritancePenalty, folder: Path) -> None:
+    """Write a run's penalty once beside its checkpoints, to be linked into each.
+
+    Args:
+        penalty: The penalty.
+        folder: A Trainer's `output_dir`.
+    """
+    kept = folder / PENALTY_NAME
+    if is_complete(kept) and read_json(kept / DESCRIPTION_NAME)["fingerprint"] == penalty.fingerprint():
+        return
+    save_penalty(penalty, kept)
+
+
+def link_penalty(folder: Path, checkpoint: Path) -> dict[str, str]:
+    """Put the penalty kept beside the checkpoints into one, as hard links where the file system has them.
+
+    Args:
+        folder: A Trainer's `output_dir`.
+        checkpoint: The checkpoint being written.
+
+    Returns:
+        SHA-256 of the files, by name relative to the checkpoint.
+    """
+    kept = folder / PENALTY_NAME
+    shutil.copytree(kept, checkpoint / PENALTY_NAME, copy_function=_link)
+    files = read_json(kept / MANIFEST_NAME)["files"]
+    return {f"{PENALTY_NAME}/{name}": entry["sha256"] for name, entry in files.items()}
+
+
+def _check_penalty(folder: Path, penalty: InheritancePenalty | None) -> None:
+    if penalty is None:
+        raise ValueError(f"{folder.parent} was trained with a penalty; pass penalty=load_penalty({str(folder)!r})")
+    description = read_json(folder / DESCRIPTION_NAME)
+    ours = penalty.fingerprint()
+    different = [kind for kind, digest in description["fingerprint"].items() if digest != ours[kind]]
+    if different:
+        raise ValueError(
+            f"{folder.parent} was trained with another penalty: its {' and '.join(different)} differ; "
+            f"pass penalty=load_penalty({str(folder)!r})"
+        )
+    for symbol in ("ewc_lambda", "gamma"):
+        before, now = description[symbol], getattr(penalty, symbol)
+        if before != now:
+            logger.warning("%s was trained with %s=%s; the run goes on with %s", folder.parent, symbol, before, now)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    # checkpoint-N folders, whole or not, in the order of their steps
+    if not folder.is_dir():
+        return []
+    steps = ((_CHECKPOINT_PATTERN.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
+    return [path for _, path in sorted((int(match[1]), path) for match, path in steps if match)]
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)

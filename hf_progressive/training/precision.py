@@ -1,0 +1,125 @@
+"""What a training run computes in: precision, and compiled or not, chosen by device unless the configuration does."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from hf_progressive.config import TrainingConfig
+from hf_progressive.distributed.compilation import compiles_on
+from hf_progressive.distributed.float32_products import allow_tf32, own_float32_products
+
+__all__ = [
+    "allow_tf32",
+    "blocks_of_one_size",
+    "describe",
+    "device_settings",
+    "evaluation_precision",
+    "own_float32_products",
+]
+
+_NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DIVIDING_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+
+
+def device_settings(training: TrainingConfig) -> dict[str, Any]:
+    """Choose Trainer's arguments of precision, compilation and copies by the device.
+
+    On a CUDA device: bfloat16 autocast where it has that, and compiled, unless the configuration says otherwise.
+    Under DeepSpeed and FSDP nothing is compiled unless it is asked for. Elsewhere: float32, not compiled.
+
+    Args:
+        training: The configuration; what its `arguments` state is not chosen here.
+
+    Returns:
+        Arguments by name; none on a CPU with the default configuration.
+
+    Raises:
+        ValueError: The configuration wants float32 and the launch mixed precision.
+    """
+    given, settings = training.arguments, dict[str, Any]()
+    launched = _NAMES.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "float32")
+    if training.precision == "float32" and launched != "float32":
+        raise ValueError(
+            f"training.precision: float32, but the launch's mixed_precision says {launched}; "
+            "set training.precision to auto, or the launch's mixed_precision to 'no'"
+        )
+    on_cuda = torch.cuda.is_available() and not given.get("use_cpu")
+    if not given.keys() & {"bf16", "fp16"} and launched != "float16":
+        by_device = training.precision == "auto" and on_cuda and _has_bfloat16()
+        if by_device or training.precision == "bfloat16":
+            settings["bf16"] = True
+    if not given.keys() & {"torch_compile", "torch_compile_backend", "torch_compile_mode"}:
+        divided = any(os.environ.get(name, "false").lower() in ("true", "1") for name in _DIVIDING_ENGINES)
+        by_device = training.compile == "auto" and on_cuda and not divided and "deepspeed" not in given
+        if training.compile is True or (by_device and compiles_on("cuda")):
+            settings["torch_compile"] = True
+    return settings
+
+
+def describe(trainer: Trainer) -> dict[str, Any]:
+    """Say what a trainer computes in.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        `precision` (`float32`, `bfloat16` or `float16`, of the products; weights are float32), `compiled`, `tf32`
+        (whether float32 products are rounded to it) and `attention`.
+    """
+    device = trainer.args.device
+    has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on
+    return {
+        "precision": _NAMES.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision),
+        "compiled": bool(trainer.args.torch_compile),
+        "tf32": has_tf32 and torch.get_float32_matmul_precision() != "highest",
+        "attention": getattr(getattr(trainer.model, "config", None), "_attn_implementation", None),
+    }
+
+
+@contextlib.contextmanager
+def blocks_of_one_size(trainer: Trainer) -> Iterator[None]:
+    """Set up compiled code and float32 products for a training run of which all micro-batches have one size.
+
+    Args:
+        trainer: The trainer, not yet trained.
+
+    Yields:
+        Nothing, while it trains. What was compiled for it is let go then: PyTorch keeps what it compiled of a class's
+        forward pass for a few models only, and compiles no more from there on. The files of its cache stay.
+    """
+    asked = trainer.args.tf32
+    allow_tf32(trainer.accelerator.mixed_precision != "no" if asked is None else bool(asked))
+    if not trainer.args.torch_compile:
+        yield
+        return
+    # Otherwise evaluation, by another number of sequences, would make the training's next graph one of any size.
+    trainer.accelerator.state.dynamo_plugin.dynamic = False
+    try:
+        yield
+    finally:
+        torch.compiler.reset()
+
+
+def evaluation_precision(training: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Compute outside of training as training does: in bfloat16 autocast on a CUDA device where that is so.
+
+    Args:
+        training: The configuration.
+        device: Where the model is.
+
+    Returns:
+        A context for the model's forward passes; on a CPU it changes nothing.
+    """
+    launched = _NAMES.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "float32")
+    chosen = {"bf16": launched == "bfloat16", **training.arguments, **device_settings(training)}
+    if device.type != "cuda" or not chosen["bf16"]:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _has_bfloat16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -1,0 +1,167 @@
+"""How fast a training run is: tokens per second and model FLOPs utilisation, its evaluations and saving left out.
+
+Time is read where the run stops anyway, at logs, evaluations and checkpoints, so that no step waits for the device.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from hf_progressive.distributed.accelerators import device_name, peak_flops
+
+
+class ThroughputMeter(TrainerCallback):
+    """Divides a run's time into training, evaluation and saving.
+
+    It must stand after the callbacks that decide when to log, to evaluate and to save.
+
+    Args:
+        step_tokens: Tokens per optimizer step, over all processes.
+        flops_per_token: Training FLOPs per token.
+        device: This process's device.
+        processes: Processes that train together, each with such a device.
+        peak: FLOPs per second of one device; None takes the table's for the device, if it has it.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        step_tokens: int,
+        flops_per_token: float,
+        device: torch.device,
+        processes: int = 1,
+        peak: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.step_tokens, self.flops_per_token = step_tokens, flops_per_token
+        self.device, self.processes = device, processes
+        self.seconds = {"training": 0.0, "evaluation": 0.0, "saving": 0.0}
+        """Seconds by what they went into."""
+        self._peak = peak_flops(device) if peak is None else peak
+        self._clock = clock
+        self._mark = clock()
+        self._saved = 0.0  # seconds of saving since the mark, which belong to no other part
+        self._steps = 0
+        self._first_step = 0
+        self._logged = (0, 0.0)  # step and seconds of training at the last log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock.
+
+        Args:
+            args: As for any callback.
+            state: As for any callback.
+            control: As for any callback.
+            **kwargs: As for any callback.
+        """
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        self._mark, self._saved = self._clock(), 0.0
+        self._first_step, self._steps, self._logged = state.global_step, 0, (state.global_step, 0.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End a stretch of training where something else follows.
+
+        Args:
+            args: As for any callback.
+            state: As for any callback.
+            control: As for any callback.
+            **kwargs: As for any callback.
+        """
+        if control.should_log or control.should_evaluate or control.should_save:
+            self._steps = state.global_step - self._first_step
+            self._count("training")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End an evaluation.
+
+        Args:
+            args: As for any callback.
+            state: As for any callback.
+            control: As for any callback.
+            **kwargs: As for any callback.
+        """
+        self._count("evaluation")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the writing of a checkpoint.
+
+        Args:
+            args: As for any callback.
+            state: As for any callback.
+            control: As for any callback.
+            **kwargs: As for any callback.
+        """
+        self._count("saving")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock.
+
+        Args:
+            args: As for any callback.
+            state: As for any callback.
+            control: As for any callback.
+            **kwargs: As for any callback.
+        """
+        self._steps = state.global_step - self._first_step
+        self._count("training")
+
+    def saving(self, seconds: float) -> None:
+        """Take note of weights saved at another moment than a checkpoint's.
+
+        Args:
+            seconds: How long it took.
+        """
+        self._saved += seconds
+
+    def at_log(self, step: int) -> dict[str, float]:
+        """Return the speed since the last log.
+
+        Args:
+            step: Optimizer steps so far.
+
+        Returns:
+            `tokens_per_second` over all processes and, where the devices' peak is known, `mfu`; nothing where no step
+            was made since.
+        """
+        self._count("training")
+        before, seconds_before = self._logged
+        self._logged = (step, self.seconds["training"])
+        return self._speed(step - before, self.seconds["training"] - seconds_before)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the speed of the whole run.
+
+        Returns:
+            `tokens_per_second` and `mfu` (None where they are not known), `tokens` trained on in `seconds`, and
+            `device` and `processes`. Only what this process has done counts: of a run that was continued, the rest.
+        """
+        speed = self._speed(self._steps, self.seconds["training"])
+        return {
+            "tokens_per_second": speed.get("tokens_per_second"),
+            "mfu": speed.get("mfu"),
+            "tokens": self._steps * self.step_tokens,
+            "seconds": dict(self.seconds),
+            "device": device_name(self.device),
+            "processes": self.processes,
+        }
+
+    def _speed(self, steps: int, seconds: float) -> dict[str, float]:
+        if steps <= 0 or seconds <= 0:
+            return {}
+        rate = steps * self.step_tokens / seconds
+        if self._peak is None:
+            return {"tokens_per_second": rate}
+        return {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / (self._peak * self.processes)}
+
+    def _count(self, part: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what was queued is part of this stretch
+        now = self._clock()
+        saved, self._saved = min(self._saved, now - self._mark), 0.0
+        self.seconds["saving"] += saved
+        self.seconds[part] += now - self._mark - saved
+        self._mark = now

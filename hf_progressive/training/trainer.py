@@ -1,0 +1,424 @@
+"""A `Trainer` that adds the inheritance penalty Φ, stops on a loss that is not finite, and saves whole or not at all.
+
+Φ's gradient has a closed form, so it does not go through the loss: it is added to the averaged gradient once per
+optimizer step, after the last micro-batch's backward and before clipping. Gradient accumulation and the number of
+processes therefore cannot change it, and evaluation never sees it.
+
+Between two logs the host reads nothing from the device. Whether all is finite is noted there and read before a log, an
+evaluation and whatever is saved.
+"""
+
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import is_compiled_module
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_progressive.distributed.processes import main_process_first
+from hf_progressive.distributed.stopping import STEPS_BETWEEN, Sigterm, StopVote
+from hf_progressive.distributed.termination import EXIT_CODE
+from hf_progressive.penalty.penalty import InheritancePenalty
+from hf_progressive.penalty.schedule import schedule_factor
+from hf_progressive.penalty.step_log import StepLog
+from hf_progressive.storage import atomic_folder
+from hf_progressive.storage.full_disk import FullDiskNamed
+from hf_progressive.training.arguments import ProgressiveTrainingArguments
+from hf_progressive.training.causal_loss import filled_up, return_loss_alone
+from hf_progressive.training.checkpoints import (
+    STAGING_NAME,
+    check_checkpoint,
+    existing_checkpoint,
+    keep_penalty,
+    link_penalty,
+    newest_complete_checkpoint,
+    remove_leftovers,
+    rotate,
+)
+from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, FiniteWatch
+from hf_progressive.training.last_batch import LastBatch
+from hf_progressive.training.penalized_engine import PenalizedEngine
+from hf_progressive.training.throughput import ThroughputMeter
+
+__all__ = [
+    "NonFiniteLossError",
+    "ProgressiveTrainer",
+    "ProgressiveTrainingArguments",
+    "TrainingInterrupted",
+    "newest_complete_checkpoint",
+]
+
+_TRAINER_STATE_NAME = "trainer_state.json"
+_TRAINING_ARGUMENTS_NAME = "training_args.bin"
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss, Φ, the gradient or a weight became NaN or infinite; nothing was saved or measured since."""
+
+
+class TrainingInterrupted(SystemExit):
+    """SIGTERM ended the training after a whole step, the checkpoint saved; every process exits with code 143."""
+
+
+class ProgressiveTrainer(Trainer):
+    """`Trainer` plus `penalty`; without one it trains exactly as `Trainer` does.
+
+    The logged `loss` is the task's loss plus Φ, as optimised; beside it stand `phi/ewc` and `phi/subspace` (the two
+    weighted terms, which sum to Φ), `phi/grad_ratio` (norm of Φ's gradient over the task's, before clipping), each
+    averaged over the steps since the last log, and `phi/lambda` and `phi/gamma` as last applied.
+
+    Checkpoints are written aside and renamed, with a manifest of sizes and SHA-256, so that a `checkpoint-N` is
+    complete whenever it exists. `train(resume_from_checkpoint=True)` takes the newest complete one.
+
+    Args:
+        *args: As for `Trainer`.
+        penalty: Φ, its anchor in the coordinates of the model; None for none.
+        **kwargs: As for `Trainer`; `args` should be `ProgressiveTrainingArguments`.
+
+    Raises:
+        ValueError: `penalty` is given with arguments that hold no schedule for it, or does not fit the model.
+    """
+
+    def __init__(self, *args: Any, penalty: InheritancePenalty | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if penalty is not None and not isinstance(self.args, ProgressiveTrainingArguments):
+            raise ValueError(
+                f"a penalty needs args of class ProgressiveTrainingArguments, got {type(self.args).__name__}"
+            )
+        self.penalty = penalty
+        self.meter: ThroughputMeter | None = None
+        """Adds the speed to every log of the loss; a callback of this trainer, where there is one."""
+        self._phi_log = StepLog()
+        self._watch = FiniteWatch(self.accelerator)
+        self._finite_until = 0  # the last step after which all was known to be finite
+        self._flops_per_batch: dict[int, int] = {}
+        # DataParallel copies the module and not what its forward pass is bound to.
+        others = self.compute_loss_func or self.label_smoother or self.args.use_liger_kernel or self.args.n_gpu > 1
+        self._leaves_logits = not others and return_loss_alone(self.model)
+        self._predicts_loss_only = False
+        self._last_batch: LastBatch | None = None
+        self._compiled_for_evaluation: Any = None
+        self._sigterm = Sigterm()
+        self._vote = self._new_vote()
+        self._stop_asked = False
+        self._save_root: str | None = None
+        if penalty is not None:
+            penalty.validate(self.model)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        *args: Any,
+        branches: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Train, from the start or from a checkpoint that is complete.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or True for the newest complete one in `output_dir`.
+            *args: As for `Trainer.train`.
+            branches: The checkpoint is another run's, which may have been trained with another penalty or none.
+            **kwargs: As for `Trainer.train`.
+
+        Returns:
+            `TrainOutput`, as `Trainer.train`.
+
+        Raises:
+            ValueError: There is no complete checkpoint, or the one named is damaged.
+            NonFiniteLossError: The loss, Φ, the gradient or a weight is NaN or infinite. It is found at the next log,
+                evaluation or checkpoint, none of which is kept, or at the end.
+            TrainingInterrupted: SIGTERM came; the step was finished and, unless `save_strategy` is "no", a
+                checkpoint saved.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(existing_checkpoint(self.args.output_dir))
+        if resume_from_checkpoint:
+            reads = self.args.should_save  # the process that writes to a disk reads from it
+            check_checkpoint(Path(resume_from_checkpoint), self.penalty, branches=branches, reads=reads)
+        if self.args.should_save:
+            remove_leftovers(Path(self.args.output_dir))
+        self._watch, self._finite_until = FiniteWatch(self.accelerator), 0
+        self._vote, self._stop_asked = self._new_vote(), False
+        self._phi_log = StepLog()
+        with self._sigterm.noticed():
+            output = super().train(resume_from_checkpoint or None, *args, **kwargs)
+            self._require_finite()
+            if self._stop_asked:
+                raise TrainingInterrupted(EXIT_CODE)
+            too_late = self._vote.at_the_end(self._sigterm.came)  # it came in the last steps
+        if too_late or self._sigterm.came:  # or while this process waited for the others
+            signal.raise_signal(signal.SIGTERM)
+        return output
+
+    def _new_vote(self) -> StopVote:
+        # A step of several micro-batches takes long, and a launcher waits for half a minute.
+        return StopVote(self.accelerator, every=1 if self.args.gradient_accumulation_steps > 1 else STEPS_BETWEEN)
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        """Compute the task's loss as `Trainer` does; the model returns no logits unless someone takes them.
+
+        Args:
+            model: The wrapped model.
+            inputs: A micro-batch.
+            return_outputs: Return the model's outputs too.
+            **kwargs: As for `Trainer.compute_loss`.
+
+        Returns:
+            The loss, or the loss and the outputs.
+        """
+        if self._leaves_logits and (not return_outputs or self._predicts_loss_only) and "labels" in inputs:
+            inputs = {**inputs, "loss_alone": True}
+        if self._last_batch is not None:
+            kwargs["num_items_in_batch"] = None  # the mean of this process's own
+        return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate a micro-batch as `Trainer` does; compiled while training is, and then always of one size.
+
+        On several processes, a loss that is wanted alone counts every sequence once (see `last_batch`).
+
+        Args:
+            model: The model.
+            inputs: A micro-batch.
+            prediction_loss_only: Return the loss alone.
+            *args: As for `Trainer.prediction_step`.
+            **kwargs: As for `Trainer.prediction_step`.
+
+        Returns:
+            The loss, and the logits and labels where they are wanted.
+        """
+        self._predicts_loss_only = prediction_loss_only
+        last = self._last_batch = LastBatch.of(self.accelerator, inputs) if prediction_loss_only else None
+        if last is not None:
+            inputs = last.inputs
+        try:
+            if prediction_loss_only and self.is_in_train and is_compiled_module(self.model_wrapped):
+                model = self._compiled_model(model)
+                inputs = filled_up(inputs, rows=self.args.eval_batch_size)
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        finally:
+            self._predicts_loss_only, self._last_batch = False, None
+        return loss if last is None or loss is None else last.mean(loss), logits, labels
+
+    def _compiled_model(self, model: nn.Module) -> Any:
+        # Trainer evaluates the bare model. Under DDP the compiled one would wait for the other processes.
+        if getattr(self.model_wrapped, "_orig_mod", None) is model:
+            return self.model_wrapped
+        if self._compiled_for_evaluation is None:
+            options = self.accelerator.state.dynamo_plugin.to_kwargs()
+            self._compiled_for_evaluation = torch.compile(model, **options)
+        return self._compiled_for_evaluation
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Run one micro-batch; on the last before an optimizer step, add Φ's gradient once.
+
+        Args:
+            model: The wrapped model.
+            inputs: A micro-batch.
+            *args: As for `Trainer.training_step`.
+            **kwargs: As for `Trainer.training_step`.
+
+        Returns:
+            The micro-batch's share of the loss, with Φ on the last one.
+        """
+        last = self.accelerator.sync_gradients
+        if last and self._vote.stops(self.state.global_step, self._sigterm.came):
+            self._stop_asked = self.control.should_training_stop = True
+            self.control.should_save = self.args.save_strategy != "no"
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self._watch.note(LOSS, loss)
+        if self.penalty is None or not last:
+            return loss
+        if not self.is_deepspeed_enabled:
+            self._add_penalty_gradient()
+        return loss + self._phi_log.last_value.to(loss)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with Φ's figures beside the training loss.
+
+        Args:
+            logs: Figures by name.
+            *args: As for `Trainer.log`.
+            **kwargs: As for `Trainer.log`.
+        """
+        if "loss" in logs:
+            logs.update(self._phi_log.drain())
+            if self.meter is not None:
+                logs.update(self.meter.at_log(self.state.global_step))
+        super().log(logs, *args, **kwargs)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self._finite_until = self.state.global_step
+        if self.penalty is None:
+            return prepared
+        if self.is_deepspeed_enabled:
+            self.accelerator.deepspeed_engine_wrapped = PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
+        if self.args.should_save and self._saves_state:
+            keep_penalty(self.penalty, Path(self.args.output_dir))
+        self.penalty.bind(self._bare_model())
+        return prepared
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer asks after a step only, and would add one to a finished run whose last epoch is not over.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    @property
+    def _saves_state(self) -> bool:
+        return self.args.save_strategy != "no" and not self.args.save_only_model
+
+    def _bare_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        return model
+
+    def _add_penalty_gradient(self) -> None:
+        assert self.penalty is not None
+        progress = self.state.global_step / self.state.max_steps
+        factor = schedule_factor(self.args.phi_schedule, progress, self.args.phi_until)
+        step = self.penalty.add_gradient(self._bare_model(), factor=factor, gradient_scale=self._gradient_scale())
+        self._watch.note(PENALTY, step.value)
+        self._phi_log.add(step, ewc_lambda=self.penalty.ewc_lambda * factor, gamma=self.penalty.gamma * factor)
+
+    def _gradient_scale(self) -> float:
+        # Where fp16 needs one, the gradients are multiplied by it until they are clipped.
+        if self.is_deepspeed_enabled:
+            return float(getattr(self.deepspeed.optimizer, "loss_scale", 1.0))
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        # A loss scaler meets gradients that overflow, skips the step and goes on.
+        if isinstance(norm, Tensor) and self.args.mixed_precision != "fp16":
+            self._watch.note(GRADIENT, norm)
+        return norm
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count as `Trainer` does, once for each size of micro-batch: it walks through all modules.
+
+        Args:
+            inputs: A micro-batch.
+
+        Returns:
+            FLOPs of its forward and backward pass.
+        """
+        main_input = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        tokens = main_input.numel() if isinstance(main_input, Tensor) else 0
+        if tokens not in self._flops_per_batch:
+            self._flops_per_batch[tokens] = super().floating_point_ops(inputs)
+        return self._flops_per_batch[tokens]
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_evaluate:
+            self._require_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics: dict[str, float] = super()._evaluate(*args, **kwargs)
+        for name, value in metrics.items():  # numbers of the host, the same on every process
+            if name.endswith("_loss") and not math.isfinite(value):
+                raise self._non_finite(f"the validation's {name}", self.state.global_step, self.state.global_step)
+        return metrics
+
+    def _require_finite(self) -> None:
+        """Raise unless all that was computed since the last call is finite, and the weights; every process must call.
+
+        The host waits for the device here.
+
+        Raises:
+            NonFiniteLossError: They are not.
+        """
+        self._watch.note_weights(self.model.parameters())
+        spoiled, step = self._watch.read(), self.state.global_step
+        if spoiled is not None:
+            raise self._non_finite(spoiled, self._finite_until + 1, step)
+        self._finite_until = step
+
+    def _non_finite(self, what: str, first: int, last: int) -> NonFiniteLossError:
+        steps = f"step {last}" if last <= first else f"steps {first} to {last}"
+        checkpoint = newest_complete_checkpoint(self.args.output_dir)
+        last_good = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+        return NonFiniteLossError(f"{steps}: {what} is not finite; {last_good}")
+
+    # Saving: everything is written below `.saving`, on every process, then moved into place by one.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        root: str = self._save_root or super()._get_output_dir(trial)
+        return root
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._require_finite()
+        run_dir = Path(self._get_output_dir(trial))
+        target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with self._saved_whole(target) as (staged, known):
+            self._save_root = str(staged.parent)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._save_root = None
+            if self.state.best_model_checkpoint == str(staged):
+                self.state.best_model_checkpoint = str(target)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / _TRAINER_STATE_NAME))
+            if self.penalty is not None and self.args.should_save and self._saves_state:
+                known.update(link_penalty(run_dir, staged))
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(target))
+        if self.args.should_save:
+            rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Wait until the checkpoint stands at its own name."""
+
+    def save_pretrained_whole(self, folder: str | os.PathLike[str]) -> None:
+        """Save the model and tokenizer as a stock checkpoint, complete or not at all; every process must call it.
+
+        Args:
+            folder: Where to; replaced if it exists.
+        """
+        started = time.monotonic()
+        self._require_finite()
+        with self._saved_whole(Path(folder)) as (staged, _):
+            self.save_model(str(staged), _internal_call=True)
+            if self.args.should_save:
+                (staged / _TRAINING_ARGUMENTS_NAME).unlink(missing_ok=True)
+        if self.meter is not None:
+            self.meter.saving(time.monotonic() - started)
+
+    @contextmanager
+    def _saved_whole(self, target: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+        # yields where to write, and where to put SHA-256 digests that are known already
+        staged = target.parent / STAGING_NAME / target.name
+        known: dict[str, str] = {}
+        if self.args.should_save:
+            shutil.rmtree(staged, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            with FullDiskNamed(target):
+                yield staged, known
+        except OSError:
+            shutil.rmtree(staged.parent, ignore_errors=True)  # what does not fit must not fill the disk
+            raise
+        self.accelerator.wait_for_everyone()
+        with main_process_first(PartialState()):  # reads all that was written, for its digests
+            if self.args.should_save:
+                with atomic_folder(target, overwrite=True, sha256=known) as empty:
+                    for path in staged.iterdir():
+                        os.replace(path, empty / path.name)
+                shutil.rmtree(staged.parent)
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,392 @@
+"""One training run of a ladder: an initial checkpoint, a stretch of the corpus, a schedule; out comes a curve.
+
+A rung and its cold twin are two arms: they differ in their initial checkpoint, their penalty and how long they train,
+and in nothing else. An arm stopped at any moment continues from its newest complete checkpoint.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from hf_progressive import storage
+from hf_progressive.config import TrainingConfig
+from hf_progressive.data import Corpus, rung_blocks
+from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.training.arguments import ProgressiveTrainingArguments, check_arguments
+from hf_progressive.training.block_trainer import block_trainer
+from hf_progressive.training.flops import FORWARD_SHARE
+from hf_progressive.training.precision import blocks_of_one_size, describe, device_settings, own_float32_products
+from hf_progressive.training.progress_bar import ProgressBar
+from hf_progressive.training.stable_checkpoint import KeepStableCheckpoint
+from hf_progressive.training.throughput import ThroughputMeter
+from hf_progressive.training.trainer import ProgressiveTrainer, newest_complete_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_LOGS_PER_RUN = 50
+_SPEEDS = ("tokens_per_second", "mfu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What one training run starts from and does."""
+
+    title: str
+    """What the progress bar and the logs call it."""
+
+    init: Path
+    """Folder of the initial checkpoint."""
+
+    folder: Path
+    """Where its checkpoints go, in `checkpoints/`."""
+
+    training: TrainingConfig
+    """Batch, schedule and optimizer."""
+
+    learning_rate: float
+    """Peak learning rate."""
+
+    steps: int
+    """Optimizer steps."""
+
+    first_block: int
+    """The first block of the corpus that it reads; it reads on from there."""
+
+    flops_per_token: float
+    """Training FLOPs per token, to put FLOPs beside every validation point."""
+
+    flops_before: float = 0.0
+    """FLOPs spent on this arm before its first step: the estimates of Fisher information and subspace."""
+
+    seed: int = 0
+    """Seed of whatever the run draws (dropout)."""
+
+    stable: Path | None = None
+    """Folder for the weights from before the warm-down; None keeps none."""
+
+    phi_schedule: str = "constant"
+    """Course of λ and γ."""
+
+    phi_until: float = 1.0
+    """Share of the steps after which λ and γ have reached 0; above 1, that is after the last step."""
+
+    warmup_steps: int | None = None
+    """Steps of warm-up; None takes the share of the steps that `training` states."""
+
+    checkpoint_steps: frozenset[int] | None = None
+    """Steps after which to save a checkpoint, all of which are kept; None saves and rotates as `training` says."""
+
+    branch_from: Path | None = None
+    """A checkpoint of another run to go on from, until there is one of this run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """What one training run measured."""
+
+    loss: float
+    """Validation loss at the last step, in nats per token."""
+
+    bits_per_byte: float
+    """Validation bits per byte at the last step."""
+
+    tokens: int
+    """Tokens trained on."""
+
+    flops: float
+    """FLOPs of the training alone."""
+
+    curve: list[dict[str, Any]]
+    """Validation points from step 0 to the last: step, tokens, flops, loss, bits_per_byte."""
+
+    training_log: list[dict[str, Any]]
+    """What the trainer logged along the way."""
+
+    seconds: float
+    """Wall-clock seconds of this process's part of the training, validation included."""
+
+    evaluation_tokens: int = 0
+    """Tokens of the validation part that were read, over all validation points."""
+
+    evaluation_flops: float = 0.0
+    """FLOPs of these forward passes, which `flops` leaves out."""
+
+    evaluation_seconds: float = 0.0
+    """Seconds of `seconds` that validation took."""
+
+    computed_in: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Precision, compiled or not, TF32 or not, and kind of attention."""
+
+    throughput: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Tokens per second, MFU and where the time went (see `ThroughputMeter.summary`), with the speed at every log."""
+
+
+class _Milestones(TrainerCallback):
+    """Evaluate, save and log at chosen steps, the last one included; in place of Trainer's `DefaultFlowCallback`."""
+
+    def __init__(self, arm: Arm) -> None:
+        self.evaluations = evenly_spaced(arm.steps, arm.training.evaluations)
+        spaced = frozenset(evenly_spaced(arm.steps, arm.training.checkpoints))
+        self.checkpoints = spaced if arm.checkpoint_steps is None else arm.checkpoint_steps
+        self.logs = evenly_spaced(arm.steps, _LOGS_PER_RUN)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_evaluate = state.global_step in self.evaluations
+        # A request to save that came from elsewhere, such as a signal to stop, stands.
+        control.should_save = control.should_save or state.global_step in self.checkpoints
+        control.should_log = state.global_step in self.logs
+        control.should_training_stop = control.should_training_stop or state.global_step >= state.max_steps
+        return control
+
+
+def evenly_spaced(steps: int, count: int) -> set[int]:
+    """Choose steps, evenly spaced up to and including the last.
+
+    Args:
+        steps: All steps.
+        count: How many to choose; all where there are fewer.
+
+    Returns:
+        The steps, counted from 1.
+
+    >>> sorted(evenly_spaced(10, 4))
+    [3, 5, 8, 10]
+    """
+    count = min(count, steps)
+    return {math.ceil(steps * i / count) for i in range(1, count + 1)}
+
+
+def micro_batches(training: TrainingConfig, context: int, processes: int) -> tuple[int, int]:
+    """Split a step's blocks over processes and micro-batches.
+
+    Args:
+        training: Tokens per step and the largest micro-batch.
+        context: Tokens per block.
+        processes: Processes that train together.
+
+    Returns:
+        Blocks per micro-batch and process, and micro-batches per step: the fewest that fit.
+
+    Raises:
+        ValueError: The step's blocks do not divide among the processes.
+
+    >>> micro_batches(TrainingConfig(batch_tokens=4096, micro_batch_size=6), context=256, processes=2)
+    (4, 2)
+    """
+    blocks = training.batch_tokens // context
+    if blocks % processes:
+        raise ValueError(
+            f"training.batch_tokens: {training.batch_tokens} is {blocks} blocks of {context}, not divisible among"
+            f" {processes} processes; use a multiple of {context * processes}"
+        )
+    per_process = blocks // processes
+    size = next(n for n in range(min(training.micro_batch_size, per_process), 0, -1) if per_process % n == 0)
+    return size, per_process // size
+
+
+def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
+    """Translate an arm into Trainer's arguments.
+
+    Args:
+        arm: The run.
+        context: Tokens per block.
+
+    Returns:
+        The arguments: warm-up, constant rate, linear warm-down; blocks in order; evaluation and saving left to the
+        arm's own milestones.
+
+    Raises:
+        ValueError: The configuration's `training.arguments` name an unknown argument, or one that the ladder sets.
+    """
+    training = arm.training
+    check_arguments(training.arguments)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    size, accumulation = micro_batches(training, context, processes)
+    warmup, warmdown = schedule_steps(training, arm.steps, arm.warmup_steps)
+    settings: dict[str, Any] = {
+        **device_settings(training),
+        "report_to": "none",
+        "save_total_limit": 2,
+        "dataloader_num_workers": 0,
+        "ddp_find_unused_parameters": False,  # every weight of a language model takes part in every loss
+        "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        "disable_tqdm": True,
+        "run_name": arm.title,
+        **training.arguments,
+    }
+    if arm.checkpoint_steps is not None:
+        settings["save_total_limit"] = None
+    args = ProgressiveTrainingArguments(
+        output_dir=str(arm.folder / "checkpoints"),
+        max_steps=arm.steps,
+        per_device_train_batch_size=size,
+        per_device_eval_batch_size=settings.pop("per_device_eval_batch_size", training.micro_batch_size),
+        gradient_accumulation_steps=accumulation,
+        learning_rate=arm.learning_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={
+            "num_decay_steps": warmdown,
+            "decay_type": "linear",
+            "min_lr_ratio": training.final_lr_ratio,
+        },
+        warmup_steps=warmup,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        max_grad_norm=training.max_grad_norm,
+        train_sampling_strategy="sequential",
+        prediction_loss_only=True,
+        eval_strategy="no",
+        save_strategy="steps",  # the milestones say which; "no" would also refuse what a signal to stop asks for
+        logging_strategy="no",
+        seed=arm.seed,
+        phi_schedule=arm.phi_schedule,
+        phi_until=arm.phi_until,
+        **settings,
+    )
+    keep_to_one_gpu(args)
+    return args
+
+
+def keep_to_one_gpu(args: ProgressiveTrainingArguments) -> None:
+    """Let a process use one GPU, also where it sees several.
+
+    Trainer would copy the model to each of them in every step (`DataParallel`) and make the step that many times as
+    large, so that tokens, schedule and curve would be others than the ladder's.
+
+    Args:
+        args: Trainer's arguments; changed.
+    """
+    if args.n_gpu > 1:
+        logger.warning("one of %d GPUs is used; start with accelerate launch to use all of them", args.n_gpu)
+        args._n_gpu = 1
+
+
+def schedule_steps(training: TrainingConfig, steps: int, warmup: int | None = None) -> tuple[int, int]:
+    """Return the steps of warm-up and of warm-down.
+
+    Args:
+        training: Their shares.
+        steps: All steps.
+        warmup: Steps of warm-up, where they are not a share of the steps.
+
+    Returns:
+        Warm-up and warm-down steps, at least one of each where the share is not 0.
+
+    >>> schedule_steps(TrainingConfig(warmup_fraction=0.02, warmdown_fraction=0.5), 200)
+    (4, 100)
+    """
+    warmup = math.ceil(training.warmup_fraction * steps) if warmup is None else min(warmup, steps)
+    return warmup, min(math.ceil(training.warmdown_fraction * steps), steps - warmup)
+
+
+def train_arm(
+    arm: Arm, corpus: Corpus, penalty: InheritancePenalty | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[ArmResult, ProgressiveTrainer]:
+    """Train one arm, from its start or from its newest complete checkpoint.
+
+    Args:
+        arm: The run.
+        corpus: What to train and to validate on.
+        penalty: Φ, in the coordinates of the arm's model; None for none.
+        callbacks: Further callbacks for the trainer.
+
+    Returns:
+        What was measured, and the trainer, which holds the trained model.
+
+    Raises:
+        FloatingPointError: The loss is no longer finite.
+    """
+    with own_float32_products():
+        return _train(arm, corpus, penalty, callbacks)
+
+
+def _train(
+    arm: Arm, corpus: Corpus, penalty: InheritancePenalty | None, callbacks: Sequence[TrainerCallback]
+) -> tuple[ArmResult, ProgressiveTrainer]:
+    started = time.monotonic()
+    context = corpus.context
+    args = training_arguments(arm, context)
+    blocks_per_step = arm.training.batch_tokens // context
+    trainer = block_trainer(
+        args,
+        AutoModelForCausalLM.from_pretrained(arm.init, dtype=torch.float32),
+        rung_blocks(corpus, arm.first_block, arm.steps * blocks_per_step),
+        context=context,
+        penalty=penalty,
+        eval_dataset=corpus.validation,
+        processing_class=corpus.tokenizer,
+        callbacks=[
+            _Milestones(arm),
+            ProgressBar(arm.title, corpus.bits_per_nat_token),
+            *callbacks,
+        ],
+    )
+    meter = trainer.meter = ThroughputMeter(
+        step_tokens=arm.training.batch_tokens,
+        flops_per_token=arm.flops_per_token,
+        device=trainer.args.device,
+        processes=trainer.args.world_size,
+    )
+    trainer.add_callback(meter)
+    if arm.stable is not None:
+        _, warmdown = schedule_steps(arm.training, arm.steps, arm.warmup_steps)
+        trainer.add_callback(KeepStableCheckpoint(trainer, arm.stable, step=arm.steps - warmdown))
+    own = newest_complete_checkpoint(arm.folder / "checkpoints")
+    checkpoint = own or arm.branch_from
+    if checkpoint is None:
+        args.eval_on_start = True  # the curve's first point; a resumed run has it in its log already
+    else:
+        logger.info("%s: continues from %s", arm.title, checkpoint.name)
+    with blocks_of_one_size(trainer):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, branches=own is None)
+        return _measure(arm, corpus, trainer, meter, time.monotonic() - started), trainer
+
+
+def _measure(
+    arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer, meter: ThroughputMeter, seconds: float
+) -> ArmResult:
+    history: Sequence[dict[str, Any]] = trainer.state.log_history
+    curve, training_log, speeds = [], [], []
+    for entry in history:
+        tokens = entry["step"] * arm.training.batch_tokens
+        if "eval_loss" in entry:
+            curve.append(
+                {
+                    "step": entry["step"],
+                    "tokens": tokens,
+                    "flops": arm.flops_before + tokens * arm.flops_per_token,
+                    "loss": entry["eval_loss"],
+                    "bits_per_byte": entry["eval_loss"] * corpus.bits_per_nat_token,
+                }
+            )
+        elif "loss" in entry:
+            # Speeds differ between equal runs; what they learned does not.
+            speeds.append({key: entry[key] for key in ("step", *_SPEEDS) if key in entry})
+            training_log.append({k: storage.finite_or_none(value) for k, value in entry.items() if k not in _SPEEDS})
+    last = curve[-1]
+    assert last["step"] == arm.steps, f"the last validation was at step {last['step']} of {arm.steps}"
+    validated = len(curve) * len(corpus.validation) * corpus.context
+    return ArmResult(
+        loss=last["loss"],
+        bits_per_byte=last["bits_per_byte"],
+        tokens=last["tokens"],
+        flops=last["tokens"] * arm.flops_per_token,
+        curve=curve,
+        training_log=training_log,
+        seconds=seconds,
+        evaluation_tokens=validated,
+        evaluation_flops=validated * arm.flops_per_token * FORWARD_SHARE,
+        computed_in=describe(trainer),
+        evaluation_seconds=meter.seconds["evaluation"],
+        throughput={**meter.summary(), "log": speeds},
+    )

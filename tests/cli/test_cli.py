@@ -1,0 +1,146 @@
+"""The command line: exit codes, one line per mistake, one JSON object on the last line of stdout."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as distributed
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hf_progressive import cli
+from hf_progressive.distributed.processes import MainProcessFailedError
+
+COMMANDS = ("grow", "verify", "plan", "ladder", "study", "report", "publish", "core")
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    """A GPT-2 whose norms and biases are not what initialisation leaves."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(tmp_path / "parent")
+    return tmp_path / "parent"
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_grow_then_verify(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    child = str(tmp_path / "child")
+    assert cli.main(["grow", str(parent), child, "--set", "n_layer=3", "n_embd=24", "n_head=3", "--json"]) == 0
+    report = last_line(capsys)
+    assert report["preserves_function"] is True
+    assert cli.main(["verify", str(parent), child, "--json"]) == 0
+    check = last_line(capsys)
+    assert 0 <= check["max_abs_logit_diff"] <= 1e-5 * check["max_abs_logit"]
+
+
+def test_verify_fails_with_one_where_the_function_changed(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = GPT2LMHeadModel.from_pretrained(parent)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.bias[0].add_(0.1)
+    model.save_pretrained(tmp_path / "other")
+    assert cli.main(["verify", str(parent), str(tmp_path / "other"), "--json"]) == cli.EXIT_CHECK_FAILED
+    assert last_line(capsys)["preserved"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grow", "PARENT", "CHILD", "--set", "n_layer=1"], "growth never shrinks: layers 2 → 1"),
+        (["grow", "PARENT", "CHILD", "--set", "n_embd=17"], "n_embd"),
+        (["grow", "PARENT", "CHILD", "--set", "n_layers=3"], "n_layer"),
+        (["grow", "PARENT", "CHILD", "--set", "n_layer"], "expected key.path=value"),
+        (["grow", "/nowhere/at-all", "CHILD", "--set", "n_layer=3"], "/nowhere/at-all"),
+        (["grow", "PARENT", "PARENT", "--set", "n_layer=3"], "exists already"),
+        (["plan", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["study", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["study", "study_tiny", "--set", "arms.0.parent_fraction=0"], "arms.0.parent_fraction: 0.0 is not positive"),
+        (["study", "study_tiny", "--set", "arms.0.set={growth.method: grow}"], "arm 'exact': "),
+        (["report", "/nowhere"], "/nowhere"),
+        (["plan", "study_tiny"], "study_tiny.yaml: is a study's configuration; `hf-progressive study` runs it"),
+        (["study", "ladder_tiny"], "ladder_tiny.yaml: is a ladder's configuration; `hf-progressive ladder` runs it"),
+        (["ladder", "ladder_tiny", "--output-dir", "FILE"], "cannot be a run folder (it is a file); choose a folder"),
+        (["publish", "RUN", "--repo-id", "me/it"], "is a run of several rungs; give ORG/x-{name}, or RUN/NAME/final"),
+        (["core", "PARENT", "--bundle", "/nowhere"], "/nowhere/core.yaml: no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "ladder.json").write_text("{}")
+    places = {"PARENT": str(parent), "CHILD": str(tmp_path / "child"), "RUN": str(tmp_path)}
+    places["FILE"] = str(tmp_path / "ladder.json")
+    code = cli.main([places.get(word, word) for word in arguments])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-progressive: error:")]
+    assert code == cli.EXIT_BAD_INPUT
+    assert len(lines) == 1
+    assert places.get(message, message) in lines[0]
+    assert not (tmp_path / "child").exists()
+
+
+def test_an_interruption_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(options: argparse.Namespace) -> cli.Outcome:
+        raise KeyboardInterrupt
+
+    assert cli.execute(interrupted, argparse.Namespace(json=False)) == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err.splitlines() == [
+        "hf-progressive: stopped; the same command goes on from what was saved"
+    ]
+
+
+def test_plan_prints_the_three_prices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "ladder_tiny", "--json"]) == 0
+    flops = last_line(capsys)["flops"]
+    assert max(flops["last_alone"], flops["all_inherited"]) < flops["all_cold"]
+
+
+def test_every_command_explains_itself() -> None:
+    for words in ([], *([name] for name in COMMANDS)):
+        run = subprocess.run(
+            [sys.executable, "-m", "hf_progressive", *words, "--help"], capture_output=True, text=True
+        )
+        assert run.returncode == 0
+        assert run.stdout.startswith("usage: hf-progressive")
+
+
+def test_a_launch_is_left_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a group still open, gloo's threads abort some exits after all the work is done."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        assert cli.execute(lambda options: (cli.EXIT_DONE, {}), argparse.Namespace(json=False)) == cli.EXIT_DONE
+        assert not distributed.is_initialized()
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def test_an_error_of_another_process_alone_is_told(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The first process has nothing to say of it; what the first has said already, the others do not repeat."""
+    monkeypatch.setattr(cli, "_SECONDS_FOR_THE_FIRST", 0.0)
+    monkeypatch.setenv("RANK", "3")
+
+    def fail(error: Exception) -> str:
+        def run(options: argparse.Namespace) -> cli.Outcome:
+            raise error
+
+        assert cli.execute(run, argparse.Namespace(json=True)) == cli.EXIT_BAD_INPUT
+        return str(capsys.readouterr().err)
+
+    assert fail(OSError("/scratch/x: Input/output error")) == (
+        "hf-progressive: error in process 3: /scratch/x: Input/output error\n"
+    )
+    assert fail(MainProcessFailedError("no such corpus")) == ""

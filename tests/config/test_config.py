@@ -1,0 +1,181 @@
+"""The ladder's configuration: what is accepted, and the one line that refuses the rest."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_progressive.config import LadderConfig, find_config, load_ladder_config, load_study_config, strict_yaml
+from hf_progressive.config.credentials import refuse_credentials, without_tokens
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+MINIMAL = {"rungs": ["d2", {"name": "wide", "n_layer": 2, "n_embd": 96, "n_head": 6}], "model": {"context": 64}}
+
+
+def write(folder: Path, value: object) -> Path:
+    path = folder / "ladder.yaml"
+    path.write_text(value if isinstance(value, str) else yaml.safe_dump(value))
+    return path
+
+
+def test_rungs_are_read_in_both_forms(tmp_path: Path) -> None:
+    config = load_ladder_config(write(tmp_path, MINIMAL))
+    assert [(rung.name, rung.depth) for rung in config.rungs] == [("d2", 2), ("wide", None)]
+    assert config.rungs[1].fields == {"n_layer": 2, "n_embd": 96, "n_head": 6}
+
+
+def test_plain_values_read_back_as_an_equal_configuration(tmp_path: Path) -> None:
+    config = load_ladder_config(write(tmp_path, MINIMAL), ["cold=[wide]", "data.source=text", "data.files=[a.txt]"])
+    assert load_ladder_config(write(tmp_path, config.to_dict())) == config
+
+
+def test_a_first_rung_with_a_source_brings_its_tokenizer(tmp_path: Path) -> None:
+    first = {"name": "d2", "source": "org/d2", "revision": "v1"}
+    config = load_ladder_config(write(tmp_path, MINIMAL | {"rungs": [first, "d3"]}))
+    assert config.to_dict()["rungs"][0] == first
+    assert load_ladder_config(write(tmp_path, config.to_dict())) == config
+    assert (config.corpus.tokenizer.name, config.corpus.tokenizer.revision) == ("org/d2", "v1")
+    assert config.data.tokenizer.name is None
+    named = load_ladder_config(write(tmp_path, config.to_dict()), ["data.tokenizer.name=org/other"])
+    assert named.corpus == named.data
+    with pytest.raises(ValueError, match="growth.parent: 'stable' needs parents trained here, but d2 has a source"):
+        load_ladder_config(write(tmp_path, config.to_dict()), ["growth.parent=stable"])
+
+
+def test_the_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    config = load_ladder_config(write(tmp_path, MINIMAL))
+    for field in dataclasses.fields(config):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, field.name, None)
+
+
+def test_overrides_reach_nested_keys_and_list_items(tmp_path: Path) -> None:
+    overrides = ["phi.ewc_lambda=1e-3", "rungs.1.n_layer=3", "training.learning_rate=1", "phi.schedule=cosine"]
+    config = load_ladder_config(write(tmp_path, MINIMAL), overrides)
+    assert config.phi.ewc_lambda == 1e-3
+    assert config.rungs[1].fields["n_layer"] == 3
+    assert config.training.learning_rate == 1.0
+    assert config.phi.schedule == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("phi.ewc_lamda=1", r"phi\.ewc_lamda: unknown key; did you mean 'ewc_lambda'\?"),
+        ("ruungs=[d2]", r"ruungs: unknown key; did you mean 'rungs'\?"),
+        ("seed=high", r"seed: expected a whole number, got 'high'"),
+        ("training.learning_rate=fast", r"training\.learning_rate: expected a number, got 'fast'"),
+        ("training.keep_stable=1", r"training\.keep_stable: expected true or false, got 1"),
+        ("phi.schedule=step", r"phi\.schedule: 'step' is not one of constant, linear, cosine"),
+        ("phi.gamma=-1", r"phi\.gamma: -1\.0 is not a finite number of 0 or more"),
+        ("phi.gamma=.nan", r"phi\.gamma: nan is not a finite number"),
+        ("training.weight_decay=.nan", r"training\.weight_decay: nan is not a finite number"),
+        ("training.weight_decay=-1", r"training\.weight_decay: -1\.0 is negative"),
+        ("training.arguments={eps: [1, .inf]}", r"training\.arguments\.eps\.1: inf is not a finite number"),
+        (f"model.fields={'[' * 5000}", r"override of model\.fields: is nested too deeply"),
+        ("phi=1", r"phi: expected a mapping"),
+        ("rungs=[]", r"rungs: the list is empty"),
+        ("rungs=d2", r"rungs: expected a list, got 'd2'"),
+        ("rungs=[deep]", r"rungs\.0: 'deep' is no depth; write d11"),
+        ("rungs=[d2, d2]", r"rungs: the name 'd2' is given to 2 rungs"),
+        ("rungs.1.name=a/b", r"rungs\.1\.name: 'a/b' cannot name a folder"),
+        ("rungs=[{n_layer: 2}]", r"rungs\.0: a rung with explicit fields needs a name"),
+        ("rungs=[{name: x, depth: 2, n_layer: 2}]", r"rungs\.0\.x: give either a depth or explicit fields"),
+        ("rungs.0={name: x, source: o/x, depth: 2}", r"rungs\.0\.x: a rung with a source has its sizes; leave depth"),
+        ("rungs.0={source: o/x}", r"rungs\.0: a rung with a source needs a name"),
+        ("rungs.0={depth: 2, revision: v1}", r"rungs\.0\.d2: revision 'v1' without a source; name the source"),
+        ("rungs.1={name: x, source: o/x}", r"rungs: x has a source, but only the first rung can be taken over"),
+        ("data.tokenizer.revision=v1", r"data\.tokenizer\.revision: 'v1' without a name; name the tokenizer"),
+        ("cold=[d3]", r"cold: 'd3' is no grown rung"),
+        ("training.batch_tokens=100", r"batch_tokens: 100 is not a multiple of the context, 64 tokens"),
+        ("training.warmdown_fraction=0.99", r"warm-up and warm-down together are 1\.01"),
+        ("data.source=text", r"data\.files: the source 'text' needs the files to read"),
+        ("data.files=[a.txt]", r"data\.files: only text, json and parquet read files"),
+        ("data.tokenizer.vocab_size=256", r"data\.tokenizer\.vocab_size: 256 leaves no room"),
+        ("phi.gamma", r"override 'phi\.gamma': expected key\.path=value"),
+        ("rungs.7.n_layer=3", r"override .*: rungs\.7 needs an index from 0 to 1"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_ladder_config(write(tmp_path, MINIMAL), [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rungs: [d2\n", "not valid YAML"),
+        ("- d2\n", "holds a list, expected a mapping"),
+        ("seed: 1\nseed: 2\nrungs: [d2]\n", "line 2: the key 'seed' is given twice"),
+        ("seed: 1\n", "rungs is missing; it has no default"),
+        (f"rungs: {'[' * 5000}{']' * 5000}", "nested too deeply"),
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_ladder_config(path)
+    assert str(path) in str(caught.value)
+
+
+TOKEN = "hf_" + "AbCdEfGhIj" * 3 + "KlMn"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.arguments={hub_token: hf_short}",
+        f"training.arguments={{run_name: 'by {TOKEN}'}}",
+        f"name={TOKEN}",
+        f"model.fields={{{TOKEN}: 1}}",
+        f"data.files=['https://x/y?key={TOKEN}']",
+        "training.arguments={deep: [{WANDB_API_KEY: k}]}",
+        f"seed={TOKEN}",  # of the wrong type too: no other message may repeat it
+    ],
+)
+@pytest.mark.parametrize("study", [False, True])
+def test_a_credential_is_refused_without_being_repeated(tmp_path: Path, override: str, study: bool) -> None:
+    path = write(tmp_path, {"ladder": MINIMAL} if study else MINIMAL)
+    load = load_study_config if study else load_ladder_config
+    with pytest.raises(ValueError, match="a credential, .* set the HF_TOKEN environment variable") as caught:
+        load(path, [f"ladder.{override}" if study else override])
+    assert not any(secret in str(caught.value) for secret in ("hf_short", TOKEN))
+    assert without_tokens(f"override {override}").count("***") == (TOKEN in override)
+
+
+def test_special_tokens_are_no_credentials_and_code_is_refused_one_as_well(tmp_path: Path) -> None:
+    refuse_credentials({"bos_token": "<s>", "eos_token_id": 1, "use_auth_token": True, "hub_token": None})
+    config = load_ladder_config(write(tmp_path, MINIMAL))
+    with pytest.raises(ValueError, match=r"training\.arguments\.hub_token: holds a credential"):
+        dataclasses.replace(config, training=dataclasses.replace(config.training, arguments={"hub_token": "x"}))
+
+
+def test_a_missing_file_lists_what_ships(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="ladder_small"):
+        load_ladder_config(tmp_path / "none.yaml")
+    assert find_config("ladder_small").is_file()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    if path.stem.startswith("study_"):
+        assert load_study_config(path).name == path.stem
+    else:
+        assert isinstance(load_ladder_config(path), LadderConfig)
+
+
+def test_strict_conversion_accepts_the_exponents_that_yaml_takes_for_text() -> None:
+    assert strict_yaml.convert(float, "1e-3", "x") == 1e-3
+    with pytest.raises(ValueError, match="x: expected a whole number, got True"):
+        strict_yaml.convert(int, True, "x")
+
+
+def test_the_readme_s_example_is_a_ladder(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text(readme.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    config = load_ladder_config(path)
+    assert [rung.name for rung in config.rungs] == ["small", "large"]

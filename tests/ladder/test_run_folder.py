@@ -1,0 +1,53 @@
+"""A run folder is one run's: which configurations it continues, and who may work in it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from ladder_fixtures import write_ladder
+
+from hf_progressive import storage
+from hf_progressive.config import LadderConfig, load_ladder_config
+from hf_progressive.distributed.processes import current_processes
+from hf_progressive.ladder.run_folder import claim, exclusive
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> LadderConfig:
+    return load_ladder_config(write_ladder(tmp_path))
+
+
+def begun(config: LadderConfig, folder: Path, change: object) -> None:
+    """Claim a run folder, then change the configuration that it remembers."""
+    claim(folder, config, current_processes())
+    record = storage.read_json(folder / "ladder.json")
+    change(record["config"])
+    storage.write_json(folder / "ladder.json", record)
+
+
+def test_a_key_that_has_come_since_counts_as_its_default(config: LadderConfig, tmp_path: Path) -> None:
+    def forget(remembered: dict) -> None:
+        del remembered["publish"], remembered["training"]["keep_stable"], remembered["phi"]["fisher"]["definition"]
+
+    begun(config, tmp_path / "run", forget)
+    claim(tmp_path / "run", config, current_processes())
+    other = dataclasses.replace(config, training=dataclasses.replace(config.training, keep_stable=True))
+    with pytest.raises(ValueError, match=r"configuration \(training\.keep_stable: False there, True here\);"):
+        claim(tmp_path / "run", other, current_processes())
+
+
+def test_a_key_that_is_no_more_is_named(config: LadderConfig, tmp_path: Path) -> None:
+    begun(config, tmp_path / "run", lambda remembered: remembered["training"].update(warp=9))
+    with pytest.raises(ValueError, match=r"training\.warp: 9 there, None here"):
+        claim(tmp_path / "run", config, current_processes())
+
+
+def test_whoever_holds_the_folder_removes_what_killed_runs_left(tmp_path: Path) -> None:
+    leftovers = ("l1/.init.0123abcd.tmp", "l1/checkpoints/.saving", "l1/cold/checkpoints/.checkpoint-3.0123abcd.tmp",
+                 "l1/.saving", ".ladder.json.0123abcd.tmp")  # fmt: skip
+    kept = ("l1/checkpoints/checkpoint-3", "data/.tokenizer.0123abcd.tmp")
+    for name in (*leftovers, *kept):
+        (tmp_path / name / "sub").mkdir(parents=True)
+    with exclusive(tmp_path, current_processes()):
+        assert not any((tmp_path / name).exists() for name in leftovers)
+        assert all((tmp_path / name).exists() for name in kept)

@@ -1,0 +1,53 @@
+"""Bytes that training holds, against tensors that really exist and a run that was really made."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hf_progressive.planning.memory import activation_bytes, training_bytes
+
+SIZES = {
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 5, "n_positions": 24, "vocab_size": 97, "resid_pdrop": 0.0,
+             "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "llama": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 5,
+              "max_position_embeddings": 24, "vocab_size": 97},
+}  # fmt: skip
+
+
+def kept_bytes(config, sequences, *, bf16):
+    """What autograd really keeps of a real batch."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    tokens = torch.randint(0, 97, (sequences, 24))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        model(input_ids=tokens, labels=tokens, use_cache=False)
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("model_type", SIZES)
+def test_activations_are_those_of_a_real_batch(model_type, bf16):
+    config = AutoConfig.for_model(model_type, **SIZES[model_type])
+    counted = activation_bytes(config, context=24, bf16=bf16)
+    real = kept_bytes(config, 3, bf16=bf16) - kept_bytes(config, 2, bf16=bf16)
+    assert counted == pytest.approx(
+        real, rel=0.06
+    )  # what does not grow with the batch, such as rotations, is in the count
+
+
+def test_the_state_is_16_bytes_a_parameter_and_8_with_a_penalty():
+    sizes = {"sequences": 0, "per_sequence": 1, "with_fisher": True}
+    assert training_bytes(10, with_penalty=False, **sizes) == 160
+    assert training_bytes(10, with_penalty=True, **sizes) == 240
+    assert training_bytes(10, with_penalty=True, shards=3, **sizes) == 80

@@ -1,0 +1,81 @@
+"""Settings that contradict each other, or ask for what is not here, are refused all at once, before any compute."""
+
+import ast
+import inspect
+import textwrap
+
+import pytest
+
+from hf_progressive import cli
+from hf_progressive.config import load_ladder_config
+from hf_progressive.planning import preflight
+from hf_progressive.planning.preflight import find_problems
+from hf_progressive.training import training_run as arm
+
+WRONG = {
+    "training.batch_tokens=192": "training.batch_tokens: 192 is 3 blocks of 64, not divisible among 2 processes",
+    "training.arguments.bf16=true": "bf16 and fp16 exclude each other",
+    "training.arguments.fp16=true": "bf16 and fp16 exclude each other",
+    "training.arguments.eval_steps=5": "training.arguments.eval_steps: the ladder evaluates, saves and logs at points",
+    "training.arguments.max_steps=5": "training.arguments.max_steps: the ladder sets it",
+    "training.arguments.learning_rat=1": "training.arguments.learning_rat: unknown argument; did you mean",
+    "training.arguments.per_device_train_batch_size=4": "per_device_train_batch_size: the ladder sets it",
+    "training.arguments.dataloader_prefetch_factor=2": "prefetch_factor: needs dataloader_num_workers above 0",
+    "training.arguments.gradient_checkpointing=maybe": "gradient_checkpointing: expected true or false",
+    "training.arguments.report_to=[wandb, tensorbord]": "report_to: wandb is not installed; pip install 'wandb'",
+    "training.arguments.optim=adamw_bnb_8bit": "adamw_bnb_8bit needs bitsandbytes, which is not installed",
+    "training.arguments.deepspeed=nowhere.json": "training.arguments.deepspeed: nowhere.json: no such file",
+    "training.arguments.fsdp=full_shard": "deepspeed and fsdp exclude each other",
+    "training.arguments.label_smoothing_factor=0.1": "bits per byte would be those of the smoothed loss",
+    "growth.options.depth_positon=append": "growth.options.depth_positon: unknown option; did you mean",
+    "core.bundle=nowhere": "core: nowhere/core.yaml: no such file",
+    "data.max_validation_tokens=32": "data.max_validation_tokens: 32 is less than one block of 64",
+    "data.tokenizer.training_bytes=50": "data.tokenizer.vocab_size: 320 entries cannot come of",
+    "model.fields.n_emb=3": "gpt2 has no field 'n_emb'",
+}
+
+
+def test_plan_names_everything_that_is_wrong_in_one_line(capsys):
+    assert cli.main(["plan", "ladder_tiny", "--gpus", "2", "--set", *WRONG]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    for message in {*WRONG.values(), "report_to: 'tensorbord' is unknown; did you mean 'tensorboard'?"}:
+        assert message in error
+
+
+def test_a_ladder_refuses_the_same_before_it_writes_anything(capsys, tmp_path):
+    run = tmp_path / "run"
+    words = ["--set", "training.arguments.report_to=[wandb]", "training.arguments.dataloader_persistent_workers=true"]
+    assert cli.main(["ladder", "ladder_tiny", "--output-dir", str(run), *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "wandb is not installed" in error
+    assert "dataloader_persistent_workers: needs" in error
+    assert "\n" not in error
+    assert not run.exists()
+
+
+def test_a_plain_install_is_told_how_to_report_or_not(monkeypatch):
+    monkeypatch.setattr(preflight, "get_available_reporting_integrations", list)
+    (problem,) = find_problems(load_ladder_config("ladder_d10_d18", ["training.arguments.report_to=[tensorboard]"]))
+    assert "tensorboard is not installed; pip install 'hf-progressive[tensorboard]'" in problem
+    assert "--set training.arguments.report_to=none" in problem
+    assert find_problems(load_ladder_config("ladder_d10_d18")) == []  # as shipped it asks for no extra
+
+
+@pytest.mark.parametrize("name", ["ladder_tiny", "ladder_small", "ladder_d10_d18", "validation_d15_d16"])
+def test_nothing_is_wrong_with_what_ships(name):
+    assert find_problems(load_ladder_config(name), processes=4) == []
+
+
+def test_whatever_the_ladder_hands_to_trainer_itself_cannot_be_given_twice():
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(arm.training_arguments))).body
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    names = {word.arg for call in calls if ast.unparse(call.func).endswith("Arguments") for word in call.keywords}
+    for name in names - {None, "per_device_eval_batch_size"}:
+        config = load_ladder_config("ladder_tiny", [f"training.arguments.{name}=7"])
+        assert find_problems(config), name
+
+
+def test_wrong_values_of_several_sections_are_named_together():
+    with pytest.raises(ValueError, match=r"phi\.gamma: -1\.0 is not a finite.*; training\.batch_token: unknown key"):
+        load_ladder_config("ladder_tiny", ["training.batch_token=3", "phi.gamma=-1.0"])

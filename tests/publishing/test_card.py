@@ -1,0 +1,200 @@
+"""The model card: what it claims is in the records, what was not measured is not on it."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hub_fixtures
+import pytest
+import yaml
+from hub_family import NAMES, change_record
+from huggingface_hub import ModelCard, parse_eval_result_entries
+
+from hf_progressive.publishing import Lineage, prepare_publication
+from hf_progressive.publishing.lineage import name_pattern
+from hf_progressive.storage import read_json, write_json
+
+run_dir = hub_fixtures.run_dir
+
+SCALES = (1e-2, *(10.0**exponent for exponent in range(0, 16, 3)))
+"""Per cent, and the units and suffixes in which large numbers are written."""
+
+NUMBER = re.compile(r"(?<![\w.−-])(−?\d[\d,]*(?:\.\d+)?(?:e[−-]\d+)?)(?![\w.]*\d)")
+
+
+@pytest.fixture
+def run(run_dir: Path, tmp_path: Path) -> Path:
+    """A run whose records a test may change."""
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    return copy
+
+
+def prose(card: str) -> str:
+    """The part of a card that people read: without metadata, code and addresses."""
+    body = card.split("\n---\n", 1)[1]
+    return re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|<[^>]*>", " ", body, flags=re.DOTALL)
+
+
+def measured(value: Any) -> Iterator[float]:
+    """Every number in a record."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from measured(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield float(value)
+
+
+def is_rounded(text: str, values: set[float]) -> bool:
+    plain = text.replace("−", "-").replace(",", "")
+    mantissa, _, exponent = plain.partition("e")
+    place = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+    return any(
+        abs(abs(value) - abs(float(plain)) * scale) <= 0.500001 * place * scale for value in values for scale in SCALES
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_is_in_a_record(run_dir: Path, name: str) -> None:
+    values = {value for other in NAMES for value in measured(read_json(run_dir / other / "final" / "rung.json"))}
+    text = prose(prepare_publication(run_dir / name / "final", f"org/{name}").card)
+    place = [f"rung {NAMES.index(name) + 1} of 3", "10¹²", "10⁹"]  # in the ladder; definitions of units
+    for phrase in place:
+        text = text.replace(phrase, "")
+    numbers = NUMBER.findall(text)
+    assert len(numbers) > 12
+    assert [number for number in numbers if not is_rounded(number, values)] == []
+
+
+def test_card_of_a_matched_rung(run_dir: Path) -> None:
+    publication = prepare_publication(run_dir / "d5" / "final", "org/tiny-d5", license="apache-2.0", language=["code"])
+    card = ModelCard(publication.card)
+    assert card.data.to_dict() == {
+        "base_model": "org/tiny-d4",
+        "base_model_relation": "finetune",
+        "language": ["code"],
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "metrics": ["bits_per_byte"],
+        "model-index": card.data.to_dict()["model-index"],
+        "pipeline_tag": "text-generation",
+        "tags": ["hf-progressive", "model-growth", "elastic-weight-consolidation"],
+    }
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("bits_per_byte", publication.lineage.rung.bits_per_byte)
+    for phrase in (
+        "It reached the twin's figure after 101 GFLOP, 53 % less",
+        "[d4](https://huggingface.co/org/tiny-d4)",
+        "| [d6](https://huggingface.co/org/tiny-d6) | 186 k |",
+        "λ = 0.25 on the squared distance",
+        "0.310 of the task's at the first logged step and 0.0155 at the last",
+        'grow_checkpoint(parent, "d6", {"n_layer": 6, "n_embd": 48, "n_head": 3})',
+        "the Fisher information and the output subspaces",
+    ):
+        assert phrase in card.text
+
+
+def test_what_was_not_measured_is_left_out(run: Path) -> None:
+    final = run / "d5" / "final"
+    unmeasured = ("cold", "flops_to_match", "gap_bits_per_byte", "saving", "eta", "phi", "growth")
+    change_record(final, **dict.fromkeys([*unmeasured, "max_abs_logit_diff", "max_abs_logit"]))
+    for estimate in ("fisher", "subspace"):
+        (final / "phi" / f"{estimate}.safetensors").unlink()
+    change_record(final)
+    publication = prepare_publication(final, "org/d5")
+    text = publication.card
+    about_it = prose(text).partition("## The family")[0]
+    for phrase in ("twin", "η", "Φ", "CORE", "Where it comes from", "logit", " None.", "nan", "{"):
+        assert phrase not in about_it, phrase
+    assert "license" not in ModelCard(text).data.to_dict()
+    assert "No cold twin of this rung was trained" in text
+    assert "nothing has to be estimated" not in text
+    assert "phi/fisher.safetensors" not in publication.files
+
+
+def test_a_twin_that_was_not_reached_is_said(run: Path) -> None:
+    final = run / "d5" / "final"
+    change_record(final, flops_to_match=None, saving=None, eta=None, gap_bits_per_byte=0.0421)
+    text = prepare_publication(final, "org/d5").card
+    assert "It did not reach the twin; 0.0421 bits per byte were missing." in text
+    assert "| FLOPs to match | not matched |" in text
+    assert "saved" not in text.partition("| rung |")[0]
+
+
+def test_core_is_shown_where_it_was_evaluated(run: Path) -> None:
+    task = {"label": "piqa", "shots": 10, "examples": 1838, "accuracy": 0.5712, "standard_error": 0.0115}
+    task |= {"centred": -0.0123, "centred_standard_error": 0.0231}
+    core = {"name": "CORE (1 of 22 tasks)", "score": -0.0123, "standard_error": 0.0231, "tasks": [task]}
+    change_record(run / "d5" / "final", core=core)
+    card = ModelCard(prepare_publication(run / "d5" / "final", "org/d5").card)
+    assert "CORE (1 of 22 tasks): −0.0123 ± 0.0231" in card.text
+    assert "| piqa | 1,838 | 0.5712 ± 0.0115 | −0.0123 ± 0.0231 |" in card.text
+    assert [result.metric_value for result in card.data.eval_results][1:] == [-0.0123]
+
+
+def test_a_hub_dataset_is_named_and_gets_the_hubs_own_form_of_results(run: Path) -> None:
+    ladder = read_json(run / "ladder.json")
+    ladder["config"]["data"] = {"source": "org/books", "name": "en", "revision": "0123abc"}
+    write_json(run / "ladder.json", ladder)
+    publication = prepare_publication(run / "d5" / "final", "org/d5")
+    card = ModelCard(publication.card)
+    assert card.data.datasets == ["org/books"]
+    assert card.data.eval_results[0].dataset_config == "en"
+    content = publication.files[".eval_results/bits_per_byte.yaml"].content
+    (entry,) = parse_eval_result_entries(yaml.safe_load(content))
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("org/books", "bits_per_byte", "0123abc")
+    assert entry.value == publication.lineage.rung.bits_per_byte
+    assert "https://huggingface.co/datasets/org/books" in card.text
+
+
+def test_a_rung_away_from_its_run_stands_alone(run_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir / "d5" / "final", copy)
+    text = prepare_publication(copy, "org/tiny-d5").card
+    assert "one rung of a ladder" in text
+    assert "## The family" not in text
+    assert ModelCard(text).data.base_model == "org/tiny-d4"
+    # Without the rung's name in the repository's, nothing is known about the others.
+    text = prepare_publication(copy, "org/best").card
+    assert ModelCard(text).data.base_model is None
+    assert "grown from d4," in text
+
+
+def test_the_same_records_give_the_same_bytes(run_dir: Path) -> None:
+    first, second = (prepare_publication(run_dir / "d6" / "final", "org/d6") for _ in range(2))
+    assert first.files == second.files
+    assert first.tag == second.tag
+
+
+def test_the_tag_follows_the_rung_and_not_its_card(run: Path) -> None:
+    final = run / "d4" / "final"
+    before = prepare_publication(final, "org/d4")
+    change_record(run / "d6" / "final", bits_per_byte=2.5)
+    family_changed = prepare_publication(final, "org/d4", license="mit")
+    assert family_changed.card != before.card
+    assert family_changed.tag == before.tag
+    change_record(final, bits_per_byte=2.5)
+    assert prepare_publication(final, "org/d4").tag != before.tag
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "name", "pattern"),
+    [
+        ("org/d4", "d4", "org/{name}"),
+        ("d4/gpt2-d4", "d4", "d4/gpt2-{name}"),
+        ("org/d44", "d4", None),
+        ("org/l6w96.v2", "l6w96", "org/{name}.v2"),
+    ],
+)
+def test_names_of_the_family(repo_id: str, name: str, pattern: str | None) -> None:
+    assert name_pattern(repo_id, name) == pattern
+
+
+def test_lineage_of_the_first_rung(run_dir: Path) -> None:
+    lineage = Lineage.read(run_dir / "d4" / "final", "org/d4")
+    assert lineage.parent_repo_id is None
+    assert lineage.child is not None
+    assert lineage.child["name"] == "d5"
+    assert [rung.name for rung in lineage.family] == NAMES

@@ -1,0 +1,179 @@
+"""Every figure on a model card, against the records: ladders of one to five rungs, own and taken over."""
+
+from pathlib import Path
+
+import pytest
+from claims import SCALES, Claim, cell_fault, faults, take_apart
+from family_facts import rung_facts
+from family_records import ORIGINS, Record, family, write_family
+
+from hf_progressive.publishing.card import model_card
+from hf_progressive.publishing.lineage import Lineage
+
+PHI = {"ewc_lambda": 0.25, "gamma": 0.001, "schedule": "linear", "until": 0.5}
+CASES = {
+    **{f"{length} rungs": family(length, phi=PHI) for length in range(1, 6)},
+    **{origin: family(4, origin=origin) for origin in ORIGINS[1:]},
+    **{f"{origin}, one grown": family(2, origin=origin) for origin in ORIGINS[1:]},
+    "not matched": family(3, unmatched=(1,)),
+    "no twin": family(3, without_twin=(2,)),
+    "dearer than its twin": family(3, dearer=True),
+    "Fisher only, late": family(2, phi={**PHI, "gamma": 0.0, "until": 1.5, "schedule": "cosine"}),
+    "data repeat": family(3, repeats={1: 40_960, 2: 0}),
+}
+
+A_MODEL = "A GPT-2 language model of {parameters} parameters, rung {ordinal} of {rungs} of the ladder sums"
+UNKNOWN = "; what went into the first of them is not known"
+TWIN = (
+    "The same architecture, trained from nothing on its full budget ({cold}), ended at {cold_bits} bits per byte on"
+    " the same validation documents; this model ended at {bits} with {spent} of its own."
+)
+LOSS = "While training, the loss carried "
+EWC = (
+    "λ = {ewc_lambda} on the squared distance from the grown weights, weighted by the parent's Fisher information"
+    " (empirical, from {fisher_sequences} sequences)"
+)
+GAMMA = (
+    "γ = {gamma} on the squared distance outside the parent's output subspace (from weights, {energy} of the energy)"
+)
+READ = "The model read {blocks} blocks of {block_tokens} tokens of {corpus_blocks}, from block {first_block} on."
+
+CLAIMS = [
+    Claim(A_MODEL + ": the first, trained from nothing.", lambda f: not f["is_grown"] and "origin" not in f),
+    Claim(A_MODEL + ": the first, taken from {origin:s} at CODE and not trained further.", lambda f: "origin" in f),
+    Claim(A_MODEL + ".", lambda f: f["is_grown"]),
+    Claim("Model: GPT-2, {layers} layers of width {width}, context {context}"),
+    Claim("Parameters: {parameters}, of which {other_parameters} outside the embeddings"),
+    Claim("Started from: the parent's function: logits up to {logits} differed by {logit_change} at most"),
+    Claim("Bits per byte: {bits} on validation documents", lambda f: not f["has_twin"]),
+    Claim("Bits per byte: {bits} on validation documents; its twin, trained from nothing: {cold_bits}"),
+    Claim("FLOPs of its own: {train}", lambda f: "origin" not in f and not f["fisher"] + f["subspace"]),
+    Claim(
+        "FLOPs of its own: {train}, and {fisher@unit} for its parent's Fisher information, and {subspace@unit} for its"
+        " parent's subspace"
+    ),
+    Claim("FLOPs that went into it: {origin_flops}, its ancestors' included", lambda f: f["is_known"]),
+    Claim("FLOPs that went into it: {origin_flops}, its ancestors' included" + UNKNOWN, lambda f: not f["is_known"]),
+    Claim("FLOPs inherited: {lineage}, spent on its ancestors", lambda f: f["is_known"]),
+    Claim("FLOPs inherited: {lineage}, spent on its ancestors" + UNKNOWN, lambda f: not f["is_known"]),
+    Claim("FLOPs of its twin: {cold}", lambda f: f["has_twin"]),
+    Claim("FLOPs to match: {match}, {saving} saved, transfer efficiency η = {eta}"),
+    Claim("FLOPs to match: {match}, {saving} saved", lambda f: f["eta"] is None),
+    Claim("FLOPs to match: not matched", lambda f: f["has_twin"] and f["match"] is None),
+    Claim("Grown from {parent:s} ({parent_parameters} parameters, method CODE, seed {seed})."),
+    Claim(
+        "Before its first step it computed the same function: on {sequences} sequences of {check_length} random tokens"
+        " in float32, the largest difference of two logits was {logit_change}, at a scale of {logits}, and the"
+        " Kullback-Leibler divergence was {kl} nat."
+    ),
+    Claim("{tokens} tokens, {tokens_per_parameter} per parameter of the budget.", lambda f: not f["is_grown"]),
+    Claim(
+        "{tokens} tokens, {tokens_per_parameter} per parameter of the budget; training it from nothing would be"
+        " planned with {cold_tokens}."
+    ),
+    Claim("Made with {versions:s}."),
+    Claim("Not trained by this ladder: it had read {tokens} tokens.", lambda f: "origin" in f),
+    Claim(TWIN),
+    Claim("It did not reach the twin; {gap} bits per byte were missing.", lambda f: f["match"] is None),
+    Claim("It reached the twin's figure after {match}, {saving} less.", lambda f: f["eta"] is None),
+    Claim("It reached the twin's figure after {match}, {saving} less."),
+    Claim("It reached the twin's figure after {match}, {extra} more."),
+    Claim(
+        "All that had gone into its parent, ancestors included, was {lineage}; the saving is {eta} of that: the"
+        " transfer efficiency η.",
+        lambda f: f["is_known"],
+    ),
+    Claim(LOSS + EWC + " and " + GAMMA + "."),
+    Claim(LOSS + EWC + ".", lambda f: f["gamma"] == 0),
+    Claim("Both fell linearly to nothing over the first {until} of the steps."),
+    Claim("It fell along a cosine as if to nothing at {until} of the steps.", lambda f: f["until"] > 1),
+    Claim(
+        "The norm of its gradient was {first_ratio} of the task's at the first logged step and {last_ratio} at the"
+        " last."
+    ),
+    Claim(READ),
+    Claim("From its token {repeats} on they had been read before, by it or by an ancestor."),
+    Claim("From its first token on they had been read before, by it or by an ancestor.", lambda f: f["repeats"] == 0),
+    Claim(
+        "None of them had been read by it or by an ancestor before.",
+        lambda f: f["repeats"] is None and f["is_known"],
+    ),
+    Claim(
+        "None of them had been read here before; what its first ancestor had read is not known.",
+        lambda f: f["repeats"] is None and not f["is_known"],
+    ),
+    Claim("{one} {unit_name:s} is {unit_size:s} floating-point operations."),
+    Claim(
+        "No cold twin of this rung was trained, so nothing is known about what inheritance saved.",
+        lambda f: not f["has_twin"],
+    ),
+]
+FAMILY = {
+    "parameters": "parameters",
+    "tokens": "tokens",
+    "bits per byte": "bits",
+    "cold twin's": "cold_bits",
+    "own": "spent",
+    "cold": "twin_flops",
+    "to match": "match",
+    "saved": "saving",
+    "η": "eta",
+}
+UNITS = [{"one": 1, "unit_name": f"{name}FLOP", "unit_size": size} for name, size in (("G", "10⁹"), ("T", "10¹²"))]
+
+
+def card_of(run: Path, name: str) -> str:
+    lineage = Lineage.read(run / name / "final", f"org/{name}")
+    return str(model_card(lineage, tag="rung-0123456789ab", files=["config.json"], plot="plot.png").content)
+
+
+def unit_size(facts: dict[str, float]) -> float:
+    largest = max(facts["cold"] or 0.0, facts["spent"])
+    return max(scale for scale in SCALES.values() if scale <= largest) if largest else 1.0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_figure_on_a_card_is_what_the_records_say(case: str, tmp_path: Path) -> None:
+    records = CASES[case]
+    run = write_family(tmp_path / "run", records)
+    rungs = [rung_facts(records, place) for place in range(len(records))]
+    wrong: list[str] = []
+    for record, facts in zip(records, rungs, strict=True):
+        document = take_apart(card_of(run, record["name"]))
+        overview, *others = document.tables
+        sentences = document.sentences + [f"{label}: {text}" for label, text in overview]
+        wrong += faults(sentences, (CLAIMS, [{**facts, "unit": unit_size(facts), **unit} for unit in UNITS]))
+        assert len(others) == (len(records) > 1)
+        for table in others:
+            wrong += family_faults(table, records, rungs)
+    assert wrong == []
+
+
+def family_faults(table: list[list[str]], records: list[Record], rungs: list[dict[str, float]]) -> list[str]:
+    """Compare the table of the family cell by cell."""
+    (_, *titles), *rows = table
+    assert [row[0] for row in rows] == [record["name"] for record in records]
+    found = []
+    for (_, *cells), facts in zip(rows, rungs, strict=True):
+        facts = facts | {"twin_flops": facts["cold"] if facts["has_twin"] else None}
+        in_part = "origin" in facts and not facts["is_known"]
+        for title, cell in zip(titles, cells, strict=True):
+            unit = next((word for word in title.split() if word.endswith("FLOP")), "")
+            name = FAMILY[" ".join(word for word in title.split() if word != unit)]
+            true = None if name == "spent" and in_part and not facts["spent"] else facts.get(name)
+            scale = SCALES[unit.removesuffix("FLOP")] if unit else 1.0
+            fault = cell_fault(cell, true, scale, bound=name == "spent" and in_part)
+            found += [f"{facts['name']}, {title}: {fault}"] if fault else []
+    return found
+
+
+def test_a_new_sentence_or_another_figure_is_noticed(tmp_path: Path) -> None:
+    records = CASES["3 rungs"]
+    text = card_of(write_family(tmp_path / "run", records), records[2]["name"])
+    facts = rung_facts(records, 2) | {"unit": unit_size(rung_facts(records, 2))} | UNITS[1]
+    sentences = take_apart(text).sentences
+    assert list(faults(sentences, (CLAIMS, [facts]))) == []
+    assert list(faults([*sentences, "It is 3 times as good."], (CLAIMS, [facts]))) != []
+    said = next(sentence for sentence in sentences if "the transfer efficiency" in sentence)
+    assert list(faults([said], (CLAIMS, [{**facts, "eta": facts["eta"] + 0.011}]))) != []
+    assert list(faults([said], (CLAIMS, [{**facts, "lineage": 1.01 * facts["lineage"]}]))) != []

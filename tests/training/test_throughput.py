@@ -1,0 +1,82 @@
+"""Tokens per second and utilisation of a run whose every step, evaluation and checkpoint takes a known time."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hf_progressive.training.throughput import ThroughputMeter
+
+STEP_SECONDS, EVALUATION_SECONDS, SAVE_SECONDS, STABLE_SECONDS = 2.0, 7.0, 11.0, 5.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(meter, clock, *, steps, first=0, log_at=(), evaluate_at=(), save_at=(), stable_at=None):
+    """Call what Trainer calls, in its order; return what was logged."""
+    state, control, logs = SimpleNamespace(global_step=first), SimpleNamespace(), {}
+    meter.on_train_begin(None, state, control)
+    if 0 in evaluate_at and not first:
+        clock.now += EVALUATION_SECONDS
+        meter.on_evaluate(None, state, control)
+    for step in range(first + 1, steps + 1):
+        clock.now += STEP_SECONDS
+        state.global_step = step
+        control.should_log, control.should_evaluate, control.should_save = (
+            step in chosen for chosen in (log_at, evaluate_at, save_at)
+        )
+        meter.on_step_end(None, state, control)
+        if step == stable_at:
+            clock.now += STABLE_SECONDS
+            meter.saving(STABLE_SECONDS)
+        if control.should_log:
+            logs[step] = meter.at_log(step)
+        if control.should_evaluate:
+            clock.now += EVALUATION_SECONDS
+            meter.on_evaluate(None, state, control)
+        if control.should_save:
+            clock.now += SAVE_SECONDS
+            meter.on_save(None, state, control)
+    meter.on_train_end(None, state, control)
+    return logs
+
+
+def meter_of(clock, **changes):
+    settings = {"step_tokens": 512, "flops_per_token": 1e6, "device": torch.device("cpu"), "clock": clock}
+    return ThroughputMeter(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("stable_at", [None, 3, 4])
+def test_only_training_counts_towards_the_speed(stable_at):
+    clock = Clock()
+    meter = meter_of(clock, processes=4, peak=1e9)
+    logs = run(meter, clock, steps=8, log_at=(4, 8), evaluate_at=(0, 4, 6), save_at=(4, 8), stable_at=stable_at)
+    rate = 512 / STEP_SECONDS
+    assert logs == {step: pytest.approx({"tokens_per_second": rate, "mfu": rate * 1e6 / (4 * 1e9)}) for step in (4, 8)}
+    summary = meter.summary()
+    saving = 2 * SAVE_SECONDS + (STABLE_SECONDS if stable_at else 0)
+    assert summary["seconds"] == pytest.approx({"training": 16.0, "evaluation": 21.0, "saving": saving})
+    assert (summary["tokens"], summary["processes"], summary["device"]) == (8 * 512, 4, "cpu")
+    assert summary["tokens_per_second"] == pytest.approx(rate)
+
+
+def test_a_continued_run_counts_what_it_did_itself():
+    clock = Clock()
+    meter = meter_of(clock)
+    logs = run(meter, clock, steps=8, first=6, log_at=(8,), evaluate_at=(8,))
+    assert logs == {8: {"tokens_per_second": pytest.approx(256.0)}}  # no peak is known of a CPU
+    assert meter.summary()["tokens"] == 2 * 512
+    assert meter.summary()["mfu"] is None
+
+
+def test_a_run_without_a_step_has_no_speed():
+    clock = Clock()
+    meter = meter_of(clock)
+    run(meter, clock, steps=8, first=8)
+    assert (meter.summary()["tokens_per_second"], meter.summary()["tokens"]) == (None, 0)

@@ -1,0 +1,116 @@
+"""One training run: how a step's tokens are split, when it evaluates, and what it hands to Trainer."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_progressive.config import TrainingConfig
+from hf_progressive.training.training_run import (
+    Arm,
+    evenly_spaced,
+    keep_to_one_gpu,
+    micro_batches,
+    schedule_steps,
+    training_arguments,
+)
+
+
+@given(steps=st.integers(1, 500), count=st.integers(1, 80))
+def test_milestones_are_as_many_as_asked_and_end_with_the_last_step(steps: int, count: int) -> None:
+    chosen = sorted(evenly_spaced(steps, count))
+    assert len(chosen) == min(steps, count)
+    assert chosen[-1] == steps
+    gaps = [b - a for a, b in zip([0, *chosen], chosen, strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+@given(
+    blocks=st.integers(1, 64), largest=st.integers(1, 40), processes=st.sampled_from([1, 2, 4]), context=st.just(16)
+)
+def test_micro_batches_make_up_the_step(blocks: int, largest: int, processes: int, context: int) -> None:
+    training = TrainingConfig(batch_tokens=blocks * processes * context, micro_batch_size=largest)
+    size, accumulation = micro_batches(training, context, processes)
+    assert size * accumulation == blocks
+    assert size <= largest
+    # No larger micro-batch within the limit would divide the step.
+    assert all(blocks % larger for larger in range(size + 1, min(largest, blocks) + 1))
+
+
+def test_a_step_that_does_not_divide_among_processes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_tokens: 48 is 3 blocks of 16, .* use a multiple of 32"):
+        micro_batches(TrainingConfig(batch_tokens=48), 16, 2)
+
+
+@given(steps=st.integers(1, 400), warmup=st.floats(0, 0.5), warmdown=st.floats(0, 0.5))
+def test_warm_up_and_warm_down_fit_into_the_run(steps: int, warmup: float, warmdown: float) -> None:
+    training = TrainingConfig(warmup_fraction=warmup, warmdown_fraction=warmdown)
+    first, last = schedule_steps(training, steps)
+    assert 0 <= first <= steps
+    assert 0 <= last <= steps - first
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_its_end(tmp_path: Path) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    training = TrainingConfig(
+        batch_tokens=64, warmup_fraction=0.1, warmdown_fraction=0.4, final_lr_ratio=0.1, learning_rate=1.0
+    )
+    arm = Arm(
+        title="x", init=tmp_path, folder=tmp_path, training=training, learning_rate=1.0, steps=50, first_block=0,
+        flops_per_token=1.0,
+    )  # fmt: skip
+    arguments = training_arguments(arm, 16)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    scheduler = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=arguments.get_warmup_steps(50),
+        num_training_steps=50,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+    )
+    rates = []
+    for _ in range(50):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    # Warm-up over 5 steps, which the stock scheduler starts at the final ratio; constant; a line from step 30 to 50.
+    expected = [
+        0.1 + 0.9 * step / 5 if step < 5 else 1.0 if step < 30 else 1.0 - 0.9 * (step - 30) / 20 for step in range(50)
+    ]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_process_that_sees_several_gpus_uses_one_and_keeps_its_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = TrainingConfig(batch_tokens=256, micro_batch_size=4)
+    arm = Arm(
+        title="x", init=tmp_path, folder=tmp_path, training=training, learning_rate=1.0, steps=5, first_block=0,
+        flops_per_token=1.0,
+    )  # fmt: skip
+    arguments = training_arguments(arm, 16)
+    arguments._n_gpu = 8
+    assert arguments.train_batch_size == 32
+    keep_to_one_gpu(arguments)
+    assert arguments.train_batch_size == 4
+    assert "one of 8 GPUs is used; start with accelerate launch" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rat": 1}, "unknown argument; did you mean 'learning_rate'"),
+        ({"max_steps": 3}, "the ladder sets it"),
+    ],
+)
+def test_trainer_arguments_are_checked(tmp_path: Path, arguments: dict[str, int], message: str) -> None:
+    training = TrainingConfig(batch_tokens=64, arguments=arguments)
+    arm = Arm(
+        title="x", init=tmp_path, folder=tmp_path, training=training, learning_rate=1.0, steps=5, first_block=0,
+        flops_per_token=1.0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        training_arguments(arm, 16)
