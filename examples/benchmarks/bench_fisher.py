@@ -1,6 +1,6 @@
 """Time the Fisher estimate against a plain forward and backward pass over the same tokens.
 
-Three arms take turns in one process: plain training passes, the batched estimate, and one backward pass per sequence.
+Three ways take turns in one process: plain training passes, the batched estimate, and one backward pass per sequence.
 Every repetition gives one ratio to the plain pass beside it; the median is reported. The last line on stdout is JSON.
 
     python examples/benchmarks/bench_fisher.py --repetitions 7 --threads 2
@@ -63,7 +63,7 @@ def seconds(clock, function, *arguments, **options) -> float:
 def measure(
     config: PretrainedConfig, *, batch: int, length: int, batches: int, repetitions: int, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Time the arms on one model."""
+    """Time the variants on one model."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     data = list(torch.randint(config.vocab_size, (batches, batch, length)))
@@ -75,8 +75,8 @@ def measure(
         times["batched"].append(seconds(clock, estimate_fisher, model, data))
         times["loop"].append(seconds(clock, estimate_fisher, model, data, batched=False))
     ratios = {
-        arm: statistics.median(t / p for t, p in zip(times[arm], times["plain"], strict=True))
-        for arm in ("batched", "loop")
+        variant: statistics.median(t / p for t, p in zip(times[variant], times["plain"], strict=True))
+        for variant in ("batched", "loop")
     }
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

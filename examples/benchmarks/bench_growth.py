@@ -2,7 +2,7 @@
 
     python examples/benchmarks/bench_growth.py --gb 3
 
-builds a synthetic GPT-2, grows it into one of the size asked for and prints one JSON line. The arms:
+builds a synthetic GPT-2, grows it into one of the size asked for and prints one JSON line. The variants:
 
 - `growth`: `grow_checkpoint` with the SHA-256 of everything read and written, without the comparison of logits, which
   is a forward pass of both models and no part of the writing;
@@ -13,7 +13,7 @@ builds a synthetic GPT-2, grows it into one of the size asked for and prints one
 - `hashed_copy`: the same, and the SHA-256 of source and copy: what a copy costs whose content is to be vouched for;
 - `in_memory`: load the parent, `grow_model`, `save_pretrained`, fsync.
 
-Each arm runs in a process of its own, `--repeats` times in turn with the others, and the medians are compared.
+Each variant runs in a process of its own, `--repeats` times in turn with the others, and the medians are compared.
 """
 
 import argparse
@@ -34,7 +34,7 @@ HEAD_DIM = 64
 VOCABULARY = 50257
 CONTEXT = 1024
 BYTES_PER_PARAMETER = 4
-ARMS = ("growth", "growth_without_checksums", "half_the_layers", "copy", "hashed_copy", "in_memory")
+VARIANTS = ("growth", "growth_without_checksums", "half_the_layers", "copy", "hashed_copy", "in_memory")
 
 
 def child_layers(gigabytes: float, width: int) -> int:
@@ -93,14 +93,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def grow_on_disk(parent: Path, output: Path, target: dict[str, int], *, checksums: bool = True) -> None:
-    """Run one of the arms that grow on disk."""
+    """Run one of the variants that grow on disk."""
     from hf_progressive import grow_checkpoint
 
     grow_checkpoint(parent, output, target, verify=False, checksums=checksums)
 
 
 def grow_in_memory(parent: Path, output: Path, target: dict[str, int]) -> None:
-    """Run the `in_memory` arm."""
+    """Run the `in_memory` variant."""
     from transformers import GPT2LMHeadModel
 
     from hf_progressive import grow_model
@@ -110,14 +110,14 @@ def grow_in_memory(parent: Path, output: Path, target: dict[str, int]) -> None:
 
 
 def copy(grown: Path, output: Path) -> None:
-    """Run the `copy` arm."""
+    """Run the `copy` variant."""
     output.mkdir()
     subprocess.run(["cp", *grown.iterdir(), output], check=True)
     sync_folder(output)
 
 
 def hashed_copy(parent: Path, grown: Path, output: Path) -> None:
-    """Run the `hashed_copy` arm: the files that growth reads are hashed too, and at the same time."""
+    """Run the `hashed_copy` variant: the files that growth reads are hashed too, and at the same time."""
     from concurrent.futures import ThreadPoolExecutor
 
     from hf_progressive.storage import sha256_file
@@ -137,11 +137,11 @@ def peak_memory() -> int:
     raise RuntimeError("/proc/self/status has no VmHWM; this benchmark needs Linux")
 
 
-def run_arm(arm: str, folder: Path, target: dict[str, int]) -> dict[str, Any]:
-    """Run one arm in this process.
+def run_variant(variant: str, folder: Path, target: dict[str, int]) -> dict[str, Any]:
+    """Run one variant in this process.
 
     Args:
-        arm: One of `ARMS`.
+        variant: One of `VARIANTS`.
         folder: The working folder.
         target: The child's sizes.
 
@@ -158,30 +158,30 @@ def run_arm(arm: str, folder: Path, target: dict[str, int]) -> dict[str, Any]:
         "hashed_copy": lambda: hashed_copy(folder / "parent", folder / "grown", output),
         "in_memory": lambda: grow_in_memory(folder / "parent", output, target),
     }
-    if arm not in ("copy", "hashed_copy"):
+    if variant not in ("copy", "hashed_copy"):
         import hf_progressive  # the libraries are loaded before the clock starts
 
         assert hf_progressive.grow_checkpoint
         assert hf_progressive.grow_model
     os.sync()
     started = time.perf_counter()
-    runs[arm]()
+    runs[variant]()
     seconds = time.perf_counter() - started
     size = sum(path.stat().st_size for path in output.iterdir())
     shutil.rmtree(output)
     return {"seconds": seconds, "peak_rss_mb": peak_memory() / 1e6, "bytes": size}
 
 
-def in_subprocess(folder: Path, target: dict[str, int], arm: str) -> dict[str, Any]:
-    """Run one arm in a process of its own; see `run_arm`."""
-    command = [sys.executable, __file__, "--folder", folder, "--target", json.dumps(target), "--arm", arm]
+def in_subprocess(folder: Path, target: dict[str, int], variant: str) -> dict[str, Any]:
+    """Run one variant in a process of its own; see `run_variant`."""
+    command = [sys.executable, __file__, "--folder", folder, "--target", json.dumps(target), "--variant", variant]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return result
 
 
 def sha256_speed() -> float:
-    """Return what one thread hashes in a second, in 1e6 bytes: it bounds every arm that hashes."""
+    """Return what one thread hashes in a second, in 1e6 bytes: it bounds every variant that hashes."""
     import hashlib
 
     block = bytes(1 << 26)
@@ -190,15 +190,15 @@ def sha256_speed() -> float:
     return len(block) / 1e6 / (time.perf_counter() - started)
 
 
-def measure(folder: Path, gigabytes: float, width: int, repeats: int, arms: list[str]) -> dict[str, Any]:
-    """Run all arms.
+def measure(folder: Path, gigabytes: float, width: int, repeats: int, variants: list[str]) -> dict[str, Any]:
+    """Run all variants.
 
     Args:
         folder: A folder with room for three times the size.
         gigabytes: Size of the child.
         width: `n_embd` of the child.
-        repeats: Runs of each arm.
-        arms: Which of them.
+        repeats: Runs of each variant.
+        variants: Which of them.
 
     Returns:
         What is printed.
@@ -210,25 +210,25 @@ def measure(folder: Path, gigabytes: float, width: int, repeats: int, arms: list
     subprocess.run([*builder, "parent", str(parent_width), str(parent_layers)], check=True)
     subprocess.run([*builder, "half", str(parent_width), str(max(1, parent_layers // 2))], check=True)
     subprocess.run([*builder, "grown", str(width), str(layers)], check=True)
-    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
     for _ in range(repeats):
-        for arm in arms:
-            runs[arm].append(in_subprocess(folder, target, arm))
+        for variant in variants:
+            runs[variant].append(in_subprocess(folder, target, variant))
     results = {
-        arm: {
-            "seconds": round(statistics.median(run["seconds"] for run in of_arm), 2),
-            "all_seconds": [round(run["seconds"], 2) for run in of_arm],
-            "peak_rss_mb": round(max(run["peak_rss_mb"] for run in of_arm)),
-            "gb": round(of_arm[0]["bytes"] / 1e9, 3),
+        variant: {
+            "seconds": round(statistics.median(run["seconds"] for run in of_variant), 2),
+            "all_seconds": [round(run["seconds"], 2) for run in of_variant],
+            "peak_rss_mb": round(max(run["peak_rss_mb"] for run in of_variant)),
+            "gb": round(of_variant[0]["bytes"] / 1e9, 3),
         }
-        for arm, of_arm in runs.items()
+        for variant, of_variant in runs.items()
     }
-    seconds = {arm: result["seconds"] for arm, result in results.items()}
+    seconds = {variant: result["seconds"] for variant, result in results.items()}
     ratios = {
-        f"{arm}_to_{other}": round(seconds[arm] / seconds[other], 2)
-        for arm in ("growth", "growth_without_checksums")
+        f"{variant}_to_{other}": round(seconds[variant] / seconds[other], 2)
+        for variant in ("growth", "growth_without_checksums")
         for other in ("copy", "hashed_copy", "in_memory")
-        if arm in seconds and other in seconds
+        if variant in seconds and other in seconds
     }
     machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "sha256_mb_per_s": round(sha256_speed())}
     sizes = {"parent": {"n_embd": parent_width, "n_layer": parent_layers}, "child": target}
@@ -240,20 +240,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gb", type=float, default=3.0, help="size of the grown checkpoint, in 1e9 bytes")
     parser.add_argument("--width", type=int, default=1280, help="n_embd of the grown model, a multiple of 64")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each arm; medians are compared")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each variant; medians are compared")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
-    for hidden, options in {"--arm": {}, "--target": {"type": json.loads}, "--build": {"nargs": 3}}.items():
+    for hidden, options in {"--variant": {}, "--target": {"type": json.loads}, "--build": {"nargs": 3}}.items():
         parser.add_argument(hidden, help=argparse.SUPPRESS, **options)
     options = parser.parse_args()
     if options.build:
         name, width, layers = options.build
         build_parent(options.folder / name, int(width), int(layers))
-    elif options.arm:
-        print(json.dumps(run_arm(options.arm, options.folder, options.target)))
+    elif options.variant:
+        print(json.dumps(run_variant(options.variant, options.folder, options.target)))
     else:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            print(json.dumps(measure(Path(folder), options.gb, options.width, options.repeats, options.arms)))
+            print(json.dumps(measure(Path(folder), options.gb, options.width, options.repeats, options.variants)))
 
 
 if __name__ == "__main__":

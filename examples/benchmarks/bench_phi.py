@@ -1,6 +1,6 @@
-"""Time an optimizer step with Φ against one without, in one process, the arms taking turns.
+"""Time an optimizer step with Φ against one without, in one process, the variants taking turns.
 
-Arms: a plain step (forward and backward over micro-batches, clipping, AdamW); the same with `add_gradient` once
+Variants: a plain step (forward and backward over micro-batches, clipping, AdamW); the same with `add_gradient` once
 before clipping; the same with Φ written naively into every micro-batch's loss, for autograd to differentiate. Every
 repetition gives one ratio to the plain step beside it; the median is reported. The last line on stdout is JSON.
 
@@ -30,7 +30,7 @@ MODELS: dict[str, PretrainedConfig] = {
 EWC_LAMBDA, GAMMA = 1.0, 1e-3
 
 
-class Arms:
+class Variants:
     """The three kinds of step on one model."""
 
     def __init__(self, model: nn.Module, micro_batches: list[Tensor], clock: Callable[[], float]) -> None:
@@ -72,36 +72,36 @@ class Arms:
 def measure(
     config: PretrainedConfig, *, tokens: int, length: int, batch: int, repetitions: int, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Time the arms on one model at a number of tokens per optimizer step."""
+    """Time the variants on one model at a number of tokens per optimizer step."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     micro_batches = list(torch.randint(config.vocab_size, (max(1, tokens // (batch * length)), batch, length)))
-    arms = Arms(model, micro_batches, clock)
-    assert torch.allclose(arms.naive(), arms.penalty.value(model))
+    variants = Variants(model, micro_batches, clock)
+    assert torch.allclose(variants.naive(), variants.penalty.value(model))
     times: dict[str, list[float]] = {"plain": [], "phi": [], "naive": []}
-    arms.step(with_phi=True)  # allocates
-    arms.penalty_seconds.clear()
+    variants.step(with_phi=True)  # allocates
+    variants.penalty_seconds.clear()
     for _ in range(repetitions):
-        for arm, options in {"plain": {}, "phi": {"with_phi": True}, "naive": {"in_loss": arms.naive}}.items():
+        for variant, options in {"plain": {}, "phi": {"with_phi": True}, "naive": {"in_loss": variants.naive}}.items():
             start = clock()
-            arms.step(**options)
-            times[arm].append(clock() - start)
+            variants.step(**options)
+            times[variant].append(clock() - start)
     plain = statistics.median(times["plain"])
     ratios = {
-        arm: statistics.median(t / p for t, p in zip(times[arm], times["plain"], strict=True))
-        for arm in ("phi", "naive")
+        variant: statistics.median(t / p for t, p in zip(times[variant], times["plain"], strict=True))
+        for variant in ("phi", "naive")
     }
     parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    basis_bytes = sum(basis.numel() * basis.element_size() for basis in arms.subspace.values())
+    basis_bytes = sum(basis.numel() * basis.element_size() for basis in variants.subspace.values())
     return {
         "parameters": parameter_bytes // 4,
         "tokens": tokens,
         "plain_seconds": round(plain, 4),
-        "phi_seconds": round(statistics.median(arms.penalty_seconds), 4),
+        "phi_seconds": round(statistics.median(variants.penalty_seconds), 4),
         "phi_over_plain": round(ratios["phi"], 4),
-        "one_plus_phi_share": round(1 + statistics.median(arms.penalty_seconds) / plain, 4),
+        "one_plus_phi_share": round(1 + statistics.median(variants.penalty_seconds) / plain, 4),
         "naive_over_plain": round(ratios["naive"], 4),
-        "anchor_and_fisher_over_parameters": round((arms.penalty.held_bytes() - basis_bytes) / parameter_bytes, 3),
+        "anchor_and_fisher_over_parameters": round((variants.penalty.held_bytes() - basis_bytes) / parameter_bytes, 3),
         "subspace_over_parameters": round(basis_bytes / parameter_bytes, 3),
     }
 

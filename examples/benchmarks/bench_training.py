@@ -1,10 +1,10 @@
-"""Time training beside a bare PyTorch loop and the stock Trainer, and with Φ, in one process, the arms taking turns.
+"""Time training beside a bare PyTorch loop and the stock Trainer, and with Φ, in one process, variants taking turns.
 
-Arms: `bare`, a loop of plain PyTorch; `stock`, Transformers' Trainer; `ours`, ProgressiveTrainer as a ladder's rungs
-use it; `phi`, the same with λ and γ on, a Fisher entry for every parameter and a basis for every matrix. All train the
+Variants: `bare`, a loop of plain PyTorch; `stock`, Transformers' Trainer; `ours`, ProgressiveTrainer as a ladder's
+rungs use it; `phi`, the same with λ and γ on, a Fisher entry for every parameter and a basis for every matrix. All train the
 same stock model from the same weights, on the same random tokens, in the same micro-batches and precision, with fused
-AdamW, clipping and the ladder's schedule. Every arm is built anew for a measurement, warmed up by one turn, and then
-timed turn by turn: some optimizer steps and the log at their end, the device synchronized before and after and not
+AdamW, clipping and the ladder's schedule. Every variant is built anew for a measurement, warmed up by one turn, and
+then timed turn by turn: some optimizer steps and the log at their end, the device synchronized before and after and not
 between. Every round of turns gives one ratio; medians are reported. One further turn is not timed: in it, whatever
 waits for the device between two logs is counted.
 
@@ -36,8 +36,8 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState
 from torch._dynamo.utils import counters
-from training_arms import ARMS, Observer, Workload
 from training_sizes import Size, size_named, smaller, with_step_tokens
+from training_variants import VARIANTS, Observer, Workload
 from turns import Player
 
 from hf_progressive.distributed.accelerators import device_name, peak_flops
@@ -50,17 +50,17 @@ CPU_SIZES = ["l4w64", "l4w128"]
 RATIOS = {"ours_over_bare": ("bare", "ours"), "ours_over_stock": ("stock", "ours"), "phi_over_ours": ("phi", "ours")}
 MIN_ROUNDS = 2
 BUILD_ORDER = ["bare", "ours", "phi", "stock"]  # what is left out where the time is short stands last
-SPARE_SECONDS = 10.0  # for the turns that are timed, once the arms are built
+SPARE_SECONDS = 10.0  # for the turns that are timed, once the variants are built
 GRACE_SECONDS = 5.0  # for a turn that is due when --seconds are over
-COMPILE_SECONDS = {"cpu": 10.0, "cuda": 30.0}  # the least that an arm takes to compile: 25 s for d10 on an H100
+COMPILE_SECONDS = {"cpu": 10.0, "cuda": 30.0}  # the least that a variant takes to compile: 25 s for d10 on an H100
 
 
 class OutOfMemory(Exception):
-    """The arms do not fit into the device's memory."""
+    """The variants do not fit into the device's memory."""
 
 
 class OutOfTime(Exception):
-    """There was no time to measure every arm once."""
+    """There was no time to measure every variant once."""
 
 
 class Bench:
@@ -70,14 +70,14 @@ class Bench:
         self,
         device: torch.device,
         *,
-        arms: Sequence[str] = tuple(ARMS),
+        variants: Sequence[str] = tuple(VARIANTS),
         peak: float | None,
         deadline: float,
         rounds: int,
         clock: Callable[[], float],
     ) -> None:
         self.device, self.peak, self.deadline, self.rounds, self.clock = device, peak, deadline, rounds, clock
-        self.arms = {name: ARMS[name] for name in ARMS if name in arms}
+        self.variants = {name: VARIANTS[name] for name in VARIANTS if name in variants}
 
     def now(self) -> float:
         """Return the seconds on the clock once the device has done its work."""
@@ -86,7 +86,7 @@ class Bench:
         return time.perf_counter()
 
     def measure(self, size: Size, *, compiled: bool, until: float) -> dict[str, Any]:
-        """Measure all arms at a size that fits."""
+        """Measure all variants at a size that fits."""
         for attempt in smaller(size):
             folder = Path(tempfile.mkdtemp(prefix="bench-training-"))
             workload = Workload(
@@ -124,10 +124,10 @@ class Bench:
             torch.cuda.empty_cache()
 
     def _round_robin(self, workload: Workload, until: float) -> dict[str, Any]:
-        observers = {name: Observer() for name in self.arms}
+        observers = {name: Observer() for name in self.variants}
         players = {
-            name: Player(name, lambda pause, arm=arm, seen=observers[name]: arm(workload, pause, seen))
-            for name, arm in self.arms.items()
+            name: Player(name, lambda pause, variant=variant, seen=observers[name]: variant(workload, pause, seen))
+            for name, variant in self.variants.items()
         }
         everyone = list(players.values())
         counters.clear()
@@ -145,9 +145,9 @@ class Bench:
                 held[name] = self._allocated() - before
                 longest = max(longest, self.now() - began)
             build_seconds = self.now() - started
-            seconds: dict[str, list[float]] = {name: [] for name in self.arms}
+            seconds: dict[str, list[float]] = {name: [] for name in self.variants}
             peaks: dict[str, int] = {}
-            if workload.compiled:  # what the later arms set for all may make the earlier ones compile again
+            if workload.compiled:  # what the later variants set for all may make the earlier ones compile again
                 for name in list(players):
                     self._turn(players, name)
             began = ended = self.now()
@@ -179,7 +179,7 @@ class Bench:
             for player in reversed(everyone):  # what the later ones set for all is put back first
                 player.end()
         failures = {player.name: player.failure for player in everyone if player.failure}
-        measured = {name: seconds[name] for name in self.arms if seconds[name] and name not in failures}
+        measured = {name: seconds[name] for name in self.variants if seconds[name] and name not in failures}
         if not measured:
             raise RuntimeError("; ".join(f"{name}: {failure}" for name, failure in failures.items()))
         report = self._report(workload, measured, peaks, observers)
@@ -192,7 +192,7 @@ class Bench:
         seconds: dict[str, list[float]],
         peaks: dict[str, int],
     ) -> None:
-        for name in [name for name in self.arms if name in players]:
+        for name in [name for name in self.variants if name in players]:
             others = self._allocated() - held[name]
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
@@ -205,9 +205,9 @@ class Bench:
                 peaks[name] = torch.cuda.max_memory_allocated(self.device) - others
 
     def _turn(self, players: dict[str, Player], name: str) -> None:
-        # Gives an arm its turn; one that fails has no further ones.
+        # Gives a variant its turn; one that fails has no further ones.
         if self.now() > self.deadline + GRACE_SECONDS:
-            raise OutOfTime(f"--seconds were over before every arm was measured once; next was {name}")
+            raise OutOfTime(f"--seconds were over before every variant was measured once; next was {name}")
         if not players[name].turn():
             failure = players.pop(name).failure or "ended"
             if "out of memory" in failure.lower() or "can't allocate memory" in failure.lower():
@@ -224,10 +224,10 @@ class Bench:
         observers: dict[str, Observer],
     ) -> dict[str, Any]:
         per_token, tokens = flops_per_token(workload.config), workload.step_tokens * workload.window
-        arms = {}
+        variants = {}
         for name, times in seconds.items():
             rate, seen = tokens / statistics.median(times), observers[name]
-            arms[name] = {
+            variants[name] = {
                 "tokens_per_second": round(rate),
                 "mfu": None if self.peak is None else round(rate * per_token / self.peak, 4),
                 "step_seconds": round(statistics.median(times) / workload.window, 5),
@@ -253,7 +253,7 @@ class Bench:
             "steps_per_turn": workload.window,
             "rounds": max(map(len, seconds.values())),
             "flops_per_token": per_token,
-            "arms": arms,
+            "variants": variants,
             **dict.fromkeys(RATIOS),
             **{key: round(statistics.median(values), 4) for key, values in ratios.items()},
             "spread": {key: [round(min(values), 4), round(max(values), 4)] for key, values in ratios.items()},
@@ -308,12 +308,12 @@ def line(name: str, result: dict[str, Any]) -> str:
     if "skipped" in result:
         return f"{head} skipped: {result['skipped']}"
     parts = ["tokens/s:"]
-    for arm, entry in result["arms"].items():
-        parts.append(f"{arm} {entry['tokens_per_second']:,}" + (f" ({entry['mfu']:.1%})" if entry["mfu"] else ""))
+    for variant, entry in result["variants"].items():
+        parts.append(f"{variant} {entry['tokens_per_second']:,}" + (f" ({entry['mfu']:.1%})" if entry["mfu"] else ""))
     parts += [f"{key.replace('_over_', '/')} {result[key]:.3f}" for key in RATIOS if result[key] is not None]
-    reads = [(arm, entry["reads_between_logs"]) for arm, entry in result["arms"].items()]
-    parts += ["reads " + " ".join(f"{arm} {seen}" for arm, seen in reads)] if reads[0][1] is not None else []
-    parts += [f"{arm} failed: {failure}" for arm, failure in result["failures"].items()]
+    reads = [(variant, entry["reads_between_logs"]) for variant, entry in result["variants"].items()]
+    parts += ["reads " + " ".join(f"{variant} {seen}" for variant, seen in reads)] if reads[0][1] is not None else []
+    parts += [f"{variant} failed: {failure}" for variant, failure in result["failures"].items()]
     return "  ".join([head, *parts])
 
 
@@ -322,12 +322,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", help=f"default: {GPU_SIZES} on a GPU, {CPU_SIZES} on a CPU")
     parser.add_argument("--step-tokens", type=int, help="tokens per optimizer step; default: as the size has them")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     parser.add_argument("--mode", choices=["both", "eager", "compiled"], default="both")
     parser.add_argument(
         "--seconds", type=float, default=300.0, help="bound on the whole; compiling cannot be cut short"
     )
-    parser.add_argument("--rounds", type=int, default=30, help="timed turns of every arm, at the most")
+    parser.add_argument("--rounds", type=int, default=30, help="timed turns of every variant, at the most")
     parser.add_argument("--peak", help="FLOP/s that MFU is a share of, or `measure` for those of a large product")
     parser.add_argument("--cpu-time", action="store_true", help="count processor time, for a machine that is busy")
     parser.add_argument("--device", help="such as cpu; default: a GPU where there is one")
@@ -349,7 +349,7 @@ def main() -> None:
     if options.cpu_time and device.type != "cpu":
         raise SystemExit("--cpu-time: a GPU's time is not the processor's; leave it out")
     clock = time.process_time if options.cpu_time else time.perf_counter
-    bench = Bench(device, arms=options.arms, peak=peak, deadline=deadline, rounds=options.rounds, clock=clock)
+    bench = Bench(device, variants=options.variants, peak=peak, deadline=deadline, rounds=options.rounds, clock=clock)
     report: dict[str, Any] = {"setting": setting(device, peak, options), "results": []}
     passes = [(name, compiled) for compiled in modes for name in names]
     if device.type == "cuda" and (names[0], False) in passes:  # quick, so that there is a result soon
@@ -371,7 +371,7 @@ def attempt(bench: Bench, size: Size, *, compiled: bool, passes_left: int) -> di
     if missing:
         return {"skipped": missing}
     left = bench.deadline - now
-    if left <= (COMPILE_SECONDS[bench.device.type] * len(bench.arms) if compiled else 0):
+    if left <= (COMPILE_SECONDS[bench.device.type] * len(bench.variants) if compiled else 0):
         return {
             "skipped": f"{max(0, left):.0f} s of --seconds are left, too few to {'compile' if compiled else 'start'}"
         }

@@ -10,7 +10,7 @@ from hf_progressive.config import ModelConfig, RungConfig, load_ladder_config
 from hf_progressive.planning.sizing import rung_model_config
 
 VOCABULARY = 65_536  # of configs/ladder_d10_d18.yaml
-MOST_LAYERS_OF_16 = 14  # above, 16 sequences at once and the four arms' weights do not fit into 80 GB together
+MOST_LAYERS_OF_16 = 14  # above, 16 sequences at once and the four variants' weights do not fit into 80 GB together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 3.0
 STARTING_SECONDS = 15.0  # of imports, before the benchmark looks at the clock, and of its last turn
 TOY_SIZES, TOY_SECONDS = ["l1w32"], 40.0
-SHORT_SECONDS = 240.0  # below which there is no time to compile four arms: each takes 25 to 40 s on an H100
-SHORT = ["--sizes", "d10", "--mode", "compiled", "--arms", "bare", "ours"]
+SHORT_SECONDS = 240.0  # below which there is no time to compile four variants: each takes 25 to 40 s on an H100
+SHORT = ["--sizes", "d10", "--mode", "compiled", "--variants", "bare", "ours"]
 
 
 def lines_of(results: list[dict[str, Any]]) -> list[str]:
@@ -22,10 +22,10 @@ def lines_of(results: list[dict[str, Any]]) -> list[str]:
     lines = []
     for result in results:
         how = f"{result.get('size')} {'compiled' if result.get('compiled') else 'eager'}"
-        if "arms" not in result:
+        if "variants" not in result:
             lines.append(f"{how}: {result.get('skipped', 'not measured')}")
             continue
-        ours = result["arms"].get("ours", {})
+        ours = result["variants"].get("ours", {})
         mfu = "" if not ours.get("mfu") else f", MFU {ours['mfu']:.1%}"
         lines.append(
             f"{how}: {ours.get('tokens_per_second') or 0:,} tokens/s{mfu}, ours/bare {result.get('ours_over_bare')},"

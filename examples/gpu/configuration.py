@@ -34,7 +34,7 @@ from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladde
 from hf_progressive.planning.pricing import Cluster, LadderPrice
 from hf_progressive.storage import is_complete
 from hf_progressive.training.checkpoints import write_fresh
-from hf_progressive.training.training_run import Arm, train_arm
+from hf_progressive.training.training_run import TrainingRun, train_run
 
 WARMUP_STEPS = 3  # compilation, memory, the optimizer's state
 STOP_SECONDS, TOY_SECONDS = 3.0, 30.0
@@ -180,7 +180,7 @@ def _train(
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    arm = Arm(
+    training_run = TrainingRun(
         title=entry["run"], init=init, folder=bench.work / "runs" / entry["run"].replace(" ", "-"), training=training,
         learning_rate=training.learning_rate, steps=rung.size.steps, first_block=0,
         flops_per_token=rung.size.flops_per_token, checkpoint_steps=frozenset(), phi_until=1.5,
@@ -201,7 +201,7 @@ def _train(
 
     watch = Stopwatch(deadline, report)
     with contextlib.suppress(OutOfTime):
-        train_arm(arm, bench.corpus, penalty, [watch])
+        train_run(training_run, bench.corpus, penalty, [watch])
     entry["wall_seconds"] = round(time.perf_counter() - started, 2)
     _compare(entry, bench, rung)
     bench.file.write()

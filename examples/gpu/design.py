@@ -26,7 +26,7 @@ SPEED_OF_SMALL = 0.2  # of the utilisation measured on larger models: a guess th
 UNMEASURED_MFU = 0.1
 MARGIN = 0.8  # of the time to count on
 SHORT = 420.0  # seconds below which two lengths of the child must do
-WARMDOWN = 0.4
+DECAY = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def measured_flops(results: Path) -> tuple[float, str]:
     """Return the FLOP/s that small models' training may be counted on to reach, and where the figure is from."""
     found: list[tuple[float, float, str]] = []
     for entry in read_json(results / "benchmark.json").get("results", []):
-        ours = entry.get("arms", {}).get("ours", {})
+        ours = entry.get("recipes", {}).get("ours", {})
         if ours.get("tokens_per_second") and entry.get("flops_per_token"):
             rate = ours["tokens_per_second"] * entry["flops_per_token"]
             how = "compiled" if entry.get("compiled") else "eager"
@@ -133,7 +133,7 @@ def seconds_for(shape: tuple[int, int], speed: float, fractions: tuple[float, ..
     if speed <= 0:
         return float("inf")
     child, parent = (training_flops(layers, shape[1]) for layers in (2 * shape[0], shape[0]))
-    lengths = fractions[-1] + WARMDOWN * sum(fractions[:-1])
+    lengths = fractions[-1] + DECAY * sum(fractions[:-1])
     tasks = 3 + len(fractions)
     return FEWEST_SEEDS * ((parent + child * (1 + lengths)) / speed + tasks * TASK_SECONDS / workers)
 
@@ -175,7 +175,7 @@ def study_config(
         "learning_rate": rate,
         "inherited_learning_rate": rate / 2,
         "warmup_fraction": 0.02,
-        "warmdown_fraction": WARMDOWN,
+        "decay_fraction": DECAY,
         "evaluations": 1,
         "checkpoints": 1,
     }
@@ -199,7 +199,7 @@ def study_config(
         "seeds": list(range(seeds)),
         "cold_fractions": [1.0],
         "child_fractions": list(fractions),
-        "arms": [{"name": "exact", "parent_fraction": fractions[0]}],
+        "recipes": [{"name": "exact", "parent_fraction": fractions[0]}],
         "headline": "exact",
         "learning_rates": {} if toy else {"cold": [2 * rate], "child": [rate], "rung": rungs[1]["name"]},
     }

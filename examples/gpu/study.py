@@ -96,7 +96,7 @@ def outcome(record: dict[str, Any]) -> dict[str, Any]:
         "failed": record["failed"],
         "last_model": None,
     }
-    rungs = record["arms"][0]["rungs"]
+    rungs = record["recipes"][0]["rungs"]
     if rungs:
         rung = rungs[-1]
         shares = [(seed["c_parent"] + seed["c_child"]) / rung["c_cold"] for seed in rung["by_seed"] if seed["c_child"]]
@@ -120,7 +120,7 @@ def lines_of(found: dict[str, Any], *, complete: bool) -> list[str]:
         f" parameters, {child['cold_tokens'] / 1e6:.0f} M tokens; {found['finished_runs']} of"
         f" {found['planned_runs']} runs" + ("" if complete else ", not finished"),
     ]
-    rungs = record["arms"][0]["rungs"]
+    rungs = record["recipes"][0]["rungs"]
     if not rungs:
         return [*lines, "no seed is complete"]
     rung = rungs[-1]

@@ -170,7 +170,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ladder_options(ladder)
 
     study = command(
-        "study", commands.study_command, "measure what inheritance saves: arms × seeds × rungs, several budgets each"
+        "study",
+        commands.study_command,
+        "measure what inheritance saves: recipes × seeds × rungs, several budgets each",
     )
     study.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
     study.add_argument("--check", action="store_true", help="prove the instrument on cases whose result is known")

@@ -9,7 +9,7 @@ from hf_progressive.config.ladder import LadderConfig, find_config, load_ladder_
 from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
 from hf_progressive.config.outcome import CoreConfig, PublishConfig
 from hf_progressive.config.phi import FisherConfig, PhiConfig, SubspaceConfig
-from hf_progressive.config.study import LearningRatesConfig, StudyArmConfig, StudyConfig, load_study_config
+from hf_progressive.config.study import LearningRatesConfig, RecipeConfig, StudyConfig, load_study_config
 from hf_progressive.config.training import TrainingConfig
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "PhiConfig",
     "PublishConfig",
     "RungConfig",
-    "StudyArmConfig",
+    "RecipeConfig",
     "StudyConfig",
     "SubspaceConfig",
     "TokenizerConfig",

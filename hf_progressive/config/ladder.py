@@ -81,8 +81,8 @@ class LadderConfig:
         if blocks % context:
             yield f"training.batch_tokens: {blocks} is not a multiple of the context, {context} tokens"
 
-    def trains_cold(self, name: str) -> bool:
-        """Tell whether a grown rung has a cold twin.
+    def trains_baseline(self, name: str) -> bool:
+        """Tell whether a grown rung has a baseline.
 
         Args:
             name: The rung's name.
@@ -167,7 +167,7 @@ def load_ladder_config(path: str | os.PathLike[str], overrides: Iterable[str] = 
     mapping = strict_yaml.apply_overrides(strict_yaml.read_yaml(file), overrides)
     try:
         refuse_credentials(mapping)  # before any message that repeats a value
-        if "rungs" not in mapping and {"ladder", "arms"} <= mapping.keys():
+        if "rungs" not in mapping and {"ladder", "recipes"} <= mapping.keys():
             raise ValueError(
                 "is a study's configuration; `hf-progressive study` runs it, and its ladder is below `ladder`"
             )

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import yaml
 
+from hf_progressive.config.renamed import current_path, with_current_names
+
 
 class _Dataclass(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -103,7 +105,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
     >>> apply_overrides({"phi": {"gamma": 1.0}, "rungs": ["d4"]}, ["phi.gamma=0.5", "rungs.0=d6"])
     {'phi': {'gamma': 0.5}, 'rungs': ['d6']}
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(mapping)))  # a deep copy of plain values
+    result: dict[str, Any] = with_current_names(dict(mapping))  # a deep copy of plain values
     for item in overrides:
         path, equals, text = item.partition("=")
         if not equals or not path:
@@ -114,6 +116,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
             raise ValueError(f"override {item!r}: {text!r} is not a YAML value") from error
         except RecursionError:
             raise ValueError(f"override of {path}: is nested too deeply for a configuration") from None
+        path, value = current_path(path), with_current_names(value)
         *parents, last = path.split(".")
         node: Any = result
         for depth, key in enumerate(parents):
@@ -163,6 +166,8 @@ def build(cls: type[T], value: Any, path: str = "") -> T:
     where = path or "the top level"
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: expected a mapping of keys to values, got {value!r}")
+    if not path:
+        value = with_current_names(dict(value))
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     arguments = {}

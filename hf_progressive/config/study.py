@@ -1,4 +1,4 @@
-"""A study, read from strict YAML: arms × seeds × rungs on one ladder."""
+"""A study, read from strict YAML: recipes × seeds × rungs on one ladder."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -14,16 +14,16 @@ from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.ladder import LadderConfig, find_config
 
 _LARGEST_FRACTION = 2.0
-_ARM_SECTIONS = ("growth", "phi", "training")
-_TWIN_KEYS = ("training.tokens_per_parameter", "training.budget_parameters", "training.inherited_fraction")
+_RECIPE_SECTIONS = ("growth", "phi", "training")
+_BASELINE_KEYS = ("training.tokens_per_parameter", "training.budget_parameters", "training.inherited_fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyArmConfig:
-    """One recipe for the grown rungs. The first rung and all cold twins come from the ladder as it stands."""
+class RecipeConfig:
+    """One recipe for the grown rungs. The first rung and all baselines come from the ladder as it stands."""
 
     name: str
-    """The arm's name, in tables and plots."""
+    """The recipe's name, in tables and plots."""
 
     set: dict[str, Any] = field(default_factory=dict)
     """Dotted overrides of the ladder below `growth`, `phi` and `training` (`phi.gamma: 1e-4`)."""
@@ -32,8 +32,8 @@ class StudyArmConfig:
     """Share of a grown parent's cold budget after which its finished model is grown from; 1 is the whole budget. The
     first rung always trains for its whole budget."""
 
-    parent_arm: str | None = None
-    """An arm named above whose models are the parents on every rung; None grows from this arm's own."""
+    parent_recipe: str | None = None
+    """A recipe named above whose models are the parents on every rung; None grows from this recipe's own."""
 
     carry_moments: bool = False
     """Grow Adam's moments along with the weights, instead of starting from none."""
@@ -47,8 +47,8 @@ class StudyArmConfig:
     child_fractions: tuple[float, ...] | None = None
     """Fractions to finish; None takes the study's."""
 
-    baseline: str | None = None
-    """The arm without Φ that this one, with Φ, is compared with; None takes the study's."""
+    reference: str | None = None
+    """The recipe without Φ that this one, with Φ, is compared with; None takes the study's."""
 
     def __post_init__(self) -> None:
         require(self.name.strip() != "", "name: it is empty")
@@ -56,10 +56,11 @@ class StudyArmConfig:
         for key in self.set:
             section = key.partition(".")[0]
             require(
-                section in _ARM_SECTIONS and "." in key,
-                f"set.{key}: an arm changes keys below {', '.join(_ARM_SECTIONS)} alone; change the ladder instead",
+                section in _RECIPE_SECTIONS and "." in key,
+                f"set.{key}: a recipe changes keys below {', '.join(_RECIPE_SECTIONS)} alone; change the "
+                "ladder instead",
             )
-            require(key not in _TWIN_KEYS, f"set.{key}: it sizes the cold twin too; change the ladder instead")
+            require(key not in _BASELINE_KEYS, f"set.{key}: it sizes the baseline too; change the ladder instead")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +68,10 @@ class LearningRatesConfig:
     """A sweep of peak learning rates on one rung and the first seed."""
 
     cold: tuple[float, ...] = ()
-    """Rates of the cold twin, each on its whole budget."""
+    """Rates of the baseline, each on its whole budget."""
 
     child: tuple[float, ...] = ()
-    """Rates of the headline arm's child, each at the arm's `parent_fraction`."""
+    """Rates of the headline recipe's child, each at the recipe's `parent_fraction`."""
 
     rung: str | None = None
     """The grown rung; None takes the first."""
@@ -83,7 +84,7 @@ class LearningRatesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """A study: every arm's children and their cold twins, finished at several budgets, from several seeds."""
+    """A study: every recipe's children and their baselines, finished at several budgets, from several seeds."""
 
     name: str = "study"
     """The study's name, which is its folder's below runs/."""
@@ -95,19 +96,19 @@ class StudyConfig:
     """Seeds of initial weights, of growth, and of the order of the data; validation and tokenizer stay the same."""
 
     cold_fractions: tuple[float, ...] = (0.5, 0.65, 0.8, 1.0)
-    """Shares of the cold budget at which a cold twin is finished; 1 must be among them."""
+    """Shares of the cold budget at which a baseline is finished; 1 must be among them."""
 
     child_fractions: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8)
     """Shares of the cold budget at which a child is finished."""
 
-    arms: tuple[StudyArmConfig, ...]
+    recipes: tuple[RecipeConfig, ...]
     """The recipes."""
 
     headline: str | None = None
-    """The arm whose result is the study's; None takes the first."""
+    """The recipe whose result is the study's; None takes the first."""
 
-    baseline: str | None = None
-    """The arm without Φ that arms with it are compared with; None makes no comparison."""
+    reference: str | None = None
+    """The recipe without Φ that recipes with it are compared with; None makes no comparison."""
 
     learning_rates: LearningRatesConfig = field(default_factory=LearningRatesConfig)
     """A sweep of learning rates."""
@@ -116,41 +117,42 @@ class StudyConfig:
         require(len(self.ladder.rungs) > 1, "ladder.rungs: a study needs two rungs or more")
         source = self.ladder.rungs[0].source
         require(source is None, f"ladder.rungs.0: a study trains its first rung itself; leave out source {source!r}")
-        require(len(self.arms) > 0, "arms: the list is empty; name at least one")
+        require(len(self.recipes) > 0, "recipes: the list is empty; name at least one")
         require(len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds), "seeds: give distinct seeds")
         require(all(seed >= 0 for seed in self.seeds), f"seeds: {min(self.seeds)} is negative")
         _check_fractions("cold_fractions", self.cold_fractions)
         _check_fractions("child_fractions", self.child_fractions)
         require(1.0 in self.cold_fractions, "cold_fractions: 1.0 is missing, the budget that a child has to match")
-        names = [arm.name for arm in self.arms]
-        for index, arm in enumerate(self.arms):
-            self._check_arm(arm, f"arms.{index}", names[:index])
-        baselines = {f"arms.{index}.baseline": arm.baseline for index, arm in enumerate(self.arms)}
-        for key, name in {"headline": self.headline, "baseline": self.baseline, **baselines}.items():
-            require(name is None or name in names, f"{key}: there is no arm {name!r}; {_nearest(name, names)}")
+        names = [recipe.name for recipe in self.recipes]
+        for index, recipe in enumerate(self.recipes):
+            self._check_recipe(recipe, f"recipes.{index}", names[:index])
+        references = {f"recipes.{index}.reference": recipe.reference for index, recipe in enumerate(self.recipes)}
+        for key, name in {"headline": self.headline, "reference": self.reference, **references}.items():
+            require(name is None or name in names, f"{key}: there is no recipe {name!r}; {_nearest(name, names)}")
             if name is not None and key != "headline":
-                phi = self.arm_ladder(name).phi
-                require(phi.ewc_lambda == phi.gamma == 0, f"{key}: the arm {name!r} has Φ on; name one without")
+                phi = self.recipe_ladder(name).phi
+                require(phi.ewc_lambda == phi.gamma == 0, f"{key}: the recipe {name!r} has Φ on; name one without")
         if self.learning_rates.rung is not None:
             self._check_rung(self.learning_rates.rung, "learning_rates.rung")
 
-    def _check_arm(self, arm: StudyArmConfig, where: str, above: list[str]) -> None:
-        require(arm.name not in above, f"{where}.name: {arm.name!r} is given twice")
+    def _check_recipe(self, recipe: RecipeConfig, where: str, above: list[str]) -> None:
+        require(recipe.name not in above, f"{where}.name: {recipe.name!r} is given twice")
         require(
-            arm.parent_arm is None or arm.parent_arm in above,
-            f"{where}.parent_arm: no arm above is named {arm.parent_arm!r}; {_nearest(arm.parent_arm, above)}",
+            recipe.parent_recipe is None or recipe.parent_recipe in above,
+            f"{where}.parent_recipe: no recipe above is named {recipe.parent_recipe!r}; "
+            f"{_nearest(recipe.parent_recipe, above)}",
         )
-        for name in arm.rungs or ():
+        for name in recipe.rungs or ():
             self._check_rung(name, f"{where}.rungs")
-        for seed in arm.seeds or ():
+        for seed in recipe.seeds or ():
             require(seed in self.seeds, f"{where}.seeds: {seed} is none of the study's seeds, {list(self.seeds)}")
-        if arm.child_fractions is not None:
-            _check_fractions(f"{where}.child_fractions", arm.child_fractions)
+        if recipe.child_fractions is not None:
+            _check_fractions(f"{where}.child_fractions", recipe.child_fractions)
         try:
-            ladder = self._arm_ladder(arm)
+            ladder = self._recipe_ladder(recipe)
         except ValueError as error:
             raise ValueError(f"{where}.set.{error}") from None
-        shortest = min(*self.fractions_of(arm), arm.parent_fraction)
+        shortest = min(*self.fractions_of(recipe), recipe.parent_fraction)
         warmup = ladder.training.warmup_fraction
         require(
             warmup < shortest,
@@ -168,46 +170,46 @@ class StudyConfig:
         return [rung.name for rung in self.ladder.rungs[1:]]
 
     @property
-    def headline_arm(self) -> StudyArmConfig:
-        """The arm whose result is the study's."""
-        return self.arms[0] if self.headline is None else self.arm(self.headline)
+    def headline_recipe(self) -> RecipeConfig:
+        """The recipe whose result is the study's."""
+        return self.recipes[0] if self.headline is None else self.recipe(self.headline)
 
-    def arm(self, name: str) -> StudyArmConfig:
-        """Return an arm.
+    def recipe(self, name: str) -> RecipeConfig:
+        """Return a recipe.
 
         Args:
             name: Its name.
 
         Returns:
-            The arm.
+            The recipe.
         """
-        return next(arm for arm in self.arms if arm.name == name)
+        return next(recipe for recipe in self.recipes if recipe.name == name)
 
-    def arm_ladder(self, name: str) -> LadderConfig:
-        """Return the ladder with an arm's overrides in it.
+    def recipe_ladder(self, name: str) -> LadderConfig:
+        """Return the ladder with a recipe's overrides in it.
 
         Args:
-            name: The arm's name.
+            name: The recipe's name.
 
         Returns:
-            The ladder, of which the arm's grown rungs are a part.
+            The ladder, of which the recipe's grown rungs are a part.
         """
-        return self._arm_ladder(self.arm(name))
+        return self._recipe_ladder(self.recipe(name))
 
-    def _arm_ladder(self, arm: StudyArmConfig) -> LadderConfig:
-        items = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in arm.set.items()]
+    def _recipe_ladder(self, recipe: RecipeConfig) -> LadderConfig:
+        items = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in recipe.set.items()]
         return strict_yaml.build(LadderConfig, strict_yaml.apply_overrides(self.ladder.to_dict(), items))
 
-    def fractions_of(self, arm: StudyArmConfig) -> tuple[float, ...]:
-        """Return the fractions at which an arm's children are measured.
+    def fractions_of(self, recipe: RecipeConfig) -> tuple[float, ...]:
+        """Return the fractions at which a recipe's children are measured.
 
         Args:
-            arm: The arm.
+            recipe: The recipe.
 
         Returns:
             Shares of the cold budget.
         """
-        return self.child_fractions if arm.child_fractions is None else arm.child_fractions
+        return self.child_fractions if recipe.child_fractions is None else recipe.child_fractions
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values, such that reading them back gives an equal one.
@@ -215,10 +217,10 @@ class StudyConfig:
         Returns:
             Nested dictionaries and lists.
         """
-        arms = [{key: _plain(value) for key, value in vars(arm).items()} for arm in self.arms]
+        recipes = [{key: _plain(value) for key, value in vars(recipe).items()} for recipe in self.recipes]
         rates = {key: _plain(value) for key, value in vars(self.learning_rates).items()}
         rest = {key: _plain(value) for key, value in vars(self).items()}
-        return {**rest, "ladder": self.ladder.to_dict(), "arms": arms, "learning_rates": rates}
+        return {**rest, "ladder": self.ladder.to_dict(), "recipes": recipes, "learning_rates": rates}
 
 
 def _plain(value: Any) -> Any:

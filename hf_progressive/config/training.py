@@ -8,7 +8,7 @@ from hf_progressive.config.checks import require, require_fraction, require_posi
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How every rung, and every cold twin, trains."""
+    """How every rung, and every baseline, trains."""
 
     tokens_per_parameter: float = 8.0
     """Tokens of a cold run's full budget, per parameter."""
@@ -34,7 +34,7 @@ class TrainingConfig:
     warmup_fraction: float = 0.02
     """Share of the steps over which the learning rate rises to its peak."""
 
-    warmdown_fraction: float = 0.5
+    decay_fraction: float = 0.5
     """Share of the steps over which the learning rate falls linearly, at the end."""
 
     final_lr_ratio: float = 0.0
@@ -59,7 +59,7 @@ class TrainingConfig:
     """Checkpoints for resuming along a run, the last step included."""
 
     keep_stable: bool = False
-    """Keep the weights from before the warm-down beside the final ones."""
+    """Keep the weights from before the decay beside the final ones."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What matrix products compute in; weights and optimizer are float32. `auto`: bfloat16 where the device is a GPU
@@ -76,14 +76,14 @@ class TrainingConfig:
             self, "tokens_per_parameter", "batch_tokens", "micro_batch_size", "evaluations", "checkpoints"
         )
         require_positive(self, "learning_rate", "inherited_learning_rate")
-        require_fraction(self, "warmup_fraction", "warmdown_fraction", "final_lr_ratio")
+        require_fraction(self, "warmup_fraction", "decay_fraction", "final_lr_ratio")
         require_fraction(self, "adam_beta1", "adam_beta2")
         require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay} is negative")
         require(self.max_grad_norm >= 0, f"max_grad_norm: {self.max_grad_norm} is negative; 0 clips nothing")
         require(0 < self.inherited_fraction <= 4, f"inherited_fraction: {self.inherited_fraction} is not in (0, 4]")
         self._require_one_precision()
-        total = self.warmup_fraction + self.warmdown_fraction
-        require(total <= 1, f"warmdown_fraction: warm-up and warm-down together are {total} of the steps, more than 1")
+        total = self.warmup_fraction + self.decay_fraction
+        require(total <= 1, f"decay_fraction: warm-up and decay together are {total} of the steps, more than 1")
 
     def _require_one_precision(self) -> None:
         wanted, given = self.precision, self.arguments

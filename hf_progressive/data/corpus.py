@@ -37,7 +37,7 @@ PARTS_NAME = "stream"
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What a ladder trains and validates on: the same for each of its rungs and arms."""
+    """What a ladder trains and validates on: the same for each of its rungs and training runs."""
 
     config: DataConfig
     """What it was made from."""
@@ -155,7 +155,7 @@ def reading_ahead(corpus: Corpus, blocks: int) -> Iterator[None]:
 def rung_blocks(corpus: Corpus, first_block: int, blocks: int) -> BlockRange:
     """Return the blocks that a rung trains on.
 
-    Every rung and arm reads the one order of the corpus; past its end it begins again. Let the Trainer keep that order
+    Every training run reads the one order of the corpus; past its end it begins again. Let the Trainer keep that order
     (`train_sampling_strategy="sequential"`): the global batches are then the same on any number of processes.
 
     Args:

@@ -19,7 +19,7 @@ from hf_progressive.hub.origin import RECORD_FORMAT, Origin, lineage_flops
 from hf_progressive.planning.ladder_plan import RungPlan
 from hf_progressive.records.matching import flops_to_match, saving, transfer_efficiency
 from hf_progressive.training.flops import FORWARD_SHARE
-from hf_progressive.training.training_run import ArmResult
+from hf_progressive.training.training_run import TrainingResult
 
 
 def ladder_record(config: LadderConfig, *, finished: list[str], state: PartialState) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def own_version() -> str:
 def rung_record(
     config: LadderConfig,
     rung: RungPlan,
-    result: ArmResult,
+    result: TrainingResult,
     corpus: Corpus,
     *,
     model_config: Mapping[str, Any],
@@ -95,7 +95,7 @@ def rung_record(
     seconds: Mapping[str, float],
     state: PartialState,
 ) -> dict[str, Any]:
-    """Return what `rung.json` holds before the rung's cold twin is trained.
+    """Return what `rung.json` holds before the rung's baseline is trained.
 
     Args:
         config: The ladder.
@@ -264,16 +264,16 @@ def _phi(config: LadderConfig, parent: Mapping[str, Any]) -> dict[str, Any] | No
 
 
 def matched(record: Mapping[str, Any], *, cold: Mapping[str, Any], parent: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a rung's record with its cold twin in it, and what inheritance saved.
+    """Return a rung's record with its baseline in it, and what inheritance saved.
 
     Args:
         record: The record before.
-        cold: What training the twin measured.
+        cold: What training the baseline measured.
         parent: The parent's record.
 
     Returns:
-        A new record. `flops_to_match`, `saving` and `eta` are None where the rung did not reach its twin's final bits
-        per byte; `gap_bits_per_byte` says by how much it missed, or (negative) went below them. `eta` is None too
+        A new record. `flops_to_match`, `saving` and `eta` are None where the rung did not reach its baseline's final
+        bits per byte; `gap_bits_per_byte` says by how much it missed, or (negative) went below them. `eta` is None too
         where what went into the parent is not known.
     """
     result = {

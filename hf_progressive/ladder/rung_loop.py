@@ -1,4 +1,4 @@
-"""The rung loop: grow, verify, train with Φ, measure, record; then the cold twins.
+"""The rung loop: grow, verify, train with Φ, measure, record; then the baselines.
 
 Every step leaves complete files or none, so that a run killed at any moment and started again in the same folder goes
 on where it was and ends with the same bits. Under `accelerate launch` the first process writes and the others wait.
@@ -34,7 +34,7 @@ from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladde
 from hf_progressive.storage.full_disk import FullDiskNamed
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.precision import evaluation_precision
-from hf_progressive.training.training_run import Arm, train_arm
+from hf_progressive.training.training_run import TrainingRun, train_run
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +106,8 @@ def run_ladder(
                 else:
                     run.take_over(rung)
             for rung in plan.rungs:
-                if rung.trains_cold:
-                    run.train_cold_twin(rung)
+                if rung.trains_baseline:
+                    run.train_baseline(rung)
         return [RungResult(folder=run.final(rung.name), record=run.record(rung.name)) for rung in plan.rungs]
 
 
@@ -142,7 +142,7 @@ class _Run:
         if rung.parent is not None:
             plan = self._actual_plan(rung, folder / "init")
             penalty = load_penalty(self.config.phi, anchor=folder / "init", parent=self._parent(rung), growth=plan)
-        result, trainer = train_arm(self._arm(rung), self.corpus, penalty)
+        result, trainer = train_run(self._training_run(rung), self.corpus, penalty)
         seconds["train"] = result.seconds - result.evaluation_seconds
         seconds["evaluate"] = result.evaluation_seconds
         trainer.save_pretrained_whole(folder / "trained")
@@ -222,7 +222,7 @@ class _Run:
         assert first.source is not None
         return first.source, first.revision
 
-    def train_cold_twin(self, rung: RungPlan) -> None:
+    def train_baseline(self, rung: RungPlan) -> None:
         """Train the same architecture from nothing on its full budget and add it to the rung's record."""
         record = self.record(rung.name)
         if record["cold"] is not None:
@@ -231,7 +231,7 @@ class _Run:
         with main_process_first(self.state):
             if self.state.is_main_process and not storage.is_complete(folder / "init"):
                 self._write_fresh(rung, folder / "init")
-        result, trainer = train_arm(self._arm(rung, cold=True), self.corpus)
+        result, trainer = train_run(self._training_run(rung, cold=True), self.corpus)
         trainer.save_pretrained_whole(folder / "final")
         with main_process_first(self.state):
             if self.state.is_main_process:
@@ -241,9 +241,9 @@ class _Run:
                 self._publish(rung.name, source=self.final(rung.name), record=record)
             self._recorded()
 
-    def _arm(self, rung: RungPlan, *, cold: bool = False) -> Arm:
+    def _training_run(self, rung: RungPlan, *, cold: bool = False) -> TrainingRun:
         folder, training, phi = self.folder / rung.name, self.config.training, self.config.phi
-        arm = Arm(
+        training_run = TrainingRun(
             title=rung.name,
             init=folder / "init",
             folder=folder,
@@ -258,13 +258,13 @@ class _Run:
         if cold:
             folder, title = folder / "cold", f"{rung.name} cold"
             return dataclasses.replace(
-                arm, title=title, init=folder / "init", folder=folder, steps=rung.size.steps, stable=None
+                training_run, title=title, init=folder / "init", folder=folder, steps=rung.size.steps, stable=None
             )
         parent = self._parent_record(rung)
         if parent is None:
-            return arm
+            return training_run
         return dataclasses.replace(
-            arm,
+            training_run,
             learning_rate=training.inherited_learning_rate or training.learning_rate,
             flops_before=sum(estimate["flops"] for estimate in parent["estimates"].values()),
             phi_schedule=phi.schedule,

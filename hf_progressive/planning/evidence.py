@@ -71,7 +71,7 @@ def _from_study(path: Path) -> Evidence:
 
 
 def inherited_flops(cold: Sequence[float], eta: float) -> list[float]:
-    """Return what each rung takes to match its cold twin at one transfer efficiency on every step.
+    """Return what each rung takes to match its baseline at one transfer efficiency on every step.
 
     C_child = C_cold − η·L, where L is everything that went into the parent, its ancestors included; at η = 1 the sum
     over the family telescopes to the last rung's cold cost.

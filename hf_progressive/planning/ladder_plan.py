@@ -49,8 +49,8 @@ class RungPlan:
     first_block: int
     """The first block of the corpus that it reads."""
 
-    trains_cold: bool
-    """Whether a cold twin is trained beside it."""
+    trains_baseline: bool
+    """Whether a baseline is trained beside it."""
 
     origin: Origin | None = None
     """The model trained elsewhere that it is; None for a rung that is trained."""
@@ -106,7 +106,7 @@ class RungPlan:
             "cold_steps": self.size.steps,
             "cold_tokens": self.size.tokens,
             "cold_flops": self.size.flops,
-            "trains_cold": self.trains_cold,
+            "trains_baseline": self.trains_baseline,
             "first_block": self.first_block,
             "origin": None if self.origin is None else self.origin.to_dict(),
             "growth": None if self.growth is None else self.growth.summary(),
@@ -141,7 +141,7 @@ class LadderPlan:
         context = self.config.model.context
         ends = []
         for rung in self.rungs:
-            tokens = max(rung.tokens, rung.size.tokens if rung.trains_cold else 0)
+            tokens = max(rung.tokens, rung.size.tokens if rung.trains_baseline else 0)
             ends.append(rung.first_block + tokens // context)
         return max(ends)
 
@@ -279,7 +279,7 @@ def plan_ladder(config: LadderConfig, taken: Path | None = None, *, processes: i
                 growth=growth,
                 steps=steps,
                 first_block=first_block,
-                trains_cold=config.trains_cold(size.name),
+                trains_baseline=config.trains_baseline(size.name),
                 origin=origin if is_origin else None,
             )
         )

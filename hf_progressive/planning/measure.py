@@ -34,7 +34,7 @@ from hf_progressive.planning.speed import MeasuredRung, Measurement
 from hf_progressive.training.block_trainer import block_trainer
 from hf_progressive.training.precision import blocks_of_one_size, own_float32_products
 from hf_progressive.training.trainer import ProgressiveTrainer
-from hf_progressive.training.training_run import Arm, micro_batches, training_arguments
+from hf_progressive.training.training_run import TrainingRun, micro_batches, training_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +309,7 @@ class _Job:
             arguments={"per_device_eval_batch_size": given.micro_batch_size, **arguments},
         )
         with tempfile.TemporaryDirectory(prefix="measure-") as folder:
-            arm = Arm(
+            training_run = TrainingRun(
                 title=self.rung.name,
                 init=Path(folder),
                 folder=Path(folder),
@@ -319,17 +319,17 @@ class _Job:
                 first_block=0,
                 flops_per_token=self.rung.size.flops_per_token,
             )
-            return self._timed(arm, taken)
+            return self._timed(training_run, taken)
 
-    def _timed(self, arm: Arm, taken: int) -> MeasuredRung:
+    def _timed(self, training_run: TrainingRun, taken: int) -> MeasuredRung:
         context, vocabulary = self.config.model.context, self.rung.config.vocab_size
         size, accumulation = self.micro_batch
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(self.rung.config, dtype=torch.float32)
-        args = training_arguments(arm, context)
+        args = training_arguments(training_run, context)
         clock = _Clock(self.device, self.seconds)
-        blocks = _RandomBlocks(arm.steps * taken * size, context, vocabulary)
+        blocks = _RandomBlocks(training_run.steps * taken * size, context, vocabulary)
         trainer = block_trainer(args, model, blocks, context=context, penalty=self._penalty(model), callbacks=[clock])
         with blocks_of_one_size(trainer):
             trainer.train()

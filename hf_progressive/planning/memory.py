@@ -135,24 +135,24 @@ def training_bytes(
     return -(-parameters * state // shards) + sequences * per_sequence
 
 
-def disk_bytes(parameters: int, *, grown: bool, cold_twin: bool, stable: bool, with_fisher: bool) -> int:
+def disk_bytes(parameters: int, *, grown: bool, baseline: bool, stable: bool, with_fisher: bool) -> int:
     """Return what a rung leaves in its run folder: weights, checkpoints for resuming, Fisher information.
 
     Args:
         parameters: The model's parameters.
-        grown: Whether it is grown; a rung that is not has no twin.
-        cold_twin: Whether a cold twin is trained beside it.
-        stable: Whether the weights from before the warm-down are kept.
+        grown: Whether it is grown; a rung that is not has no baseline.
+        baseline: Whether a baseline is trained beside it.
+        stable: Whether the weights from before the decay are kept.
         with_fisher: Whether Fisher information is estimated for its successor.
 
     Returns:
         Bytes, without bases of subspaces, records and tokenizers, which are small.
 
-    >>> disk_bytes(1000, grown=True, cold_twin=False, stable=False, with_fisher=True)
+    >>> disk_bytes(1000, grown=True, baseline=False, stable=False, with_fisher=True)
     36000
     """
     run = 2 * _WEIGHT + _TRAINER_CHECKPOINTS * (_WEIGHT + _MOMENTS)  # initial and final weights, checkpoints
-    runs = 2 if grown and cold_twin else 1
+    runs = 2 if grown and baseline else 1
     extra = (_WEIGHT if stable else 0) + (_FISHER if with_fisher else 0)
     return parameters * (runs * run + extra)
 
@@ -163,7 +163,7 @@ def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher:
     Args:
         parameters: The model's parameters.
         checkpoints: Checkpoints for resuming.
-        stable: Whether the weights from before the warm-down are kept.
+        stable: Whether the weights from before the decay are kept.
         with_fisher: Whether Fisher information is estimated for its successor.
 
     Returns:
@@ -172,7 +172,7 @@ def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher:
     >>> saved_bytes(1000, checkpoints=4, stable=True, with_fisher=False)
     60000
     """
-    weights = _WEIGHT * (3 if stable else 2)  # initial, final, and those from before the warm-down
+    weights = _WEIGHT * (3 if stable else 2)  # initial, final, and those from before the decay
     return parameters * (checkpoints * (_WEIGHT + _MOMENTS) + weights + (_FISHER if with_fisher else 0))
 
 

@@ -2,7 +2,7 @@
 
 Three prices are kept apart: every model from nothing, every model inherited, and the last model alone. What
 inheritance costs is given twice, where it is known: as the configuration trains it (`inherited_fraction` of every cold
-budget), and as a measured transfer efficiency η says it takes to match the cold twins. These three are of training
+budget), and as a measured transfer efficiency η says it takes to match the baselines. These three are of training
 alone. What a run does beside it (validation, estimates for Φ, CORE, saving) stands by itself, and in the sum of what
 the run takes.
 
@@ -77,15 +77,15 @@ class LadderPrice:
         ]
         trained = rungs[self._first_trained :]
         own = [rung.training for rung in priced]
-        twins = [rung.cold for rung in priced if rung.rung.trains_cold]
-        twin_validations = [rung.cold_validation for rung in priced]
+        baselines = [rung.cold for rung in priced if rung.rung.trains_baseline]
+        baseline_validations = [rung.cold_validation for rung in priced]
         beside = {
-            "validation": added([*(rung.validation for rung in priced), *filter(None, twin_validations)]),
+            "validation": added([*(rung.validation for rung in priced), *filter(None, baseline_validations)]),
             "estimates": added(rung.estimates for rung in priced),
             "core": added(filter(None, (rung.core for rung in priced))) if self.plan.config.core else None,
             "saving": added(rung.saving for rung in priced),
         }
-        this_run = added([*own, *twins])
+        this_run = added([*own, *baselines])
         in_all = added([this_run, *filter(None, beside.values())])
         family = {
             "cold": added(rung["cold"] for rung in trained),
@@ -193,7 +193,7 @@ class _RungPrice:
 
     @property
     def cold_validation(self) -> Cost | None:
-        return self._validation(self.rung.size.steps) if self.rung.trains_cold else None
+        return self._validation(self.rung.size.steps) if self.rung.trains_baseline else None
 
     def _validation(self, steps: int) -> Cost:
         counted = Validation.of(self.config, self.rung, steps=steps)
@@ -222,7 +222,7 @@ class _RungPrice:
     def saving(self) -> Cost:
         training, measured = self.config.training, self.price.measurement
         written = 0
-        for steps in [self.rung.steps, *([self.rung.size.steps] if self.rung.trains_cold else [])]:
+        for steps in [self.rung.steps, *([self.rung.size.steps] if self.rung.trains_baseline else [])]:
             written += saved_bytes(
                 self.rung.parameters.total,
                 checkpoints=min(training.checkpoints, steps),
@@ -287,7 +287,7 @@ class _RungPrice:
         return disk_bytes(
             self.rung.parameters.total,
             grown=self.rung.parent is not None,
-            cold_twin=self.rung.trains_cold,
+            baseline=self.rung.trains_baseline,
             stable=self._keeps_stable,
             with_fisher=self.config.phi.ewc_lambda > 0,
         )

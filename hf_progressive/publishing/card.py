@@ -188,8 +188,8 @@ def _link(lineage: Lineage, name: str) -> str:
 
 
 def _plot_caption(lineage: Lineage) -> str:
-    twin = " and of its cold twin" if lineage.rung.cold else ""
-    return f"Validation bits per byte of {lineage.rung.name}{twin} against training FLOPs"
+    baseline = " and of its baseline" if lineage.rung.cold else ""
+    return f"Validation bits per byte of {lineage.rung.name}{baseline} against training FLOPs"
 
 
 def _growth_example(lineage: Lineage, files: Sequence[str]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def facts(lineage: Lineage, link: Link) -> list[tuple[str, str]]:
     if rung.grown:
         rows.append(("FLOPs inherited", f"{unit.text(record['flops']['inherited'])}, spent on its ancestors{part}"))
     if rung.cold is not None:
-        rows.append(("FLOPs of its twin", unit.text(rung.cold.flops)))
+        rows.append(("FLOPs of its baseline", unit.text(rung.cold.flops)))
         rows.append(("FLOPs to match", _match(rung, unit)))
     return rows
 
@@ -120,8 +120,8 @@ def _context(config: Mapping[str, Any]) -> str:
 
 
 def _own_against_cold(rung: Rung) -> str:
-    twin = "" if rung.cold is None else f"; its twin, trained from nothing: {rung.cold.bits_per_byte:.4f}"
-    return f"{rung.bits_per_byte:.4f} on validation documents{twin}"
+    baseline = "" if rung.cold is None else f"; its baseline, trained from nothing: {rung.cold.bits_per_byte:.4f}"
+    return f"{rung.bits_per_byte:.4f} on validation documents{baseline}"
 
 
 def _own_flops(rung: Rung, unit: FlopUnit) -> str:
@@ -196,7 +196,7 @@ def cold_comparison(lineage: Lineage) -> str:
         lineage: The rung and its family.
 
     Returns:
-        Markdown; nothing where no such twin was trained.
+        Markdown; nothing where no such baseline was trained.
     """
     rung, unit = lineage.rung, flop_unit([lineage.rung])
     if rung.cold is None:
@@ -208,8 +208,8 @@ def cold_comparison(lineage: Lineage) -> str:
     )
     if rung.flops_to_match is None:
         gap = "" if rung.gap is None else f"; {minus(f'{rung.gap:.4f}')} bits per byte were missing"
-        return f"{text} It did not reach the twin{gap}."
-    text += f" It reached the twin's figure after {unit.text(rung.flops_to_match)}"
+        return f"{text} It did not reach the baseline{gap}."
+    text += f" It reached the baseline's figure after {unit.text(rung.flops_to_match)}"
     if rung.saving is not None:
         text += f", {percent(rung.saving)} less" if rung.saving >= 0 else f", {percent(-rung.saving)} more"
     if rung.eta is None:
@@ -330,7 +330,7 @@ def family_table(lineage: Lineage, link: Link) -> str:
     if len(lineage.family) < 2:
         return ""
     unit = flop_unit(lineage.family)
-    titles = ["rung", "parameters", "tokens", "bits per byte", "cold twin's"]
+    titles = ["rung", "parameters", "tokens", "bits per byte", "baseline's"]
     titles += [f"own {unit.name}", f"cold {unit.name}", f"{unit.name} to match", "saved", "η"]
     rows = [titles, ["---", *["---:"] * (len(titles) - 1)]]
     for rung in lineage.family:
@@ -368,7 +368,7 @@ def limits(lineage: Lineage) -> list[str]:
         "Bits per byte were measured on held-out documents of the training corpus; they say little about other text.",
     ]
     if lineage.rung.cold is not None:
-        sentences.append("One seed: the comparison with the cold twin carries the noise of a single run of each.")
+        sentences.append("One seed: the comparison with the baseline carries the noise of a single run of each.")
     elif lineage.rung.grown:
-        sentences.append("No cold twin of this rung was trained, so nothing is known about what inheritance saved.")
+        sentences.append("No baseline of this rung was trained, so nothing is known about what inheritance saved.")
     return sentences

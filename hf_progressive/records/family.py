@@ -91,7 +91,7 @@ class FamilyTotals:
     """What was spent: the first rung cold, the others as they were trained, Fisher and subspace included."""
 
     inherited_to_match: float | None
-    """As trained, but the last rung only to where it matched its cold twin; None unless every grown rung did."""
+    """As trained, but the last rung only to where it matched its baseline; None unless every grown rung did."""
 
     last_alone: float
     """The last rung alone, trained from nothing on its full budget."""
@@ -103,13 +103,13 @@ class FamilyTotals:
     """Whether `all_cold` lacks a rung of which the budget is not known."""
 
     planned_cold: tuple[str, ...]
-    """Rungs without a cold twin, whose share in `all_cold` (and `last_alone`) is a plan."""
+    """Rungs without a baseline, whose share in `all_cold` (and `last_alone`) is a plan."""
 
     unmatched: tuple[str, ...]
-    """Rungs that did not match their cold twins."""
+    """Rungs that did not match their baselines."""
 
     eta: Mapping[str, float | None]
-    """Transfer efficiency of each grown rung; None where it did not match, or has no cold twin."""
+    """Transfer efficiency of each grown rung; None where it did not match, or has no baseline."""
 
     @property
     def last_is_planned(self) -> bool:

@@ -1,9 +1,9 @@
 """FLOPs to match: where a model's validation curve reaches a target, and what inheritance saved by it.
 
-A child *matches* its cold twin, the same architecture trained from nothing on its full budget, at the training FLOPs
-at which the child's validation bits per byte first come down to the twin's final ones. The child's FLOPs start with
-what estimating its parent's Fisher information and subspace cost; they do not include the parent's training, which
-`transfer_efficiency` relates them to.
+A child *matches* its baseline, the same architecture trained from nothing on its full budget, at the training FLOPs
+at which the child's validation bits per byte first come down to the baseline's final ones. The child's FLOPs start
+with what estimating its parent's Fisher information and subspace cost; they do not include the parent's training, to
+which `transfer_efficiency` relates them.
 
 This module imports neither torch nor transformers.
 """
@@ -54,7 +54,7 @@ def flops_to_match(curve: Sequence[Mapping[str, float]], target_bits_per_byte: f
 
     Args:
         curve: Evaluations in the order of training, each with `flops` (not falling) and `bits_per_byte`.
-        target_bits_per_byte: The cold twin's final bits per byte.
+        target_bits_per_byte: The baseline's final bits per byte.
 
     Returns:
         FLOPs, or None if the curve ends before it reaches the target.
@@ -84,10 +84,10 @@ def saving(*, child_flops: float, cold_flops: float) -> float:
 
     Args:
         child_flops: FLOPs of the child to match, Fisher and subspace estimation included.
-        cold_flops: FLOPs of the cold twin's full budget.
+        cold_flops: FLOPs of the baseline's full budget.
 
     Returns:
-        The share; negative if the child needed more than the cold twin.
+        The share; negative if the child needed more than the baseline.
 
     Raises:
         ValueError: `cold_flops` is not above 0, or `child_flops` is negative; neither may be NaN or infinite.
@@ -108,7 +108,7 @@ def transfer_efficiency(*, child_flops: float, cold_flops: float, lineage_flops:
 
     Args:
         child_flops: FLOPs of the child to match, Fisher and subspace estimation included.
-        cold_flops: FLOPs of the cold twin's full budget.
+        cold_flops: FLOPs of the baseline's full budget.
         lineage_flops: FLOPs of all that went into the parent: its own training and estimates, and its ancestors'.
 
     Returns:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_progressive.records.rung import ColdTwin, CoreScore, DataUse, Evaluation, Run, Rung, TakenFrom, Throughput
+from hf_progressive.records.rung import Baseline, CoreScore, DataUse, Evaluation, Run, Rung, TakenFrom, Throughput
 from hf_progressive.storage import read_json
 
 FORMAT = 1
@@ -84,7 +84,7 @@ def read_rung(path: str | os.PathLike[str]) -> Rung:
         bits_per_byte=record.get("bits_per_byte", _number),
         curve=record.get("curve", _curve),
         training_log=tuple(_numbers(entry) for entry in record.get("training_log", _list)),
-        cold=record.optional("cold", _cold_twin),
+        cold=record.optional("cold", _baseline),
         flops_to_match=record.optional("flops_to_match", _number),
         gap=record.optional("gap_bits_per_byte", _number),
         saving=record.optional("saving", _number),
@@ -233,8 +233,8 @@ def _throughput(value: Any) -> Throughput | None:
     )
 
 
-def _cold_twin(value: Any) -> ColdTwin:
-    return ColdTwin(
+def _baseline(value: Any) -> Baseline:
+    return Baseline(
         bits_per_byte=_number(_entry(value, "bits_per_byte")),
         flops=_number(_entry(value, "flops")),
         curve=_curve(_entry(value, "curve")),

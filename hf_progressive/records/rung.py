@@ -18,7 +18,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColdTwin:
+class Baseline:
     """The same architecture trained from nothing on its full budget."""
 
     bits_per_byte: float
@@ -160,17 +160,17 @@ class Rung:
     training_log: tuple[Mapping[str, float], ...]
     """Logged steps: `step` and whatever numbers the trainer logged there."""
 
-    cold: ColdTwin | None
-    """The cold twin; None if none was trained."""
+    cold: Baseline | None
+    """The baseline; None if none was trained."""
 
     flops_to_match: float | None
-    """Own FLOPs at which the curve first reaches the cold twin's final bits per byte; None if it does not."""
+    """Own FLOPs at which the curve first reaches the baseline's final bits per byte; None if it does not."""
 
     gap: float | None
-    """Final bits per byte less the cold twin's: negative if the rung ended better."""
+    """Final bits per byte less the baseline's: negative if the rung ended better."""
 
     saving: float | None
-    """1 − flops_to_match / the cold twin's FLOPs."""
+    """1 − flops_to_match / the baseline's FLOPs."""
 
     eta: float | None
     """Transfer efficiency, as `evaluation.matching.transfer_efficiency` defines it; None where it is not known what
@@ -220,14 +220,14 @@ class Rung:
 
     @property
     def cold_flops(self) -> float:
-        """FLOPs of the full cold budget: the twin's, the first rung's own, or else as planned; 0 if not known."""
+        """FLOPs of the full cold budget: the baseline's, the first rung's own, or else as planned; 0 if not known."""
         if self.cold is not None:
             return self.cold.flops
         return self.cold_tokens * self.flops_per_token if self.grown or self.origin else self.train_flops
 
     @property
     def cold_is_planned(self) -> bool:
-        """Whether `cold_flops` is a plan, because no cold twin was trained."""
+        """Whether `cold_flops` is a plan, because no baseline was trained."""
         if self.origin is not None:
             return self.cold_is_known and not math.isclose(self.train_flops, self.cold_flops)
         return self.grown and self.cold is None
@@ -273,8 +273,8 @@ class Run:
         return tuple(name for name in self.planned if name not in finished)
 
     @property
-    def pending_twins(self) -> tuple[str, ...]:
-        """Names of finished, grown rungs whose cold twin the configuration asks for and no record holds yet."""
+    def pending_baselines(self) -> tuple[str, ...]:
+        """Names of finished, grown rungs whose baseline the configuration asks for and no record holds yet."""
         asked = self.config.get("cold", "none")
         return tuple(
             rung.name

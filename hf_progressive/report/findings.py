@@ -64,7 +64,7 @@ def find(run: Run) -> Findings:
         done = f"only the first rung, {run.rungs[0].name}, is finished" if run.rungs else "no rung is finished"
         return Findings(
             headline="Nothing to compare yet.",
-            explanation=f"What inheritance saves shows on a grown rung and its cold twin; {done}.",
+            explanation=f"What inheritance saves shows on a grown rung and its baseline; {done}.",
             figures=(),
             certainty=(),
             unfinished=unfinished,
@@ -84,8 +84,8 @@ def _unfinished(run: Run) -> str | None:
     parts = []
     if run.missing:
         parts.append(f"{len(run.rungs)} of {len(run.planned)} rungs are finished, {_names(run.missing)} not yet")
-    if run.pending_twins:
-        parts.append(f"still to be trained cold: {_names(run.pending_twins)}")
+    if run.pending_baselines:
+        parts.append(f"still to be trained cold: {_names(run.pending_baselines)}")
     return f"This run is not finished: {'; '.join(parts)}. The figures cover what is." if parts else None
 
 
@@ -96,17 +96,17 @@ def _answer(grown: Sequence[Rung], totals: FamilyTotals, unit: FlopUnit) -> tupl
     if not compared:
         return (
             "What inheritance saves was not measured.",
-            f"No grown model has a cold twin to be compared with. {_spent(totals, unit)}",
+            f"No grown model has a baseline to be compared with. {_spent(totals, unit)}",
         )
     matched = sum(rung.flops_to_match is not None for rung in compared)
     if len(compared) == 1:
-        headline = f"The one grown model that has a cold twin {'matched' if matched else 'did not match'} it."
+        headline = f"The one grown model that has a baseline {'matched' if matched else 'did not match'} it."
     else:
-        headline = f"{matched or 'None'} of the {len(compared)} grown models that have a cold twin matched it."
+        headline = f"{matched or 'None'} of the {len(compared)} grown models that have a baseline matched it."
     sentences = _outcomes(compared)
     without = [rung.name for rung in grown if rung.cold is None]
     if without:
-        sentences.append(f"No cold twin of {_names(without)} has been trained.")
+        sentences.append(f"No baseline of {_names(without)} has been trained.")
     if totals.unknown:
         sentences.append(f"All that went into {_names(totals.unknown)} is not recorded.")
     sentences.append(f"So no saving can be stated for the family. {_spent(totals, unit)}")
@@ -129,9 +129,10 @@ def _family_answer(totals: FamilyTotals, to_match: float, saving: float, unit: F
     )
     took, planned = ("takes", " (partly as planned, not as trained)") if totals.planned_cold else ("took", "")
     return headline, (
-        f"Every grown model matched its cold twin. With {last} counted up to where it reached its twin's validation "
-        f"bits per byte, and the models before it as they were trained, the family took {unit.text(to_match)}; all of "
-        f"it cold {took} {unit.text(totals.all_cold)}{planned}.{' This is a saving on the family.' * (saving > 0)} "
+        f"Every grown model matched its baseline. With {last} counted up to where it reached its baseline's "
+        f"validation bits per byte, and the models before it as they were trained, the family took "
+        f"{unit.text(to_match)}; all of it cold {took} {unit.text(totals.all_cold)}{planned}."
+        f"{' This is a saving on the family.' * (saving > 0)} "
         f"{last} alone and cold took {unit.text(totals.last_alone)}, and the family costs {ratio:.2f} times that: "
         f"{cheaper}"
     )
@@ -143,12 +144,12 @@ def _outcomes(compared: Sequence[Rung]) -> list[str]:
     short = [rung for rung in compared if rung.flops_to_match is None]
     if matched:
         shares = _span([1 - rung.saving for rung in matched if rung.saving is not None], percent)
-        sentences.append(f"{_names([rung.name for rung in matched])} matched at {shares} of the cold twin's FLOPs.")
+        sentences.append(f"{_names([rung.name for rung in matched])} matched at {shares} of the baseline's FLOPs.")
     if short:
         gaps = _span([rung.gap for rung in short if rung.gap is not None], lambda gap: f"{gap:.4f}")
         shares = _span([rung.flops / rung.cold_flops for rung in short], percent)
         names = _names([rung.name for rung in short])
-        sentences.append(f"{names} ended {gaps} bits per byte short, after {shares} of the cold twin's FLOPs.")
+        sentences.append(f"{names} ended {gaps} bits per byte short, after {shares} of the baseline's FLOPs.")
     return sentences
 
 
@@ -204,14 +205,14 @@ def _certainty(run: Run, grown: Sequence[Rung]) -> tuple[str, ...]:
     grid = [share for rung in grown if (share := _grid(rung)) is not None]
     if grid:
         sentences.append(
-            f"A crossing is read between two validation points, at most {percent(max(grid))} of the cold twin's FLOPs "
+            f"A crossing is read between two validation points, at most {percent(max(grid))} of the baseline's FLOPs "
             f"apart. That is the grid of the measurement, not an error bar."
         )
     rates = _learning_rates(run)
     if rates and any(rung.cold is not None for rung in grown):
         sentences.append(rates)
     if any(rung.phi is not None for rung in grown):
-        sentences.append("Φ was on; this run has no arm without it, and cannot tell what Φ itself contributed.")
+        sentences.append("Φ was on; this run has no model without it, and cannot tell what Φ itself contributed.")
     checked = [rung.max_abs_logit_diff for rung in grown if rung.max_abs_logit_diff is not None]
     if checked:
         sentences.append(
@@ -223,7 +224,7 @@ def _certainty(run: Run, grown: Sequence[Rung]) -> tuple[str, ...]:
 
 
 def _grid(rung: Rung) -> float | None:
-    """Return the distance of the two evaluations around a crossing, as a share of the cold twin's FLOPs."""
+    """Return the distance of the two evaluations around a crossing, as a share of the baseline's FLOPs."""
     if rung.cold is None or rung.flops_to_match is None:
         return None
     curve = [{"flops": point.flops, "bits_per_byte": point.bits_per_byte} for point in rung.curve]
@@ -238,7 +239,7 @@ def _learning_rates(run: Run) -> str | None:
         return None
     inherited = training.get("inherited_learning_rate")
     shared = "as grown models do" if inherited in (None, cold) else f"grown models at {inherited:g}"
-    return f"Cold twins train at a peak learning rate of {cold:g}, {shared}; this run tried no other on either."
+    return f"Baselines train at a peak learning rate of {cold:g}, {shared}; this run tried no other on either."
 
 
 def _names(names: Sequence[str]) -> str:

@@ -1,18 +1,18 @@
 """What the words of a report mean."""
 
 TRANSFER_EFFICIENCY = (
-    "(FLOPs of the cold twin − FLOPs to match) / all FLOPs that went into the parent, its ancestors' included"
+    "(FLOPs of the baseline − FLOPs to match) / all FLOPs that went into the parent, its ancestors' included"
 )
 """The one definition of η."""
 
 DEFINITIONS: dict[str, str] = {
-    "Cold twin": "The same architecture trained from nothing on its full budget, reading the same corpus in order.",
+    "Baseline": "The same architecture trained from nothing on its full budget, reading the same corpus in order.",
     "FLOPs to match": (
         "What the grown model had spent, Fisher and subspace included and its parent's training not, when its "
-        "validation bits per byte first came down to those its twin ended with. Between two validation points, bits "
-        "per byte are taken to be linear in log FLOPs."
+        "validation bits per byte first came down to those its baseline ended with. Between two validation points, "
+        "bits per byte are taken to be linear in log FLOPs."
     ),
-    "Saving": "1 − FLOPs to match / FLOPs of the cold twin.",
+    "Saving": "1 − FLOPs to match / FLOPs of the baseline.",
     "Transfer efficiency η": (
         f"{TRANSFER_EFFICIENCY}. At η = 1 the family up to where a rung matches costs what that rung costs cold; "
         f"above 1 it costs less."

@@ -98,9 +98,9 @@ def _plots(run: Run, findings: Findings) -> Iterator[_Plot]:
     if run.rungs:
         yield _Plot(
             name="curves",
-            title="Where each model matched its cold twin" if grown else "How the first model learned",
+            title="Where each model matched its baseline" if grown else "How the first model learned",
             caption="Validation bits per byte over FLOPs, Fisher and subspace included. "
-            "The dashed line is where the cold twin ended; the ring is where the grown model came down to it. "
+            "The dashed line is where the baseline ended; the ring is where the grown model came down to it. "
             "Early cold training lies above the panels.",
             figure=draw_curves(run.rungs),
         )
@@ -155,7 +155,7 @@ def _settings(run: Run) -> dict[str, str]:
         ("learning_rate", "peak learning rate"),
         ("inherited_learning_rate", "peak learning rate of grown rungs"),
         ("batch_tokens", "tokens per step"),
-        ("warmdown_fraction", "share of steps in the warm-down"),
+        ("decay_fraction", "share of steps in the decay"),
     )
     for key, title in names:
         value = training.get(key)

@@ -70,7 +70,7 @@ def _family(record: Mapping[str, Any]) -> list[str]:
     entries += [
         (f"every rung inherited, {share}, as configured", family["as_configured"]),
         ("the last rung alone, cold", family["last_alone"]),
-        ("this run, its cold twins included", family["this_run"]),
+        ("this run, its baselines included", family["this_run"]),
     ]
     lines = [f"{_machine(record)}; training alone:", *(f"  {_priced(cost)}  {text}" for text, cost in entries)]
     return [*lines, *_beside(record)]

@@ -128,7 +128,7 @@ def _headline(study: Record) -> str:
         return f"A family of {count} models for {bound}{ratio:.2f} times what its largest alone costs cold"
     missed = [rung["child"] for rung in rungs if rung["eta"] is None]
     if missed:
-        return f"{', '.join(missed)}: not every seed matched its cold twin within the budgets tried"
+        return f"{', '.join(missed)}: not every seed matched its baseline within the budgets tried"
     savings = [rung["saving"] for rung in rungs]
     return f"Growing saves {_span(savings)} of a model's training, on the steps measured so far"
 
@@ -181,7 +181,7 @@ def _figures(headline: Record, unit: FlopUnit) -> list[StudyFigure]:
     if best is not None:
         figures.append(
             StudyFigure(
-                title=f"Φ at its best, {best['arm']}",
+                title=f"Φ at its best, {best['recipe']}",
                 value=signed(best["difference"]),
                 note=f"bits per byte; {_phi_ends(best)}",
             )
@@ -212,9 +212,9 @@ def _phi_ends(point: Record) -> str:
 
 def _phi_points(effect: Record) -> list[dict[str, Any]]:
     return [
-        {**point, "arm": arm["arm"], "rung": rung["rung"]}
-        for arm in effect["arms"]
-        for rung in arm["rungs"]
+        {**point, "recipe": recipe["recipe"], "rung": rung["rung"]}
+        for recipe in effect["recipes"]
+        for rung in recipe["rungs"]
         for point in rung["points"]
     ]
 
@@ -232,7 +232,7 @@ def _certainty(study: Record) -> list[str]:
     if seeds > 1:
         sentences.append(
             f"Intervals are 95 % by Student's t over {in_words(seeds)} seeds, each with its own weights and order of "
-            f"the data and the same validation documents; child and twin share both."
+            f"the data and the same validation documents; child and baseline share both."
         )
     elif rungs:
         sentences.append("One seed: nothing here tells a difference from chance.")
@@ -248,10 +248,10 @@ def _certainty(study: Record) -> list[str]:
     ]
     if short:
         gaps = ", ".join(f"{rung['child']} by {significant(rung['gap_as_trained']['mean'], 2)}" for rung in short)
-        sentences.append(f"As trained to be parents, these stayed above their twins in bits per byte: {gaps}.")
+        sentences.append(f"As trained to be parents, these stayed above their baselines in bits per byte: {gaps}.")
     elif len(rungs) > 1:
         sentences.append(
-            "On the mean over seeds, every model between was, as trained, at least as good as its cold twin."
+            "On the mean over seeds, every model between was, as trained, at least as good as its baseline."
         )
     sentences += _phi_verdict(headline["phi_effect"])
     sentences += _rate_sentences(study)
@@ -292,9 +292,9 @@ def _verdicts(points: list[dict[str, Any]]) -> str:
 
 
 def _rate_sentences(study: Record) -> list[str]:
-    # Whether a peak learning rate of the sweep beats the one that twins, or children, were trained with.
+    # Whether a peak learning rate of the sweep beats the one that baselines, or children, were trained with.
     sentences = []
-    for kind, name in (("cold", "twin's"), ("child", "child's")):
+    for kind, name in (("cold", "baseline's"), ("child", "child's")):
         rows = [row for row in study["learning_rates"] if row["kind"] == kind and row["point"] is not None]
         rows = [row for row in rows if "failed" not in row["point"]]
         own = _own_point(study, kind, rows[0]) if rows else None
@@ -316,15 +316,15 @@ def _rate_sentences(study: Record) -> list[str]:
 
 def _own_point(study: Record, kind: str, row: Record) -> dict[str, Any] | None:
     # What the study's own rate gave at the budget, rung and seed of a swept run.
-    arm = next(arm for arm in study["arms"] if arm["name"] == study["headline"]["recipe"])
-    groups = study["cold"] if kind == "cold" else arm["points"]
+    recipe = next(recipe for recipe in study["recipes"] if recipe["name"] == study["headline"]["recipe"])
+    groups = study["cold"] if kind == "cold" else recipe["points"]
     seed, fraction = study["config"]["seeds"][0], row["point"]["fraction"]
     points = [p for g in groups if g["rung"] == row["rung"] and g["seed"] == seed for p in g["points"]]
     return next((point for point in points if point["fraction"] == fraction and "failed" not in point), None)
 
 
 def _data_sentences(study: Record) -> list[str]:
-    groups = [*study["cold"], *(group for arm in study["arms"] for group in arm["points"])]
+    groups = [*study["cold"], *(group for recipe in study["recipes"] for group in recipe["points"])]
     points = [point for group in groups for point in group["points"] if "failed" not in point]
     repeated = [point for point in points if point["repeats_from_token"] is not None]
     if not points:

@@ -10,7 +10,7 @@ from hf_progressive.report.figures.study import draw_matches, draw_penalties, dr
 from hf_progressive.report.glossary import TRANSFER_EFFICIENCY
 from hf_progressive.report.page import ReportPaths, render
 from hf_progressive.report.study_findings import Record, find_in_study, study_unit
-from hf_progressive.report.study_tables import arms_table, models_table, phi_table, rates_table, steps_table
+from hf_progressive.report.study_tables import models_table, phi_table, rates_table, recipes_table, steps_table
 from hf_progressive.report.table import Table
 from hf_progressive.storage import atomic_file, read_json
 
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
 STUDY_NAME = "study.json"
 """The record that the report is made of."""
 
-_KEYS = ("headline", "rungs", "cold", "arms", "learning_rates", "failed", "costs", "config", "complete")
+_KEYS = ("headline", "rungs", "cold", "recipes", "learning_rates", "failed", "costs", "config", "complete")
 _DEFINITIONS = {
-    "Cold twin": "The same model trained from nothing: same architecture, tokenizer, batch and order of the data.",
+    "Baseline": "The same model trained from nothing: same architecture, tokenizer, batch and order of the data.",
     "FLOPs to match": (
-        "Each budget is a finished model, at the end of its own warm-down. Between two of them bits per byte are "
-        "taken to be linear in log FLOPs; the crossing with what the twin had after its whole budget is what counts. "
-        "Nothing is extrapolated below the smallest budget. Estimates of Fisher information and subspace are included."
+        "Each budget is a finished model, at the end of its own decay. Between two of them bits per byte are "
+        "taken to be linear in log FLOPs; the crossing with what the baseline had after its whole budget is what "
+        "counts. Nothing is extrapolated below the smallest budget. Estimates of Fisher information and subspace are "
+        "included."
     ),
-    "Saving": "1 − FLOPs to match / FLOPs of the twin.",
+    "Saving": "1 − FLOPs to match / FLOPs of the baseline.",
     "Transfer efficiency η": (
         f"{TRANSFER_EFFICIENCY}. At η = 1 on the last step the whole family costs what its largest member costs alone."
     ),
     "Branches": (
-        "Shorter budgets branch off the longest run where their warm-down begins and end with the same weights as "
+        "Shorter budgets branch off the longest run where their decay begins and end with the same weights as "
         "runs by themselves; each is charged all of its steps. What the study itself spent counts shared steps once."
     ),
 }
@@ -94,20 +95,20 @@ def _figures(study: Record) -> dict[str, tuple[str, str, "Figure"]]:
     figures = {}
     if study["headline"]["rungs"]:
         figures["matches"] = (
-            "Where grown models match their twins",
-            "Every point is a finished model of one seed, the line their mean. The dashed line is what the twin has "
-            "after its whole budget; a ring is where one seed's grown models come down to their own twin's, "
+            "Where grown models match their baselines",
+            "Every point is a finished model of one seed, the line their mean. The dashed line is what the baseline "
+            "has after its whole budget; a ring is where one seed's grown models come down to their own baseline's, "
             "a triangle the smallest budget tried where they were below it already.",
             draw_matches(study),
         )
-    if any(arm["rungs"] for arm in study["arms"]):
+    if any(recipe["rungs"] for recipe in study["recipes"]):
         figures["recipes"] = (
             "How much of what was spent before carries over",
             "Bars are 95 % intervals by Student's t, ticks single seeds. A triangle is a lower bound: matched at the "
             "smallest budget tried. A single seed has no interval.",
             draw_recipes(study),
         )
-    if any(arm["rungs"] for arm in study["headline"]["phi_effect"]["arms"]):
+    if any(recipe["rungs"] for recipe in study["headline"]["phi_effect"]["recipes"]):
         figures["penalties"] = (
             "What Φ changes",
             "Against the same recipe without Φ, at the same share of the cold budget. At equal FLOPs the estimates of "
@@ -135,9 +136,9 @@ def _tables(study: Record) -> list[tuple[str, str, Table]]:
     found: list[tuple[str, str, Table | None]] = [
         (
             "Every recipe on every step",
-            "The last column compares the child of the largest budget with the twin of the whole one, in bits per "
+            "The last column compares the child of the largest budget with the baseline of the whole one, in bits per "
             "byte; below 0 the child is better. A recipe that trained too briefly to match has no η.",
-            arms_table(study),
+            recipes_table(study),
         ),
         (
             "Φ against none, at equal FLOPs and at equal tokens",
@@ -156,12 +157,12 @@ def _settings(study: Record) -> dict[str, str]:
     training = config["ladder"]["training"]
     settings = {
         "seeds": ", ".join(map(str, config["seeds"])),
-        "budgets of twins": ", ".join(f"{value:g}" for value in config["cold_fractions"]),
+        "budgets of baselines": ", ".join(f"{value:g}" for value in config["cold_fractions"]),
         "budgets of children": ", ".join(f"{value:g}" for value in config["child_fractions"]),
         "corpus": str(config["ladder"]["data"]["source"]),
         "context": str(config["ladder"]["model"]["context"]),
         "vocabulary": f"{study['data']['vocab_size']:,}",
     }
-    names = ("tokens_per_parameter", "batch_tokens", "learning_rate", "warmup_fraction", "warmdown_fraction")
+    names = ("tokens_per_parameter", "batch_tokens", "learning_rate", "warmup_fraction", "decay_fraction")
     settings |= {name.replace("_", " "): f"{training[name]:g}" for name in names}
     return settings | {key.replace("_", " "): str(value) for key, value in study["environment"].items()}

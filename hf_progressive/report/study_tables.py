@@ -64,7 +64,7 @@ def models_table(study: Record) -> Table:
     )
 
 
-def arms_table(study: Record) -> Table:
+def recipes_table(study: Record) -> Table:
     """Return all recipes on all steps.
 
     Args:
@@ -74,11 +74,11 @@ def arms_table(study: Record) -> Table:
         A row per recipe and step.
     """
     rows = []
-    for arm in study["arms"]:
-        for rung in arm["rungs"]:
+    for recipe in study["recipes"]:
+        for rung in recipe["rungs"]:
             rows.append(
                 (
-                    arm["name"],
+                    recipe["name"],
                     rung["child"],
                     str(rung["seeds"]),
                     _bounded(rung, "eta"),
@@ -86,7 +86,7 @@ def arms_table(study: Record) -> Table:
                     signed(rung["gap_bits_per_byte"]),
                 )
             )
-    header = ("recipe", "child", "seeds", "η", "95 %", "longest child − twin")
+    header = ("recipe", "child", "seeds", "η", "95 %", "longest child − baseline")
     return Table(groups=(), header=header, rows=tuple(rows))
 
 
@@ -100,17 +100,19 @@ def phi_table(study: Record) -> Table | None:
         A row per recipe with Φ and step, two columns per budget: at equal FLOPs, and at equal tokens, where the
         estimates cost nothing; None where nothing was compared.
     """
-    arms = study["headline"]["phi_effect"]["arms"]
-    fractions = sorted({point["fraction"] for arm in arms for rung in arm["rungs"] for point in rung["points"]})
+    recipes = study["headline"]["phi_effect"]["recipes"]
+    fractions = sorted(
+        {point["fraction"] for recipe in recipes for rung in recipe["rungs"] for point in rung["points"]}
+    )
     if not fractions:
         return None
     rows = []
-    for arm in arms:
-        for rung in arm["rungs"]:
+    for recipe in recipes:
+        for rung in recipe["rungs"]:
             by_fraction = {point["fraction"]: point for point in rung["points"]}
             points = (by_fraction.get(fraction) for fraction in fractions)
             cells = ((_difference(point), _difference(point and point.get("at_equal_tokens"))) for point in points)
-            rows.append((arm["arm"], rung["rung"], *itertools.chain.from_iterable(cells)))
+            rows.append((recipe["recipe"], rung["rung"], *itertools.chain.from_iterable(cells)))
     columns = ((percent(fraction), f"{percent(fraction)}, equal tokens") for fraction in fractions)
     header = ("recipe", "child", *itertools.chain.from_iterable(columns))
     return Table(groups=(), header=header, rows=tuple(rows))

@@ -117,7 +117,7 @@ def rung_table(rungs: Sequence[Rung]) -> Table:
 
 
 def _rung_row(rung: Rung, unit: FlopUnit) -> tuple[str, ...]:
-    twin = rung.cold
+    baseline = rung.cold
     return (
         rung.name,
         rung.parent or NOTHING,
@@ -126,7 +126,7 @@ def _rung_row(rung: Rung, unit: FlopUnit) -> tuple[str, ...]:
         f"{rung.tokens_per_parameter:.2f}" if rung.tokens else NOTHING,
         NOTHING if rung.max_abs_logit_diff is None else small(rung.max_abs_logit_diff),
         f"{rung.bits_per_byte:.4f}",
-        NOTHING if twin is None else f"{twin.bits_per_byte:.4f}",
+        NOTHING if baseline is None else f"{baseline.bits_per_byte:.4f}",
         NOTHING if rung.gap is None else minus(f"{rung.gap:+.4f}"),
         spent(rung, unit),
         _to_match(rung, unit),
@@ -263,7 +263,7 @@ def table_notes(rungs: Sequence[Rung]) -> list[str]:
     notes = [f"{flop_unit(rungs).definition}; those of Fisher and subspace are counted."]
     planned = [rung.name for rung in rungs if rung.cold_is_planned]
     if planned:
-        notes.append(f"{PLANNED} planned: no cold twin of {', '.join(planned)} has been trained here.")
+        notes.append(f"{PLANNED} planned: no baseline of {', '.join(planned)} has been trained here.")
     spent = validation_flops(rungs)
     if spent:
         validating, training = (sum(pair[i] for pair in spent.values()) for i in (0, 1))

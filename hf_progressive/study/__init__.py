@@ -1,1 +1,1 @@
-"""Studies: arms × seeds × rungs, trained to several budgets each, and the FLOPs that inheritance saves."""
+"""Studies: recipes × seeds × rungs, trained to several budgets each, and the FLOPs that inheritance saves."""

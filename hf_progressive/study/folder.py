@@ -4,7 +4,7 @@
     STUDY/data/              tokenizer and blocks, shared by all seeds
     STUDY/results/NAME.json  one per finished task; they stay
     STUDY/weights/START/     init/ (the initial checkpoint), parent/ (the parent with its estimates, where Φ is on)
-    STUDY/weights/RUN/       checkpoints/, final/ and stable/ (the weights after and before the warm-down)
+    STUDY/weights/RUN/       checkpoints/, final/ and stable/ (the weights after and before the decay)
     STUDY/locks/NAME.lock    held by the process that works on a task, and gone with it
 
 Weights are kept only as long as a task that is still to be done needs them.
@@ -91,11 +91,11 @@ class StudyFolder:
             start: A start with a parent.
 
         Returns:
-            The parent's weights after its warm-down, or before it where the recipe says so.
+            The parent's weights after its decay, or before it where the recipe says so.
         """
         assert start.parent is not None
-        assert start.recipe is not None
-        return self.weights(start.parent) / start.recipe.growth.parent
+        assert start.ladder is not None
+        return self.weights(start.parent) / start.ladder.growth.parent
 
     def heirs(self, run: Run) -> list[Start]:
         """Return the starts that are grown from a run.
@@ -154,7 +154,7 @@ class StudyFolder:
 
         Args:
             run: The run.
-            exactly: Accept the one where its warm-down begins only, not an earlier one.
+            exactly: Accept the one where its decay begins only, not an earlier one.
 
         Returns:
             A complete checkpoint; None where there is none.

@@ -1,40 +1,40 @@
-"""What arms achieved: per rung over the seeds, for the family, and for Φ against its absence."""
+"""What recipes achieved: per rung over the seeds, for the family, and for Φ against its absence."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hf_progressive.config import StudyArmConfig
+from hf_progressive.config import RecipeConfig
 from hf_progressive.study.interval import Interval, mean_interval
 from hf_progressive.study.plan import StudyPlan
 from hf_progressive.study.points import Point, Transfer, bits_per_byte_at, crossing, transfer
 from hf_progressive.study.results import StudyResults
 from hf_progressive.study.tasks import Run
 
-_BEYOND = 0.05  # of FLOPs: how far Φ's estimates may carry a point beyond the baseline's last
+_BEYOND = 0.05  # of FLOPs: how far Φ's estimates may carry a point beyond the reference's last
 
 
-def rung_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig, rung: str) -> dict[str, Any] | None:
-    """Compare an arm's children on one rung with their cold twins, over all seeds that are complete.
+def rung_outcome(plan: StudyPlan, results: StudyResults, recipe: RecipeConfig, rung: str) -> dict[str, Any] | None:
+    """Compare a recipe's children on one rung with their baselines, over all seeds that are complete.
 
     Args:
         plan: The study.
         results: What was measured.
-        arm: The arm.
+        recipe: The recipe.
         rung: A grown rung's name.
 
     Returns:
         Plain values: `eta`, `saving` and their intervals, each seed's crossing, the advantage at every budget of the
-        twin; None where no seed is complete. Where a seed did not match, η and saving are None and `gap_bits_per_byte`
-        says how much is missing; where one matched at its smallest budget already, they are lower bounds
-        (`at_least`), and their intervals have no upper end.
+        baseline; None where no seed is complete. Where a seed did not match, η and saving are None and
+        `gap_bits_per_byte` says how much is missing; where one matched at its smallest budget already, they are lower
+        bounds (`at_least`), and their intervals have no upper end.
     """
     index = plan.rungs.index(rung)
     seeds, transfers, pairs, as_trained = [], [], [], []
-    for seed, child, cold, parent in _complete_seeds(plan, results, arm, rung):
+    for seed, child, cold, parent in _complete_seeds(plan, results, recipe, rung):
         seeds.append(seed)
         pairs.append((child, cold))
         transfers.append(transfer(child, cold, results.lineage_flops(parent)))
-        as_trained.append(bits_per_byte_of(child, arm.parent_fraction) - target_of(cold))
+        as_trained.append(bits_per_byte_of(child, recipe.parent_fraction) - target_of(cold))
     if not seeds:
         return None
     sizes = [plan.ladder.rungs[i].size.flops for i in (index - 1, index)]
@@ -62,11 +62,11 @@ def rung_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig, ru
 
 
 def _complete_seeds(
-    plan: StudyPlan, results: StudyResults, arm: StudyArmConfig, rung: str
+    plan: StudyPlan, results: StudyResults, recipe: RecipeConfig, rung: str
 ) -> Iterator[tuple[int, list[Point], list[Point], Run]]:
-    # The seeds of which all children and twins are finished: seed, children, twins, and the run that they grew from.
+    # The seeds whose children and baselines are all finished: seed, children, baselines, and the run they grew from.
     for seed in plan.config.seeds:
-        runs = plan.children.get((arm.name, rung, seed))
+        runs = plan.children.get((recipe.name, rung, seed))
         child = results.points(runs) if runs else None
         cold = results.points(plan.cold[rung, seed])
         if not runs or child is None or cold is None:
@@ -95,10 +95,10 @@ def bits_per_byte_of(child: Sequence[Point], fraction: float) -> float:
 
 
 def target_of(cold: Sequence[Point]) -> float:
-    """Return the bits per byte of a cold twin's whole budget.
+    """Return the bits per byte of a baseline's whole budget.
 
     Args:
-        cold: The finished twins.
+        cold: The finished baselines.
 
     Returns:
         Bits per byte.
@@ -140,14 +140,14 @@ def _seed_values(seed: int, item: Transfer) -> dict[str, Any]:
 
 
 def _advantage(pairs: Sequence[tuple[list[Point], list[Point]]]) -> list[dict[str, Any]]:
-    # At every budget of the twin: the share of it that the child did not need, over the seeds that matched there.
+    # At every budget of the baseline: the share of it that the child did not need, over the seeds that matched there.
     rows = []
-    for position, twin in enumerate(pairs[0][1]):
+    for position, baseline in enumerate(pairs[0][1]):
         found = [(crossing(child, cold[position].bits_per_byte), cold[position].flops) for child, cold in pairs]
         shares = [1 - cross.flops / flops for cross, flops in found if cross.flops is not None]
         rows.append(
             {
-                "cold_fraction": twin.fraction,
+                "cold_fraction": baseline.fraction,
                 "matched": len(shares),
                 "saving": _mean(shares),
                 "at_least": any(cross.reached == "at_most" for cross, _ in found),
@@ -156,7 +156,7 @@ def _advantage(pairs: Sequence[tuple[list[Point], list[Point]]]) -> list[dict[st
     return rows
 
 
-def family_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig) -> dict[str, Any]:
+def family_outcome(plan: StudyPlan, results: StudyResults, recipe: RecipeConfig) -> dict[str, Any]:
     """Add up what a whole family costs: all cold, by inheritance, and its last model alone.
 
     By inheritance, the first rung trains for its whole budget, each grown one as it was trained to be a parent, and
@@ -165,7 +165,7 @@ def family_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig) 
     Args:
         plan: The study.
         results: What was measured.
-        arm: The arm.
+        recipe: The recipe.
 
     Returns:
         FLOPs: `cold`, `inherited` (mean over the seeds whose last child matched all; None before that, or where one
@@ -176,7 +176,7 @@ def family_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig) 
     last = plan.rungs[-1]
     totals: list[float | None] = []
     at_most = False
-    for _, child, cold, parent in _complete_seeds(plan, results, arm, last):
+    for _, child, cold, parent in _complete_seeds(plan, results, recipe, last):
         found = crossing(child, target_of(cold))
         at_most |= found.reached == "at_most"
         totals.append(None if found.flops is None else results.lineage_flops(parent) + found.flops)
@@ -194,30 +194,32 @@ def family_outcome(plan: StudyPlan, results: StudyResults, arm: StudyArmConfig) 
 
 
 def phi_outcome(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
-    """Compare every arm with Φ with its baseline without it, at equal total FLOPs and at equal tokens.
+    """Compare every recipe with Φ with its reference without it, at equal total FLOPs and at equal tokens.
 
-    An arm's point has spent more than the baseline's of the same length, by what the estimates cost. At equal FLOPs
-    the baseline is therefore interpolated at the arm's, and its line goes on a little beyond its last point. At equal
-    tokens the estimates are free, as they nearly are where a budget is much larger than the blocks they read.
+    A recipe's point has spent more than the reference's of the same length, by what the estimates cost. At equal FLOPs
+    the reference is therefore interpolated at the recipe's, and its line goes on a little beyond its last point. At
+    equal tokens the estimates are free, as they nearly are where a budget is much larger than the blocks they read.
 
     Args:
         plan: The study.
         results: What was measured.
 
     Returns:
-        The study's baseline, and by arm and rung the differences in bits per byte at every budget, paired by seed,
+        The study's reference, and by recipe and rung the differences in bits per byte at every budget, paired by seed,
         with their intervals; negative where Φ helps.
     """
-    arms = []
-    for arm in plan.config.arms:
-        phi, baseline = plan.config.arm_ladder(arm.name).phi, arm.baseline or plan.config.baseline
-        if baseline is None or (phi.ewc_lambda == 0 and phi.gamma == 0):
+    recipes = []
+    for recipe in plan.config.recipes:
+        phi, reference = plan.config.recipe_ladder(recipe.name).phi, recipe.reference or plan.config.reference
+        if reference is None or (phi.ewc_lambda == 0 and phi.gamma == 0):
             continue
-        rungs = [{"rung": rung, "points": _phi_points(plan, results, arm.name, baseline, rung)} for rung in plan.rungs]
-        arms.append(
+        rungs = [
+            {"rung": rung, "points": _phi_points(plan, results, recipe.name, reference, rung)} for rung in plan.rungs
+        ]
+        recipes.append(
             {
-                "arm": arm.name,
-                "baseline": baseline,
+                "recipe": recipe.name,
+                "reference": reference,
                 "ewc_lambda": phi.ewc_lambda,
                 "gamma": phi.gamma,
                 "schedule": phi.schedule,
@@ -225,15 +227,17 @@ def phi_outcome(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
                 "rungs": [row for row in rungs if row["points"]],
             }
         )
-    return {"baseline": plan.config.baseline, "arms": arms}
+    return {"reference": plan.config.reference, "recipes": recipes}
 
 
-def _phi_points(plan: StudyPlan, results: StudyResults, arm: str, baseline: str, rung: str) -> list[dict[str, Any]]:
+def _phi_points(
+    plan: StudyPlan, results: StudyResults, recipe: str, reference: str, rung: str
+) -> list[dict[str, Any]]:
     differences: dict[float, list[float]] = {}
     at_equal_tokens: dict[float, list[float]] = {}
     flops: dict[float, float] = {}
     for seed in plan.config.seeds:
-        runs = [plan.children.get((name, rung, seed)) for name in (arm, baseline)]
+        runs = [plan.children.get((name, rung, seed)) for name in (recipe, reference)]
         if runs[0] is None or runs[1] is None:
             continue
         with_phi, without = results.points(runs[0]), results.points(runs[1])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hf_progressive.config import LadderConfig, StudyArmConfig, StudyConfig
+from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
 from hf_progressive.study.tasks import Group, Run, Start, Task, TaskGraph
 from hf_progressive.training.arguments import check_arguments
@@ -24,10 +24,10 @@ class StudyPlan:
     """The tasks."""
 
     cold: dict[tuple[str, int], list[Run]]
-    """The cold twin's runs by rung and seed; the first rung's model is there as well."""
+    """The baseline's runs by rung and seed; the first rung's model is there as well."""
 
     children: dict[tuple[str, str, int], list[Run]]
-    """The children's runs that an arm is measured by, by arm, rung and seed."""
+    """The children's runs that a recipe is measured by, by recipe, rung and seed."""
 
     swept: list[tuple[str, float, Run]]
     """Runs of the sweep: `cold` or `child`, peak learning rate, run."""
@@ -46,15 +46,15 @@ class _Builder:
         self.config = config
         self.ladder = plan_ladder(config.ladder)
         self.graph = TaskGraph(fingerprint, config.ladder.data.shuffle_seed)
-        self.recipes = {arm.name: config.arm_ladder(arm.name) for arm in config.arms}
-        self.plans = {arm.name: _planned(arm, self.recipes[arm.name]) for arm in config.arms}
+        self.ladders = {recipe.name: config.recipe_ladder(recipe.name) for recipe in config.recipes}
+        self.plans = {recipe.name: _planned(recipe, self.ladders[recipe.name]) for recipe in config.recipes}
         self.first_blocks = self._first_blocks()
 
     def _first_blocks(self) -> list[int]:
-        # Where each rung begins to read: behind all that any rung below may have read, whatever its arm or length, so
-        # that an arm added later changes nothing of what is there. Child and cold twin begin at the same block.
-        arms = [self.config.fractions_of(arm)[-1] for arm in self.config.arms]
-        share = max(1.0, *self.config.cold_fractions, *self.config.child_fractions, *arms)
+        # Where each rung begins to read: behind all that any rung below may have read, whatever its recipe or length,
+        # so that a recipe added later changes nothing of what is there. Child and baseline begin at the same block.
+        recipes = [self.config.fractions_of(recipe)[-1] for recipe in self.config.recipes]
+        share = max(1.0, *self.config.cold_fractions, *self.config.child_fractions, *recipes)
         blocks, first = [], 0
         for rung in self.ladder.rungs:
             blocks.append(first)
@@ -69,29 +69,29 @@ class _Builder:
         start = self.graph.fresh(rung, seed, self.draw(index, seed))
         return self._group(start, rung, self.config.ladder, learning_rate)
 
-    def child_group(self, arm: StudyArmConfig, index: int, seed: int, learning_rate: float | None = None) -> Group:
-        recipe, rung = self.recipes[arm.name], self.plans[arm.name].rungs[index]
-        parent = self.parent(arm, index - 1, seed)
-        start = self.graph.grown(rung, parent, self.draw(index, seed), recipe, arm.carry_moments)
-        return self._group(start, rung, recipe, learning_rate or recipe.training.inherited_learning_rate)
+    def child_group(self, recipe: RecipeConfig, index: int, seed: int, learning_rate: float | None = None) -> Group:
+        ladder, rung = self.ladders[recipe.name], self.plans[recipe.name].rungs[index]
+        parent = self.parent(recipe, index - 1, seed)
+        start = self.graph.grown(rung, parent, self.draw(index, seed), ladder, recipe.carry_moments)
+        return self._group(start, rung, ladder, learning_rate or ladder.training.inherited_learning_rate)
 
-    def _group(self, start: Start, rung: RungPlan, recipe: LadderConfig, learning_rate: float | None) -> Group:
+    def _group(self, start: Start, rung: RungPlan, ladder: LadderConfig, learning_rate: float | None) -> Group:
         # Everything is the recipe's own, nothing the start's: recipes that differ in this alone share the start.
         return self.graph.group(
             start,
-            recipe.training,
-            phi=recipe.phi if start.estimates_inheritance else None,
+            ladder.training,
+            phi=ladder.phi if start.estimates_inheritance else None,
             cold_steps=rung.size.steps,
-            learning_rate=learning_rate or recipe.training.learning_rate,
+            learning_rate=learning_rate or ladder.training.learning_rate,
             first_block=self.first_blocks[rung.index],
         )
 
-    def parent(self, arm: StudyArmConfig, index: int, seed: int) -> Run:
-        # The finished run that an arm's children on the next rung grow from.
+    def parent(self, recipe: RecipeConfig, index: int, seed: int) -> Run:
+        # The finished run that a recipe's children on the next rung grow from.
         if index == 0:
             return self.graph.run(self.cold_group(0, seed), 1.0)
-        source = arm if arm.parent_arm is None else self.config.arm(arm.parent_arm)
-        return self.graph.run(self.child_group(source, index, seed), arm.parent_fraction)
+        source = recipe if recipe.parent_recipe is None else self.config.recipe(recipe.parent_recipe)
+        return self.graph.run(self.child_group(source, index, seed), recipe.parent_fraction)
 
     def build(self) -> StudyPlan:
         config, graph = self.config, self.graph
@@ -102,11 +102,11 @@ class _Builder:
                 fractions = config.cold_fractions if index else (1.0,)
                 group = self.cold_group(index, seed)
                 cold[rung.name, seed] = [graph.run(group, fraction) for fraction in fractions]
-                for arm in config.arms if index else ():
-                    if _measures(arm, rung.name, seed):
-                        group = self.child_group(arm, index, seed)
-                        runs = [graph.run(group, fraction) for fraction in config.fractions_of(arm)]
-                        children[arm.name, rung.name, seed] = runs
+                for recipe in config.recipes if index else ():
+                    if _measures(recipe, rung.name, seed):
+                        group = self.child_group(recipe, index, seed)
+                        runs = [graph.run(group, fraction) for fraction in config.fractions_of(recipe)]
+                        children[recipe.name, rung.name, seed] = runs
         swept = self._swept()
         return StudyPlan(
             config=config,
@@ -119,26 +119,26 @@ class _Builder:
         )
 
     def _swept(self) -> list[tuple[str, float, Run]]:
-        rates, seed, arm = self.config.learning_rates, self.config.seeds[0], self.config.headline_arm
+        rates, seed, recipe = self.config.learning_rates, self.config.seeds[0], self.config.headline_recipe
         names = [rung.name for rung in self.ladder.rungs]
         index = 1 if rates.rung is None else names.index(rates.rung)
         cold = [("cold", rate, self.graph.run(self.cold_group(index, seed, rate), 1.0)) for rate in rates.cold]
         child = [
-            ("child", rate, self.graph.run(self.child_group(arm, index, seed, rate), arm.parent_fraction))
+            ("child", rate, self.graph.run(self.child_group(recipe, index, seed, rate), recipe.parent_fraction))
             for rate in rates.child
         ]
         return cold + child
 
 
-def _planned(arm: StudyArmConfig, recipe: LadderConfig) -> LadderPlan:
+def _planned(recipe: RecipeConfig, ladder: LadderConfig) -> LadderPlan:
     try:
-        return plan_ladder(recipe)
+        return plan_ladder(ladder)
     except ValueError as error:
-        raise ValueError(f"arm {arm.name!r}: {error}") from None
+        raise ValueError(f"recipe {recipe.name!r}: {error}") from None
 
 
-def _measures(arm: StudyArmConfig, rung: str, seed: int) -> bool:
-    return (arm.rungs is None or rung in arm.rungs) and (arm.seeds is None or seed in arm.seeds)
+def _measures(recipe: RecipeConfig, rung: str, seed: int) -> bool:
+    return (recipe.rungs is None or rung in recipe.rungs) and (recipe.seeds is None or seed in recipe.seeds)
 
 
 def _ordered(graph: TaskGraph) -> list[Task]:
@@ -166,7 +166,7 @@ def plan_study(config: StudyConfig, fingerprint: str) -> StudyPlan:
         The plan.
 
     Raises:
-        ValueError: A rung cannot be built or grown as an arm says; the message names the arm.
+        ValueError: A rung cannot be built or grown as a recipe says; the message names the recipe.
     """
     check_arguments(config.ladder.training.arguments)
     return _Builder(config, fingerprint).build()

@@ -1,4 +1,4 @@
-"""Finished models as points, FLOPs against bits per byte, and what follows from them for one child and its twin.
+"""Finished models as points, FLOPs against bits per byte, and what follows from them for one child and its baseline.
 
 This module imports neither torch nor transformers.
 """
@@ -27,7 +27,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
-    """Where a child reaches its cold twin."""
+    """Where a child reaches its baseline."""
 
     flops: float | None
     """FLOPs to match; None where no finished child came down to the target."""
@@ -42,13 +42,13 @@ class Crossing:
 def crossing(child: Sequence[Point], target_bits_per_byte: float) -> Crossing:
     """Find the FLOPs at which finished children match a target.
 
-    Every point is a model at the end of its own warm-down, so the line through them is what a user would get who had
+    Every point is a model at the end of its own decay, so the line through them is what a user would get who had
     chosen that budget. Between two points the bits per byte are taken to be linear in log FLOPs. Below the smallest
     budget nothing is extrapolated: a target that is met there is met *at most* at its FLOPs.
 
     Args:
         child: Finished children of one recipe and seed, in any order.
-        target_bits_per_byte: What the cold twin has after its whole budget.
+        target_bits_per_byte: What the baseline has after its whole budget.
 
     Returns:
         The crossing.
@@ -96,13 +96,13 @@ def bits_per_byte_at(points: Sequence[Point], flops: float, *, beyond: float = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """What one child, of one seed, saved against its cold twin."""
+    """What one child, of one seed, saved against its baseline."""
 
     crossing: Crossing
     """Where it matched."""
 
     cold_flops: float
-    """FLOPs of the twin's whole budget."""
+    """FLOPs of the baseline's whole budget."""
 
     parent_flops: float
     """FLOPs of everything that went into the parent, its own ancestors included."""
@@ -115,11 +115,11 @@ class Transfer:
 
 
 def transfer(child: Sequence[Point], cold: Sequence[Point], parent_flops: float) -> Transfer:
-    """Compare a child with its cold twin.
+    """Compare a child with its baseline.
 
     Args:
         child: The finished children.
-        cold: The finished twins; the one of fraction 1 is the target.
+        cold: The finished baselines; the one of fraction 1 is the target.
         parent_flops: FLOPs of everything that went into the parent.
 
     Returns:

@@ -33,20 +33,22 @@ class Progress:
             run: The run.
 
         Returns:
-            Its place among all runs, rung, arm, seed and fraction.
+            Its place among all runs, rung, recipe, seed and fraction.
         """
         runs = [task for task in self._folder.plan.tasks if isinstance(task, Run)]
         place = sum(self._folder.result(other) is not None for other in runs) + 1
-        return f"{place}/{len(runs)} {run.start.rung.name} {self._arm(run)}, seed {run.start.seed}, {run.fraction:g}"
+        return (
+            f"{place}/{len(runs)} {run.start.rung.name} {self._recipe(run)}, seed {run.start.seed}, {run.fraction:g}"
+        )
 
-    def _arm(self, run: Run) -> str:
-        # The first arm that the run's group is measured for; what is a parent alone is none's.
+    def _recipe(self, run: Run) -> str:
+        # The first recipe that the run's group is measured for; what is a parent alone is none's.
         plan = self._folder.plan
         if any(run is swept for _, _, swept in plan.swept):
             return f"rate {run.group.learning_rate:g}"
         if run.start.parent is None:
             return "cold"
-        return next((arm for (arm, _, _), runs in plan.children.items() if runs[0].group is run.group), "parent")
+        return next((recipe for (recipe, _, _), runs in plan.children.items() if runs[0].group is run.group), "parent")
 
     def report(self, task: Task) -> None:
         """Log a finished run.
@@ -67,7 +69,7 @@ class Progress:
             done,
             len(runs),
             task.start.rung.name,
-            self._arm(task),
+            self._recipe(task),
             task.start.seed,
             task.fraction,
             result["bits_per_byte"],

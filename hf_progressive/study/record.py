@@ -30,12 +30,12 @@ def study_record(folder: StudyFolder, corpus: Corpus, state: PartialState) -> di
         state: The process.
 
     Returns:
-        Plain values; `headline` first, then every arm with its points.
+        Plain values; `headline` first, then every recipe with its points.
     """
     plan, config = folder.plan, folder.plan.config
     results = StudyResults(folder=folder)
-    arms = [_arm_record(plan, results, arm.name) for arm in config.arms]
-    headline = next(arm for arm in arms if arm["name"] == config.headline_arm.name)
+    recipes = [_recipe_record(plan, results, recipe.name) for recipe in config.recipes]
+    headline = next(recipe for recipe in recipes if recipe["name"] == config.headline_recipe.name)
     tasks = [task for task in plan.tasks if isinstance(task, Run)]
     finished = [task for task in tasks if folder.result(task) is not None]
     return {
@@ -57,7 +57,7 @@ def study_record(folder: StudyFolder, corpus: Corpus, state: PartialState) -> di
         "cold": [
             {"rung": rung, "seed": seed, "points": _points(results, runs)} for (rung, seed), runs in plan.cold.items()
         ],
-        "arms": arms,
+        "recipes": recipes,
         "learning_rates": [
             {"kind": kind, "rung": run.start.rung.name, "learning_rate": rate, "point": results.record(run)}
             for kind, rate, run in plan.swept
@@ -70,21 +70,21 @@ def study_record(folder: StudyFolder, corpus: Corpus, state: PartialState) -> di
     }
 
 
-def _arm_record(plan: StudyPlan, results: StudyResults, name: str) -> dict[str, Any]:
-    arm = plan.config.arm(name)
-    outcomes = [rung_outcome(plan, results, arm, rung) for rung in plan.rungs[1:]]
+def _recipe_record(plan: StudyPlan, results: StudyResults, name: str) -> dict[str, Any]:
+    recipe = plan.config.recipe(name)
+    outcomes = [rung_outcome(plan, results, recipe, rung) for rung in plan.rungs[1:]]
     return {
-        "name": arm.name,
-        "overrides": arm.set,
-        "parent_fraction": arm.parent_fraction,
-        "parent_arm": arm.parent_arm,
-        "carry_moments": arm.carry_moments,
+        "name": recipe.name,
+        "overrides": recipe.set,
+        "parent_fraction": recipe.parent_fraction,
+        "parent_recipe": recipe.parent_recipe,
+        "carry_moments": recipe.carry_moments,
         "rungs": [outcome for outcome in outcomes if outcome is not None],
-        "family": family_outcome(plan, results, arm),
+        "family": family_outcome(plan, results, recipe),
         "points": [
             {"rung": rung, "seed": seed, "points": _points(results, runs)}
-            for (arm_name, rung, seed), runs in plan.children.items()
-            if arm_name == name
+            for (recipe_name, rung, seed), runs in plan.children.items()
+            if recipe_name == name
         ],
     }
 

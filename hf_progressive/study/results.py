@@ -1,4 +1,4 @@
-"""Results on the disk, read as points by arm, rung and seed."""
+"""Results on the disk, read as points by recipe, rung and seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class StudyResults:
         """Return runs as points.
 
         Args:
-            runs: The runs of one child or twin.
+            runs: The runs of one child or baseline.
 
         Returns:
             The points; None unless all are finished.

@@ -2,11 +2,11 @@
 
 A *start* is an initial checkpoint, fresh or grown from a finished run. A *group* is one way of training from a start;
 its *runs* differ in their number of steps alone. The longest one is the trunk: it leaves a checkpoint where the
-warm-down of each shorter one begins, and the shorter ones go on from there. Since all of a group's schedules are equal
+decay of each shorter one begins, and the shorter ones go on from there. Since all of a group's schedules are equal
 up to that step, a run that branches off ends with the weights it would have had by itself.
 
-Names end in a digest of everything that decides the result, ancestors included. A task that two arms have in common is
-thus one task, and a changed configuration never meets an old result.
+Names end in a digest of everything that decides the result, ancestors included. A task that two recipes have in common
+is thus one task, and a changed configuration never meets an old result.
 """
 
 import dataclasses
@@ -55,9 +55,9 @@ class Start:
     parent: "Run | None" = None
     """The finished run to grow from; None for fresh weights."""
 
-    recipe: LadderConfig | None = None
-    """A ladder with an arm's overrides, of which the growth and the estimates of Φ count, and no more: arms that have
-    these in common share the start; None for fresh weights."""
+    ladder: LadderConfig | None = None
+    """A ladder with a recipe's overrides, of which the growth and the estimates of Φ count, and no more: recipes that
+    have these in common share the start; None for fresh weights."""
 
     carry_moments: bool = False
     """Grow Adam's moments too."""
@@ -73,7 +73,7 @@ class Start:
     @property
     def estimates_inheritance(self) -> bool:
         """Whether Φ is on, so that its estimates have to be made of the parent."""
-        return self.recipe is not None and (self.recipe.phi.ewc_lambda > 0 or self.recipe.phi.gamma > 0)
+        return self.ladder is not None and (self.ladder.phi.ewc_lambda > 0 or self.ladder.phi.gamma > 0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,7 +96,7 @@ class Group:
     """Peak learning rate."""
 
     cold_steps: int
-    """Steps of the cold twin's full budget, in this group's batches."""
+    """Steps of the baseline's full budget, in this group's batches."""
 
     warmup_steps: int
     """Steps of warm-up: a share of the cold budget, the same for every length."""
@@ -145,14 +145,14 @@ class Run:
         return float(self.tokens * self.start.rung.size.flops_per_token)
 
     @property
-    def warmdown_steps(self) -> int:
-        """Steps of its warm-down."""
+    def decay_steps(self) -> int:
+        """Steps of its decay."""
         return schedule_steps(self.group.training, self.steps, self.group.warmup_steps)[1]
 
     @property
     def branch_step(self) -> int:
-        """The last step before its warm-down, up to which it equals every longer run of its group."""
-        return self.steps - self.warmdown_steps
+        """The last step before its decay, up to which it equals every longer run of its group."""
+        return self.steps - self.decay_steps
 
     @property
     def is_trunk(self) -> bool:
@@ -205,23 +205,23 @@ class TaskGraph:
         name = f"{rung.name}-s{seed}-fresh-{digest([config, draw, self._fingerprint])}"
         return self.starts.setdefault(name, Start(name=name, rung=rung, seed=seed, draw=draw))
 
-    def grown(self, rung: RungPlan, parent: Run, draw: int, recipe: LadderConfig, carry_moments: bool) -> Start:
+    def grown(self, rung: RungPlan, parent: Run, draw: int, ladder: LadderConfig, carry_moments: bool) -> Start:
         """Add a checkpoint grown from a finished run.
 
         Args:
             rung: The rung, as the recipe plans it.
             parent: The finished run.
             draw: Seed of new entries.
-            recipe: The ladder with the arm's overrides.
+            ladder: The ladder with the recipe's overrides.
             carry_moments: Grow Adam's moments too.
 
         Returns:
             The start.
         """
-        phi = dataclasses.asdict(recipe.phi)
+        phi = dataclasses.asdict(ladder.phi)
         estimates = {key: phi[key] for key in ("fisher", "subspace")}
-        terms = [recipe.phi.ewc_lambda > 0, recipe.phi.gamma > 0]
-        growth = {k: v for k, v in dataclasses.asdict(recipe.growth).items() if not k.startswith("max_")}
+        terms = [ladder.phi.ewc_lambda > 0, ladder.phi.gamma > 0]
+        growth = {k: v for k, v in dataclasses.asdict(ladder.growth).items() if not k.startswith("max_")}
         made_of = [parent.name, rung.target, growth, draw, carry_moments, estimates if any(terms) else None, terms]
         name = f"{rung.name}-s{parent.start.seed}-grown-{digest(made_of)}"
         start = Start(
@@ -230,7 +230,7 @@ class TaskGraph:
             seed=parent.start.seed,
             draw=draw,
             parent=parent,
-            recipe=recipe,
+            ladder=ladder,
             carry_moments=carry_moments,
         )
         return self.starts.setdefault(name, start)
@@ -251,7 +251,7 @@ class TaskGraph:
             start: The initial checkpoint, which several recipes may share.
             training: Batch, schedule and optimizer.
             phi: The penalty; None for none.
-            cold_steps: Steps of the cold twin's full budget in these batches.
+            cold_steps: Steps of the baseline's full budget in these batches.
             learning_rate: Peak learning rate.
             first_block: The first block to read.
 

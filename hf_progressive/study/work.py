@@ -22,7 +22,7 @@ from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.study.folder import OPTIMIZER_NAME, StudyFolder, link_weights
 from hf_progressive.study.tasks import Group, Run, Start, TaskGraph
 from hf_progressive.training.checkpoints import write_fresh
-from hf_progressive.training.training_run import Arm, evenly_spaced, train_arm
+from hf_progressive.training.training_run import TrainingRun, evenly_spaced, train_run
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ class Worker:
         if start.parent is None:
             write_fresh(start.rung.size.config, self.corpus.tokenizer, init, seed=start.draw)
             return {**record, "parent": None, "estimates": {}, "seconds": time.monotonic() - began}
-        assert start.recipe is not None
-        growth, parent = start.recipe.growth, self.folder.parent_weights(start)
+        assert start.ladder is not None
+        growth, parent = start.ladder.growth, self.folder.parent_weights(start)
         report = grow_checkpoint(
             parent,
             init,
@@ -135,7 +135,7 @@ class Worker:
 
     def _estimate(self, start: Start, parent: Path) -> dict[str, Any]:
         assert start.parent is not None
-        assert start.recipe is not None
+        assert start.ladder is not None
         run, target = start.parent, self.folder.weights(start) / "parent"
         making = target.with_name("estimating")
         link_weights(parent, making)
@@ -143,7 +143,7 @@ class Worker:
         blocks = run.tokens // corpus.context
         estimates = estimate_inheritance(
             making,
-            start.recipe.phi,
+            start.ladder.phi,
             corpus,
             range(run.group.first_block, run.group.first_block + blocks),
             flops_per_token=run.start.rung.size.flops_per_token,
@@ -170,9 +170,9 @@ class Worker:
         assert started is not None
         estimates = sum(estimate["flops"] for estimate in started["estimates"].values())
         branch = self.folder.branch_checkpoint(run, exactly=False)
-        arm = self._arm(run, title, estimates, branch)
-        callbacks = [CarriedMoments(arm.init / OPTIMIZER_NAME)] if start.carry_moments else []
-        result, trainer = train_arm(arm, corpus, self._penalty(group), callbacks)
+        training_run = self._training_run(run, title, estimates, branch)
+        callbacks = [CarriedMoments(training_run.init / OPTIMIZER_NAME)] if start.carry_moments else []
+        result, trainer = train_run(training_run, corpus, self._penalty(group), callbacks)
         if self.folder.heirs(run):
             self._keep_weights(run, trainer.save_pretrained_whole, branch)
         del trainer
@@ -189,7 +189,7 @@ class Worker:
             "fraction": run.fraction,
             "steps": run.steps,
             "warmup_steps": group.warmup_steps,
-            "warmdown_steps": run.warmdown_steps,
+            "decay_steps": run.decay_steps,
             "branched_at": branched_at,
             "learning_rate": group.learning_rate,
             "bits_per_byte": result.bits_per_byte,
@@ -207,17 +207,17 @@ class Worker:
             "seconds": result.seconds,
         }
 
-    def _arm(self, run: Run, title: str, estimates: float, branch: Path | None) -> Arm:
+    def _training_run(self, run: Run, title: str, estimates: float, branch: Path | None) -> TrainingRun:
         group, start = run.group, run.start
         heirs = self.folder.heirs(run)
         steps = set(evenly_spaced(run.steps, group.training.checkpoints)) - {run.steps}
         if run.is_trunk:
             steps |= {other.branch_step for other in group.runs if other is not run}
-        if any(heir.recipe is not None and heir.recipe.growth.parent == "stable" for heir in heirs):
+        if any(heir.ladder is not None and heir.ladder.growth.parent == "stable" for heir in heirs):
             steps.add(run.branch_step)
         if any(heir.carry_moments for heir in heirs):
             steps.add(run.steps)
-        arm = Arm(
+        training_run = TrainingRun(
             title=title,
             init=self.folder.weights(start) / "init",
             folder=self.folder.weights(run),
@@ -233,30 +233,30 @@ class Worker:
             branch_from=branch,
         )
         if group.phi is None:
-            return arm
-        # The study states Φ's course over the cold budget, an arm over its own steps: one course for all lengths.
+            return training_run
+        # The study states Φ's course over the cold budget, a run over its own steps: one course for all lengths.
         until = group.phi.until * group.cold_steps / run.steps
-        return dataclasses.replace(arm, phi_schedule=group.phi.schedule, phi_until=until)
+        return dataclasses.replace(training_run, phi_schedule=group.phi.schedule, phi_until=until)
 
     def _penalty(self, group: Group) -> InheritancePenalty | None:
         if group.phi is None:
             return None
         start = group.start
-        assert start.recipe is not None
-        folder, growth = self.folder.weights(start), start.recipe.growth
+        assert start.ladder is not None
+        folder, growth = self.folder.weights(start), start.ladder.growth
         configs = [AutoConfig.from_pretrained(folder / part) for part in ("parent", "init")]
         plan = plan_growth(*configs, method=growth.method, **growth.options)
         return load_penalty(group.phi, anchor=folder / "init", parent=folder / "parent", growth=plan)
 
     def _keep_weights(self, run: Run, save: Callable[[Path], None], branch: Path | None) -> None:
-        # What the run's heirs grow from: the weights after the warm-down, those before it, and Adam's moments.
+        # What the run's heirs grow from: the weights after the decay, those before it, and Adam's moments.
         folder, heirs = self.folder.weights(run), self.folder.heirs(run)
         last = folder / "checkpoints" / f"checkpoint-{run.steps}"
         if storage.is_complete(last):
             link_weights(last, folder / "final")
         else:
             save(folder / "final")
-        if any(heir.recipe is not None and heir.recipe.growth.parent == "stable" for heir in heirs):
+        if any(heir.ladder is not None and heir.ladder.growth.parent == "stable" for heir in heirs):
             own = folder / "checkpoints" / f"checkpoint-{run.branch_step}"
             before = own if storage.is_complete(own) else branch
             assert before is not None

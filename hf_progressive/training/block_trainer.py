@@ -22,7 +22,7 @@ def block_trainer(
     callbacks: Sequence[TrainerCallback],
     **options: Any,
 ) -> ProgressiveTrainer:
-    """Build the trainer of an arm: a model that learns from blocks of one length.
+    """Build the trainer of an run: a model that learns from blocks of one length.
 
     Args:
         args: From `training_arguments`.

@@ -9,7 +9,7 @@ from hf_progressive.training.trainer import ProgressiveTrainer
 
 
 class KeepStableCheckpoint(TrainerCallback):
-    """Keep the weights as they are where the warm-down begins: the model to continue training from.
+    """Keep the weights as they are where the decay begins: the model to continue training from.
 
     Args:
         trainer: The trainer it is added to, with `trainer.add_callback`.

@@ -1,7 +1,7 @@
 """One training run of a ladder: an initial checkpoint, a stretch of the corpus, a schedule; out comes a curve.
 
-A rung and its cold twin are two arms: they differ in their initial checkpoint, their penalty and how long they train,
-and in nothing else. An arm stopped at any moment continues from its newest complete checkpoint.
+A rung and its baseline are two runs: they differ in their initial checkpoint, their penalty and how long they train,
+and in nothing else. An run stopped at any moment continues from its newest complete checkpoint.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ _SPEEDS = ("tokens_per_second", "mfu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class TrainingRun:
     """What one training run starts from and does."""
 
     title: str
@@ -65,13 +65,13 @@ class Arm:
     """Training FLOPs per token, to put FLOPs beside every validation point."""
 
     flops_before: float = 0.0
-    """FLOPs spent on this arm before its first step: the estimates of Fisher information and subspace."""
+    """FLOPs spent on this run before its first step: the estimates of Fisher information and subspace."""
 
     seed: int = 0
     """Seed of whatever the run draws (dropout)."""
 
     stable: Path | None = None
-    """Folder for the weights from before the warm-down; None keeps none."""
+    """Folder for the weights from before the decay; None keeps none."""
 
     phi_schedule: str = "constant"
     """Course of λ and γ."""
@@ -90,7 +90,7 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArmResult:
+class TrainingResult:
     """What one training run measured."""
 
     loss: float
@@ -133,11 +133,11 @@ class ArmResult:
 class _Milestones(TrainerCallback):
     """Evaluate, save and log at chosen steps, the last one included; in place of Trainer's `DefaultFlowCallback`."""
 
-    def __init__(self, arm: Arm) -> None:
-        self.evaluations = evenly_spaced(arm.steps, arm.training.evaluations)
-        spaced = frozenset(evenly_spaced(arm.steps, arm.training.checkpoints))
-        self.checkpoints = spaced if arm.checkpoint_steps is None else arm.checkpoint_steps
-        self.logs = evenly_spaced(arm.steps, _LOGS_PER_RUN)
+    def __init__(self, run: TrainingRun) -> None:
+        self.evaluations = evenly_spaced(run.steps, run.training.evaluations)
+        spaced = frozenset(evenly_spaced(run.steps, run.training.checkpoints))
+        self.checkpoints = spaced if run.checkpoint_steps is None else run.checkpoint_steps
+        self.logs = evenly_spaced(run.steps, _LOGS_PER_RUN)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_evaluate = state.global_step in self.evaluations
@@ -193,25 +193,25 @@ def micro_batches(training: TrainingConfig, context: int, processes: int) -> tup
     return size, per_process // size
 
 
-def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
-    """Translate an arm into Trainer's arguments.
+def training_arguments(run: TrainingRun, context: int) -> ProgressiveTrainingArguments:
+    """Translate an run into Trainer's arguments.
 
     Args:
-        arm: The run.
+        run: The run.
         context: Tokens per block.
 
     Returns:
-        The arguments: warm-up, constant rate, linear warm-down; blocks in order; evaluation and saving left to the
-        arm's own milestones.
+        The arguments: warm-up, constant rate, linear decay; blocks in order; evaluation and saving left to the
+        run's own milestones.
 
     Raises:
         ValueError: The configuration's `training.arguments` name an unknown argument, or one that the ladder sets.
     """
-    training = arm.training
+    training = run.training
     check_arguments(training.arguments)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     size, accumulation = micro_batches(training, context, processes)
-    warmup, warmdown = schedule_steps(training, arm.steps, arm.warmup_steps)
+    warmup, decay = schedule_steps(training, run.steps, run.warmup_steps)
     settings: dict[str, Any] = {
         **device_settings(training),
         "report_to": "none",
@@ -220,21 +220,21 @@ def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
         "ddp_find_unused_parameters": False,  # every weight of a language model takes part in every loss
         "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
         "disable_tqdm": True,
-        "run_name": arm.title,
+        "run_name": run.title,
         **training.arguments,
     }
-    if arm.checkpoint_steps is not None:
+    if run.checkpoint_steps is not None:
         settings["save_total_limit"] = None
     args = ProgressiveTrainingArguments(
-        output_dir=str(arm.folder / "checkpoints"),
-        max_steps=arm.steps,
+        output_dir=str(run.folder / "checkpoints"),
+        max_steps=run.steps,
         per_device_train_batch_size=size,
         per_device_eval_batch_size=settings.pop("per_device_eval_batch_size", training.micro_batch_size),
         gradient_accumulation_steps=accumulation,
-        learning_rate=arm.learning_rate,
+        learning_rate=run.learning_rate,
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={
-            "num_decay_steps": warmdown,
+            "num_decay_steps": decay,
             "decay_type": "linear",
             "min_lr_ratio": training.final_lr_ratio,
         },
@@ -248,9 +248,9 @@ def training_arguments(arm: Arm, context: int) -> ProgressiveTrainingArguments:
         eval_strategy="no",
         save_strategy="steps",  # the milestones say which; "no" would also refuse what a signal to stop asks for
         logging_strategy="no",
-        seed=arm.seed,
-        phi_schedule=arm.phi_schedule,
-        phi_until=arm.phi_until,
+        seed=run.seed,
+        phi_schedule=run.phi_schedule,
+        phi_until=run.phi_until,
         **settings,
     )
     keep_to_one_gpu(args)
@@ -272,7 +272,7 @@ def keep_to_one_gpu(args: ProgressiveTrainingArguments) -> None:
 
 
 def schedule_steps(training: TrainingConfig, steps: int, warmup: int | None = None) -> tuple[int, int]:
-    """Return the steps of warm-up and of warm-down.
+    """Return the steps of warm-up and of decay.
 
     Args:
         training: Their shares.
@@ -280,24 +280,27 @@ def schedule_steps(training: TrainingConfig, steps: int, warmup: int | None = No
         warmup: Steps of warm-up, where they are not a share of the steps.
 
     Returns:
-        Warm-up and warm-down steps, at least one of each where the share is not 0.
+        Warm-up and decay steps, at least one of each where the share is not 0.
 
-    >>> schedule_steps(TrainingConfig(warmup_fraction=0.02, warmdown_fraction=0.5), 200)
+    >>> schedule_steps(TrainingConfig(warmup_fraction=0.02, decay_fraction=0.5), 200)
     (4, 100)
     """
     warmup = math.ceil(training.warmup_fraction * steps) if warmup is None else min(warmup, steps)
-    return warmup, min(math.ceil(training.warmdown_fraction * steps), steps - warmup)
+    return warmup, min(math.ceil(training.decay_fraction * steps), steps - warmup)
 
 
-def train_arm(
-    arm: Arm, corpus: Corpus, penalty: InheritancePenalty | None = None, callbacks: Sequence[TrainerCallback] = ()
-) -> tuple[ArmResult, ProgressiveTrainer]:
-    """Train one arm, from its start or from its newest complete checkpoint.
+def train_run(
+    run: TrainingRun,
+    corpus: Corpus,
+    penalty: InheritancePenalty | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[TrainingResult, ProgressiveTrainer]:
+    """Train one run, from its start or from its newest complete checkpoint.
 
     Args:
-        arm: The run.
+        run: The run.
         corpus: What to train and to validate on.
-        penalty: Φ, in the coordinates of the arm's model; None for none.
+        penalty: Φ, in the coordinates of the run's model; None for none.
         callbacks: Further callbacks for the trainer.
 
     Returns:
@@ -307,64 +310,64 @@ def train_arm(
         FloatingPointError: The loss is no longer finite.
     """
     with own_float32_products():
-        return _train(arm, corpus, penalty, callbacks)
+        return _train(run, corpus, penalty, callbacks)
 
 
 def _train(
-    arm: Arm, corpus: Corpus, penalty: InheritancePenalty | None, callbacks: Sequence[TrainerCallback]
-) -> tuple[ArmResult, ProgressiveTrainer]:
+    run: TrainingRun, corpus: Corpus, penalty: InheritancePenalty | None, callbacks: Sequence[TrainerCallback]
+) -> tuple[TrainingResult, ProgressiveTrainer]:
     started = time.monotonic()
     context = corpus.context
-    args = training_arguments(arm, context)
-    blocks_per_step = arm.training.batch_tokens // context
+    args = training_arguments(run, context)
+    blocks_per_step = run.training.batch_tokens // context
     trainer = block_trainer(
         args,
-        AutoModelForCausalLM.from_pretrained(arm.init, dtype=torch.float32),
-        rung_blocks(corpus, arm.first_block, arm.steps * blocks_per_step),
+        AutoModelForCausalLM.from_pretrained(run.init, dtype=torch.float32),
+        rung_blocks(corpus, run.first_block, run.steps * blocks_per_step),
         context=context,
         penalty=penalty,
         eval_dataset=corpus.validation,
         processing_class=corpus.tokenizer,
         callbacks=[
-            _Milestones(arm),
-            ProgressBar(arm.title, corpus.bits_per_nat_token),
+            _Milestones(run),
+            ProgressBar(run.title, corpus.bits_per_nat_token),
             *callbacks,
         ],
     )
     meter = trainer.meter = ThroughputMeter(
-        step_tokens=arm.training.batch_tokens,
-        flops_per_token=arm.flops_per_token,
+        step_tokens=run.training.batch_tokens,
+        flops_per_token=run.flops_per_token,
         device=trainer.args.device,
         processes=trainer.args.world_size,
     )
     trainer.add_callback(meter)
-    if arm.stable is not None:
-        _, warmdown = schedule_steps(arm.training, arm.steps, arm.warmup_steps)
-        trainer.add_callback(KeepStableCheckpoint(trainer, arm.stable, step=arm.steps - warmdown))
-    own = newest_complete_checkpoint(arm.folder / "checkpoints")
-    checkpoint = own or arm.branch_from
+    if run.stable is not None:
+        _, decay = schedule_steps(run.training, run.steps, run.warmup_steps)
+        trainer.add_callback(KeepStableCheckpoint(trainer, run.stable, step=run.steps - decay))
+    own = newest_complete_checkpoint(run.folder / "checkpoints")
+    checkpoint = own or run.branch_from
     if checkpoint is None:
         args.eval_on_start = True  # the curve's first point; a resumed run has it in its log already
     else:
-        logger.info("%s: continues from %s", arm.title, checkpoint.name)
+        logger.info("%s: continues from %s", run.title, checkpoint.name)
     with blocks_of_one_size(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, branches=own is None)
-        return _measure(arm, corpus, trainer, meter, time.monotonic() - started), trainer
+        return _measure(run, corpus, trainer, meter, time.monotonic() - started), trainer
 
 
 def _measure(
-    arm: Arm, corpus: Corpus, trainer: ProgressiveTrainer, meter: ThroughputMeter, seconds: float
-) -> ArmResult:
+    run: TrainingRun, corpus: Corpus, trainer: ProgressiveTrainer, meter: ThroughputMeter, seconds: float
+) -> TrainingResult:
     history: Sequence[dict[str, Any]] = trainer.state.log_history
     curve, training_log, speeds = [], [], []
     for entry in history:
-        tokens = entry["step"] * arm.training.batch_tokens
+        tokens = entry["step"] * run.training.batch_tokens
         if "eval_loss" in entry:
             curve.append(
                 {
                     "step": entry["step"],
                     "tokens": tokens,
-                    "flops": arm.flops_before + tokens * arm.flops_per_token,
+                    "flops": run.flops_before + tokens * run.flops_per_token,
                     "loss": entry["eval_loss"],
                     "bits_per_byte": entry["eval_loss"] * corpus.bits_per_nat_token,
                 }
@@ -374,18 +377,18 @@ def _measure(
             speeds.append({key: entry[key] for key in ("step", *_SPEEDS) if key in entry})
             training_log.append({k: storage.finite_or_none(value) for k, value in entry.items() if k not in _SPEEDS})
     last = curve[-1]
-    assert last["step"] == arm.steps, f"the last validation was at step {last['step']} of {arm.steps}"
+    assert last["step"] == run.steps, f"the last validation was at step {last['step']} of {run.steps}"
     validated = len(curve) * len(corpus.validation) * corpus.context
-    return ArmResult(
+    return TrainingResult(
         loss=last["loss"],
         bits_per_byte=last["bits_per_byte"],
         tokens=last["tokens"],
-        flops=last["tokens"] * arm.flops_per_token,
+        flops=last["tokens"] * run.flops_per_token,
         curve=curve,
         training_log=training_log,
         seconds=seconds,
         evaluation_tokens=validated,
-        evaluation_flops=validated * arm.flops_per_token * FORWARD_SHARE,
+        evaluation_flops=validated * run.flops_per_token * FORWARD_SHARE,
         computed_in=describe(trainer),
         evaluation_seconds=meter.seconds["evaluation"],
         throughput={**meter.summary(), "log": speeds},

@@ -67,8 +67,11 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["grow", "PARENT", "PARENT", "--set", "n_layer=3"], "exists already"),
         (["plan", "nothing.yaml"], "nothing.yaml: no such file"),
         (["study", "nothing.yaml"], "nothing.yaml: no such file"),
-        (["study", "study_tiny", "--set", "arms.0.parent_fraction=0"], "arms.0.parent_fraction: 0.0 is not positive"),
-        (["study", "study_tiny", "--set", "arms.0.set={growth.method: grow}"], "arm 'exact': "),
+        (
+            ["study", "study_tiny", "--set", "recipes.0.parent_fraction=0"],
+            "recipes.0.parent_fraction: 0.0 is not positive",
+        ),
+        (["study", "study_tiny", "--set", "recipes.0.set={growth.method: grow}"], "recipe 'exact': "),
         (["report", "/nowhere"], "/nowhere"),
         (["plan", "study_tiny"], "study_tiny.yaml: is a study's configuration; `hf-progressive study` runs it"),
         (["study", "ladder_tiny"], "ladder_tiny.yaml: is a ladder's configuration; `hf-progressive ladder` runs it"),

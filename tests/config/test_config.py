@@ -90,7 +90,7 @@ def test_overrides_reach_nested_keys_and_list_items(tmp_path: Path) -> None:
         ("data.tokenizer.revision=v1", r"data\.tokenizer\.revision: 'v1' without a name; name the tokenizer"),
         ("cold=[d3]", r"cold: 'd3' is no grown rung"),
         ("training.batch_tokens=100", r"batch_tokens: 100 is not a multiple of the context, 64 tokens"),
-        ("training.warmdown_fraction=0.99", r"warm-up and warm-down together are 1\.01"),
+        ("training.decay_fraction=0.99", r"warm-up and decay together are 1\.01"),
         ("data.source=text", r"data\.files: the source 'text' needs the files to read"),
         ("data.files=[a.txt]", r"data\.files: only text, json and parquet read files"),
         ("data.tokenizer.vocab_size=256", r"data\.tokenizer\.vocab_size: 256 leaves no room"),

@@ -1,4 +1,4 @@
-"""A study's configuration: its ladder, its arms, and one line for every mistake."""
+"""A study's configuration: its ladder, its recipes, and one line for every mistake."""
 
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,25 @@ def write(folder: Path, mapping: dict[str, Any]) -> Path:
 
 
 def test_plain_values_read_back_as_an_equal_configuration(corpus_file: Path, tmp_path: Path) -> None:
-    arm = {"name": "a", "set": {"phi.gamma": 1e-5, "growth.options": {"init_std": 1e-4}}, "rungs": ["l2w16"]}
-    config = study_config(corpus_file, arms=[arm], learning_rates={"cold": [1e-3]})
+    recipe = {"name": "a", "set": {"phi.gamma": 1e-5, "growth.options": {"init_std": 1e-4}}, "rungs": ["l2w16"]}
+    config = study_config(corpus_file, recipes=[recipe], learning_rates={"cold": [1e-3]})
     assert load_study_config(write(tmp_path, config.to_dict())) == config
 
 
-def test_an_arm_changes_the_ladder_under_its_dotted_keys(corpus_file: Path) -> None:
+def test_an_recipe_changes_the_ladder_under_its_dotted_keys(corpus_file: Path) -> None:
     overrides = {"phi.gamma": 1e-5, "growth.options": {"init_std": 1e-4}, "training.inherited_learning_rate": 1e-3}
-    config = study_config(corpus_file, arms=[{"name": "plain"}, {"name": "a", "set": overrides}])
-    ladder = config.arm_ladder("a")
+    config = study_config(corpus_file, recipes=[{"name": "plain"}, {"name": "a", "set": overrides}])
+    ladder = config.recipe_ladder("a")
     assert ladder.phi.gamma == 1e-5
     assert ladder.growth.options == {"init_std": 1e-4}
     assert ladder.training.inherited_learning_rate == 1e-3
-    assert config.arm_ladder("plain") == config.ladder
+    assert config.recipe_ladder("plain") == config.ladder
 
 
 def test_a_ladder_stands_on_its_base_and_overrides_go_last(tmp_path: Path) -> None:
     mapping = {
         "ladder": {"base": "ladder_tiny", "training": {"learning_rate": 5e-3}},
-        "arms": [{"name": "exact", "set": {"phi.ewc_lambda": 0.0}}],
+        "recipes": [{"name": "exact", "set": {"phi.ewc_lambda": 0.0}}],
     }
     config = load_study_config(write(tmp_path, mapping), ["ladder.phi.gamma=0.25", "seeds=[7]"])
     assert config.ladder.training.learning_rate == 5e-3
@@ -43,7 +43,7 @@ def test_a_ladder_stands_on_its_base_and_overrides_go_last(tmp_path: Path) -> No
     assert config.ladder.phi.gamma == 0.25
     assert config.seeds == (7,)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "rungs": ["d2", "d3"]}))
-    beside = load_study_config(write(tmp_path, {"ladder": {"base": "mine.yaml"}, "arms": [{"name": "x"}]}))
+    beside = load_study_config(write(tmp_path, {"ladder": {"base": "mine.yaml"}, "recipes": [{"name": "x"}]}))
     assert beside.ladder.name == "mine"
 
 
@@ -51,39 +51,39 @@ def test_a_ladder_stands_on_its_base_and_overrides_go_last(tmp_path: Path) -> No
     ("changes", "message"),
     [
         ({"seedz": [1]}, r"seedz: unknown key; did you mean 'seeds'\?"),
-        ({"arms": []}, "arms: the list is empty; name at least one"),
-        ({"arms": [{"name": "a"}, {"name": "a"}]}, r"arms.1.name: 'a' is given twice"),
+        ({"recipes": []}, "recipes: the list is empty; name at least one"),
+        ({"recipes": [{"name": "a"}, {"name": "a"}]}, r"recipes.1.name: 'a' is given twice"),
         (
-            {"arms": [{"name": "a", "set": {"rungs": 1}}]},
-            r"arms.0.set.rungs: an arm changes keys below growth",
+            {"recipes": [{"name": "a", "set": {"rungs": 1}}]},
+            r"recipes.0.set.rungs: a recipe changes keys below growth",
         ),
-        ({"arms": [{"name": "a", "set": {"phi.lamda": 1}}]}, r"arms.0.set.phi.lamda: unknown key"),
+        ({"recipes": [{"name": "a", "set": {"phi.lamda": 1}}]}, r"recipes.0.set.phi.lamda: unknown key"),
         (
-            {"arms": [{"name": "a", "set": {"training.tokens_per_parameter": 1}}]},
-            "tokens_per_parameter: it sizes the cold twin too; change the ladder instead",
+            {"recipes": [{"name": "a", "set": {"training.tokens_per_parameter": 1}}]},
+            "tokens_per_parameter: it sizes the baseline too; change the ladder instead",
         ),
-        ({"arms": [{"name": "a", "parent_arm": "b"}]}, r"arms.0.parent_arm: no arm above is named 'b'"),
+        ({"recipes": [{"name": "a", "parent_recipe": "b"}]}, r"recipes.0.parent_recipe: no recipe above is named 'b'"),
         (
-            {"arms": [{"name": "a", "rungs": ["l1w16"]}]},
-            "arms.0.rungs: 'l1w16' is no grown rung; did you",
+            {"recipes": [{"name": "a", "rungs": ["l1w16"]}]},
+            "recipes.0.rungs: 'l1w16' is no grown rung; did you",
         ),
-        ({"arms": [{"name": "a", "seeds": [5]}]}, r"arms.0.seeds: 5 is none of the study's seeds, \[0\]"),
-        ({"arms": [{"name": "a", "set": {"training.warmup_fraction": 0.3}}]}, "lower training.warmup_fraction"),
+        ({"recipes": [{"name": "a", "seeds": [5]}]}, r"recipes.0.seeds: 5 is none of the study's seeds, \[0\]"),
+        ({"recipes": [{"name": "a", "set": {"training.warmup_fraction": 0.3}}]}, "lower training.warmup_fraction"),
         ({"cold_fractions": [0.5]}, "cold_fractions: 1.0 is missing, the budget that a child has to match"),
         ({"child_fractions": [0.5, 0.2]}, r"child_fractions: \[0.5, 0.2\] does not rise"),
         ({"child_fractions": [3.0]}, r"child_fractions: 3.0 is not in \(0, 2\]"),
         ({"seeds": [1, 1]}, "seeds: give distinct seeds"),
         ({"seeds": [-1]}, "seeds: -1 is negative"),
-        ({"headline": "b"}, "headline: there is no arm 'b'; known: exact"),
+        ({"headline": "b"}, "headline: there is no recipe 'b'; known: exact"),
         (
-            {"arms": [{"name": "a", "set": {"phi.gamma": 1.0}}], "baseline": "a"},
-            "baseline: the arm 'a' has Φ on; name one without",
+            {"recipes": [{"name": "a", "set": {"phi.gamma": 1.0}}], "reference": "a"},
+            "reference: the recipe 'a' has Φ on; name one without",
         ),
         (
-            {"arms": [{"name": "a", "set": {"phi.gamma": 1.0}}, {"name": "b", "baseline": "a"}]},
-            "arms.1.baseline: the arm 'a' has Φ on; name one without",
+            {"recipes": [{"name": "a", "set": {"phi.gamma": 1.0}}, {"name": "b", "reference": "a"}]},
+            "recipes.1.reference: the recipe 'a' has Φ on; name one without",
         ),
-        ({"arms": [{"name": "a", "baseline": "c"}]}, "arms.0.baseline: there is no arm 'c'; known: a"),
+        ({"recipes": [{"name": "a", "reference": "c"}]}, "recipes.0.reference: there is no recipe 'c'; known: a"),
         ({"learning_rates": {"cold": [0.0]}}, "learning_rates.cold: 0.0 is no positive learning rate"),
         ({"learning_rates": {"rung": "x"}}, "learning_rates.rung: 'x' is no grown rung"),
         ({"ladder": {"rungs": ["d2"]}}, "ladder.rungs: a study needs two rungs or more"),

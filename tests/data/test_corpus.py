@@ -1,4 +1,4 @@
-"""A corpus as the ladder uses it: one order for every rung and arm, whatever the number of processes."""
+"""A corpus as the ladder uses it: one order for every training run, whatever the number of processes."""
 
 import pytest
 import torch

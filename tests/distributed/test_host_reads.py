@@ -15,9 +15,9 @@ from hf_progressive.config import DataConfig, TokenizerConfig, TrainingConfig
 from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.distributed.host_reads import host_reads
 from hf_progressive.penalty import InheritancePenalty
-from hf_progressive.training import training_run as arm
+from hf_progressive.training import training_run
 from hf_progressive.training.checkpoints import write_fresh
-from hf_progressive.training.training_run import Arm, train_arm
+from hf_progressive.training.training_run import TrainingRun, train_run
 
 CPU, CONTEXT, STEPS, LOGS = torch.device("cpu"), 16, 12, 4
 
@@ -129,8 +129,8 @@ def full_penalty(init: Path) -> InheritancePenalty:
 def test_between_two_logs_a_ladder_s_training_reads_nothing(
     corpus: Corpus, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, with_phi: bool
 ) -> None:
-    monkeypatch.setattr(arm, "_LOGS_PER_RUN", LOGS)
-    run = Arm(
+    monkeypatch.setattr(training_run, "_LOGS_PER_RUN", LOGS)
+    run = TrainingRun(
         title="reads",
         init=init,
         folder=tmp_path,
@@ -142,7 +142,7 @@ def test_between_two_logs_a_ladder_s_training_reads_nothing(
         phi_schedule="linear",
     )
     between = BetweenLogs()
-    result, _ = train_arm(run, corpus, full_penalty(init) if with_phi else None, callbacks=[between])
+    result, _ = train_run(run, corpus, full_penalty(init) if with_phi else None, callbacks=[between])
     assert between.stretches == LOGS - 1
     assert dict(between.reads) == {}
     assert (result.training_log[-1].get("phi/ewc", 0.0) > 0) == with_phi

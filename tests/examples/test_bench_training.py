@@ -1,4 +1,4 @@
-"""The benchmark of training runs all its arms, and its figures follow from the times it lists."""
+"""The benchmark of training runs all its variants, and its figures follow from the times it lists."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ import pytest
 from accelerate import Accelerator
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
-ARMS = ["bare", "stock", "ours", "phi"]
+VARIANTS = ["bare", "stock", "ours", "phi"]
 
 
 @pytest.fixture
@@ -29,23 +29,23 @@ def test_every_figure_follows_from_the_times(benchmark, monkeypatch, capsys, tmp
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report == json.loads((tmp_path / "o.json").read_text())
     [result] = report["results"]
-    assert list(result["arms"]) == ARMS
+    assert list(result["variants"]) == VARIANTS
     assert (result["tokens_per_step"], result["rounds"]) == (512, 3)
     layer, width, vocabulary, context = 12 * 32**2, 32, 1024, 256
     assert result["flops_per_token"] == 6 * (layer + vocabulary * width) + 12 * width * context
-    times = {name: arm["turn_seconds"] for name, arm in result["arms"].items()}
-    for name, arm in result["arms"].items():
+    times = {name: variant["turn_seconds"] for name, variant in result["variants"].items()}
+    for name, variant in result["variants"].items():
         rate = result["steps_per_turn"] * 512 / statistics.median(times[name])
-        assert arm["tokens_per_second"] == pytest.approx(rate, rel=1e-2)  # the times are rounded
-        assert arm["mfu"] == pytest.approx(rate * result["flops_per_token"] / 1e10, rel=1e-2)
-        assert arm["peak_bytes"] > 3 * 4 * result["parameters"]  # weights and Adam's moments
+        assert variant["tokens_per_second"] == pytest.approx(rate, rel=1e-2)  # the times are rounded
+        assert variant["mfu"] == pytest.approx(rate * result["flops_per_token"] / 1e10, rel=1e-2)
+        assert variant["peak_bytes"] > 3 * 4 * result["parameters"]  # weights and Adam's moments
     for key, over, under in (("ours_over_bare", "bare", "ours"), ("phi_over_ours", "phi", "ours")):
         ratio = statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
         assert result[key] == pytest.approx(ratio, rel=1e-2)
     # Trainer's filter of losses that are not finite reads one at every micro-batch; there is one per step here.
-    [place] = [place for place in result["arms"]["stock"]["read_places"] if "_run_epoch" in place]
-    assert result["arms"]["stock"]["read_places"][place] >= result["steps_per_turn"]
-    bare, phi = (result["arms"][name]["peak_bytes"] for name in ("bare", "phi"))
+    [place] = [place for place in result["variants"]["stock"]["read_places"] if "_run_epoch" in place]
+    assert result["variants"]["stock"]["read_places"][place] >= result["steps_per_turn"]
+    bare, phi = (result["variants"][name]["peak_bytes"] for name in ("bare", "phi"))
     assert phi - bare >= 2 * 4 * result["parameters"]  # anchor and Fisher information
 
 
@@ -69,21 +69,21 @@ def test_sizes_follow_the_real_ladder(benchmark):
         benchmark.size_named("x")
 
 
-def test_an_arm_that_fails_is_named_and_the_others_are_measured(benchmark, monkeypatch, capsys):
+def test_an_variant_that_fails_is_named_and_the_others_are_measured(benchmark, monkeypatch, capsys):
     def broken(workload, pause, observer):
         pause()
         raise RuntimeError("a kernel is missing\nand more")
 
-    monkeypatch.setitem(benchmark.ARMS, "stock", broken)
+    monkeypatch.setitem(benchmark.VARIANTS, "stock", broken)
     arguments = ["--sizes", "l1w32", "--step-tokens", "256", "--mode", "eager", "--rounds", "2", "--json"]
     monkeypatch.setattr(sys, "argv", ["x", *arguments, "--device", "cpu"])
     benchmark.main()
     [result] = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     assert result["failures"] == {"stock": "RuntimeError: a kernel is missing"}
-    assert list(result["arms"]) == ["bare", "ours", "phi"]
+    assert list(result["variants"]) == ["bare", "ours", "phi"]
     assert result["ours_over_stock"] is None
     assert result["ours_over_bare"] > 0
-    assert result["arms"]["ours"]["reads_between_logs"] == result["arms"]["phi"]["reads_between_logs"] == 0
+    assert result["variants"]["ours"]["reads_between_logs"] == result["variants"]["phi"]["reads_between_logs"] == 0
 
 
 def test_what_one_measurement_sets_for_all_is_gone_before_the_next(benchmark, monkeypatch):

@@ -51,7 +51,9 @@ def test_a_rehearsal_comes_to_its_end_and_a_second_start_does_nothing(tmp_path):
 
 def last_model_cost(record):
     """(C_lineage + C_child) / C_scratch of the one seed, from its finished models alone."""
-    child = next(rung for rung in record["arms"][0]["points"] if rung["rung"] == record["rungs"][-1]["name"])["points"]
+    child = next(rung for rung in record["recipes"][0]["points"] if rung["rung"] == record["rungs"][-1]["name"])[
+        "points"
+    ]
     scratch = {rung["rung"]: rung["points"][-1] for rung in record["cold"]}
     target = scratch[record["rungs"][-1]["name"]]
     parent = scratch[record["rungs"][0]["name"]]

@@ -17,7 +17,7 @@ from hf_progressive.data import prepare_corpus, rung_blocks
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.precision import allow_tf32
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
-from hf_progressive.training.training_run import Arm, train_arm
+from hf_progressive.training.training_run import TrainingRun, train_run
 
 CONTEXT = 128
 SOURCE = Path(hf_progressive.__file__).parent
@@ -27,7 +27,7 @@ SOURCE = Path(hf_progressive.__file__).parent
 def corpus(tmp_path_factory):
     """The package's own source text."""
     config = DataConfig(
-        source="text", files=(str(SOURCE / "growth"), str(SOURCE / "phi")), validation_fraction=0.1,
+        source="text", files=(str(SOURCE / "growth"), str(SOURCE / "penalty")), validation_fraction=0.1,
         max_validation_tokens=16 * CONTEXT, tokenizer=TokenizerConfig(vocab_size=384),
     )  # fmt: skip
     return prepare_corpus(config, CONTEXT, tmp_path_factory.mktemp("corpus") / "data")
@@ -149,7 +149,7 @@ def test_no_step_waits_for_a_result(with_phi, corpus, tmp_path, cuda, record_pro
         batch_tokens=8 * CONTEXT, micro_batch_size=4, learning_rate=1e-3, evaluations=1, checkpoints=1
     )
     write_fresh(build_config(corpus), corpus.tokenizer, tmp_path / "init", seed=0)
-    arm = Arm(
+    run = TrainingRun(
         title="no step waits", init=tmp_path / "init", folder=tmp_path, training=training, learning_rate=1e-3,
         steps=steps, first_block=0, flops_per_token=1.0, checkpoint_steps=frozenset(),
     )  # fmt: skip
@@ -159,7 +159,7 @@ def test_no_step_waits_for_a_result(with_phi, corpus, tmp_path, cuda, record_pro
         model = GPT2LMHeadModel.from_pretrained(tmp_path / "init", dtype=torch.float32)
         penalty = resumable_run.build_penalty(model)
     watch = WaitForNothing(warmup=10)
-    result, _ = train_arm(arm, corpus, penalty, [watch])
+    result, _ = train_run(run, corpus, penalty, [watch])
     record_property("steps", watch.steps)
     assert watch.steps == steps - 10
     assert result.curve[-1]["step"] == steps

@@ -44,17 +44,17 @@ def test_the_example_grows_a_checkpoint_that_is_named(tmp_path, monkeypatch, cap
     assert "n_embd: 24 → 32\n" in capsys.readouterr().out
 
 
-def test_every_arm_of_the_benchmark_writes_the_grown_size(tmp_path):
+def test_every_variant_of_the_benchmark_writes_the_grown_size(tmp_path):
     bench = load(Path("benchmarks/bench_growth.py"))
     target = {"n_embd": 128, "n_head": 2, "n_layer": 2}
     for name, width, layers in (("parent", 64, 1), ("half", 64, 1), ("grown", 128, 2)):
         bench.build_parent(tmp_path / name, width, layers)
     grown = (tmp_path / "grown" / "model.safetensors").stat().st_size
-    for arm in bench.ARMS:
-        result = bench.run_arm(arm, tmp_path, target)
+    for variant in bench.VARIANTS:
+        result = bench.run_variant(variant, tmp_path, target)
         assert result["seconds"] > 0
         assert result["peak_rss_mb"] > 10
-        if arm != "half_the_layers":
+        if variant != "half_the_layers":
             assert grown <= result["bytes"] < grown + 50_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grown", "half", "parent"]
 
@@ -62,7 +62,7 @@ def test_every_arm_of_the_benchmark_writes_the_grown_size(tmp_path):
 @pytest.mark.slow
 def test_the_benchmark_prints_one_json_line(tmp_path):
     command = [sys.executable, EXAMPLES / "benchmarks" / "bench_growth.py", "--gb", "0.02", "--width", "128"]
-    options = ["--repeats", "1", "--arms", "growth", "copy", "--folder", tmp_path]
+    options = ["--repeats", "1", "--variants", "growth", "copy", "--folder", tmp_path]
     run = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True, check=True)
     (line,) = run.stdout.splitlines()
     result = json.loads(line)

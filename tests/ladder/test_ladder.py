@@ -26,7 +26,7 @@ from hf_progressive.planning.sizing import DIAL_FIELDS
 from hf_progressive.publishing import prepare_publication
 from hf_progressive.records.reading import read_run
 from hf_progressive.storage.locks import try_lock
-from hf_progressive.training import training_run as arm
+from hf_progressive.training import training_run as training_run
 from hf_progressive.training.checkpoints import newest_complete_checkpoint
 
 NAMES = [rung["name"] for rung in RUNGS]
@@ -94,10 +94,10 @@ def test_the_record_adds_up(finished: tuple[Path, Path, list[RungResult]]) -> No
         assert record["seconds"]["evaluate"] > 0
         for name, estimate in record["estimates"].items():
             assert price["estimates"]["by_term"][name] == estimate["flops"]
-    twin = third["cold"]
-    spent = len(twin["curve"]) * validated * third["flops"]["per_token"] / 3
-    assert twin["evaluation_flops"] == pytest.approx(spent)
-    assert 0 < twin["evaluation_seconds"] < twin["seconds"]
+    baseline = third["cold"]
+    spent = len(baseline["curve"]) * validated * third["flops"]["per_token"] / 3
+    assert baseline["evaluation_flops"] == pytest.approx(spent)
+    assert 0 < baseline["evaluation_seconds"] < baseline["seconds"]
     assert first["parent"] is None
     assert first["cold"] is None
     assert first["flops"]["inherited"] == 0
@@ -185,10 +185,10 @@ def test_the_penalty_is_logged_and_absent_from_the_first_rung(
     assert set(fisher) == set(dict(AutoModelForCausalLM.from_pretrained(run / NAMES[0] / "final").named_parameters()))
 
 
-def test_the_cold_twin_reads_what_the_child_reads(finished: tuple[Path, Path, list[RungResult]]) -> None:
+def test_the_baseline_reads_what_the_child_reads(finished: tuple[Path, Path, list[RungResult]]) -> None:
     config = load_ladder_config(finished[0])
     third = plan_ladder(config).rungs[2]
-    assert third.trains_cold
+    assert third.trains_baseline
     assert third.first_block == sum(r.steps for r in plan_ladder(config).rungs[:2]) * 128 // 32
 
 
@@ -207,7 +207,7 @@ def test_a_changed_configuration_is_refused_by_name(finished: tuple[Path, Path, 
         run_ladder(config, run)
 
 
-def test_a_rung_can_grow_from_before_its_parents_warm_down(tmp_path: Path) -> None:
+def test_a_rung_can_grow_from_before_its_parents_decay(tmp_path: Path) -> None:
     path = write_ladder(tmp_path)
     config = load_ladder_config(path, ["growth.parent=stable", "cold=none", f"rungs={RUNGS[:2]}"])
     run_ladder(config, tmp_path / "run")
@@ -236,13 +236,13 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 ) -> None:
     path, run, _ = finished
     config = load_ladder_config(path)
-    build = arm.ProgressiveTrainer.__init__
+    build = training_run.ProgressiveTrainer.__init__
 
     def interrupted(self: object, *args: object, **kwargs: object) -> None:
         build(self, *args, **kwargs)
         self.add_callback(_Interruption(step=9))
 
-    monkeypatch.setattr(arm.ProgressiveTrainer, "__init__", interrupted)
+    monkeypatch.setattr(training_run.ProgressiveTrainer, "__init__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_ladder(config, tmp_path / "run")
     monkeypatch.undo()
@@ -270,14 +270,14 @@ def test_sigterm_leaves_a_checkpoint_of_that_step_and_its_penalty(
     """Step 7 of the second rung, where no checkpoint is due: it goes on in silence, with the same bits."""
     path, run, _ = finished
     config = load_ladder_config(path)
-    build = arm.ProgressiveTrainer.__init__
+    build = training_run.ProgressiveTrainer.__init__
 
     def told(self: object, *args: object, **kwargs: object) -> None:
         build(self, *args, **kwargs)
         if kwargs["penalty"] is not None:
             self.add_callback(_Told(step=7))
 
-    monkeypatch.setattr(arm.ProgressiveTrainer, "__init__", told)
+    monkeypatch.setattr(training_run.ProgressiveTrainer, "__init__", told)
     with pytest.raises(SystemExit) as caught:
         run_ladder(config, tmp_path / "run")
     monkeypatch.undo()

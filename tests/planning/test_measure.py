@@ -110,7 +110,7 @@ def test_a_plan_is_measured_on_this_machine_and_leaves_nothing_behind(capsys, tm
         assert rung["speed"]["basis"] == "measured"
         assert rung["tokens_per_second"] == pytest.approx(entry["tokens_per_second"])
         assert entry["steps"] >= 2
-        tokens = rung["tokens"] + (rung["cold_tokens"] if rung["trains_cold"] else 0)
+        tokens = rung["tokens"] + (rung["cold_tokens"] if rung["trains_baseline"] else 0)
         hours += tokens / entry["tokens_per_second"] / 3600
     assert record["family"]["this_run"]["hours"] == pytest.approx(hours)
     assert record["family"]["saving"]["hours"] > 0

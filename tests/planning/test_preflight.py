@@ -10,7 +10,7 @@ from hf_progressive import cli
 from hf_progressive.config import load_ladder_config
 from hf_progressive.planning import preflight
 from hf_progressive.planning.preflight import find_problems
-from hf_progressive.training import training_run as arm
+from hf_progressive.training import training_run as training_run
 
 WRONG = {
     "training.batch_tokens=192": "training.batch_tokens: 192 is 3 blocks of 64, not divisible among 2 processes",
@@ -68,7 +68,7 @@ def test_nothing_is_wrong_with_what_ships(name):
 
 
 def test_whatever_the_ladder_hands_to_trainer_itself_cannot_be_given_twice():
-    (function,) = ast.parse(textwrap.dedent(inspect.getsource(arm.training_arguments))).body
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(training_run.training_arguments))).body
     calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
     names = {word.arg for call in calls if ast.unparse(call.func).endswith("Arguments") for word in call.keywords}
     for name in names - {None, "per_device_eval_batch_size"}:

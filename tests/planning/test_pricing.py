@@ -34,7 +34,7 @@ def test_hours_and_dollars_are_flops_over_what_the_cluster_does(capsys):
     seconds = flops / (2 * 312e12 * 0.5)
     cost = record["family"]["last_alone"]
     assert cost == pytest.approx({"flops": flops, "hours": seconds / 3600, "dollars": seconds / 3600 * 2 * 1.5})
-    spent = sum(rung["flops"] + rung["cold_flops"] * rung["trains_cold"] for rung in record["rungs"])
+    spent = sum(rung["flops"] + rung["cold_flops"] * rung["trains_baseline"] for rung in record["rungs"])
     assert record["family"]["this_run"]["flops"] == pytest.approx(spent)
     assert record["family"]["to_match"] is None
 
@@ -44,7 +44,7 @@ def test_validation_is_a_third_of_training_per_token(capsys):
     total = 0.0
     for rung in record["rungs"]:
         runs = [(rung["validation"], rung["flops"])]
-        if rung["trains_cold"]:
+        if rung["trains_baseline"]:
             runs.append((rung["cold_validation"], rung["cold_flops"]))
         for cost, training in runs:
             flops = 41 * 2_097_152 * rung["flops_per_token"] / 3
@@ -83,7 +83,7 @@ def test_estimates_and_what_is_saved_are_priced(capsys):
         tokens = 16 * 64  # sequences × context, of which every rung has read more
         assert by_term["fisher"] == tokens * rung["flops_per_token"] + 2 * rung["parameters"]["total"] * 16
         assert rung["estimates"]["flops"] == by_term["fisher"] + by_term["subspace"]
-        runs = 2 if rung["trains_cold"] else 1
+        runs = 2 if rung["trains_baseline"] else 1
         # Per parameter: four checkpoints of weights and two moments, the initial and final weights, one Fisher value.
         assert rung["saving"]["bytes"] == rung["parameters"]["total"] * (runs * (4 * 12 + 2 * 4) + 4)
         assert rung["saving"]["hours"] is None
@@ -137,7 +137,7 @@ def test_the_table_keeps_the_prices_apart_and_says_what_does_not_fit(capsys):
     words = ["plan", "validation_d15_d16", "--gpus", "4", "--price", "3", *budget]
     assert cli.main([*words, "--set", "training.micro_batch_size=64"]) == 0
     table = capsys.readouterr().out
-    for text in ("every rung cold", "as configured", "the last rung alone, cold", "this run, its cold twins included"):
+    for text in ("every rung cold", "as configured", "the last rung alone, cold", "this run, its baselines included"):
         assert text in table
     assert "of the 20 dollars it may: over the budget" in table
     assert "of the 2 hours it may: within the budget" in table

@@ -85,7 +85,7 @@ def test_card_of_a_matched_rung(run_dir: Path) -> None:
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("bits_per_byte", publication.lineage.rung.bits_per_byte)
     for phrase in (
-        "It reached the twin's figure after 101 GFLOP, 53 % less",
+        "It reached the baseline's figure after 101 GFLOP, 53 % less",
         "[d4](https://huggingface.co/org/tiny-d4)",
         "| [d6](https://huggingface.co/org/tiny-d6) | 186 k |",
         "λ = 0.25 on the squared distance",
@@ -106,19 +106,19 @@ def test_what_was_not_measured_is_left_out(run: Path) -> None:
     publication = prepare_publication(final, "org/d5")
     text = publication.card
     about_it = prose(text).partition("## The family")[0]
-    for phrase in ("twin", "η", "Φ", "CORE", "Where it comes from", "logit", " None.", "nan", "{"):
+    for phrase in ("baseline", "η", "Φ", "CORE", "Where it comes from", "logit", " None.", "nan", "{"):
         assert phrase not in about_it, phrase
     assert "license" not in ModelCard(text).data.to_dict()
-    assert "No cold twin of this rung was trained" in text
+    assert "No baseline of this rung was trained" in text
     assert "nothing has to be estimated" not in text
     assert "phi/fisher.safetensors" not in publication.files
 
 
-def test_a_twin_that_was_not_reached_is_said(run: Path) -> None:
+def test_a_baseline_that_was_not_reached_is_said(run: Path) -> None:
     final = run / "d5" / "final"
     change_record(final, flops_to_match=None, saving=None, eta=None, gap_bits_per_byte=0.0421)
     text = prepare_publication(final, "org/d5").card
-    assert "It did not reach the twin; 0.0421 bits per byte were missing." in text
+    assert "It did not reach the baseline; 0.0421 bits per byte were missing." in text
     assert "| FLOPs to match | not matched |" in text
     assert "saved" not in text.partition("| rung |")[0]
 

@@ -16,15 +16,15 @@ CASES = {
     **{origin: family(4, origin=origin) for origin in ORIGINS[1:]},
     **{f"{origin}, one grown": family(2, origin=origin) for origin in ORIGINS[1:]},
     "not matched": family(3, unmatched=(1,)),
-    "no twin": family(3, without_twin=(2,)),
-    "dearer than its twin": family(3, dearer=True),
+    "no baseline": family(3, without_baseline=(2,)),
+    "dearer than its baseline": family(3, dearer=True),
     "Fisher only, late": family(2, phi={**PHI, "gamma": 0.0, "until": 1.5, "schedule": "cosine"}),
     "data repeat": family(3, repeats={1: 40_960, 2: 0}),
 }
 
 A_MODEL = "A GPT-2 language model of {parameters} parameters, rung {ordinal} of {rungs} of the ladder sums"
 UNKNOWN = "; what went into the first of them is not known"
-TWIN = (
+BASELINE = (
     "The same architecture, trained from nothing on its full budget ({cold}), ended at {cold_bits} bits per byte on"
     " the same validation documents; this model ended at {bits} with {spent} of its own."
 )
@@ -45,8 +45,8 @@ CLAIMS = [
     Claim("Model: GPT-2, {layers} layers of width {width}, context {context}"),
     Claim("Parameters: {parameters}, of which {other_parameters} outside the embeddings"),
     Claim("Started from: the parent's function: logits up to {logits} differed by {logit_change} at most"),
-    Claim("Bits per byte: {bits} on validation documents", lambda f: not f["has_twin"]),
-    Claim("Bits per byte: {bits} on validation documents; its twin, trained from nothing: {cold_bits}"),
+    Claim("Bits per byte: {bits} on validation documents", lambda f: not f["has_baseline"]),
+    Claim("Bits per byte: {bits} on validation documents; its baseline, trained from nothing: {cold_bits}"),
     Claim("FLOPs of its own: {train}", lambda f: "origin" not in f and not f["fisher"] + f["subspace"]),
     Claim(
         "FLOPs of its own: {train}, and {fisher@unit} for its parent's Fisher information, and {subspace@unit} for its"
@@ -56,10 +56,10 @@ CLAIMS = [
     Claim("FLOPs that went into it: {origin_flops}, its ancestors' included" + UNKNOWN, lambda f: not f["is_known"]),
     Claim("FLOPs inherited: {lineage}, spent on its ancestors", lambda f: f["is_known"]),
     Claim("FLOPs inherited: {lineage}, spent on its ancestors" + UNKNOWN, lambda f: not f["is_known"]),
-    Claim("FLOPs of its twin: {cold}", lambda f: f["has_twin"]),
+    Claim("FLOPs of its baseline: {cold}", lambda f: f["has_baseline"]),
     Claim("FLOPs to match: {match}, {saving} saved, transfer efficiency η = {eta}"),
     Claim("FLOPs to match: {match}, {saving} saved", lambda f: f["eta"] is None),
-    Claim("FLOPs to match: not matched", lambda f: f["has_twin"] and f["match"] is None),
+    Claim("FLOPs to match: not matched", lambda f: f["has_baseline"] and f["match"] is None),
     Claim("Grown from {parent:s} ({parent_parameters} parameters, method CODE, seed {seed})."),
     Claim(
         "Before its first step it computed the same function: on {sequences} sequences of {check_length} random tokens"
@@ -73,11 +73,11 @@ CLAIMS = [
     ),
     Claim("Made with {versions:s}."),
     Claim("Not trained by this ladder: it had read {tokens} tokens.", lambda f: "origin" in f),
-    Claim(TWIN),
-    Claim("It did not reach the twin; {gap} bits per byte were missing.", lambda f: f["match"] is None),
-    Claim("It reached the twin's figure after {match}, {saving} less.", lambda f: f["eta"] is None),
-    Claim("It reached the twin's figure after {match}, {saving} less."),
-    Claim("It reached the twin's figure after {match}, {extra} more."),
+    Claim(BASELINE),
+    Claim("It did not reach the baseline; {gap} bits per byte were missing.", lambda f: f["match"] is None),
+    Claim("It reached the baseline's figure after {match}, {saving} less.", lambda f: f["eta"] is None),
+    Claim("It reached the baseline's figure after {match}, {saving} less."),
+    Claim("It reached the baseline's figure after {match}, {extra} more."),
     Claim(
         "All that had gone into its parent, ancestors included, was {lineage}; the saving is {eta} of that: the"
         " transfer efficiency η.",
@@ -104,17 +104,17 @@ CLAIMS = [
     ),
     Claim("{one} {unit_name:s} is {unit_size:s} floating-point operations."),
     Claim(
-        "No cold twin of this rung was trained, so nothing is known about what inheritance saved.",
-        lambda f: not f["has_twin"],
+        "No baseline of this rung was trained, so nothing is known about what inheritance saved.",
+        lambda f: not f["has_baseline"],
     ),
 ]
 FAMILY = {
     "parameters": "parameters",
     "tokens": "tokens",
     "bits per byte": "bits",
-    "cold twin's": "cold_bits",
+    "baseline's": "cold_bits",
     "own": "spent",
-    "cold": "twin_flops",
+    "cold": "baseline_flops",
     "to match": "match",
     "saved": "saving",
     "η": "eta",
@@ -155,7 +155,7 @@ def family_faults(table: list[list[str]], records: list[Record], rungs: list[dic
     assert [row[0] for row in rows] == [record["name"] for record in records]
     found = []
     for (_, *cells), facts in zip(rows, rungs, strict=True):
-        facts = facts | {"twin_flops": facts["cold"] if facts["has_twin"] else None}
+        facts = facts | {"baseline_flops": facts["cold"] if facts["has_baseline"] else None}
         in_part = "origin" in facts and not facts["is_known"]
         for title, cell in zip(titles, cells, strict=True):
             unit = next((word for word in title.split() if word.endswith("FLOP")), "")

@@ -26,11 +26,11 @@ def budget(record: Record) -> float:
 
 
 def match_flops(record: Record) -> float | None:
-    """Its FLOPs where it came down to its twin's final bits per byte."""
-    twin = record["cold"]
-    if twin is None or record["curve"][-1]["bits_per_byte"] > twin["curve"][-1]["bits_per_byte"]:
+    """Its FLOPs where it came down to its baseline's final bits per byte."""
+    baseline = record["cold"]
+    if baseline is None or record["curve"][-1]["bits_per_byte"] > baseline["curve"][-1]["bits_per_byte"]:
         return None
-    return crossing(record["curve"], twin["curve"][-1]["bits_per_byte"])
+    return crossing(record["curve"], baseline["curve"][-1]["bits_per_byte"])
 
 
 def is_known(records: list[Record]) -> bool:
@@ -41,11 +41,11 @@ def is_known(records: list[Record]) -> bool:
 
 def rung_facts(records: list[Record], place: int) -> dict[str, Any]:
     """What is true of one rung."""
-    record, twin, origin = records[place], records[place]["cold"], records[0]["origin"]
+    record, baseline, origin = records[place], records[place]["cold"], records[0]["origin"]
     parent = records[place - 1] if place else None
     known, cold, match = is_known(records), cold_cost(record), match_flops(record)
     lineage = sum(spent(ancestor) for ancestor in records[:place])
-    measured = twin is not None or (place == 0 and origin is None)
+    measured = baseline is not None or (place == 0 and origin is None)
     saved = cold - match if cold is not None and match is not None else None
     facts = {
         "name": record["name"],
@@ -71,7 +71,7 @@ def rung_facts(records: list[Record], place: int) -> dict[str, Any]:
         "cold_is_measured": measured,
         # What a model grown elsewhere would take from scratch is a plan as well.
         "cold_is_planned": not measured and cold not in {None, spent(record)},
-        "has_twin": twin is not None,
+        "has_baseline": baseline is not None,
         "match": match,
         "saving": saved / cold if saved is not None else None,
         "extra": -saved / cold if saved is not None else None,
@@ -89,8 +89,11 @@ def rung_facts(records: list[Record], place: int) -> dict[str, Any]:
     }
     if origin and place == 0:
         facts |= {"origin": origin["name"], "commit": origin["commit"][:12], "origin_flops": origin["flops"]}
-    if twin:
-        facts |= {"cold_bits": twin["curve"][-1]["bits_per_byte"], "gap": facts["bits"] - twin["bits_per_byte"]}
+    if baseline:
+        facts |= {
+            "cold_bits": baseline["curve"][-1]["bits_per_byte"],
+            "gap": facts["bits"] - baseline["bits_per_byte"],
+        }
         facts |= {"share_spent": facts["spent"] / cold, "share_matched": match / cold if match else None}
         facts |= {"grid": _grid(record, match) / cold if match else None}
     if "throughput" in record:
@@ -122,8 +125,8 @@ def _validation(records: list[Record]) -> dict[str, float | None]:
     for record in records:
         found = [] if record["origin"] else [("grown" if record["parent"] else "scratch", record["flops"])]
         if record["cold"]:
-            twin = record["cold"]
-            found.append(("scratch", {"evaluation": twin.get("evaluation_flops"), "train": twin["flops"]}))
+            baseline = record["cold"]
+            found.append(("scratch", {"evaluation": baseline.get("evaluation_flops"), "train": baseline["flops"]}))
         for side, flops in found:
             if flops.get("evaluation") is None:
                 return {"validation": None}
@@ -142,7 +145,7 @@ def family_facts(records: list[Record]) -> dict[str, Any]:
     """What is true of the family."""
     rungs = [rung_facts(records, place) for place in range(len(records))]
     grown, last = rungs[1:], rungs[-1]
-    compared = [rung for rung in grown if rung["has_twin"]]
+    compared = [rung for rung in grown if rung["has_baseline"]]
     matched = [rung for rung in compared if rung["match"] is not None]
     short = [rung for rung in compared if rung["match"] is None]
     etas = [rung["eta"] for rung in grown if rung["eta"] is not None]

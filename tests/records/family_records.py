@@ -21,7 +21,7 @@ def family(
     *,
     origin: Origin = "scratch",
     unmatched: tuple[int, ...] = (),
-    without_twin: tuple[int, ...] = (),
+    without_baseline: tuple[int, ...] = (),
     dearer: bool = False,
     phi: dict[str, Any] | None = None,
     repeats: dict[int, int] | None = None,
@@ -32,9 +32,9 @@ def family(
     Args:
         length: Rungs.
         origin: Where the first one is from.
-        unmatched: Places of grown rungs that end above their twins.
-        without_twin: Places of grown rungs of which no twin was trained.
-        dearer: Whether children need more than their twins.
+        unmatched: Places of grown rungs that end above their baselines.
+        without_baseline: Places of grown rungs of which no baseline was trained.
+        dearer: Whether children need more than their baselines.
         phi: The penalty's settings, if it was on.
         repeats: By place, the token from which on a rung reads what was read before.
         timed: Whether the records hold what validation took, and how fast the models trained.
@@ -44,7 +44,7 @@ def family(
         if place == 0:
             records.append(_first(origin))
         else:
-            matched = None if place in without_twin else place not in unmatched
+            matched = None if place in without_baseline else place not in unmatched
             records.append(_grown(records[-1], place, matched=matched, dearer=dearer, phi=phi))
         records[-1]["data"]["repeats_from_token"] = (repeats or {}).get(place)
         if timed:
@@ -122,18 +122,18 @@ def _grown(
     record |= _trained(record, tokens, sum(estimates.values()), lambda share: start + (end - start) * share**2)
     if matched is None:
         return record
-    # A twin that ends above the child, below it if that should not match; a dearer child matches late a brief twin.
+    # A baseline that ends above the child, below it if that should not match; a dearer child matches late.
     share = 0.9 if dearer else 0.69
     target = start + (end - start) * share**2 if matched else end - 0.0217 * place
-    twin_tokens = round(record["cold_tokens"] * (0.35 if dearer else 1))
-    twin = _trained(_frame(place), twin_tokens, 0.0, lambda share: target + 2.4 * (1 - share) ** 3)
-    own = {key: twin[key] for key in ("bits_per_byte", "loss", "curve", "tokens")}
-    record["cold"] = own | {"flops": twin["flops"]["train"], "seconds": 20.5}
+    baseline_tokens = round(record["cold_tokens"] * (0.35 if dearer else 1))
+    baseline = _trained(_frame(place), baseline_tokens, 0.0, lambda share: target + 2.4 * (1 - share) ** 3)
+    own = {key: baseline[key] for key in ("bits_per_byte", "loss", "curve", "tokens")}
+    record["cold"] = own | {"flops": baseline["flops"]["train"], "seconds": 20.5}
     record["gap_bits_per_byte"] = record["bits_per_byte"] - own["bits_per_byte"]
     if matched:
         match = crossing(record["curve"], own["bits_per_byte"])
-        spared = twin["flops"]["train"] - match
-        record |= {"flops_to_match": match, "saving": spared / twin["flops"]["train"]}
+        spared = baseline["flops"]["train"] - match
+        record |= {"flops_to_match": match, "saving": spared / baseline["flops"]["train"]}
         record["eta"] = spared / flops["inherited"] if record["lineage_complete"] else None
     return record
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from hf_progressive.records.family import family_totals
-from hf_progressive.records.rung import ColdTwin, DataUse, Evaluation, Rung
+from hf_progressive.records.rung import Baseline, DataUse, Evaluation, Rung
 
 POINT = (Evaluation(flops=0.0, bits_per_byte=2.0),)
 FIRST = Rung(
@@ -36,7 +36,7 @@ def grown(name, *, train, fisher, subspace, cold=None, to_match=None, eta=None, 
         train_flops=train,
         fisher_flops=fisher,
         subspace_flops=subspace,
-        cold=None if cold is None else ColdTwin(bits_per_byte=1.9, flops=cold, curve=POINT),
+        cold=None if cold is None else Baseline(bits_per_byte=1.9, flops=cold, curve=POINT),
         flops_to_match=to_match,
         eta=eta,
         cold_tokens=cold_tokens,
@@ -57,7 +57,7 @@ def test_four_ways_of_counting():
     assert (totals.planned_cold, totals.unmatched, totals.last_is_planned) == ((), (), False)
 
 
-def test_a_rung_without_a_twin_counts_as_planned_and_leaves_to_match_open():
+def test_a_rung_without_a_baseline_counts_as_planned_and_leaves_to_match_open():
     second = grown("b", train=500.0, fisher=0.0, subspace=0.0, cold_tokens=200, per_token=5.0)
     totals = family_totals([FIRST, second])
     assert totals.all_cold == 600 + 200 * 5

@@ -93,7 +93,7 @@ def test_a_family_at_eta_one_costs_its_largest_member(first, ignored, ratio):
     assert sum(spent) == pytest.approx(cold[-1], rel=1e-9)
 
 
-def test_a_child_that_needs_more_than_its_twin_has_a_negative_efficiency():
+def test_a_child_that_needs_more_than_its_baseline_has_a_negative_efficiency():
     assert transfer_efficiency(child_flops=3.0, cold_flops=2.0, lineage_flops=4.0) == -0.25
     assert saving(child_flops=3.0, cold_flops=2.0) == -0.5
 

@@ -32,7 +32,7 @@ def test_layers_and_width_are_found_under_the_names_of_other_families(run, recor
 def test_an_unfinished_run_knows_what_it_lacks(run, records, asked, pending):
     read = read_run(run(records(cold=False)[:2], config={"cold": asked}))
     assert read.missing == ("l6w112",)
-    assert read.pending_twins == pending
+    assert read.pending_baselines == pending
 
 
 def damaged(change):

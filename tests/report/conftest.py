@@ -13,7 +13,7 @@ EVALUATIONS = 16
 
 
 def cold_curve(final, flops, tokens):
-    """Evaluations of a run from nothing: a power law at constant rate, then the warm-down's extra fall."""
+    """Evaluations of a run from nothing: a power law at constant rate, then the decay's extra fall."""
 
     def bits(share):
         return 1.1 * (1 + 0.9 * (1 + 25 * share) ** -1.1) * (1 - 0.112 * max(0.0, 2 * share - 1))
@@ -22,12 +22,12 @@ def cold_curve(final, flops, tokens):
 
 
 def grown_curve(start, final, before, flops, tokens):
-    """Evaluations of a grown run: up while the rate warms up again, a plateau, then the warm-down's fall."""
+    """Evaluations of a grown run: up while the rate warms up again, a plateau, then the decay's fall."""
 
     def bits(share):
         rise = 0.05 * start * (min(share, 0.05) / 0.05 - 0.8 * max(0.0, share - 0.05))
-        warmdown = max(0.0, 2 * share - 1)
-        return (start + rise) * (1 - warmdown) + final * warmdown
+        decay = max(0.0, 2 * share - 1)
+        return (start + rise) * (1 - decay) + final * decay
 
     return evaluations(bits, before, flops, tokens)
 
@@ -121,20 +121,20 @@ def grown_record(parent, name, layers, width, parameters, *, floor, cold=True, f
         "seconds": {"grow": 1.1, "fisher": 3.2, "subspace": 0.4, "train": 66.0, "evaluate": 4.0, "cold": 0},
     }
     if cold:
-        twin = cold_curve(parent["bits_per_byte"] - 0.03, cold_flops, cold_tokens)
-        match = flops_to_match(curve, twin[-1]["bits_per_byte"])
+        baseline = cold_curve(parent["bits_per_byte"] - 0.03, cold_flops, cold_tokens)
+        match = flops_to_match(curve, baseline[-1]["bits_per_byte"])
         parent_cold = parent["cold_tokens"] * parent["flops"]["per_token"]
         record |= {
             "cold": {
-                "bits_per_byte": twin[-1]["bits_per_byte"],
-                "loss": twin[-1]["loss"],
+                "bits_per_byte": baseline[-1]["bits_per_byte"],
+                "loss": baseline[-1]["loss"],
                 "flops": cold_flops,
                 "tokens": cold_tokens,
-                "curve": twin,
+                "curve": baseline,
                 "seconds": 101.5,
             },
             "flops_to_match": match,
-            "gap_bits_per_byte": curve[-1]["bits_per_byte"] - twin[-1]["bits_per_byte"],
+            "gap_bits_per_byte": curve[-1]["bits_per_byte"] - baseline[-1]["bits_per_byte"],
             "saving": None if match is None else saving(child_flops=match, cold_flops=cold_flops),
             "eta": None
             if match is None

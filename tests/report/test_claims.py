@@ -25,13 +25,13 @@ CASES = {
     **{f"{origin} alone": family(1, origin=origin) for origin in ORIGINS[1:]},
     "one not matched": family(3, unmatched=(1,)),
     "two not matched": family(3, unmatched=(1, 2)),
-    "one twin, not matched": family(3, unmatched=(2,), without_twin=(1,)),
-    "one twin, matched": family(3, without_twin=(1,)),
-    "no twin": family(3, without_twin=(1, 2)),
-    "dearer than their twins": family(3, dearer=True),
+    "one baseline, not matched": family(3, unmatched=(2,), without_baseline=(1,)),
+    "one baseline, matched": family(3, without_baseline=(1,)),
+    "no baseline": family(3, without_baseline=(1, 2)),
+    "dearer than their baselines": family(3, dearer=True),
     "timed": family(3, phi=PHI, timed=True),
     "timed, the first alone": family(1, timed=True),
-    "timed, taken grown": family(3, origin="taken grown", timed=True, without_twin=(1, 2)),
+    "timed, taken grown": family(3, origin="taken grown", timed=True, without_baseline=(1, 2)),
     "timed, taken unknown": family(3, origin="taken unknown", timed=True),
     "data repeat": family(3, repeats={1: 40_960, 2: 0}),
     "data repeat from the start": family(3, repeats={1: 0}),
@@ -43,7 +43,7 @@ def planned(facts: dict[str, Any]) -> bool:
 
 
 HEAD = (
-    "With {last:s} counted up to where it reached its twin's validation bits per byte, and the models before it as"
+    "With {last:s} counted up to where it reached its baseline's validation bits per byte, and the models before it as"
     " they were trained, the family took {to_match}; all of it cold "
 )
 OVER = "{last:s} alone and cold took {last_cold}, and the family costs {over_last} times that: "
@@ -57,11 +57,11 @@ FAMILY_CLAIMS = [
     Claim("Inheritance saved nothing on these {rungs} models.", lambda f: abs(f["saving"]) < 0.005),
     Claim("Inheritance saved {saving} of the FLOPs that these {rungs} models take cold."),
     Claim("Inheritance cost {extra} more FLOPs than these {rungs} models take cold.", lambda f: f["extra"] > 0),
-    Claim("{matched} of the {compared} grown models that have a cold twin matched it.", lambda f: f["compared"] > 1),
-    Claim("None of the {compared} grown models that have a cold twin matched it.", lambda f: f["matched"] == 0),
-    Claim("The one grown model that has a cold twin matched it.", lambda f: (f["compared"], f["matched"]) == (1, 1)),
+    Claim("{matched} of the {compared} grown models that have a baseline matched it.", lambda f: f["compared"] > 1),
+    Claim("None of the {compared} grown models that have a baseline matched it.", lambda f: f["matched"] == 0),
+    Claim("The one grown model that has a baseline matched it.", lambda f: (f["compared"], f["matched"]) == (1, 1)),
     Claim(
-        "The one grown model that has a cold twin did not match it.",
+        "The one grown model that has a baseline did not match it.",
         lambda f: (f["compared"], f["matched"]) == (1, 0),
     ),
     Claim(HEAD + "took {all_cold}.", lambda f: not planned(f) and f["known"]),
@@ -83,20 +83,18 @@ FAMILY_CLAIMS = [
         lambda f: not f["known"] and not f["cold_is_known"] and not planned(f),
     ),
     Claim(
-        "{matched_names:s} matched at {least_share} of the cold twin's FLOPs.",
+        "{matched_names:s} matched at {least_share} of the baseline's FLOPs.",
         lambda f: f"{f['least_share']:.2f}" == f"{f['most_share']:.2f}",
     ),
-    Claim("{matched_names:s} matched at {least_share} to {most_share} of the cold twin's FLOPs."),
-    Claim("{short_names:s} ended {least_gap} bits per byte short, after {least_spent} of the cold twin's FLOPs."),
+    Claim("{matched_names:s} matched at {least_share} to {most_share} of the baseline's FLOPs."),
+    Claim("{short_names:s} ended {least_gap} bits per byte short, after {least_spent} of the baseline's FLOPs."),
     Claim(
-        "{short_names:s} ended {least_gap} to {most_gap} bits per byte short, after {least_spent} of the cold twin's"
+        "{short_names:s} ended {least_gap} to {most_gap} bits per byte short, after {least_spent} of the baseline's"
         " FLOPs."
     ),
     Claim("One seed ({seed}): each figure is a single measurement."),
-    Claim("A crossing is read between two validation points, at most {grid} of the cold twin's FLOPs apart."),
-    Claim(
-        "Cold twins train at a peak learning rate of {rate}, as grown models do; this run tried no other on either."
-    ),
+    Claim("A crossing is read between two validation points, at most {grid} of the baseline's FLOPs apart."),
+    Claim("Baselines train at a peak learning rate of {rate}, as grown models do; this run tried no other on either."),
     Claim("Each grown model was compared with its parent before it trained: max |Δlogit| {logit_change}."),
     Claim("sums: gpt2, {rungs} rungs on {source:s}, one seed"),
     Claim("{one} {unit_name:s} is {unit_size:s} floating-point operations; those of Fisher and subspace are counted."),
@@ -110,7 +108,7 @@ FAMILY_CLAIMS = [
             ("{validation_scratch} on models from scratch", lambda f: f["validation_grown"] is None),
         )
     ),
-    Claim("Saving: 1 − FLOPs to match / FLOPs of the cold twin."),
+    Claim("Saving: 1 − FLOPs to match / FLOPs of the baseline."),
     Claim("At η = 1 the family up to where a rung matches costs what that rung costs cold; above 1 it costs less."),
     # Tiles: title, value and note.
     Claim("family to match, against all cold: {change}; {to_match@unit} of {all_cold}"),
@@ -168,9 +166,9 @@ RUNG_CLAIMS = [
     Claim("{match@unit}"),
     Claim("{cold@unit}", lambda f: not f["cold_is_planned"]),
     Claim("{cold@unit} planned", lambda f: f["cold_is_planned"]),
-    Claim("{spent@unit}", lambda f: not f["has_twin"]),
+    Claim("{spent@unit}", lambda f: not f["has_baseline"]),
     Claim("{spent@unit}, matches at {match@unit}"),
-    Claim("{spent@unit}, not matched", lambda f: f["has_twin"] and f["match"] is None),
+    Claim("{spent@unit}, not matched", lambda f: f["has_baseline"] and f["match"] is None),
     Claim("λ, of {ewc_lambda}"),
     Claim("γ, of {gamma}"),
 ]
@@ -307,7 +305,7 @@ def rung_table_faults(header: list[str], rows: list[list[str]], rungs: Any) -> I
             unit, _, rest = title.partition("FLOP: ")
             name = COLUMNS[rest or title]
             true = facts.get(name)
-            if title.endswith("to match") and facts["has_twin"] and true is None:
+            if title.endswith("to match") and facts["has_baseline"] and true is None:
                 true = 0.0 if cell != "not matched" else None
                 cell = cell.replace("not matched", "–")
             if (name == "spent" and in_part and not true) or (name == "tokens_per_parameter" and not facts["tokens"]):

@@ -44,8 +44,8 @@ def test_inheritance_that_did_harm_is_called_dearer(run, records):
 
 def test_an_unmatched_rung_is_named_with_what_it_lacks(run, records):
     found = findings_of(run, records(floors=(1.93, 1.914)))
-    assert found.headline == "1 of the 2 grown models that have a cold twin matched it."
-    assert "l6w112 ended 0.0140 bits per byte short, after 66 % of the cold twin's FLOPs." in found.explanation
+    assert found.headline == "1 of the 2 grown models that have a baseline matched it."
+    assert "l6w112 ended 0.0140 bits per byte short, after 66 % of the baseline's FLOPs." in found.explanation
     assert "So no saving can be stated for the family." in found.explanation
     assert [figure.value for figure in found.figures] == ["–", "–", "0.67", "1"]
 
@@ -81,16 +81,16 @@ def test_the_grid_of_the_crossings_is_the_distance_of_the_evaluations_around_the
         min(p["flops"] for p in record["curve"] if p["flops"] > record["flops_to_match"]),
     )
     share = (after - before) / record["cold"]["flops"]
-    assert any(f"at most {100 * share:.0f} % of the cold twin's" in line for line in findings_of(run, made).certainty)
+    assert any(f"at most {100 * share:.0f} % of the baseline's" in line for line in findings_of(run, made).certainty)
 
 
 def test_what_bears_on_a_fair_comparison_is_named(run, records):
     said = " ".join(findings_of(run, records()).certainty)
-    assert "Cold twins train at a peak learning rate of 0.002, as grown models do" in said
-    assert "no arm without it" in said
+    assert "Baselines train at a peak learning rate of 0.002, as grown models do" in said
+    assert "no model without it" in said
 
 
-def test_phi_and_twins_that_were_not_there_are_not_mentioned(run, records):
+def test_phi_and_baselines_that_were_not_there_are_not_mentioned(run, records):
     said = " ".join(findings_of(run, records(cold=False, phi=False)).certainty)
     assert "Φ" not in said
-    assert "twin" not in said
+    assert "baseline" not in said

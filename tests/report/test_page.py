@@ -123,12 +123,12 @@ def test_a_run_without_a_finished_rung_has_a_report(run):
         assert "0 of 3 rungs are finished" in path.read_text(encoding="utf-8")
 
 
-def test_rungs_without_twins_have_a_report(run, records):
+def test_rungs_without_baselines_have_a_report(run, records):
     made = records(cold=False, phi=False)[:2]
     paths = write_report(run(made, names=["l5w96", "l6w96"], config={"cold": "none"}))
     page = Page(paths.html.read_text(encoding="utf-8")).text
     assert "What inheritance saves was not measured." in page
-    assert "planned: no cold twin of l6w96 has been trained here." in page
+    assert "planned: no baseline of l6w96 has been trained here." in page
     assert "This run is not finished" not in page
     assert "penalty" not in [path.stem for path in paths.plots]
 

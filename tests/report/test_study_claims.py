@@ -39,7 +39,7 @@ CLAIMS = [
     Claim("Growing saves {least_saving_number} to {most_saving} of a model's training, on the steps measured so far"),
     Claim("{finished} of {runs} runs are finished; what is said here may still change."),
     Claim("{failed} tasks failed; they are listed in study.json."),
-    Claim("{missed:s}: not every seed matched its cold twin within the budgets tried"),
+    Claim("{missed:s}: not every seed matched its baseline within the budgets tried"),
     Claim(
         "Recipe “{recipe:s}” on {chain:s}: each model is grown from the one before it, which had trained for"
         " {parent_fraction} of its cold budget (the first for all of it), and is compared with the same model trained"
@@ -47,13 +47,13 @@ CLAIMS = [
     ),
     Claim(
         "Intervals are {level} by Student's t over {seed_count:s} seeds, each with its own weights and order of the"
-        " data and the same validation documents; child and twin share both."
+        " data and the same validation documents; child and baseline share both."
     ),
     Claim("One seed: nothing here tells a difference from chance.", lambda f: f["seeds"] == 1),
     Claim("{bounds:s} matched at the smallest budget tried already: saving and η are lower bounds there."),
-    Claim("As trained to be parents, these stayed above their twins in bits per byte: {short:s}."),
+    Claim("As trained to be parents, these stayed above their baselines in bits per byte: {short:s}."),
     Claim(
-        "On the mean over seeds, every model between was, as trained, at least as good as its cold twin.",
+        "On the mean over seeds, every model between was, as trained, at least as good as its baseline.",
         lambda f: not f["short"],
     ),
     *(
@@ -65,7 +65,7 @@ CLAIMS = [
     ),
     *(
         Claim(f"Of the {kind} " + RATES + verdict, when)
-        for kind in ("twin's", "child's")
+        for kind in ("baseline's", "child's")
         for verdict, when in (
             ("which is the best.", lambda f: f["gain"] <= 0),
             ("and {best_rate} is better by {gain} bits per byte.", lambda f: f["gain"] > 0),
@@ -81,10 +81,10 @@ CLAIMS = [
     Claim("Bars are {level} intervals by Student's t over the seeds."),
     Claim("Below 0 Φ helps."),
     Claim(
-        "The last column compares the child of the largest budget with the twin of the whole one, in bits per byte;"
-        " below 0 the child is better."
+        "The last column compares the child of the largest budget with the baseline of the whole one, in bits per "
+        "byte; below 0 the child is better."
     ),
-    Claim("Saving: 1 − FLOPs to match / FLOPs of the twin."),
+    Claim("Saving: 1 − FLOPs to match / FLOPs of the baseline."),
     Claim("At η = 1 on the last step the whole family costs what its largest member costs alone."),
     Claim("{unit_name:s}: 1 {unit_name:s} is {unit_size:s} floating-point operations."),
     # Tiles: title, value and note.
@@ -105,16 +105,18 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     case, folder = PRETENDED[request.param], tmp_path_factory.mktemp("study")
     corpus = write_corpus(folder)
     fractions = case.get("fractions", [0.25, 0.5, 0.8])
-    arms = [{"name": "exact", "parent_fraction": fractions[1]}]
+    recipes = [{"name": "exact", "parent_fraction": fractions[1]}]
     if "phi" in case:
-        arms += [{"name": "with Φ", "set": {"phi.ewc_lambda": 0.1}, "parent_arm": "exact", "parent_fraction": 0.5}]
+        recipes += [
+            {"name": "with Φ", "set": {"phi.ewc_lambda": 0.1}, "parent_recipe": "exact", "parent_fraction": 0.5}
+        ]
     config = study_config(
         corpus,
         ladder={**study_mapping(corpus)["ladder"], "rungs": case["rungs"]},
-        arms=arms,
+        recipes=recipes,
         seeds=case["seeds"],
         child_fractions=fractions,
-        baseline="exact" if "phi" in case else None,
+        reference="exact" if "phi" in case else None,
     )
     with pytest.MonkeyPatch.context() as patch:
         pretend(patch, folder / "log")
@@ -127,8 +129,11 @@ def stop_early(record: dict[str, Any]) -> dict[str, Any]:
     headline = record["headline"]
     family = dict.fromkeys(headline["family"])
     record["headline"] = {**headline, "rungs": headline["rungs"][:-1], "family": {**family, "at_most": False}}
-    for arm in record["arms"]:
-        arm["rungs"], arm["points"] = arm["rungs"][:-1], [g for g in arm["points"] if g["rung"] != RUNGS[-1]["name"]]
+    for recipe in record["recipes"]:
+        recipe["rungs"], recipe["points"] = (
+            recipe["rungs"][:-1],
+            [g for g in recipe["points"] if g["rung"] != RUNGS[-1]["name"]],
+        )
     failed = [{"task": "one of them", "reason": "no room left"}]
     return {**record, "complete": False, "finished": record["runs"] - 3, "failed": failed}
 
@@ -175,7 +180,7 @@ def all_facts(study: dict[str, Any], facts: StudyFacts, text: str) -> Iterator[d
         "count": WORDS[len(facts.names)],
         "recipe": recipe,
         "chain": " → ".join(facts.names),
-        "parent_fraction": facts.arms[recipe]["parent_fraction"],
+        "parent_fraction": facts.recipes[recipe]["parent_fraction"],
         "level": 0.95,
         "seeds": len(facts.seeds),
         "seed_count": WORDS[len(facts.seeds)],
@@ -194,7 +199,7 @@ def all_facts(study: dict[str, Any], facts: StudyFacts, text: str) -> Iterator[d
         "least_saving_number": 100 * min(savings, default=0.0),
         "most_saving": max(savings, default=None),
         "repeated": sum(point["repeats_from_token"] is not None for point in models),
-        "spent": study["costs"]["flops"] / facts.twin(facts.names[-1], facts.seeds[0])["flops"],
+        "spent": study["costs"]["flops"] / facts.baseline(facts.names[-1], facts.seeds[0])["flops"],
         "duration": duration(study["costs"]["seconds"]),
     }
     if worst:
@@ -260,9 +265,9 @@ def table_faults(header: list[str], rows: list[list[str]], study: dict[str, Any]
                     "" if matched == f"{step['matched']}/{step['seeds']}" else f"{child}: {matched}",
                 ),
             )
-    elif header == ["recipe", "child", "seeds", "η", "95 %", "longest child − twin"]:
-        for arm, child, seeds, eta, both, gap in rows:
-            step = facts.step(arm, child)
+    elif header == ["recipe", "child", "seeds", "η", "95 %", "longest child − baseline"]:
+        for recipe, child, seeds, eta, both, gap in rows:
+            step = facts.step(recipe, child)
             bound = step["bound"] and step["eta"] is not None
             faults_of_row = (cell_fault(seeds, step["seeds"]), cell_fault(eta, step["eta"], bound=bound))
             yield from filter(None, (*faults_of_row, *wrong_ends(both, step), cell_fault(gap, step["gap"])))
@@ -292,10 +297,10 @@ def wrong_ends(said: str, step: dict[str, Any]) -> list[str]:
 
 def phi_faults(header: list[str], rows: list[list[str]], facts: StudyFacts) -> Iterator[str]:
     compared = facts.phi()
-    for arm, rung, *cells in rows:
+    for recipe, rung, *cells in rows:
         for title, cell in zip(header[2:], cells, strict=True):
             percent, _, tokens = title.partition(" %")
-            values = compared.get((arm, rung, round(int(percent) / 100, 2)), ([], []))[bool(tokens)]
+            values = compared.get((recipe, rung, round(int(percent) / 100, 2)), ([], []))[bool(tokens)]
             numbers = re.findall(r"[−+][\d.]+", cell)
             low, high = interval(values) if values else (None, None)
             true = [sum(values) / len(values)] if values else []
@@ -303,4 +308,4 @@ def phi_faults(header: list[str], rows: list[list[str]], facts: StudyFacts) -> I
             wrong = len(numbers) != len(true)
             wrong = wrong or any(cell_fault(number, value) for number, value in zip(numbers, true, strict=True))
             if wrong:
-                yield f"{arm} on {rung}, {title}: {cell} here, and {true} in truth"
+                yield f"{recipe} on {rung}, {title}: {cell} here, and {true} in truth"

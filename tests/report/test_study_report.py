@@ -16,16 +16,16 @@ from hf_progressive.report import study_section, write_study_report
 from hf_progressive.report.figures.study import draw_penalties, draw_recipes
 from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_page import read_study
-from hf_progressive.report.study_tables import arms_table, phi_table, steps_table
+from hf_progressive.report.study_tables import phi_table, recipes_table, steps_table
 from hf_progressive.study.run import run_study
 
 ROOT = Path(__file__).parents[2]
-ARMS = [{"name": "exact"}, {"name": "with Φ <1>", "set": {"phi.ewc_lambda": 0.1}, "parent_arm": "exact"}]
+RECIPES = [{"name": "exact"}, {"name": "with Φ <1>", "set": {"phi.ewc_lambda": 0.1}, "parent_recipe": "exact"}]
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A finished study of pretended tasks, in which every child matches at .55 of its twin's FLOPs."""
+    """A finished study of pretended tasks, in which every child matches at .55 of its baseline's FLOPs."""
     from ladder_fixtures import RUNGS, write_corpus
 
     folder = tmp_path_factory.mktemp("study")
@@ -33,9 +33,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     config = study_config(
         corpus,
         ladder={**study_mapping(corpus)["ladder"], "rungs": RUNGS},
-        arms=ARMS,
+        recipes=RECIPES,
         seeds=[0, 1],
-        baseline="exact",
+        reference="exact",
     )
     with pytest.MonkeyPatch.context() as patch:
         pretend(patch, folder / "log")
@@ -105,7 +105,7 @@ def test_tables_hold_what_the_record_says(study: tuple[Path, dict[str, Any]]) ->
     steps = steps_table(record).rows
     assert [row[0] for row in steps] == ["l2w16", "l2w24"]
     assert [row[2] for row in steps] == [f"{100 * rung['saving']:.0f} %" for rung in record["headline"]["rungs"]]
-    assert len(arms_table(record).rows) == 4
+    assert len(recipes_table(record).rows) == 4
     phi = phi_table(record)
     assert phi is not None
     # Pretended children are the same with Φ and without, but for what the estimates cost: it can only harm.
@@ -119,10 +119,10 @@ def labels(axes: Any) -> list[str]:
 
 def test_the_plot_of_phi_holds_every_comparison(study: tuple[Path, dict[str, Any]]) -> None:
     _, record = study
-    (arm,) = record["headline"]["phi_effect"]["arms"]
+    (recipe,) = record["headline"]["phi_effect"]["recipes"]
     panels = draw_penalties(record).axes
-    assert [axes.get_title(loc="left") for axes in panels] == [rung["rung"] for rung in arm["rungs"]]
-    for axes, rung in zip(panels, arm["rungs"], strict=True):
+    assert [axes.get_title(loc="left") for axes in panels] == [rung["rung"] for rung in recipe["rungs"]]
+    for axes, rung in zip(panels, recipe["rungs"], strict=True):
         assert len(labels(axes)) == len(rung["points"])
         drawn = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
         assert drawn[::2] == [point["difference"] for point in rung["points"]]
@@ -135,10 +135,10 @@ def test_recipes_that_trained_too_briefly_to_match_are_left_out_of_the_plot(
     _, finished = study
     record = copy.deepcopy(finished)
     assert all(set(labels(axes)) == {"exact", "with Φ <1>"} for axes in draw_recipes(record).axes)
-    for rung in record["arms"][1]["rungs"]:
+    for rung in record["recipes"][1]["rungs"]:
         rung["eta"] = None
     assert all(labels(axes) == ["exact", "with Φ <1>"] for axes in draw_recipes(record).axes)  # as long as the other
-    for entry in record["arms"][1]["points"]:
+    for entry in record["recipes"][1]["points"]:
         entry["points"] = entry["points"][:1]
     assert all(labels(axes) == ["exact"] for axes in draw_recipes(record).axes)
 
@@ -150,7 +150,7 @@ def test_a_better_learning_rate_is_said(study: tuple[Path, dict[str, Any]]) -> N
     own = entry["points"][-1]
     other = {**own, "learning_rate": 0.5, "bits_per_byte": own["bits_per_byte"] - 0.25}
     record["learning_rates"] = [{"kind": "cold", "rung": "l2w24", "learning_rate": 0.5, "point": other}]
-    sentence = "Of the twin's peak learning rates tried on l2w24 (0.003, 0.5) the study uses 0.003, "
+    sentence = "Of the baseline's peak learning rates tried on l2w24 (0.003, 0.5) the study uses 0.003, "
     assert sentence + "and 0.5 is better by 0.25 bits per byte." in find_in_study(record).certainty
     other["bits_per_byte"] = own["bits_per_byte"] + 1
     assert sentence + "which is the best." in find_in_study(record).certainty

@@ -31,17 +31,17 @@ def test_every_number_is_the_records(rungs, records):
     tera = 1e12
     for row, record in zip(rung_table(rungs).rows, records(), strict=True):
         spent = sum(record["flops"][part] for part in ("train", "fisher", "subspace"))
-        twin = record["cold"] or {"bits_per_byte": None, "flops": spent}
+        baseline = record["cold"] or {"bits_per_byte": None, "flops": spent}
         expected = (
             record["parameters"]["total"],
             record["tokens_per_parameter"],
             record["max_abs_logit_diff"],
             record["bits_per_byte"],
-            twin["bits_per_byte"],
+            baseline["bits_per_byte"],
             record["gap_bits_per_byte"],
             spent / tera,
             None if record["flops_to_match"] is None else record["flops_to_match"] / tera,
-            twin["flops"] / tera,
+            baseline["flops"] / tera,
             record["saving"],
             record["eta"],
             record["c_parent_over_c_cold"],
@@ -88,7 +88,7 @@ def test_what_was_planned_is_marked_and_what_did_not_match_is_said(run, records)
     assert not rows[1][11].endswith("*")
     assert rows[2][11].endswith("*")
     text = results_table(rungs)
-    assert "* planned: no cold twin of l6w112 has been trained here." in text
+    assert "* planned: no baseline of l6w112 has been trained here." in text
     assert re.search(r"every rung inherited, the last to its match\s+–\s+–\s+–", text)
 
 

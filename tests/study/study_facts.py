@@ -17,31 +17,33 @@ class StudyFacts:
         self.study = study
         self.names = [rung["name"] for rung in study["rungs"]]
         self.seeds = study["config"]["seeds"]
-        self.arms = {arm["name"]: arm for arm in study["arms"]}
+        self.recipes = {recipe["name"]: recipe for recipe in study["recipes"]}
         self.cold = {(group["rung"], group["seed"]): group["points"] for group in study["cold"]}
         self.children = {
-            (arm["name"], group["rung"], group["seed"]): sorted(group["points"], key=lambda point: point["fraction"])
-            for arm in study["arms"]
-            for group in arm["points"]
+            (recipe["name"], group["rung"], group["seed"]): sorted(
+                group["points"], key=lambda point: point["fraction"]
+            )
+            for recipe in study["recipes"]
+            for group in recipe["points"]
         }
 
-    def twin(self, rung: str, seed: int) -> Record:
+    def baseline(self, rung: str, seed: int) -> Record:
         """The model trained from scratch on its whole budget."""
         return next(point for point in self.cold[rung, seed] if point["fraction"] == 1)
 
-    def lineage(self, arm: str, rung: str, seed: int) -> float:
+    def lineage(self, recipe: str, rung: str, seed: int) -> float:
         """FLOPs of all that went into the model that a child grew from."""
-        place, recipe = self.names.index(rung), self.arms[arm]
-        ancestors = recipe["parent_arm"] or arm
-        total = self.twin(self.names[0], seed)["flops"]
+        place, entry = self.names.index(rung), self.recipes[recipe]
+        ancestors = entry["parent_recipe"] or recipe
+        total = self.baseline(self.names[0], seed)["flops"]
         for name in self.names[1:place]:
             points = self.children[ancestors, name, seed]
-            total += next(point["flops"] for point in points if point["fraction"] == recipe["parent_fraction"])
+            total += next(point["flops"] for point in points if point["fraction"] == entry["parent_fraction"])
         return float(total)
 
-    def match(self, arm: str, rung: str, seed: int) -> tuple[float | None, bool]:
-        """FLOPs at which a child comes down to its twin, and whether its smallest budget does already."""
-        points, target = self.children[arm, rung, seed], self.twin(rung, seed)["bits_per_byte"]
+    def match(self, recipe: str, rung: str, seed: int) -> tuple[float | None, bool]:
+        """FLOPs at which a child comes down to its baseline, and whether its smallest budget does already."""
+        points, target = self.children[recipe, rung, seed], self.baseline(rung, seed)["bits_per_byte"]
         if points[0]["bits_per_byte"] <= target:
             return float(points[0]["flops"]), True
         for before, after in zip(points, points[1:], strict=False):
@@ -50,18 +52,18 @@ class StudyFacts:
                 return float(before["flops"] * (after["flops"] / before["flops"]) ** share), False
         return None, False
 
-    def step(self, arm: str, rung: str) -> Record:
+    def step(self, recipe: str, rung: str) -> Record:
         """What is true of one step of one recipe."""
-        seeds = [seed for seed in self.seeds if (arm, rung, seed) in self.children]
-        found = {seed: self.match(arm, rung, seed) for seed in seeds}
-        twins = {seed: self.twin(rung, seed) for seed in seeds}
+        seeds = [seed for seed in self.seeds if (recipe, rung, seed) in self.children]
+        found = {seed: self.match(recipe, rung, seed) for seed in seeds}
+        baselines = {seed: self.baseline(rung, seed) for seed in seeds}
         matched = {seed: flops for seed, (flops, _) in found.items() if flops is not None}
         place, complete = self.names.index(rung), len(matched) == len(seeds)
-        spared = {seed: twins[seed]["flops"] - flops for seed, flops in matched.items()}
-        etas = [spared[seed] / self.lineage(arm, rung, seed) for seed in matched]
-        savings = [spared[seed] / twins[seed]["flops"] for seed in matched]
+        spared = {seed: baselines[seed]["flops"] - flops for seed, flops in matched.items()}
+        etas = [spared[seed] / self.lineage(recipe, rung, seed) for seed in matched]
+        savings = [spared[seed] / baselines[seed]["flops"] for seed in matched]
         bound = any(at_smallest for _, at_smallest in found.values())
-        ends = [self.children[arm, rung, seed][-1]["bits_per_byte"] for seed in seeds]
+        ends = [self.children[recipe, rung, seed][-1]["bits_per_byte"] for seed in seeds]
         low, high = interval(etas) if complete else (None, None)
         budgets = [size["cold_tokens"] * size["flops_per_token"] for size in self.study["rungs"]]
         return {
@@ -74,26 +76,28 @@ class StudyFacts:
             "saving": statistics.fmean(savings) if complete else None,
             "eta_low": low,
             "eta_high": None if bound else high,
-            "gap": statistics.fmean(end - twins[seed]["bits_per_byte"] for end, seed in zip(ends, seeds, strict=True)),
-            "as_trained": self._as_trained(arm, rung, seeds) if place + 1 < len(self.names) else None,
+            "gap": statistics.fmean(
+                end - baselines[seed]["bits_per_byte"] for end, seed in zip(ends, seeds, strict=True)
+            ),
+            "as_trained": self._as_trained(recipe, rung, seeds) if place + 1 < len(self.names) else None,
         }
 
-    def _as_trained(self, arm: str, rung: str, seeds: list[int]) -> float:
-        fraction = self.arms[arm]["parent_fraction"]
+    def _as_trained(self, recipe: str, rung: str, seeds: list[int]) -> float:
+        fraction = self.recipes[recipe]["parent_fraction"]
         return statistics.fmean(
-            at(self.children[arm, rung, seed], "fraction", fraction) - self.twin(rung, seed)["bits_per_byte"]
+            at(self.children[recipe, rung, seed], "fraction", fraction) - self.baseline(rung, seed)["bits_per_byte"]
             for seed in seeds
         )
 
-    def family(self, arm: str) -> Record:
+    def family(self, recipe: str) -> Record:
         """What the whole family costs, over its last model alone."""
         last, totals, bound = self.names[-1], [], False
         for seed in self.seeds:
-            flops, at_smallest = self.match(arm, last, seed)
+            flops, at_smallest = self.match(recipe, last, seed)
             bound |= at_smallest
-            totals.append(None if flops is None else flops + self.lineage(arm, last, seed))
-        alone = self.twin(last, self.seeds[0])["flops"]
-        cold = sum(self.twin(name, self.seeds[0])["flops"] for name in self.names)
+            totals.append(None if flops is None else flops + self.lineage(recipe, last, seed))
+        alone = self.baseline(last, self.seeds[0])["flops"]
+        cold = sum(self.baseline(name, self.seeds[0])["flops"] for name in self.names)
         if None in totals:
             return {"inherited": None, "all_cold": cold}
         inherited, (low, high) = statistics.fmean(totals), interval([total / alone for total in totals])
@@ -103,12 +107,12 @@ class StudyFacts:
     def phi(self) -> dict[tuple[str, str, float], tuple[list[float], list[float]]]:
         """Differences to the recipe without Φ, by recipe, rung and budget: at equal FLOPs, and at equal tokens."""
         found = {}
-        for arm in self.study["headline"]["phi_effect"]["arms"]:
-            for key in [key for key in self.children if key[0] == arm["arm"]]:
+        for recipe in self.study["headline"]["phi_effect"]["recipes"]:
+            for key in [key for key in self.children if key[0] == recipe["recipe"]]:
                 _, rung, seed = key
-                without = self.children[arm["baseline"], rung, seed]
+                without = self.children[recipe["reference"], rung, seed]
                 for point in self.children[key]:
-                    flops, tokens = found.setdefault((arm["arm"], rung, point["fraction"]), ([], []))
+                    flops, tokens = found.setdefault((recipe["recipe"], rung, point["fraction"]), ([], []))
                     flops.append(point["bits_per_byte"] - at(without, "flops", point["flops"]))
                     same = [other for other in without if other["fraction"] == point["fraction"]]
                     tokens += [point["bits_per_byte"] - other["bits_per_byte"] for other in same]

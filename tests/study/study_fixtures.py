@@ -25,7 +25,7 @@ def study_mapping(corpus: Path, **changes: Any) -> dict[str, Any]:
         "seeds": [0],
         "cold_fractions": [0.5, 1.0],
         "child_fractions": [0.25, 0.5, 0.8],
-        "arms": [{"name": "exact"}],
+        "recipes": [{"name": "exact"}],
     }
     return {**mapping, **changes}
 

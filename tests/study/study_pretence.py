@@ -19,11 +19,11 @@ SLOPE, LEVEL = 0.2, 2.0
 ESTIMATE_FLOPS = 1000.0
 
 HEAD_START = 0.55
-"""Share of the cold budget at which every child is where its twin ends, without estimates."""
+"""Share of the cold budget at which every child is where its baseline ends, without estimates."""
 
 
 def bits_per_byte(run: Run) -> float:
-    """Return LEVEL − SLOPE · ln(share), so that children match their twins at HEAD_START of the cold FLOPs."""
+    """Return LEVEL − SLOPE · ln(share), so that children match their baselines at HEAD_START of the cold FLOPs."""
     lead = 1.0 if run.start.parent is None else HEAD_START
     return LEVEL - SLOPE * math.log(run.steps / (lead * run.group.cold_steps))
 

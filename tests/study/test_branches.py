@@ -19,8 +19,8 @@ from hf_progressive.study.tasks import Run
 from hf_progressive.study.work import Worker
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "warm-up, constant, warm-down": {},
-    "no constant phase": {"training.warmdown_fraction": 0.9},
+    "warm-up, constant, decay": {},
+    "no constant phase": {"training.decay_fraction": 0.9},
     "Φ that ends between the lengths": {"phi.ewc_lambda": 0.1, "phi.gamma": 1e-3, "phi.until": 0.6},
     "a rate that does not fall to zero": {"training.final_lr_ratio": 0.1, "training.inherited_learning_rate": 1e-3},
 }
@@ -30,10 +30,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_a_branch_equals_a_run_by_itself(
     options: dict[str, Any], corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = study_config(corpus_file, arms=[{"name": "arm", "set": options}])
+    config = study_config(corpus_file, recipes=[{"name": "recipe", "set": options}])
     corpus = prepare_corpus(config.ladder.data, config.ladder.model.context, tmp_path / "data")
     plan = plan_study(config, corpus.fingerprint)
-    group = plan.children["arm", "l2w16", 0][0].group
+    group = plan.children["recipe", "l2w16", 0][0].group
     # Every run keeps its final weights, as if something were grown from it.
     monkeypatch.setattr(folders.StudyFolder, "heirs", lambda self, run: [group.start])
 

@@ -8,7 +8,7 @@ import pytest
 from hf_progressive.study.check import InstrumentCheck
 
 SOUND = InstrumentCheck(
-    branch_difference=0.0, twin_eta=1.0, random_eta=0.02, random_low=-0.2, random_high=0.24, study="runs/check"
+    branch_difference=0.0, baseline_eta=1.0, random_eta=0.02, random_low=-0.2, random_high=0.24, study="runs/check"
 )
 
 
@@ -22,11 +22,11 @@ def test_a_sound_instrument_passes_with_its_figures() -> None:
     ("changes", "message"),
     [
         ({"branch_difference": 1e-6}, "a branch differs from a plain run by 1e-06 bits per byte"),
-        ({"twin_eta": 0.9}, "the twin's own checkpoint has η 0.900000 instead of 1"),
+        ({"baseline_eta": 0.9}, "the baseline's own checkpoint has η 0.900000 instead of 1"),
         ({"random_low": 0.01}, r"the random child has η in \[0.010, 0.240\], without 0"),
         ({"random_low": -2.0, "random_high": 2.0}, "η is uncertain by 2.00, which tells nothing"),
-        ({"random_low": None, "random_high": None}, "the random child did not match its twin in every seed"),
-        ({"random_high": None}, "the random child matched its twin at the smallest budget already"),
+        ({"random_low": None, "random_high": None}, "the random child did not match its baseline in every seed"),
+        ({"random_high": None}, "the random child matched its baseline at the smallest budget already"),
     ],
 )
 def test_every_fault_is_named_in_one_line(changes: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ EVERYTHING = {
     "name": "everything",
     "set": {"growth.parent": "stable", "phi.ewc_lambda": 0.1, "phi.gamma": 1e-3},
     "carry_moments": True,
-    "parent_arm": "exact",
+    "parent_recipe": "exact",
 }
 
 
@@ -27,16 +27,16 @@ def test_a_study_trains_reports_cleans_up_and_can_be_taken_up_again(
     corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, root = tmp_path / "study.yaml", tmp_path / "run"
-    mapping = study_mapping(corpus_file, arms=[{"name": "exact"}, EVERYTHING], child_fractions=[0.5, 0.8])
+    mapping = study_mapping(corpus_file, recipes=[{"name": "exact"}, EVERYTHING], child_fractions=[0.5, 0.8])
     config.write_text(yaml.safe_dump(mapping))
-    command = ["study", str(config), "--output-dir", str(root), "--json", "--set", "baseline=exact"]
+    command = ["study", str(config), "--output-dir", str(root), "--json", "--set", "reference=exact"]
     assert cli.main(command) == 0
     outcome = last_line(capsys)
     record = storage.read_json(root / "study.json")
     assert outcome["complete"]
     assert record["finished"] == record["runs"] == 1 + 2 + 2 + 2
     assert outcome["headline"] == record["headline"]
-    points = {arm["name"]: arm["points"][0]["points"] for arm in record["arms"]}
+    points = {recipe["name"]: recipe["points"][0]["points"] for recipe in record["recipes"]}
     assert all(point["estimates_flops"] > 0 for point in points["everything"])
     assert all(math.isfinite(point["bits_per_byte"]) for group in points.values() for point in group)
     assert [point["branched_at"] > 0 for point in points["exact"]] == [True, False]

@@ -31,7 +31,7 @@ def curve(fractions: tuple[float, ...], budget: float, slope: float, level: floa
 def test_a_straight_line_is_crossed_where_algebra_says(
     slope: float, share: float, budget: float, before: float, parent: float
 ) -> None:
-    # The child is at the twin's final level, 2, exactly at `share` of the budget.
+    # The child is at the baseline's final level, 2, exactly at `share` of the budget.
     child = curve(CHILD_FRACTIONS, budget, slope, 2 + slope * math.log(share), before * budget)
     cold = curve(COLD_FRACTIONS, budget, slope, 2.0)
     result = transfer(child, cold, parent_flops=parent * budget)
@@ -70,9 +70,9 @@ def test_at_eta_one_on_every_rung_the_family_costs_what_its_last_model_costs_alo
     lineage = cold[0]
     for budget in cold[1:]:
         share = 1 - lineage / budget  # what η = 1 leaves to train
-        twin = [Point(fraction=1.0, flops=budget, bits_per_byte=2.0)]
+        baseline = [Point(fraction=1.0, flops=budget, bits_per_byte=2.0)]
         child = [Point(fraction=share, flops=share * budget, bits_per_byte=2.0)]
-        result = transfer([Point(fraction=0.01, flops=0.01 * budget, bits_per_byte=3.0), *child], twin, lineage)
+        result = transfer([Point(fraction=0.01, flops=0.01 * budget, bits_per_byte=3.0), *child], baseline, lineage)
         assert result.eta == pytest.approx(1.0)
         assert result.crossing.flops is not None
         lineage += result.crossing.flops

@@ -18,15 +18,15 @@ from hf_progressive.config import StudyConfig
 from hf_progressive.study.run import run_study
 
 FORK = multiprocessing.get_context("fork")
-ARMS: list[dict[str, Any]] = [
+RECIPES: list[dict[str, Any]] = [
     {"name": "exact"},
-    {"name": "Φ", "set": {"phi.ewc_lambda": 0.1}, "parent_arm": "exact", "rungs": ["l2w24"], "seeds": [0]},
+    {"name": "Φ", "set": {"phi.ewc_lambda": 0.1}, "parent_recipe": "exact", "rungs": ["l2w24"], "seeds": [0]},
 ]
 
 
 def three_rungs(corpus: Path, **changes: Any) -> StudyConfig:
     ladder = {**study_mapping(corpus)["ladder"], "rungs": RUNGS}
-    return study_config(corpus, **{"ladder": ladder, "arms": ARMS, "seeds": [0, 1], **changes})
+    return study_config(corpus, **{"ladder": ladder, "recipes": RECIPES, "seeds": [0, 1], **changes})
 
 
 def done(log: Path) -> Counter[str]:
@@ -52,7 +52,7 @@ def test_two_processes_do_every_task_once(corpus_file: Path, tmp_path: Path) -> 
     assert set(counts.values()) == {1}
     record = storage.read_json(root / "study.json")
     assert record["complete"]
-    # Of each seed: 1 model of the first rung, 2 × 2 twins, 2 × 3 children; and 3 children with Φ of the first.
+    # Of each seed: 1 model of the first rung, 2 × 2 baselines, 2 × 3 children; and 3 children with Φ of the first.
     assert record["runs"] == record["finished"] == 2 * (1 + 4 + 6) + 3
     assert len({line.split()[1] for line in log.read_text().splitlines()}) == 2
     assert not any((root / "weights").iterdir())
@@ -100,8 +100,8 @@ def test_what_is_added_later_is_done_and_what_is_there_is_kept(
     before = done(log)
     log.unlink()
     pretend(monkeypatch, log)
-    more = [*ARMS, {"name": "later", "set": {"growth.method": "pad"}, "parent_arm": "exact", "rungs": ["l2w24"]}]
-    record = run_study(three_rungs(corpus_file, seeds=[0], arms=more), root)
+    more = [*RECIPES, {"name": "later", "set": {"growth.method": "pad"}, "parent_recipe": "exact", "rungs": ["l2w24"]}]
+    record = run_study(three_rungs(corpus_file, seeds=[0], recipes=more), root)
     assert record["complete"]
     added = done(log)
     # The new children; and, since the weights that they grow from were deleted, once more the models above them.
@@ -112,7 +112,7 @@ def test_what_is_added_later_is_done_and_what_is_there_is_kept(
     assert again == {"l1w16-s0-fresh", "l1w16-s0-cold-f1", "l2w16-s0-grown", "l2w16-s0-child-f0.5"}
 
 
-def test_an_arm_that_fails_does_not_end_the_others(
+def test_an_recipe_that_fails_does_not_end_the_others(
     corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(name: str) -> None:
@@ -123,7 +123,7 @@ def test_an_arm_that_fails_does_not_end_the_others(
     config = three_rungs(corpus_file, seeds=[0])
     record = run_study(config, tmp_path / "study")
     assert record["failed"][0]["reason"] == "step 3: the loss is nan"
-    # Whatever grows from it fails with it; the twins and the other lengths of the first step are measured.
+    # Whatever grows from it fails with it; the baselines and the other lengths of the first step are measured.
     assert len(record["failed"]) == 1 + 2 + 6
     assert record["complete"]
     assert [len(row["points"]) for row in record["cold"]] == [1, 2, 2]

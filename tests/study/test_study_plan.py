@@ -9,18 +9,18 @@ from study_fixtures import study_config, study_mapping
 from hf_progressive.study.plan import StudyPlan, plan_study
 from hf_progressive.study.tasks import Run, Start
 
-ARMS: list[dict[str, Any]] = [
+RECIPES: list[dict[str, Any]] = [
     {"name": "exact"},
     {"name": "same"},
-    {"name": "EWC", "set": {"phi.ewc_lambda": 0.1}, "parent_arm": "exact"},
-    {"name": "late", "parent_arm": "exact", "parent_fraction": 0.65, "rungs": ["l2w24"], "seeds": [1]},
-    {"name": "straight", "set": {"training.warmdown_fraction": 0.9}, "rungs": ["l2w16"]},
+    {"name": "EWC", "set": {"phi.ewc_lambda": 0.1}, "parent_recipe": "exact"},
+    {"name": "late", "parent_recipe": "exact", "parent_fraction": 0.65, "rungs": ["l2w24"], "seeds": [1]},
+    {"name": "straight", "set": {"training.decay_fraction": 0.9}, "rungs": ["l2w16"]},
 ]
 
 
 def planned(corpus: Path, **changes: Any) -> StudyPlan:
     ladder = {**study_mapping(corpus)["ladder"], "rungs": RUNGS}
-    config = study_config(corpus, **{"ladder": ladder, "arms": ARMS, "seeds": [0, 1], **changes})
+    config = study_config(corpus, **{"ladder": ladder, "recipes": RECIPES, "seeds": [0, 1], **changes})
     return plan_study(config, "corpus")
 
 
@@ -35,7 +35,7 @@ def test_tasks_stand_after_what_they_need_and_once(corpus_file: Path) -> None:
             assert names.index(task.group.trunk.name) <= place
 
 
-def test_what_two_arms_have_in_common_is_one_task(corpus_file: Path) -> None:
+def test_what_two_recipes_have_in_common_is_one_task(corpus_file: Path) -> None:
     plan = planned(corpus_file)
     for rung in ("l2w16", "l2w24"):
         assert plan.children["exact", rung, 0] == plan.children["same", rung, 0]
@@ -49,29 +49,32 @@ def test_what_two_arms_have_in_common_is_one_task(corpus_file: Path) -> None:
     assert ("late", "l2w24", 0) not in plan.children
 
 
-def test_another_arm_renames_nothing(corpus_file: Path) -> None:
-    fewer, more = planned(corpus_file, arms=ARMS[:1]), planned(corpus_file)
+def test_another_recipe_renames_nothing(corpus_file: Path) -> None:
+    fewer, more = planned(corpus_file, recipes=RECIPES[:1]), planned(corpus_file)
     assert set(fewer.graph.runs) < set(more.graph.runs)
-    other = planned(corpus_file, arms=[{"name": "exact", "set": {"training.max_grad_norm": 0.5}}])
+    other = planned(corpus_file, recipes=[{"name": "exact", "set": {"training.max_grad_norm": 0.5}}])
     assert not {run for run in other.graph.runs if "child" in run} & set(more.graph.runs)
 
 
 def test_a_share_of_the_budget_is_as_many_tokens_in_any_batch(corpus_file: Path) -> None:
     batch = study_mapping(corpus_file)["ladder"]["training"]["batch_tokens"]
-    arms = [{"name": "exact"}, {"name": "twice", "set": {"training.batch_tokens": 2 * batch}, "parent_arm": "exact"}]
-    plan = planned(corpus_file, arms=arms)
-    exact, twice = (plan.children[arm, "l2w16", 0] for arm in ("exact", "twice"))
+    recipes = [
+        {"name": "exact"},
+        {"name": "twice", "set": {"training.batch_tokens": 2 * batch}, "parent_recipe": "exact"},
+    ]
+    plan = planned(corpus_file, recipes=recipes)
+    exact, twice = (plan.children[recipe, "l2w16", 0] for recipe in ("exact", "twice"))
     assert exact[0].start is twice[0].start
     for one, other in zip(exact, twice, strict=True):
         assert other.group.training.batch_tokens == 2 * batch
         assert abs(one.tokens - other.tokens) <= 2 * batch
 
 
-def test_arms_that_share_a_start_keep_their_own_penalty(corpus_file: Path) -> None:
+def test_recipes_that_share_a_start_keep_their_own_penalty(corpus_file: Path) -> None:
     weights = (0.01, 1.0)
-    arms = [{"name": "exact"}]
-    arms += [{"name": f"EWC {w}", "set": {"phi.ewc_lambda": w}, "parent_arm": "exact"} for w in weights]
-    plan = planned(corpus_file, arms=arms)
+    recipes = [{"name": "exact"}]
+    recipes += [{"name": f"EWC {w}", "set": {"phi.ewc_lambda": w}, "parent_recipe": "exact"} for w in weights]
+    plan = planned(corpus_file, recipes=recipes)
     first, second = (plan.children[f"EWC {w}", "l2w16", 0][0] for w in weights)
     assert first.start is second.start
     assert first.name != second.name
@@ -79,19 +82,19 @@ def test_arms_that_share_a_start_keep_their_own_penalty(corpus_file: Path) -> No
     assert plan.children["exact", "l2w16", 0][0].group.phi is None
 
 
-def test_branches_begin_where_their_warm_down_does(corpus_file: Path) -> None:
+def test_branches_begin_where_their_decay_does(corpus_file: Path) -> None:
     plan = planned(corpus_file)
     for group in plan.graph.groups.values():
         assert group.warmup_steps == plan.cold[group.start.rung.name, 0][0].group.warmup_steps
         for run in group.runs:
-            share = group.training.warmdown_fraction
+            share = group.training.decay_fraction
             assert run.branch_step == max(group.warmup_steps, run.steps - -int(-share * run.steps // 1))
             assert group.warmup_steps <= run.branch_step <= group.trunk.branch_step
     straight = plan.children["straight", "l2w16", 0]
     assert {run.branch_step for run in straight} == {straight[0].group.warmup_steps}
 
 
-def test_child_and_twin_read_the_same_blocks_and_a_lineage_reads_none_twice(corpus_file: Path) -> None:
+def test_child_and_baseline_read_the_same_blocks_and_a_lineage_reads_none_twice(corpus_file: Path) -> None:
     plan = planned(corpus_file)
     context = plan.config.ladder.model.context
     for (_, rung, seed), runs in plan.children.items():
@@ -112,7 +115,7 @@ def test_seeds_draw_weights_growth_and_order(corpus_file: Path) -> None:
     assert plan_study(plan.config, "another corpus").tasks[0].name != plan.tasks[0].name
 
 
-def test_the_sweep_trains_twin_and_child_on_one_rung_and_seed(corpus_file: Path) -> None:
+def test_the_sweep_trains_baseline_and_child_on_one_rung_and_seed(corpus_file: Path) -> None:
     plan = planned(corpus_file, learning_rates={"cold": [1e-3, 3e-3], "child": [1e-3], "rung": "l2w24"})
     kinds = [(kind, rate, run.group.learning_rate, run.fraction, run.start.seed) for kind, rate, run in plan.swept]
     assert kinds == [("cold", 1e-3, 1e-3, 1.0, 0), ("cold", 3e-3, 3e-3, 1.0, 0), ("child", 1e-3, 1e-3, 0.5, 0)]

@@ -451,7 +451,7 @@ def test_processes_agree_to_stop_at_the_same_step_and_reduce_every_fourth():
     assert [pair.reductions for pair in pairs] == [3, 3]
 
 
-def test_the_stable_checkpoint_is_the_model_where_the_warm_down_begins(tmp_path):
+def test_the_stable_checkpoint_is_the_model_where_the_decay_begins(tmp_path):
     trainer = resumable_trainer(tmp_path, save_steps=5)
     trainer.add_callback(KeepStableCheckpoint(trainer, tmp_path / "stable", 5))
     trainer.train()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hf_progressive.config import TrainingConfig
 from hf_progressive.training.training_run import (
-    Arm,
+    TrainingRun,
     evenly_spaced,
     keep_to_one_gpu,
     micro_batches,
@@ -43,9 +43,9 @@ def test_a_step_that_does_not_divide_among_processes_is_refused() -> None:
         micro_batches(TrainingConfig(batch_tokens=48), 16, 2)
 
 
-@given(steps=st.integers(1, 400), warmup=st.floats(0, 0.5), warmdown=st.floats(0, 0.5))
-def test_warm_up_and_warm_down_fit_into_the_run(steps: int, warmup: float, warmdown: float) -> None:
-    training = TrainingConfig(warmup_fraction=warmup, warmdown_fraction=warmdown)
+@given(steps=st.integers(1, 400), warmup=st.floats(0, 0.5), decay=st.floats(0, 0.5))
+def test_warm_up_and_decay_fit_into_the_run(steps: int, warmup: float, decay: float) -> None:
+    training = TrainingConfig(warmup_fraction=warmup, decay_fraction=decay)
     first, last = schedule_steps(training, steps)
     assert 0 <= first <= steps
     assert 0 <= last <= steps - first
@@ -56,13 +56,13 @@ def test_the_learning_rate_rises_stays_and_falls_to_its_end(tmp_path: Path) -> N
     from transformers import get_scheduler
 
     training = TrainingConfig(
-        batch_tokens=64, warmup_fraction=0.1, warmdown_fraction=0.4, final_lr_ratio=0.1, learning_rate=1.0
+        batch_tokens=64, warmup_fraction=0.1, decay_fraction=0.4, final_lr_ratio=0.1, learning_rate=1.0
     )
-    arm = Arm(
+    run = TrainingRun(
         title="x", init=tmp_path, folder=tmp_path, training=training, learning_rate=1.0, steps=50, first_block=0,
         flops_per_token=1.0,
     )  # fmt: skip
-    arguments = training_arguments(arm, 16)
+    arguments = training_arguments(run, 16)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
     scheduler = get_scheduler(
         arguments.lr_scheduler_type,
@@ -87,11 +87,11 @@ def test_a_process_that_sees_several_gpus_uses_one_and_keeps_its_batch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     training = TrainingConfig(batch_tokens=256, micro_batch_size=4)
-    arm = Arm(
+    run = TrainingRun(
         title="x", init=tmp_path, folder=tmp_path, training=training, learning_rate=1.0, steps=5, first_block=0,
         flops_per_token=1.0,
     )  # fmt: skip
-    arguments = training_arguments(arm, 16)
+    arguments = training_arguments(run, 16)
     arguments._n_gpu = 8
     assert arguments.train_batch_size == 32
     keep_to_one_gpu(arguments)
@@ -108,9 +108,9 @@ def test_a_process_that_sees_several_gpus_uses_one_and_keeps_its_batch(
 )
 def test_trainer_arguments_are_checked(tmp_path: Path, arguments: dict[str, int], message: str) -> None:
     training = TrainingConfig(batch_tokens=64, arguments=arguments)
-    arm = Arm(
+    run = TrainingRun(
         title="x", init=tmp_path, folder=tmp_path, training=training, learning_rate=1.0, steps=5, first_block=0,
         flops_per_token=1.0,
     )  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        training_arguments(arm, 16)
+        training_arguments(run, 16)

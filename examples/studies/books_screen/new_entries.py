@@ -2,7 +2,7 @@
 
 One chain of a study's ladder, one seed: every grown rung trains for a share of its cold budget, once for each factor
 by which the updates of its new entries are stretched (1 is ordinary training). As the next one's parent it trains for
-the headline arm's `parent_fraction`, unstretched.
+the headline recipe's `parent_fraction`, unstretched.
 
     python examples/studies/books_screen/new_entries.py configs/study_books.yaml --output-dir runs/new_entries \
         --set 'ladder.data.files=[books-train.parquet]' 'ladder.data.validation_files=[books-validation.parquet]'
@@ -21,7 +21,7 @@ from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.growth.checkpoint import CheckpointReader
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.training.checkpoints import write_fresh
-from hf_progressive.training.training_run import Arm, schedule_steps, train_arm
+from hf_progressive.training.training_run import Recipe, schedule_steps, train_recipe
 
 
 class StretchUpdates(TrainerCallback):
@@ -75,7 +75,7 @@ def main():
     for index, rung in enumerate(plan_ladder(config.ladder).rungs[: options.rungs]):
 
         def train(title, start, share, callbacks=(), rung=rung, first_block=first_block):
-            arm = Arm(
+            recipe = Recipe(
                 title=f"{rung.name}, {title}",
                 init=start,
                 folder=root / rung.name / title,
@@ -86,10 +86,10 @@ def main():
                 flops_per_token=rung.size.flops_per_token,
                 warmup_steps=schedule_steps(training, rung.size.steps)[0],
             )
-            result, trainer = train_arm(arm, corpus, callbacks=callbacks)
-            print(f"{arm.title}, {share:g} of the budget: {result.bits_per_byte:.4f} bits per byte", flush=True)
-            trainer.save_pretrained_whole(arm.folder / "final")
-            return arm.folder / "final"
+            result, trainer = train_recipe(recipe, corpus, callbacks=callbacks)
+            print(f"{recipe.title}, {share:g} of the budget: {result.bits_per_byte:.4f} bits per byte", flush=True)
+            trainer.save_pretrained_whole(recipe.folder / "final")
+            return recipe.folder / "final"
 
         init = root / rung.name / "init"
         if parent is None:
@@ -100,7 +100,7 @@ def main():
             is_new = new_entries(parent, init)
             for factor in options.factors:
                 train(f"factor {factor:g}", init, options.share, [StretchUpdates(is_new, factor)])
-            parent = train("parent", init, config.headline_arm.parent_fraction)
+            parent = train("parent", init, config.headline_recipe.parent_fraction)
         first_block += -(-rung.size.tokens // corpus.context)
 
 

@@ -151,9 +151,9 @@ def _take(values: Tensor, where: tuple[Tensor, Tensor]) -> Tensor:
 
 # Copy a cache with some of its sequences, each as often as it is named.
 def _select(cache: DynamicCache, chosen: Sequence[int]) -> DynamicCache:
-    twin = copy(cache)
-    twin.layers = [copy(layer) for layer in cache.layers]
-    for layer in twin.layers:
+    baseline = copy(cache)
+    baseline.layers = [copy(layer) for layer in cache.layers]
+    for layer in baseline.layers:
         # A layer appends by making new tensors, so the original keeps its own.
         layer.batch_select_indices(torch.tensor(chosen, device=layer.keys.device))
-    return twin
+    return baseline

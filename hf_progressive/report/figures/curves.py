@@ -1,4 +1,4 @@
-"""Validation bits per byte against FLOPs: where each grown rung meets its cold twin."""
+"""Validation bits per byte against FLOPs: where each grown rung meets its baseline."""
 
 import math
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def draw_curves(rungs: Sequence[Rung]) -> "Figure":
 
 
 def draw_curve_panel(axes: "Axes", rung: Rung, unit: FlopUnit, *, left: bool, bottom: bool) -> None:
-    """Draw one rung's curve, and its cold twin's, with the place where they match.
+    """Draw one rung's curve, and its baseline's, with the place where they match.
 
     Args:
         axes: Where to draw.
@@ -135,7 +135,7 @@ def _verdict(rung: Rung) -> str:
     if not rung.grown:
         return "the first rung, trained cold"
     if rung.cold is None:
-        return "no cold twin trained"
+        return "no baseline trained"
     if rung.saving is None:
         return f"not matched, {rung.gap or 0:.4f} bits per byte short"
     saved = f"saves {percent(rung.saving)}" if rung.saving >= 0 else f"costs {percent(-rung.saving)} more"

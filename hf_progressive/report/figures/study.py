@@ -19,7 +19,7 @@ _ROW_INCHES = 0.26
 
 
 def draw_matches(study: Record) -> "Figure":
-    """Draw the headline recipe's finished models and their cold twins, a panel per step.
+    """Draw the headline recipe's finished models and their baselines, a panel per step.
 
     Args:
         study: The record, with one finished step or more.
@@ -46,7 +46,7 @@ def draw_matches(study: Record) -> "Figure":
 
 
 def _draw_step(axes: "Axes", study: Record, rung: Record, unit: FlopUnit) -> None:
-    name, child = rung["child"], headline_arm(study)
+    name, child = rung["child"], headline_recipe(study)
     groups = ((COLD, "cold", study["cold"]), (INHERITED, "grown", child["points"]))
     for colour, label, entries in groups:
         curves = [_finished(entry) for entry in entries if entry["rung"] == name]
@@ -73,17 +73,17 @@ def _draw_step(axes: "Axes", study: Record, rung: Record, unit: FlopUnit) -> Non
     axes.legend(frameon=False, loc="lower left", fontsize=7.5)
 
 
-def headline_arm(study: Record) -> Record:
+def headline_recipe(study: Record) -> Record:
     """Return the recipe that a study is about.
 
     Args:
         study: The record.
 
     Returns:
-        Its entry among `arms`.
+        Its entry among `recipes`.
     """
-    recipe = study["headline"]["recipe"]
-    found: Record = next(arm for arm in study["arms"] if arm["name"] == recipe)
+    name = study["headline"]["recipe"]
+    found: Record = next(recipe for recipe in study["recipes"] if recipe["name"] == name)
     return found
 
 
@@ -151,10 +151,10 @@ def draw_recipes(study: Record) -> "Figure":
 
 def _of_step(study: Record, step: str) -> list[tuple[str, Record]]:
     rows, longest = [], {}
-    for arm in study["arms"]:
-        fractions = [point["fraction"] for e in arm["points"] if e["rung"] == step for point in _finished(e)]
-        longest[arm["name"]] = max(fractions, default=0.0)
-        rows += [(arm["name"], rung) for rung in arm["rungs"] if rung["child"] == step]
+    for recipe in study["recipes"]:
+        fractions = [point["fraction"] for e in recipe["points"] if e["rung"] == step for point in _finished(e)]
+        longest[recipe["name"]] = max(fractions, default=0.0)
+        rows += [(recipe["name"], rung) for rung in recipe["rungs"] if rung["child"] == step]
     most = max(longest.values(), default=0.0)
     rows = [(name, rung) for name, rung in rows if rung["eta"] is not None or longest[name] == most]
     return sorted(rows, key=lambda row: -math.inf if row[1]["eta"] is None else row[1]["eta"], reverse=True)
@@ -215,9 +215,12 @@ def draw_penalties(study: Record) -> "Figure":
 
 def _compared(study: Record, step: str) -> list[tuple[str, Record]]:
     found = []
-    for arm in study["headline"]["phi_effect"]["arms"]:
-        points = [point for rung in arm["rungs"] if rung["rung"] == step for point in rung["points"]]
-        found += [(arm["arm"] if len(points) == 1 else f"{arm['arm']}, {percent(p['fraction'])}", p) for p in points]
+    for recipe in study["headline"]["phi_effect"]["recipes"]:
+        points = [point for rung in recipe["rungs"] if rung["rung"] == step for point in rung["points"]]
+        found += [
+            (recipe["recipe"] if len(points) == 1 else f"{recipe['recipe']}, {percent(p['fraction'])}", p)
+            for p in points
+        ]
     return found
 
 

@@ -40,7 +40,7 @@ from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.penalty.validation import output_dimension
 from hf_progressive.training.flops import flops_per_token
 from hf_progressive.training.precision import allow_tf32
-from hf_progressive.training.training_run import Arm, train_arm, training_arguments
+from hf_progressive.training.training_run import TrainingRun, train_run, training_arguments
 
 LOGS_PER_RUN = 50  # what a ladder's training run does; between two of them lies a turn
 VALIDATION_BLOCKS = 2
@@ -118,9 +118,9 @@ class Workload:
             counts={},
         )
 
-    def arm(self) -> Arm:
+    def variant(self) -> TrainingRun:
         """Return the training run as a ladder would state it."""
-        return Arm(
+        return TrainingRun(
             title="benchmark",
             init=self.init,
             folder=Path(tempfile.mkdtemp(dir=self.folder)),
@@ -178,7 +178,7 @@ class Observer:
 
 def bare_loop(workload: Workload, pause: Callable[[], None], observer: Observer) -> None:
     """Train as anyone would write it, with all that is known to be fast."""
-    arguments = training_arguments(workload.arm(), workload.context)
+    arguments = training_arguments(workload.variant(), workload.context)
     allow_tf32(workload.bf16)
     model = workload.model().to(workload.device)
     model.train()
@@ -250,8 +250,8 @@ class _AtLogs(TrainerCallback):
 
 def stock_trainer(workload: Workload, pause: Callable[[], None], observer: Observer) -> None:
     """Train with Trainer, at its defaults where the recipe says nothing."""
-    arm = workload.arm()
-    recipe = training_arguments(arm, workload.context)
+    variant = workload.variant()
+    recipe = training_arguments(variant, workload.context)
     arguments = TrainingArguments(
         output_dir=recipe.output_dir,
         max_steps=recipe.max_steps,
@@ -288,13 +288,13 @@ def stock_trainer(workload: Workload, pause: Callable[[], None], observer: Obser
 
 def progressive_trainer(workload: Workload, pause: Callable[[], None], observer: Observer) -> None:
     """Train as a ladder does."""
-    train_arm(workload.arm(), workload.corpus(), callbacks=[_AtLogs(workload, pause, observer)])
+    train_run(workload.variant(), workload.corpus(), callbacks=[_AtLogs(workload, pause, observer)])
 
 
 def with_penalty(workload: Workload, pause: Callable[[], None], observer: Observer) -> None:
     """Train as a ladder does, with Φ on every parameter and a basis for every matrix."""
     penalty = full_penalty(workload)
-    train_arm(workload.arm(), workload.corpus(), penalty, callbacks=[_AtLogs(workload, pause, observer)])
+    train_run(workload.variant(), workload.corpus(), penalty, callbacks=[_AtLogs(workload, pause, observer)])
 
 
 def full_penalty(workload: Workload) -> InheritancePenalty:
@@ -312,10 +312,10 @@ def full_penalty(workload: Workload) -> InheritancePenalty:
     return InheritancePenalty(anchor, fisher, subspace, ewc_lambda=EWC_LAMBDA, gamma=GAMMA)
 
 
-ARMS: dict[str, Callable[[Workload, Callable[[], None], Observer], None]] = {
+VARIANTS: dict[str, Callable[[Workload, Callable[[], None], Observer], None]] = {
     "bare": bare_loop,
     "stock": stock_trainer,
     "ours": progressive_trainer,
     "phi": with_penalty,
 }
-"""The arms, in the order of their turns."""
+"""The variants, in the order of their turns."""
