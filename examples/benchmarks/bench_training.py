@@ -1,12 +1,12 @@
 """Time training beside a bare PyTorch loop and the stock Trainer, and with Φ, in one process, variants taking turns.
 
 Variants: `bare`, a loop of plain PyTorch; `stock`, Transformers' Trainer; `ours`, ProgressiveTrainer as a ladder's
-rungs use it; `phi`, the same with λ and γ on, a Fisher entry for every parameter and a basis for every matrix. All train the
-same stock model from the same weights, on the same random tokens, in the same micro-batches and precision, with fused
-AdamW, clipping and the ladder's schedule. Every variant is built anew for a measurement, warmed up by one turn, and
-then timed turn by turn: some optimizer steps and the log at their end, the device synchronized before and after and not
-between. Every round of turns gives one ratio; medians are reported. One further turn is not timed: in it, whatever
-waits for the device between two logs is counted.
+rungs use it; `phi`, the same with λ and γ on, a Fisher entry for every parameter and a basis for every matrix. All
+train the same stock model from the same weights, on the same random tokens, in the same micro-batches and precision,
+with fused AdamW, clipping and the ladder's schedule. Every variant is built anew for a measurement, warmed up by one
+turn, and then timed turn by turn: some optimizer steps and the log at their end, the device synchronized before and
+after and not between. Every round of turns gives one ratio; medians are reported. One further turn is not timed: in
+it, whatever waits for the device between two logs is counted.
 
 A result is printed, and written to --output, as soon as it is there. What does not fit into memory is tried with
 smaller micro-batches, then with fewer layers; what does not fit into --seconds is skipped. Both are reported.

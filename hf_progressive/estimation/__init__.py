@@ -1,6 +1,7 @@
 """Fisher information and subspaces of a trained model: estimates that Φ is made of."""
 
-from hf_progressive.estimation.files import (
+from hf_progressive.estimation.fisher import estimate_fisher, fisher_flops
+from hf_progressive.estimation.saved_estimates import (
     FisherRecord,
     SubspaceRecord,
     load_fisher,
@@ -8,7 +9,6 @@ from hf_progressive.estimation.files import (
     save_fisher,
     save_subspace,
 )
-from hf_progressive.estimation.fisher import estimate_fisher, fisher_flops
 from hf_progressive.estimation.subspace import learn_subspace
 
 __all__ = [

@@ -22,7 +22,8 @@ from hf_progressive.data import Corpus, rung_blocks
 from hf_progressive.distributed.batching import sequences_that_fit, with_fewer
 from hf_progressive.distributed.float32_products import float32_products
 from hf_progressive.distributed.processes import main_process_first
-from hf_progressive.estimation.files import (
+from hf_progressive.estimation.fisher import estimate_fisher, fisher_flops
+from hf_progressive.estimation.saved_estimates import (
     FisherRecord,
     SubspaceRecord,
     load_fisher,
@@ -31,7 +32,6 @@ from hf_progressive.estimation.files import (
     save_fisher,
     save_subspace,
 )
-from hf_progressive.estimation.fisher import estimate_fisher, fisher_flops
 from hf_progressive.estimation.subspace import learn_subspace, subspace_flops
 from hf_progressive.growth import GrowthPlan
 from hf_progressive.growth.checkpoint import CheckpointReader

@@ -1,6 +1,6 @@
 """Durable files and folders, locks between processes, and a full disk named as such."""
 
-from hf_progressive.storage.files import (
+from hf_progressive.storage.durable import (
     MANIFEST_NAME,
     atomic_file,
     atomic_folder,

@@ -12,6 +12,7 @@ import torch.distributed as distributed
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_progressive import cli
+from hf_progressive.cli import parser
 from hf_progressive.distributed.processes import MainProcessFailedError
 
 COMMANDS = ("grow", "verify", "plan", "ladder", "study", "report", "publish", "core")
@@ -133,7 +134,7 @@ def test_a_launch_is_left_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_an_error_of_another_process_alone_is_told(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """The first process has nothing to say of it; what the first has said already, the others do not repeat."""
-    monkeypatch.setattr(cli, "_SECONDS_FOR_THE_FIRST", 0.0)
+    monkeypatch.setattr(parser, "_SECONDS_FOR_THE_FIRST", 0.0)
     monkeypatch.setenv("RANK", "3")
 
     def fail(error: Exception) -> str:

@@ -12,8 +12,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from hf_progressive.estimation.files import FisherRecord, load_fisher, save_fisher
 from hf_progressive.estimation.fisher import estimate_fisher
+from hf_progressive.estimation.saved_estimates import FisherRecord, load_fisher, save_fisher
 from hf_progressive.estimation.subspace import learn_subspace
 
 WORLD = 2

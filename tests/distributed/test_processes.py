@@ -12,10 +12,10 @@ import pytest
 import torch.distributed
 from accelerate import PartialState
 
-from hf_progressive import storage
 from hf_progressive.config import load_ladder_config
 from hf_progressive.distributed.processes import MainProcessFailedError, main_process_first
 from hf_progressive.ladder import rung_loop as ladder
+from hf_progressive.storage import durable
 from hf_progressive.training.checkpoints import check_checkpoint
 
 
@@ -91,18 +91,18 @@ def test_the_death_of_the_first_ends_the_others_wait(tmp_path):
 
 def test_one_process_reads_a_checkpoint_s_files_and_all_refuse_damage(tmp_path, monkeypatch):
     checkpoint = tmp_path / "checkpoint-1"
-    with storage.atomic_folder(checkpoint) as temporary:
+    with durable.atomic_folder(checkpoint) as temporary:
         (temporary / "weights").write_bytes(b"sound")
 
     def work(state, folder):
-        digest, read = storage.sha256_file, []
+        digest, read = durable.sha256_file, []
 
         def slow_digest(path):
             read.append(path)
             time.sleep(4)  # longer than a collective waits
             return digest(path)
 
-        monkeypatch.setattr(storage, "sha256_file", slow_digest)
+        monkeypatch.setattr(durable, "sha256_file", slow_digest)
         check_checkpoint(checkpoint, None, reads=state.is_main_process)
         assert len(read) == state.is_main_process
         if state.is_main_process:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from hf_progressive import storage
 from hf_progressive.storage import (
     MANIFEST_NAME,
     atomic_file,
     atomic_folder,
     check_manifest,
+    durable,
     finite_or_none,
     is_complete,
     read_json,
@@ -133,7 +133,7 @@ def test_a_file_without_a_digest_is_checked_by_its_size(tmp_path):
 
 def test_a_folder_being_replaced_is_never_absent_on_linux(tmp_path):
     target = fill(tmp_path / "out")
-    exchanged = storage._exchange(fill(tmp_path / "x"), fill(tmp_path / "y"))
+    exchanged = durable._exchange(fill(tmp_path / "x"), fill(tmp_path / "y"))
     assert exchanged == (sys.platform == "linux"), "set TMPDIR to a file system that can exchange two names"
     absent, done = [], threading.Event()
 
@@ -154,7 +154,7 @@ def test_a_folder_being_replaced_is_never_absent_on_linux(tmp_path):
 
 def test_without_an_exchange_a_failing_move_brings_the_old_folder_back(tmp_path, monkeypatch):
     target = fill(tmp_path / "out", "old")
-    monkeypatch.setattr(storage, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(durable, "_exchange", lambda first, second: False)
     fill(target, "newer", overwrite=True)
     assert (target / "a.txt").read_text() == "newer"
 
@@ -204,13 +204,13 @@ def test_leftovers_of_the_dead_go_and_the_work_of_the_living_stays(tmp_path):
     (tmp_path / "deep" / ".old.01234567.tmp").mkdir(parents=True)  # of a version without locks
     (tmp_path / "data" / ".own.01234567.tmp").mkdir(parents=True)
     (tmp_path / ".hidden.tmp").touch()
-    storage.remove_leftovers(tmp_path, spared=["data"])
+    durable.remove_leftovers(tmp_path, spared=["data"])
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.tmp"))
     assert [name for name in left if not name.startswith(".out.")] == [".hidden.tmp", "data/.own.01234567.tmp"]
     assert len(left) == 3
     living.kill()
     living.wait()
-    storage.remove_leftovers(tmp_path)
+    durable.remove_leftovers(tmp_path)
     assert names(tmp_path) == [".hidden.tmp", "data", "deep", "out"]
 
 

@@ -1,12 +1,5 @@
-"""Fixtures of the studies' tests."""
+"""Fixtures: a corpus for studies."""
 
-from pathlib import Path
+from corpus_fixture import corpus_file
 
-import pytest
-from ladder_fixtures import write_corpus
-
-
-@pytest.fixture(scope="session")
-def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus."""
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+__all__ = ["corpus_file"]

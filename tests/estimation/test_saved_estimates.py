@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_progressive.estimation.files import (
+from hf_progressive.estimation.saved_estimates import (
     FisherRecord,
     SubspaceRecord,
     load_fisher,
