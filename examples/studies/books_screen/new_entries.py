@@ -21,7 +21,7 @@ from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.growth.checkpoint import CheckpointReader
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.training.checkpoints import write_fresh
-from hf_progressive.training.training_run import Recipe, schedule_steps, train_recipe
+from hf_progressive.training.training_run import TrainingRun, schedule_steps, train_run
 
 
 class StretchUpdates(TrainerCallback):
@@ -75,7 +75,7 @@ def main():
     for index, rung in enumerate(plan_ladder(config.ladder).rungs[: options.rungs]):
 
         def train(title, start, share, callbacks=(), rung=rung, first_block=first_block):
-            recipe = Recipe(
+            run = TrainingRun(
                 title=f"{rung.name}, {title}",
                 init=start,
                 folder=root / rung.name / title,
@@ -86,10 +86,10 @@ def main():
                 flops_per_token=rung.size.flops_per_token,
                 warmup_steps=schedule_steps(training, rung.size.steps)[0],
             )
-            result, trainer = train_recipe(recipe, corpus, callbacks=callbacks)
-            print(f"{recipe.title}, {share:g} of the budget: {result.bits_per_byte:.4f} bits per byte", flush=True)
-            trainer.save_pretrained_whole(recipe.folder / "final")
-            return recipe.folder / "final"
+            result, trainer = train_run(run, corpus, callbacks=callbacks)
+            print(f"{run.title}, {share:g} of the budget: {result.bits_per_byte:.4f} bits per byte", flush=True)
+            trainer.save_pretrained_whole(run.folder / "final")
+            return run.folder / "final"
 
         init = root / rung.name / "init"
         if parent is None:
