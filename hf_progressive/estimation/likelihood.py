@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from hf_progressive.distributed.working_dtype import working_dtype
+
 IGNORED_LABEL = -100
 """Label of a position that is no target, as in Transformers and `torch.nn.functional.cross_entropy`."""
 
@@ -100,7 +102,7 @@ def forward_logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
         Logits, (B, T, V), in float32 or, for a float64 model, float64.
     """
     logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return logits.to(working_dtype(logits.dtype))
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:

@@ -12,19 +12,8 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, zeros
 
+from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.penalty.shards import whole_shape
-
-
-def accumulation_dtype(parameter: Tensor) -> torch.dtype:
-    """Return what sums for a parameter are kept in: float32, for float64 parameters float64.
-
-    Args:
-        parameter: A parameter.
-
-    Returns:
-        The dtype.
-    """
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
 def zero_totals(model: nn.Module) -> dict[str, Tensor]:
@@ -41,7 +30,7 @@ def zero_totals(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _zero_total(parameter: nn.Parameter) -> Tensor:
-    dtype = accumulation_dtype(parameter)
+    dtype = working_dtype(parameter.dtype)
     if isinstance(parameter, DTensor):
         mesh, placements = parameter.device_mesh, parameter.placements
         if placements.count(Shard(0)) != 1 or placements.count(Replicate()) != len(placements) - 1:

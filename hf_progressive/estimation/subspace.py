@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
+from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.estimation.hooks import captured_gradients, kept_gradients, untracked_parameters
 from hf_progressive.estimation.likelihood import (
     LabelKind,
@@ -30,7 +31,7 @@ from hf_progressive.estimation.likelihood import (
     sampling_generator,
     token_nll,
 )
-from hf_progressive.estimation.sharded_sums import accumulation_dtype, sum_over_processes, whole_tensor
+from hf_progressive.estimation.sharded_sums import sum_over_processes, whole_tensor
 from hf_progressive.penalty.shards import whole_shape
 
 SubspaceSource = Literal["weights", "gradients", "activations"]
@@ -156,7 +157,7 @@ def _check_options(source: str, energy: float, rank: int | None, has_batches: bo
 def _output_by_input(module: nn.Module) -> Tensor:
     """Return a layer's weight as an (out, in) matrix, gathered if it is sharded, in at least float32."""
     weight = whole_tensor(module.get_parameter("weight"))
-    weight = weight.to(accumulation_dtype(weight))
+    weight = weight.to(working_dtype(weight.dtype))
     return weight if _output_dimension(module) == 0 else weight.T
 
 
@@ -251,7 +252,7 @@ def output_covariances(
         A sum, (out, out), per name.
     """
     first = next(model.parameters())
-    dtype = accumulation_dtype(first)
+    dtype = working_dtype(first.dtype)
     sums = {}
     for module in layers.values():
         outputs = whole_shape(module.get_parameter("weight"))[_output_dimension(module)]

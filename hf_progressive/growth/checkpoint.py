@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.storage import read_json
 
 WEIGHTS_NAME = "model.safetensors"
@@ -157,7 +158,7 @@ def is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     # A sum is finite only if every term is, and costs a tenth of isfinite; one that overflows leads to the slow test.
-    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    total = tensor.sum(dtype=working_dtype(tensor.dtype))
     return bool(total.isfinite()) or bool(tensor.isfinite().all())
 
 

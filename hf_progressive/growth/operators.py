@@ -47,18 +47,6 @@ class Fresh:
         return torch.empty(tuple(shape), dtype=dtype).normal_(self.mean, self.std, generator=generator)
 
 
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which a tensor is grown: float64 for float64, float32 for every other.
-
-    Args:
-        dtype: The dtype of the parent's tensor.
-
-    Returns:
-        The dtype of the result.
-    """
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def place(parent: Tensor, dims: Sequence[Dim], *, power: int, out: Tensor) -> None:
     """Write the inherited entries of a tensor in place.
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hf_progressive.distributed.compilation import compiles_on
-from hf_progressive.penalty.restraint import Restraint, working_dtype
+from hf_progressive.distributed.working_dtype import working_dtype
+from hf_progressive.penalty.restraint import Restraint
 
 PART_ELEMENTS = 1 << 24
 """Elements worked on at once."""

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.penalty.differentiable import differentiable_value, total_of
 from hf_progressive.penalty.grouped import PART_ELEMENTS, GroupedGradient
-from hf_progressive.penalty.restraint import CHUNK_ELEMENTS, Restraint, working_dtype
+from hf_progressive.penalty.restraint import CHUNK_ELEMENTS, Restraint
 from hf_progressive.penalty.shards import HeldPiece, held_piece, rows_held, shared_rows
 from hf_progressive.penalty.validation import canonical_names, check_fit, output_dimension, require_known
 

@@ -7,23 +7,12 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.penalty.shards import rows_held
 
 CHUNK_ELEMENTS = {"cpu": 1 << 17}
 """Elements worked on at once, by device type: what fits a core's cache on a CPU."""
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 24  # an accelerator wants few, large kernels
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype Φ is computed in: float32, or float64 for float64 parameters.
-
-    Args:
-        dtype: The parameter's.
-
-    Returns:
-        A floating dtype of at least 32 bits.
-    """
-    return torch.promote_types(dtype, torch.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutput
 
+from hf_progressive.distributed.working_dtype import working_dtype
+
 LARGE_LOGITS_BYTES = 4 << 30
 """Bytes of float32 logits of a micro-batch from which on they are formed in parts."""
 PART_BYTES = 1 << 30
@@ -134,7 +136,7 @@ class _LossInParts(torch.autograd.Function):
         soft_cap: float | None,
         needs_gradient: bool,
     ) -> Tensor:
-        exact = torch.promote_types(dtype, torch.float32)
+        exact = working_dtype(dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             weight = head.detach().to(dtype)
             loss = torch.zeros((), dtype=exact, device=hidden.device)

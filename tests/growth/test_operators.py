@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.growth.axis import Axis, Dim, Segment, joined
-from hf_progressive.growth.operators import Fresh, add_noise, fill_new, place, working_dtype
+from hf_progressive.growth.operators import Fresh, add_noise, fill_new, place
 
 
 @st.composite

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from hf_progressive.distributed.batching import bytes_per_token, cut_by_length, in_halves, token_budget
+from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.evaluation.core.forward import can_reuse_prefixes, encode_prefixes, logits_at
 from hf_progressive.evaluation.core.prompts import Request, Row, common_prefix
 
@@ -225,7 +226,7 @@ class _Scorer:
         suffixes = [single.tokens[offset:] for single in passes]
         prefixes = [prefix_of[single.request] for single in passes] if prefix_of else []
         logits = logits_at(self._model, suffixes, sequence_of, position_of, cache=cache, prefix_of=prefixes)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (scored tokens, vocabulary)
+        logits = logits.to(working_dtype(logits.dtype))  # (scored tokens, vocabulary)
         targets = targets.to(logits.device)
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")  # (scored tokens,)
         if losses.isnan().any():
