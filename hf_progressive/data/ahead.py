@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
@@ -23,6 +22,7 @@ from hf_progressive.data.documents import DocumentStream
 from hf_progressive.data.encoding import BATCH_DOCUMENTS, DocumentEncoder, encode_in_order
 from hf_progressive.data.parts import PART_TOKENS, Encoded, TokenParts
 from hf_progressive.data.stream import BEAT_NAME, FAILURE_NAME
+from hf_progressive.storage.locks import wait_lock
 
 _SECONDS_BETWEEN_BEATS = 1.0
 _NICENESS = 10  # training comes first
@@ -58,8 +58,7 @@ def write_ahead(
     del identity["context"]
     config = strict_yaml.build(DataConfig, identity)
     parts = TokenParts(folder / PARTS_NAME, dtype=record["dtype"], part_tokens=part_tokens)
-    parts.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(parts.folder / ".lock"):
+    with wait_lock(parts.folder / ".lock"):
         parts.refresh()
         before = parts.tokens
         if parts.is_whole or (tokens is not None and before >= tokens):

@@ -10,7 +10,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -30,6 +29,7 @@ from hf_progressive.data.documents import DocumentStream, Holdout, read_document
 from hf_progressive.data.encoding import BATCH_DOCUMENTS, Batch, DocumentEncoder, encode_in_order
 from hf_progressive.data.parts import Encoded, TokenParts, Tokens
 from hf_progressive.data.tokenizer import encode_documents, load_tokenizer, token_byte_lengths, vocabulary_size
+from hf_progressive.storage.locks import wait_lock
 
 _SOURCE_NAME = "source.json"
 
@@ -64,8 +64,7 @@ def prepare_corpus(config: DataConfig, context: int, folder: str | Path, *, num_
             )
         return open_corpus(config, context, Path(config.prepared))
     target = Path(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / f".{target.name}.lock"):
+    with wait_lock(target.parent / f".{target.name}.lock"):
         if not storage.is_complete(target):
             unfinished = target.parent / f".{target.name}.unfinished"
             try:

@@ -37,11 +37,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.estimation.hooks import UnfitLayerError
 from hf_progressive.estimation.likelihood import (
     LabelKind,
     SequenceBatch,
-    evaluation_mode,
     forward_logits,
     read_batch,
     sample_targets,
@@ -112,7 +112,7 @@ def estimate_fisher(
     loss = functools.partial(_signed_nll, model, kind=kind, definition=definition, generator=generator)
     device = next(model.parameters()).device
     tokens = 0
-    with evaluation_mode(model), _all_trainable(model), torch.enable_grad():
+    with evaluation_mode(model, gradients=True), _all_trainable(model):
         for item in tqdm(batches, desc="Fisher", unit="batch", disable=not progress):
             batch = read_batch(item, device)
             tokens += int(batch.tokens_per_sequence.sum())

@@ -4,7 +4,6 @@ What the Fisher information and the gradient subspaces are made of: the negative
 unreduced, so that each sequence keeps its own sum.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -159,22 +158,3 @@ def sampling_generator(seed: int, *, apart: bool) -> torch.Generator:
     """
     rank = dist.get_rank() if apart and dist.is_initialized() else 0
     return torch.Generator().manual_seed(seed + rank)
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off within the block, and give every module back the mode it had.
-
-    Args:
-        model: Any module.
-
-    Yields:
-        Nothing.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

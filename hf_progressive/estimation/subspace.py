@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
+from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.estimation.hooks import captured_gradients, kept_gradients, untracked_parameters
 from hf_progressive.estimation.likelihood import (
     LabelKind,
     SequenceBatch,
-    evaluation_mode,
     forward_logits,
     read_batch,
     sample_targets,
@@ -266,19 +266,18 @@ def output_covariances(
     def add_gradient(module: nn.Module, _: Tensor, gradient: Tensor) -> None:
         add(module, gradient)
 
-    with evaluation_mode(model):
+    with evaluation_mode(model, gradients=source == "gradients"):
         for item in tqdm(batches, desc=source, unit="batch", disable=not progress):
             batch = read_batch(item, first.device)
             if source == "gradients":
                 with (
-                    torch.enable_grad(),
                     kept_gradients(model),
                     untracked_parameters(model),
                     captured_gradients(sums, add_gradient, len(batch.input_ids)),
                 ):
                     torch.autograd.backward(_summed_nll(model, batch, kind, generator))
             else:
-                with torch.no_grad(), _captured_outputs(sums, batch.attention_mask, add):
+                with _captured_outputs(sums, batch.attention_mask, add):
                     forward_logits(model, batch)
     if reduce:
         sum_over_processes(sums.values())

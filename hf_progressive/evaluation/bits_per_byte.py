@@ -7,7 +7,6 @@ The sums run over a corpus, so that long and short documents weigh by their leng
 none. Source: Gao et al. 2020 (The Pile, arXiv 2101.00027), section 3.1.
 """
 
-import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from hf_progressive.data import Block, token_byte_lengths
 from hf_progressive.data.blocks import NOT_PREDICTED
 from hf_progressive.data.tokenizer import encode_documents
 from hf_progressive.distributed.batching import in_halves, sequences_that_fit
+from hf_progressive.distributed.evaluation_mode import evaluation_mode
 
 _DESCRIPTION = "Bits per byte: summed negative log-likelihood, in bits, over UTF-8 bytes of text."
 
@@ -150,7 +150,7 @@ def evaluate_bits_per_byte(
     nats, tokens, byte_count = [], 0, 0
     if batch_size is None:
         batch_size = sequences_that_fit(model, len(blocks[0]["input_ids"]), on_cpu=_CPU_SEQUENCES)
-    with _evaluating(model):
+    with evaluation_mode(model):
         for batch in tqdm(DataLoader(blocks, batch_size=batch_size), desc="Bits per byte", disable=not progress):
             targets = batch["input_ids"][:, 1:]  # (B, T-1)
             nats += _summed_nats(model, batch["input_ids"][:, :-1], targets)
@@ -218,7 +218,7 @@ def text_bits_per_byte(
     rows = windows()
     if batch_size is None:
         batch_size = sequences_that_fit(model, size, on_cpu=_CPU_SEQUENCES)
-    with _evaluating(model):
+    with evaluation_mode(model):
         while batch := list(itertools.islice(rows, batch_size)):
             inputs, targets = _pad(batch)
             nats += _summed_nats(model, inputs, targets)
@@ -277,7 +277,6 @@ def _summed_nats(model: PreTrainedModel, inputs: Tensor, targets: Tensor) -> lis
     return list(in_halves(compute, range(len(inputs))))
 
 
-@torch.no_grad()
 def _token_nats(model: PreTrainedModel, inputs: Tensor, targets: Tensor) -> Tensor:
     # Negative log-likelihood of each target, (B, T), float64 on the CPU; 0 where nothing is predicted.
     logits = model(input_ids=inputs.to(model.device), use_cache=False).logits  # (B, T, vocabulary)
@@ -287,16 +286,6 @@ def _token_nats(model: PreTrainedModel, inputs: Tensor, targets: Tensor) -> Tens
         logits.flatten(0, 1), targets.flatten().to(logits.device), ignore_index=NOT_PREDICTED, reduction="none"
     )
     return nats.view(targets.shape).cpu().double()
-
-
-@contextlib.contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _result(nats: float, tokens: int, byte_count: int) -> dict[str, float]:

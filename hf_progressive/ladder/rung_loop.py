@@ -372,7 +372,7 @@ class _Run:
         files = storage.read_json(source / storage.MANIFEST_NAME)["files"]
         hashes = {file: entry["sha256"] for file, entry in files.items() if file != "rung.json"}
         with storage.atomic_folder(self.final(name), overwrite=True, sha256=hashes) as temporary:
-            shutil.copytree(source, temporary, copy_function=_link, dirs_exist_ok=True)
+            shutil.copytree(source, temporary, copy_function=storage.link_or_copy, dirs_exist_ok=True)
             (temporary / storage.MANIFEST_NAME).unlink()
             storage.write_json(temporary / "rung.json", record)
 
@@ -385,10 +385,3 @@ class _Run:
             )
             if self.on_record is not None:
                 self.on_record(self.folder)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)

@@ -26,9 +26,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hf_progressive.storage.full_disk import FullDiskNamed
+from hf_progressive.storage.locks import try_lock
 
 MANIFEST_NAME = "manifest.json"
 """Name of the manifest inside a folder written by `atomic_folder`."""
@@ -40,13 +39,7 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Return the hexadecimal SHA-256 of a file's content, read in chunks of 4 MiB.
-
-    Args:
-        path: The file.
-
-    Returns:
-        64 hexadecimal digits.
+    """Return the hexadecimal SHA-256 of a file's content.
 
     >>> import tempfile, pathlib
     >>> file = pathlib.Path(tempfile.mkdtemp(), "x"); _ = file.write_bytes(b"abc")
@@ -61,16 +54,20 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def fsync_path(path: str | os.PathLike[str]) -> None:
-    """Flush a file, or a folder's list of names, to the disk.
-
-    Args:
-        path: A file or a folder.
-    """
+    """Flush a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Make a file a hard link to another one, or a copy where the file system cannot or the disk is another."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _temporary_sibling(path: Path) -> Path:
@@ -79,14 +76,7 @@ def _temporary_sibling(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path that becomes `path`, flushed to the disk, when the block ends without an error.
-
-    Args:
-        path: The file to create or replace; its folder is created if need be.
-
-    Yields:
-        The temporary path to write to, in the same folder.
-    """
+    """Yield a temporary path that becomes `path`, flushed to the disk, when the block ends without an error."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(target)
@@ -107,19 +97,15 @@ def atomic_folder(
     """Yield a temporary folder that becomes `path`, with a manifest, when the block ends without an error.
 
     Args:
-        path: The folder to create.
+        path: The folder to create; of a symbolic link, the folder that it leads to.
         overwrite: Replace an existing folder, once the new one is complete. Otherwise an existing one is an error.
         sha256: Digests already known, by name relative to the folder, so that large files are not read twice; None for
             a file whose size alone is to be recorded. It is read when the block ends, so it may be filled meanwhile.
-
-    Yields:
-        The temporary folder to fill, a sibling of `path`.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is not set, or it is not a folder.
         OSError: The disk is full or not writable; what was at `path` is there still.
     """
-    # Of a symbolic link the folder it leads to is meant, and not the link itself.
     target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     if target.exists() and not (overwrite and target.is_dir()):
         remedy = (
@@ -135,7 +121,11 @@ def atomic_folder(
             target.parent.mkdir(parents=True, exist_ok=True)
             for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
                 _remove_unless_held(leftover)
-            stack.enter_context(_held(temporary))
+            # The lock is taken before there is a folder, and let go when there is none: a folder without one is dead.
+            lock = _lock_file(temporary)
+            lock.touch()  # try_lock would try for ever where no file can be made
+            stack.enter_context(try_lock(lock))
+            stack.callback(_remove_lock, lock)
             temporary.mkdir()
         except OSError as error:
             raise OSError(
@@ -153,43 +143,25 @@ def atomic_folder(
         fsync_path(target.parent)
 
 
-@contextlib.contextmanager
-def _held(temporary: Path) -> Iterator[None]:
-    # The lock is taken before there is a folder and let go when there is none: a folder without one is dead.
-    _lock_file(temporary).touch()  # FileLock would try for ever where no file can be made
-    lock = FileLock(_lock_file(temporary))
-    lock.acquire(blocking=False)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows removes it on release, and not before
-            os.unlink(lock.lock_file)
-        lock.release()
-
-
 def _lock_file(temporary: Path) -> Path:
     return temporary.with_name(f"{temporary.name}.lock")
 
 
+def _remove_lock(lock: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows removes it on release, and not before
+        lock.unlink()
+
+
 def _remove_unless_held(temporary: Path) -> None:
-    if not _TEMPORARY.fullmatch(temporary.name):
-        return
-    lock = FileLock(_lock_file(temporary))
-    with contextlib.suppress(Timeout):
-        lock.acquire(blocking=False)
-    if lock.is_locked:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.unlink(lock.lock_file)
-        lock.release()
+    if _TEMPORARY.fullmatch(temporary.name):
+        with try_lock(_lock_file(temporary)) as free:
+            if free:
+                shutil.rmtree(temporary, ignore_errors=True)
+                _remove_lock(_lock_file(temporary))
 
 
 def remove_folder(folder: str | os.PathLike[str]) -> None:
-    """Delete a folder such that a kill meanwhile leaves it whole, or what `remove_leftovers` removes.
-
-    Args:
-        folder: The folder.
-    """
+    """Delete a folder such that a kill meanwhile leaves it whole, or what `remove_leftovers` removes."""
     aside = _temporary_sibling(Path(folder))
     os.rename(folder, aside)
     shutil.rmtree(aside)
@@ -206,10 +178,8 @@ def remove_leftovers(folder: str | os.PathLike[str], *, spared: Collection[str] 
     root = Path(folder)
     for place, folders, files in os.walk(root):
         for name in files:
-            if (
-                _TEMPORARY.fullmatch(name.removesuffix(".lock"))
-                and not Path(place, name.removesuffix(".lock")).is_dir()
-            ):
+            temporary = name.removesuffix(".lock")
+            if _TEMPORARY.fullmatch(temporary) and not Path(place, temporary).is_dir():
                 Path(place, name).unlink(missing_ok=True)
         for name in [name for name in folders if _TEMPORARY.fullmatch(name)]:
             _remove_unless_held(Path(place, name))
@@ -243,12 +213,7 @@ def _replace_in_two_steps(new: Path, target: Path) -> None:
 
 
 def write_manifest(folder: str | os.PathLike[str], *, sha256: Mapping[str, str | None] | None = None) -> None:
-    """Flush every file of a folder to the disk and write its manifest last.
-
-    Args:
-        folder: The folder, searched with its subfolders.
-        sha256: Digests already known, by name relative to the folder; None for a file whose size alone is recorded.
-    """
+    """Flush every file of a folder to the disk and write its manifest last; `sha256` is as for `atomic_folder`."""
     root, known = Path(folder), sha256 or {}
     files: dict[str, dict[str, int | str]] = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST_NAME):
@@ -262,13 +227,9 @@ def write_manifest(folder: str | os.PathLike[str], *, sha256: Mapping[str, str |
 
 
 def is_complete(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder has a manifest and every file in it has the size the manifest states.
+    """Tell whether there is such a folder with a manifest and its files have the sizes stated there.
 
-    Args:
-        folder: The folder.
-
-    Returns:
-        False also where there is no such folder. Contents are not read: see `check_manifest`.
+    Contents are not read: see `check_manifest`.
     """
     try:
         check_manifest(folder, contents=False)
@@ -295,24 +256,16 @@ def check_manifest(folder: str | os.PathLike[str], *, contents: bool = True) -> 
     for name, entry in manifest["files"].items():
         path = root / name
         if not path.is_file():
-            raise ValueError(
-                f"{root}: {name} is missing, though the manifest lists it; fetch or write the folder again"
-            )
+            raise ValueError(f"{root}: {name} is missing, though the manifest lists it; fetch or write it again")
         size = path.stat().st_size
         if size != entry["size"]:
-            raise ValueError(
-                f"{path}: {size} bytes, the manifest says {entry['size']}; the file is truncated or altered"
-            )
+            raise ValueError(f"{path}: {size} bytes, the manifest says {entry['size']}; it is truncated or altered")
         if contents and "sha256" in entry and sha256_file(path) != entry["sha256"]:
             raise ValueError(f"{path}: its SHA-256 differs from the manifest's; the file is damaged")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a JSON file atomically, indented, with non-finite numbers refused.
-
-    Args:
-        path: The file.
-        value: Anything `json` can write.
+    """Write a JSON file atomically, indented.
 
     Raises:
         ValueError: The value holds NaN or an infinity, which JSON does not have.
@@ -327,12 +280,6 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON file that holds an object.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -351,12 +298,6 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def finite_or_none(value: float | None) -> float | None:
     """Return a number for JSON: None where it is not finite.
-
-    Args:
-        value: A number or None.
-
-    Returns:
-        The number, or None.
 
     >>> finite_or_none(float("nan")) is None, finite_or_none(1.5)
     (True, 1.5)

@@ -52,21 +52,11 @@ class FullDiskNamed:
         self._path = Path(path)
 
     def __enter__(self) -> None:
-        """Enter the block."""
+        pass
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Name the disk if that is what is wrong.
-
-        Args:
-            kind: As for any context.
-            error: As for any context.
-            traceback: As for any context.
-
-        Raises:
-            FullDiskError: The disk is full.
-        """
         if not isinstance(error, Exception) or isinstance(error, FullDiskError):
             return
         found = next(filter(None, map(_number_and_words, _chain(error))), None)

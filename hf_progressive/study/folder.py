@@ -11,7 +11,6 @@ Weights are kept only as long as a task that is still to be done needs them.
 """
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -226,10 +225,7 @@ def link_weights(source: Path, target: Path) -> None:
     kept = {name: entry.get("sha256") for name, entry in files.items() if _belongs(name, left_out)}
     with storage.atomic_folder(target, overwrite=True, sha256=kept) as temporary:
         for name in kept:
-            try:
-                os.link(source / name, temporary / name)
-            except OSError:  # a file system without hard links
-                shutil.copy2(source / name, temporary / name)
+            storage.link_or_copy(source / name, temporary / name)
 
 
 def _belongs(name: str, left_out: set[str]) -> bool:

@@ -13,8 +13,9 @@ from hf_progressive import storage
 from hf_progressive.config import StudyConfig
 from hf_progressive.data import prepare_corpus
 from hf_progressive.distributed.processes import current_processes
+from hf_progressive.storage.agreement import agreed
 from hf_progressive.storage.full_disk import FullDiskNamed
-from hf_progressive.storage.locks import agreed, wait_lock
+from hf_progressive.storage.locks import wait_lock
 from hf_progressive.study.folder import StudyFolder
 from hf_progressive.study.plan import plan_study
 from hf_progressive.study.progress import Progress

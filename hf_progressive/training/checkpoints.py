@@ -15,7 +15,7 @@ from hf_progressive import storage
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.penalty.penalty import InheritancePenalty
 from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, save_penalty
-from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete, read_json
+from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete, link_or_copy, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def link_penalty(folder: Path, checkpoint: Path) -> dict[str, str]:
         SHA-256 of the files, by name relative to the checkpoint.
     """
     kept = folder / PENALTY_NAME
-    shutil.copytree(kept, checkpoint / PENALTY_NAME, copy_function=_link)
+    shutil.copytree(kept, checkpoint / PENALTY_NAME, copy_function=link_or_copy)
     files = read_json(kept / MANIFEST_NAME)["files"]
     return {f"{PENALTY_NAME}/{name}": entry["sha256"] for name, entry in files.items()}
 
@@ -203,10 +203,3 @@ def _checkpoints(folder: Path) -> list[Path]:
         return []
     steps = ((_CHECKPOINT_PATTERN.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
     return [path for _, path in sorted((int(match[1]), path) for match, path in steps if match)]
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)

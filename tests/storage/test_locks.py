@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_progressive.storage.locks import agreed, try_lock, wait_lock
+from hf_progressive.storage.agreement import agreed
+from hf_progressive.storage.locks import try_lock, wait_lock
 
 
 @contextlib.contextmanager

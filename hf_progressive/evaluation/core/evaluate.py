@@ -241,18 +241,13 @@ def answer_task(
         )
     state = current_processes()
     mine = range(state.process_index, len(examples), state.num_processes)
-    training = model.training
-    model.eval()
-    try:
-        with tqdm(
-            total=sum(len(examples[index].options) for index in mine),
-            desc=task.label,
-            unit="option",
-            disable=not (progress and state.is_main_process),
-        ) as bar:
-            numbered = _answer_examples(model, tokenizer, task, examples, mine, batch_size, bar.update)
-    finally:
-        model.train(training)
+    with tqdm(
+        total=sum(len(examples[index].options) for index in mine),
+        desc=task.label,
+        unit="option",
+        disable=not (progress and state.is_main_process),
+    ) as bar:
+        numbered = _answer_examples(model, tokenizer, task, examples, mine, batch_size, bar.update)
     return [answer for _, answer in sorted(gather_object(numbered), key=lambda pair: pair[0])]
 
 

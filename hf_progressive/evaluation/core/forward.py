@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from hf_progressive.distributed.evaluation_mode import evaluation_mode
+
 _REUSABLE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 """Cache layers that append keys and values without changing those they hold. Recurrent states are not among them."""
 
@@ -47,7 +49,7 @@ def can_reuse_prefixes(model: PreTrainedModel) -> bool:
     Returns:
         True if its cache holds plain keys and values only.
     """
-    with torch.no_grad():
+    with evaluation_mode(model):
         output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)
     cache = getattr(output, "past_key_values", None)
     if not isinstance(cache, DynamicCache):

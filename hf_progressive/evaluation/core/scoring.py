@@ -25,6 +25,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from hf_progressive.distributed.batching import bytes_per_token, cut_by_length, in_halves, token_budget
+from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.evaluation.core.forward import can_reuse_prefixes, encode_prefixes, logits_at
 from hf_progressive.evaluation.core.prompts import Request, Row, common_prefix
@@ -120,7 +121,7 @@ def score_requests(
         else:
             apart.extend(family)
 
-    with torch.no_grad():
+    with evaluation_mode(model):
         for batch in scorer.cut_families(families):
             for part in in_halves(scorer.score_families, batch):
                 scores |= part
