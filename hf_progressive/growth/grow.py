@@ -28,10 +28,11 @@ import hf_progressive
 from hf_progressive.growth.checkpoint import CheckpointReader
 from hf_progressive.growth.parent import ModelTensors, ParentTensors
 from hf_progressive.growth.plan import GrowthPlan, plan_growth
-from hf_progressive.growth.source import CONFIG_NAME, GrowthSource, locate_source
+from hf_progressive.growth.source import GrowthSource, locate_source
 from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
 from hf_progressive.growth.writer import CheckpointWriter
+from hf_progressive.hub.names import CONFIG_NAME
 from hf_progressive.storage import atomic_folder, read_json, sha256_file, write_json
 
 logger = logging.getLogger(__name__)

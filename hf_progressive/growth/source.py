@@ -12,44 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig
 
+from hf_progressive.hub.fetch import fetch_files
+from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME, is_repo_id
 from hf_progressive.storage import MANIFEST_NAME, read_json, sha256_file
 
-CONFIG_NAME = "config.json"
-"""Name of a model's configuration."""
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
-)
-"""Patterns of the files that a tokenizer is made of."""
-
-COMPANIONS = ("generation_config.json", *TOKENIZER_FILES, "LICENSE", "LICENSE.txt", "NOTICE")
-"""Patterns of the files that a grown checkpoint takes over unchanged; all others stay behind."""
-
 _WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -203,13 +173,10 @@ def locate_source(source: str | os.PathLike[str], revision: str | None = None) -
         if revision is not None:
             raise ValueError(f"{name}: a local folder has no revision {revision!r}; leave the revision out")
         return GrowthSource(name=name, folder=Path(name))
-    if not _HUB_ID.fullmatch(name):
+    if not is_repo_id(name):
         raise FileNotFoundError(f"{name}: no such folder")
     try:
-        folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, *_WEIGHT_PATTERNS, *COMPANIONS])
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"{name}: neither a folder here nor a repository within reach ({reason})") from error
+        folder = fetch_files(name, [CONFIG_NAME, *_WEIGHT_PATTERNS, *COMPANIONS], revision=revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; and there is no folder {name} here") from None
     return GrowthSource(name=name, folder=folder, revision=folder.name)

@@ -1,18 +1,13 @@
-"""Fetching a published rung: everything that somebody who goes on from it needs, checked against its manifest."""
+"""Fetching from the Hub: a repository's files, or a published rung checked against its manifest."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from hf_progressive.hub.names import PUBLISHED, check_repo_id
-from hf_progressive.hub.transport import HubError, reason
+from hf_progressive.hub.transport import patiently
 from hf_progressive.storage import MANIFEST_NAME, check_manifest
 
 
@@ -30,8 +25,11 @@ def fetch_rung(repo_id: str, *, revision: str | None = None) -> Path:
         changed.
 
     Raises:
+        FileNotFoundError: There is no such repository or revision, or offline, none in the cache.
+        HubError: The Hub refused or failed.
         ValueError: The repository is no published rung, or a file is damaged.
     """
+    check_repo_id(repo_id)
     folder = fetch_files(repo_id, PUBLISHED, revision=revision)
     if not (folder / MANIFEST_NAME).is_file():
         where = f"{repo_id} at {revision}" if revision else repo_id
@@ -41,12 +39,7 @@ def fetch_rung(repo_id: str, *, revision: str | None = None) -> Path:
 
 
 def fetch_files(repo_id: str, patterns: Sequence[str], *, revision: str | None = None) -> Path:
-    """Fetch some files of a repository, or find them in the cache.
-
-    Args:
-        repo_id: The repository, ORG/NAME.
-        patterns: Patterns of the files' names.
-        revision: Branch, tag or commit; None takes the newest.
+    """Fetch the files of a repository whose names have one of the patterns, or find them in the cache.
 
     Returns:
         A folder of the Hub's cache, named after the commit. Nothing in it may be changed.
@@ -55,13 +48,17 @@ def fetch_files(repo_id: str, patterns: Sequence[str], *, revision: str | None =
         FileNotFoundError: There is no such repository or revision, or offline, none in the cache.
         HubError: The Hub refused or failed.
     """
-    check_repo_id(repo_id)
     where = f"{repo_id} at {revision}" if revision else repo_id
+
+    def fetch() -> str:
+        try:
+            return snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns))
+        except LocalEntryNotFoundError as error:
+            if isinstance(error.__cause__, HfHubHTTPError):  # the Hub has answered, and may do better
+                raise error.__cause__ from None
+            raise
+
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
+        return Path(patiently(fetch, where))
     except LocalEntryNotFoundError:
         raise FileNotFoundError(f"{where}: not in the cache, and the Hub could not be asked") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise FileNotFoundError(f"{where}: {reason(error)}") from None
-    except HfHubHTTPError as error:
-        raise HubError(f"{where}: {reason(error)}") from None

@@ -1,16 +1,39 @@
-"""What a rung's repository on the Hub is called, and which files it holds."""
+"""Names: of a checkpoint's files, of a rung's, and of repositories on the Hub."""
 
 import re
 from fnmatch import fnmatchcase
 
-from hf_progressive.growth.source import TOKENIZER_FILES
 from hf_progressive.storage import MANIFEST_NAME
+
+CONFIG_NAME = "config.json"
+"""Name of a model's configuration."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
+"""Patterns of the files that a tokenizer is made of."""
+
+COMPANIONS = ("generation_config.json", *TOKENIZER_FILES, "LICENSE", "LICENSE.txt", "NOTICE")
+"""Patterns of the files that a grown checkpoint takes over unchanged; all others stay behind."""
 
 RECORD_NAME = "rung.json"
 """Name of a rung's record."""
 
 RUNG_FILES = (
-    "config.json",
+    CONFIG_NAME,
     "generation_config.json",
     "model.safetensors",
     "model-*-of-*.safetensors",
@@ -29,18 +52,12 @@ CARD, PLOT, GROWTH, RESULTS = "README.md", "plots/curve.png", "growth.json", ".e
 PUBLISHED = (*RUNG_FILES, CARD, PLOT, RESULTS, MANIFEST_NAME)
 """Patterns of everything a repository gets from here, and of all that an older revision may have left there."""
 
-_REPO_ID = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
+_REPO_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\w([\w.-]*\w)?/)?\w([\w.-]*\w)?", re.ASCII)
 _LONGEST_REPO_ID = 96  # characters, huggingface_hub's own limit
 
 
 def is_published(name: str) -> bool:
-    """Tell whether a file of a repository is one that publishing writes.
-
-    Args:
-        name: Its name in the repository.
-
-    Returns:
-        False for files that others put there, which publishing leaves alone.
+    """Tell whether a file of a repository is one that publishing writes; it leaves the others alone.
 
     >>> is_published("model-00001-of-00003.safetensors"), is_published("training_args.bin")
     (True, False)
@@ -48,16 +65,14 @@ def is_published(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in PUBLISHED)
 
 
+def is_repo_id(name: str) -> bool:
+    """Tell whether the Hub could have a repository of that name, ORG/NAME or, of an old one, NAME alone."""
+    return len(name) <= _LONGEST_REPO_ID and _REPO_ID.fullmatch(name) is not None
+
+
 def check_repo_id(repo_id: str) -> None:
-    """Raise unless a repository's name is one that the Hub could accept, with its namespace.
-
-    Args:
-        repo_id: The name.
-
-    Raises:
-        ValueError: It is not ORG/NAME.
-    """
-    if len(repo_id) > _LONGEST_REPO_ID or not _REPO_ID.fullmatch(repo_id):
+    """Raise a ValueError unless a repository's name is ORG/NAME, as the Hub could accept it."""
+    if "/" not in repo_id or not is_repo_id(repo_id):
         raise ValueError(
             f"{repo_id!r} is no repository's name; give ORG/NAME in letters, digits, '-', '_' and '.', without '--'"
             f" and '..', {_LONGEST_REPO_ID} characters at the most"

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +45,10 @@ class HubError(OSError):
     """The Hub could not do, or did not do, what it was asked; the message is one line."""
 
 
+class NotOnHubError(HubError, FileNotFoundError):
+    """The Hub has no such repository or revision, or does not show it."""
+
+
 def patiently(action: Callable[[], T], what: str) -> T:
     """Do something on the Hub, and again while it fails for a reason that may pass.
 
@@ -50,6 +60,7 @@ def patiently(action: Callable[[], T], what: str) -> T:
         What the action returns.
 
     Raises:
+        NotOnHubError: There is no such repository or revision.
         HubError: It failed for good, or too often; or the machine is set to be offline.
         ValueError: The Hub rejects what it was given.
     """
@@ -61,7 +72,9 @@ def patiently(action: Callable[[], T], what: str) -> T:
             cause = _cause(error)
             wait = _wait(cause, attempt)
             if wait is None or attempt == ATTEMPTS:
-                raise HubError(f"{what}: {reason(cause)}") from None  # the chain would show addresses that are signed
+                missing = isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError)
+                kind = NotOnHubError if missing else HubError
+                raise kind(f"{what}: {reason(cause)}") from None  # the chain would show addresses that are signed
             logger.warning("%s: %s; trying again in %.0f s", what, reason(cause), wait)
             time.sleep(wait)
             attempt += 1
@@ -79,7 +92,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _wait(error: BaseException, attempt: int) -> float | None:
-    """Return the seconds to wait before another attempt, or None if none would help."""
+    # Seconds before another attempt; None if none would help.
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status not in _TRANSIENT and status < 500:
@@ -98,17 +111,14 @@ def _asked_to_wait(headers: Any) -> float | None:
 
 
 def reason(error: BaseException) -> str:
-    """Say why the Hub, or the way there, failed, and what would help.
-
-    Args:
-        error: The client's error.
-
-    Returns:
-        One line.
-    """
+    """Say in one line why the Hub, or the way there, failed, and what would help."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         remedy = _REMEDIES.get(status, f"{constants.ENDPOINT} failed")
+        if isinstance(error, GatedRepoError):
+            remedy = "the repository is gated; ask for access on its page, and set HF_TOKEN to a token that has it"
+        elif isinstance(error, RepositoryNotFoundError):  # the Hub's status is 401 for one without a token
+            remedy = _REMEDIES[404]
         said = " ".join((error.server_message or "").split()) if status < 500 else ""  # a gateway's page is no message
         return f"{remedy} (status {status}{f': {said}' if said else ''})"
     if isinstance(error, json.JSONDecodeError):

@@ -14,7 +14,7 @@ from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, token_byte_lengths
 from hf_progressive.evaluation.bits_per_byte import evaluate_bits_per_byte
 from hf_progressive.hub.names import RECORD_NAME
-from hf_progressive.hub.origin import Origin
+from hf_progressive.records.origin import Origin
 from hf_progressive.training.precision import evaluation_precision
 
 _ORDER = ("fingerprint", "block_tokens", "shuffle_seed")

@@ -15,9 +15,9 @@ from accelerate import PartialState
 
 from hf_progressive.config import LadderConfig
 from hf_progressive.data import Corpus
-from hf_progressive.hub.origin import RECORD_FORMAT, Origin, lineage_flops
 from hf_progressive.planning.ladder_plan import RungPlan
 from hf_progressive.records.matching import flops_to_match, saving, transfer_efficiency
+from hf_progressive.records.origin import RECORD_FORMAT, Origin, lineage_flops
 from hf_progressive.training.flops import FORWARD_SHARE
 from hf_progressive.training.training_run import TrainingResult
 

@@ -13,8 +13,8 @@ from hf_progressive.config import LadderConfig, ModelConfig, RungConfig
 from hf_progressive.data import load_tokenizer, vocabulary_size
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.target import complete_target
-from hf_progressive.hub.origin import Origin, locate_origin
 from hf_progressive.planning.sizing import DIAL_FIELDS, DialFields, dial_sizes
+from hf_progressive.records.origin import Origin, locate_origin
 
 
 def find_origin(config: LadderConfig, taken: Path | None = None) -> Origin | None:

@@ -17,10 +17,10 @@ from hf_progressive.config import LadderConfig, strict_yaml
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.methods import GrowthOptions
-from hf_progressive.hub.origin import Origin
 from hf_progressive.planning.external_first_rung import find_origin, larger_config
 from hf_progressive.planning.preflight import find_problems
 from hf_progressive.planning.sizing import ParameterCount, RungSize, rung_model_config, size_rung
+from hf_progressive.records.origin import Origin
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from hf_progressive.storage.locks import try_lock, wait_lock
 
 @contextlib.contextmanager
 def another_process(context: str, path: Path) -> Iterator[None]:
-    """A process that stays in a context of `hf_progressive.storage.locks` until it is killed."""
-    program = f"from hf_progressive.storage.locks import *; from pathlib import Path; path = Path({str(path)!r})\n"
+    """A process that stays in a context of `hf_progressive.storage` until it is killed."""
+    program = "from hf_progressive.storage.agreement import *; from hf_progressive.storage.locks import *\n"
+    program += f"from pathlib import Path; path = Path({str(path)!r})\n"
     program += f"with {context} as got: print(got, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from hf_progressive.growth.source import COMPANIONS, CONFIG_NAME, GrowthSource
+from hf_progressive.growth.source import GrowthSource
 from hf_progressive.hub.fetch import fetch_files
-from hf_progressive.hub.names import PUBLISHED, RECORD_NAME, RUNG_FILES
+from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME, PUBLISHED, RECORD_NAME, RUNG_FILES, check_repo_id
 from hf_progressive.storage import check_manifest, read_json
 
 RECORD_FORMAT = 1
@@ -126,6 +126,7 @@ def locate_origin(source: str, revision: str | None = None, *, weights: bool = T
     else:
         if revision is None:
             raise ValueError(f"{source}: a source on the Hub must be pinned; give a tag or a commit as its revision")
+        check_repo_id(source)
         outline = (CONFIG_NAME, RECORD_NAME, *COMPANIONS)
         folder = fetch_files(source, (*PUBLISHED, *COMPANIONS) if weights else outline, revision=revision)
         commit = folder.name

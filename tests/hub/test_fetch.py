@@ -1,0 +1,33 @@
+"""What is fetched comes whole, after a failure that passes too; what cannot be fetched is said in one line."""
+
+import hub_fixtures
+from hub_client import HubClient
+from hub_server import HubServer
+
+server, client = hub_fixtures.server, hub_fixtures.client
+
+PROGRAM = """
+from hf_progressive.growth.source import locate_source
+from hf_progressive.hub import fetch_files
+print((fetch_files("org/d4", ["*.json"]) / "config.json").read_text())
+try:
+    locate_source("org/none")
+except FileNotFoundError as error:
+    print(error)
+"""
+
+
+def test_a_download_goes_on_after_a_failure_that_passes(server: HubServer, client: HubClient) -> None:
+    server.storage.create_repository("org/d4", private=True)
+    server.storage.commit("org/d4", {"config.json": b"{}", "notes.txt": b"not asked for"}, "A model")
+    fault = server.inject("status", "HEAD", "/resolve/.*/config.json", status=409)
+    result = client.python(PROGRAM)
+    content, missing = result.stdout.splitlines()
+    assert content == "{}"
+    assert fault.struck == 1
+    assert "org/d4: somebody else keeps writing to it; try again later (status 409); trying again in 1 s" in (
+        result.stderr
+    )
+    assert not [path for _, path, _ in server.requests if "notes.txt" in path]
+    assert missing.startswith("org/none: there is no such repository or revision, or the token may not see it")
+    assert missing.endswith("; and there is no folder org/none here")
