@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_progressive.config import LadderConfig, StudyConfig, load_ladder_config, load_study_config
     from hf_progressive.estimation import estimate_fisher, learn_subspace
+    from hf_progressive.evaluation.bits_per_byte import bits_per_byte, text_bits_per_byte
+    from hf_progressive.evaluation.core import evaluate_core
     from hf_progressive.growth import (
         GrowthCheck,
         GrowthPlan,
@@ -17,12 +19,16 @@ if TYPE_CHECKING:
         grow_checkpoint,
         grow_model,
         plan_growth,
+        register_family,
         register_method,
         verify_growth,
     )
     from hf_progressive.ladder.rung_loop import RungResult, run_ladder
+    from hf_progressive.ladder.rung_penalty import load_penalty
     from hf_progressive.penalty import InheritancePenalty
     from hf_progressive.planning.ladder_plan import LadderPlan, plan_ladder
+    from hf_progressive.publishing.publish import publish_rung
+    from hf_progressive.report.page import write_report
     from hf_progressive.study.run import run_study
     from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
@@ -35,6 +41,7 @@ __all__ = [
     "plan_growth",
     "verify_growth",
     "register_method",
+    "register_family",
     "GrowthPlan",
     "GrowthReport",
     "GrowthCheck",
@@ -42,6 +49,7 @@ __all__ = [
     "InheritancePenalty",
     "estimate_fisher",
     "learn_subspace",
+    "load_penalty",
     # training
     "ProgressiveTrainer",
     "ProgressiveTrainingArguments",
@@ -56,15 +64,23 @@ __all__ = [
     "StudyConfig",
     "load_study_config",
     "run_study",
+    # measuring, reporting, publishing
+    "bits_per_byte",
+    "text_bits_per_byte",
+    "evaluate_core",
+    "write_report",
+    "publish_rung",
 ]
 
 _MODULES = {
+    "config": ("LadderConfig", "StudyConfig", "load_ladder_config", "load_study_config"),
     "growth": (
         "grow_checkpoint",
         "grow_model",
         "plan_growth",
         "verify_growth",
         "register_method",
+        "register_family",
         "GrowthPlan",
         "GrowthReport",
         "GrowthCheck",
@@ -72,10 +88,14 @@ _MODULES = {
     "penalty": ("InheritancePenalty",),
     "estimation": ("estimate_fisher", "learn_subspace"),
     "training.trainer": ("ProgressiveTrainer", "ProgressiveTrainingArguments"),
-    "config": ("LadderConfig", "StudyConfig", "load_ladder_config", "load_study_config"),
+    "evaluation.bits_per_byte": ("bits_per_byte", "text_bits_per_byte"),
+    "evaluation.core": ("evaluate_core",),
     "planning.ladder_plan": ("LadderPlan", "plan_ladder"),
     "ladder": ("RungResult", "run_ladder"),
+    "ladder.rung_penalty": ("load_penalty",),
     "study.run": ("run_study",),
+    "report.page": ("write_report",),
+    "publishing.publish": ("publish_rung",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

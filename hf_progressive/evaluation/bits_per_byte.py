@@ -80,23 +80,13 @@ class BitsPerByte(evaluate.Metric):
         )
 
     def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, float]:
-        return {"bits_per_byte": bits_per_byte(math.fsum(predictions), sum(references))}
+        return {"bits_per_byte": bits_per_byte_of_nats(math.fsum(predictions), sum(references))}
 
 
-def bits_per_byte(nats: float, byte_count: int) -> float:
-    """Convert a summed loss.
+def bits_per_byte_of_nats(nats: float, byte_count: int) -> float:
+    """Convert the summed negative log-likelihood of a text of that many UTF-8 bytes.
 
-    Args:
-        nats: Summed negative log-likelihood.
-        byte_count: UTF-8 bytes of the predicted text.
-
-    Returns:
-        Bits per byte.
-
-    Raises:
-        ValueError: There are no bytes.
-
-    >>> bits_per_byte(math.log(2) * 12, 4)
+    >>> bits_per_byte_of_nats(math.log(2) * 12, 4)
     3.0
     """
     if byte_count <= 0:
@@ -116,16 +106,13 @@ def bits_per_byte_of_loss(mean_loss: float, tokens: int, byte_count: int) -> flo
         tokens: Predicted tokens: blocks · (context − 1).
         byte_count: Their UTF-8 bytes.
 
-    Returns:
-        Bits per byte.
-
     >>> bits_per_byte_of_loss(math.log(2) * 2, tokens=10, byte_count=40)
     0.5
     """
-    return bits_per_byte(mean_loss * tokens, byte_count)
+    return bits_per_byte_of_nats(mean_loss * tokens, byte_count)
 
 
-def evaluate_bits_per_byte(
+def bits_per_byte(
     model: PreTrainedModel,
     blocks: Dataset[Block],
     token_bytes: Any,
@@ -133,18 +120,34 @@ def evaluate_bits_per_byte(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Measure bits per byte on packed blocks.
+    """Measure bits per byte on packed blocks of tokens, as a ladder validates its rungs.
+
+    Bits per byte = Σ nats of the predicted tokens / (ln 2 · Σ UTF-8 bytes of these tokens); every token of a block but
+    its first is predicted. `text_bits_per_byte` measures texts instead, and compares models of different tokenizers.
+    Source: Gao et al. 2020 (The Pile, arXiv 2101.00027), section 3.1.
 
     Args:
         model: A causal language model; it is left in the mode that it was in.
-        blocks: Blocks of equal length, as `Corpus.validation`.
-        token_bytes: UTF-8 bytes of each token, (vocabulary,), from `token_byte_lengths`.
+        blocks: Items with `input_ids` of one length, (T,), as `Corpus.validation` or a list of such dicts.
+        token_bytes: UTF-8 bytes of each token, (vocabulary,), from `hf_progressive.data.token_byte_lengths`.
         batch_size: Blocks per forward pass, at most; None for 8 on a CPU, elsewhere for as many as the device's
             memory allows. It changes the time and, but for rounding, not the result.
         progress: Show a bar.
 
     Returns:
         `loss` (nats per predicted token), `bits_per_byte`, `tokens` (predicted), `bytes` (of these).
+
+    Raises:
+        ValueError: The predicted tokens have no bytes.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=16))
+    >>> for parameter in model.parameters():  # all tokens alike: log2(16) bits each
+    ...     _ = parameter.data.zero_()
+    >>> blocks = [{"input_ids": torch.arange(8)}, {"input_ids": torch.arange(8, 16)}]
+    >>> result = bits_per_byte(model, blocks, [1] * 16, progress=False)
+    >>> round(result["bits_per_byte"], 6), result["tokens"], result["bytes"]
+    (4.0, 14, 14)
     """
     lengths = torch.as_tensor(token_bytes)
     nats, tokens, byte_count = [], 0, 0
@@ -192,8 +195,15 @@ def text_bits_per_byte(
         `loss` (nats per predicted token), `bits_per_byte`, `tokens` (predicted), `bytes` (of the texts).
 
     Raises:
-        ValueError: The tokenizer loses text or has no token to begin with, the overlap leaves no room for new tokens,
-            or there is no text.
+        ValueError: The tokenizer loses text or has no token to begin with, the overlap leaves no place for new
+            tokens, or there is no text.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> from hf_progressive.data import train_tokenizer
+    >>> tokenizer = train_tokenizer(["a rung grows from the rung below"], vocab_size=260, training_bytes=100)
+    >>> config = GPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=len(tokenizer))
+    >>> text_bits_per_byte(GPT2LMHeadModel(config), tokenizer, ["a rung", "and more"], progress=False)["bytes"]
+    14
     """
     size: int = model.config.max_position_embeddings if context is None else context
     shared = size // 2 if overlap is None else overlap
@@ -235,15 +245,9 @@ class _Window:
 
 
 def cut_windows(tokens: Sequence[int], size: int, overlap: int) -> Iterator[_Window]:
-    """Cut a text into windows that predict each of its tokens but the first exactly once.
+    """Cut a text into windows of at most `size` tokens that predict each token but the first exactly once.
 
-    Args:
-        tokens: The beginning-of-text token and the text's.
-        size: Tokens that the model reads at the most.
-        overlap: Tokens of a window, from the second on, that the one before it has predicted.
-
-    Yields:
-        Windows: `inputs`, `targets` (the tokens that follow each input), and how many of the last targets are `new`.
+    The first `overlap` tokens of a window, from the second on, are those that the one before it has predicted.
 
     >>> [(w.inputs, w.new) for w in cut_windows([0, 1, 2, 3, 4, 5, 6], size=4, overlap=1)]
     [([0, 1, 2, 3], 4), ([3, 4, 5], 2)]
@@ -289,5 +293,5 @@ def _token_nats(model: PreTrainedModel, inputs: Tensor, targets: Tensor) -> Tens
 
 
 def _result(nats: float, tokens: int, byte_count: int) -> dict[str, float]:
-    ratio = bits_per_byte(nats, byte_count)
+    ratio = bits_per_byte_of_nats(nats, byte_count)
     return {"loss": nats / tokens, "bits_per_byte": ratio, "tokens": tokens, "bytes": byte_count}

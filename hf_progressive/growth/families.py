@@ -1,13 +1,68 @@
-"""The families that can grow, by `model_type`. Adding one adds a file with its table and a line here."""
+"""The families that can grow, by `model_type`. Adding one here adds a file with its table and a line.
 
+From outside of the package, `register_family` adds one for the running process:
+
+    from hf_progressive import grow_checkpoint, register_family
+    from hf_progressive.growth import Family, WeightRule, reads, writes
+
+    BLOCK, EMBEDDING = "model.layers.{layer}.", "model.embed_tokens.weight"
+
+    def linear(name, *dims, **options):  # `Linear` stores (out, in)
+        yield WeightRule(name + ".weight", dims, **options)
+        yield WeightRule(name + ".bias", dims[:1], init="zeros", when="use_bias", **options)
+
+    def norm(name, gain, shift):
+        yield WeightRule(name + ".weight", (writes(gain),), init="ones")
+        yield WeightRule(name + ".bias", (writes(shift),), init="zeros")
+
+    register_family(
+        Family(
+            model_type="starcoder2",
+            size_fields={
+                "width": "hidden_size",
+                "layers": "num_hidden_layers",
+                "heads": "num_attention_heads",
+                "kv_heads": "num_key_value_heads",
+                "mlp": "intermediate_size",
+                "vocab": "vocab_size",
+                "positions": "max_position_embeddings",
+            },
+            rules=(
+                WeightRule(EMBEDDING, (reads("vocab"), writes("embedding"))),
+                *linear(BLOCK + "self_attn.q_proj", writes("query"), reads("normed")),
+                *linear(BLOCK + "self_attn.k_proj", writes("key"), reads("normed")),
+                *linear(BLOCK + "self_attn.v_proj", writes("value"), reads("normed")),
+                *linear(BLOCK + "self_attn.o_proj", writes("residual"), reads("context"), closes=True),
+                *linear(BLOCK + "mlp.c_fc", writes("mlp"), reads("normed")),
+                *linear(BLOCK + "mlp.c_proj", writes("residual"), reads("mlp"), closes=True),
+                *norm(BLOCK + "input_layernorm", "gain", "shift"),
+                *norm(BLOCK + "post_attention_layernorm", "gain", "shift"),
+                *norm("model.norm", "final_gain", "final_shift"),
+                WeightRule("lm_head.weight", (writes("vocab"), reads("final")), tied_to=EMBEDDING),
+            ),
+            norm="layer",
+            eps_field="norm_epsilon",
+            prefix="model.",
+            neutral_fields=frozenset({"residual_dropout", "embedding_dropout"}),
+            rotary=True,
+        )
+    )
+    grow_checkpoint("bigcode/starcoder2-3b", "grown", {"num_hidden_layers": 32})
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
-from hf_progressive.growth.family import Family, WeightRule
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from hf_progressive.growth.family import Family, Sizes, WeightRule
 from hf_progressive.growth.gpt2 import GPT2
 from hf_progressive.growth.llama import GEMMA, GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from hf_progressive.growth.nanochat import NANOCHAT
 
-__all__ = ["FAMILIES", "Family", "WeightRule", "family_of"]
+__all__ = ["FAMILIES", "Family", "WeightRule", "family_of", "register_family"]
 
 FAMILIES: dict[str, Family] = {
     "gpt2": GPT2,
@@ -22,25 +77,108 @@ FAMILIES: dict[str, Family] = {
 }
 """Every family, by the `model_type` of its configs."""
 
+_SMALL = {"width": 24, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 10, "mlp": 14, "vocab": 22, "positions": 18}
+"""Sizes of the model that a table is compared with: as far as a family allows, no two axes are of one length."""
+
+_TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+
 
 def family_of(config: Any) -> Family:
     """Return the family of a config.
-
-    Args:
-        config: A `PreTrainedConfig`.
-
-    Returns:
-        The family.
 
     Raises:
         ValueError: The family is unknown, or the config has an option that growth cannot map.
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise ValueError(f"model_type {config.model_type!r} cannot be grown; families known: {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"model_type {config.model_type!r} cannot be grown; families known: {', '.join(FAMILIES)}; add one with"
+            " register_family"
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError("a quantized checkpoint cannot be grown; dequantize it first, or take the original")
     for name, reason in family.unsupported.items():
         if getattr(config, name, False):
             raise ValueError(f"{name}={getattr(config, name)!r} cannot be grown: {reason}; set it to False")
     return family
+
+
+def register_family(family: Family) -> Family:
+    """Make a family of models known to growth, for as long as the process runs.
+
+    A family is a table: which tensors the stock class has, which axes each of them reads and writes, and the config
+    fields that size the axes. `hf_progressive.growth.family` explains every entry, the docstring of
+    `hf_progressive.growth.families` shows a whole table. It is compared, name by name and shape by shape, with small
+    models that the stock class makes on the meta device: with tied and untied embeddings, and with every switch of the
+    config on and off, but those that the table says are unsupported. What no shape shows (the kind of norm, what
+    scales scores or embeddings) shows in the comparison of logits that `grow_checkpoint` makes.
+
+    Args:
+        family: The family: its `model_type`, one that `transformers` has a causal language model for, its table
+            `rules`, `size_fields`, and the facts that decide which growth is exact.
+
+    Returns:
+        The family.
+
+    Raises:
+        ValueError: The `model_type` is known here already, or not to transformers; a config field does not exist; or
+            the table lacks tensors of the stock class, has others, or gives them another shape or order.
+
+    >>> from hf_progressive.growth import Family
+    >>> from hf_progressive.growth.llama import LLAMA
+    >>> register_family(LLAMA)
+    Traceback (most recent call last):
+    ValueError: model_type 'llama' can be grown already; a family is registered once
+    """
+    if family.model_type in FAMILIES:
+        raise ValueError(f"model_type {family.model_type!r} can be grown already; a family is registered once")
+    if faults := list(dict.fromkeys(_faults(family))):
+        raise ValueError(f"the family {family.model_type!r} is not complete: {'; '.join(faults)}")
+    FAMILIES[family.model_type] = family
+    return family
+
+
+def _faults(family: Family) -> Iterator[str]:
+    # What a table lacks or has wrongly, in small models of the stock class.
+    try:
+        default = AutoConfig.for_model(family.model_type)
+    except ValueError:
+        yield "transformers has no model of this type"
+        return
+    if type(default) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        yield f"transformers has no causal language model for a {type(default).__name__}"
+        return
+    conditions = {rule.when for rule in family.rules if rule.when}
+    own = {entry.name for entry in fields(type(default))} | set(type(default).attribute_map)
+    named = {*family.size_fields.values(), family.eps_field, *family.layer_fields, *family.neutral_fields, *conditions}
+    named -= {family.size_fields.get("head_dim")}  # a config without it divides the width by the heads
+    yield from (f"{name} is not a field of {type(default).__name__}" for name in sorted(named - own))
+    sizes = [entry.name for entry in fields(Sizes)]
+    yield from (f"size_fields: {name} is not one of {', '.join(sizes)}" for name in family.size_fields.keys() - sizes)
+    needed = ("width", "layers", "heads", "mlp", "vocab", "positions")
+    yield from (f"size_fields: {name} is missing" for name in needed if name not in family.size_fields)
+    if not any(rule.per_layer for rule in family.rules):
+        yield "no tensor has {layer} in its name"
+    elif named <= own and set(needed) <= family.size_fields.keys() <= set(sizes):
+        small = {field: _SMALL[name] for name, field in family.size_fields.items() if field in own}
+        general = {entry.name for entry in fields(PreTrainedConfig)} | family.unsupported.keys() | {"use_cache"}
+        switches = [name for name in own - general if isinstance(getattr(default, name), bool)]
+        for tied in (True, False):
+            for switched in ({}, *({name: not getattr(default, name)} for name in sorted(switches))):
+                options = small | _TOKENS | switched | {"tie_word_embeddings": tied}
+                yield from _differences(family, AutoConfig.for_model(family.model_type, **options))
+
+
+def _differences(family: Family, config: Any) -> Iterator[str]:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    stock = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    table = {name: family.shape(rule, config) for name, rule, _ in family.tensors(config)}
+    yield from (f"{name} is not in the table" for name in stock if name not in table)
+    yield from (f"{name} is not in the stock class" for name in table if name not in stock)
+    for name in table.keys() & stock.keys():
+        if table[name] != stock[name]:
+            yield f"{name} has shape {stock[name]} in the stock class, {table[name]} by the table"
+    if stock.keys() == table.keys() and list(stock) != list(table):
+        first = next(name for name, other in zip(stock, table, strict=True) if name != other)
+        yield f"the table is not in the stock class's order: {first} comes too late"

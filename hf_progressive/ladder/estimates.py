@@ -1,7 +1,4 @@
-"""What a trained rung hands to its successor: Fisher information and subspace, estimated, stored, and made into Φ.
-
-Here growth and penalty meet: estimates are in the parent's coordinates, a `GrowthPlan` maps them into the child's.
-"""
+"""What a trained rung hands to its successor: Fisher information and subspace, estimated and stored."""
 
 import dataclasses
 import hashlib
@@ -26,20 +23,14 @@ from hf_progressive.estimation.fisher import estimate_fisher, fisher_flops
 from hf_progressive.estimation.saved_estimates import (
     FisherRecord,
     SubspaceRecord,
-    load_fisher,
-    load_subspace,
     read_record,
     save_fisher,
     save_subspace,
 )
 from hf_progressive.estimation.subspace import learn_subspace, subspace_flops
-from hf_progressive.growth import GrowthPlan
-from hf_progressive.growth.checkpoint import CheckpointReader
-from hf_progressive.penalty.penalty import InheritancePenalty
+from hf_progressive.ladder.rung_penalty import FISHER_FILE, SUBSPACE_FILE
 
 logger = logging.getLogger(__name__)
-
-_FISHER_FILE, _SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"
 
 
 def estimate_inheritance(
@@ -87,27 +78,27 @@ def estimate_inheritance(
         made = dataclasses.replace(fisher_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
         with main_process_first(state):
             if state.is_main_process:
-                save_fisher(checkpoint / _FISHER_FILE, fisher, made)
+                save_fisher(checkpoint / FISHER_FILE, fisher, made)
     if wants_subspace:
         bases, subspace_record, flops = estimator.subspace()
         costs["subspace"] = {**_described(subspace_record), "flops": flops}
         learned = dataclasses.replace(subspace_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
         with main_process_first(state):
             if state.is_main_process:
-                save_subspace(checkpoint / _SUBSPACE_FILE, bases, learned)
+                save_subspace(checkpoint / SUBSPACE_FILE, bases, learned)
     return costs
 
 
 def _kept_estimates(checkpoint: Path, phi: PhiConfig, weights: str, known: Mapping[str, Any]) -> dict[str, Any]:
     # The estimates beside the weights that are just what is wanted, as they were recorded.
     kept = {}
-    if phi.ewc_lambda > 0 and "fisher" in known and (checkpoint / _FISHER_FILE).is_file():
-        fisher = read_record(checkpoint / _FISHER_FILE, FisherRecord)
+    if phi.ewc_lambda > 0 and "fisher" in known and (checkpoint / FISHER_FILE).is_file():
+        fisher = read_record(checkpoint / FISHER_FILE, FisherRecord)
         wanted = (phi.fisher.kind, phi.fisher.definition, phi.fisher.sequences, None, weights)
         if (fisher.kind, fisher.definition, fisher.sequences, fisher.normalize, fisher.model_hash) == wanted:
             kept["fisher"] = dict(known["fisher"])
-    if phi.gamma > 0 and "subspace" in known and (checkpoint / _SUBSPACE_FILE).is_file():
-        subspace = read_record(checkpoint / _SUBSPACE_FILE, SubspaceRecord)
+    if phi.gamma > 0 and "subspace" in known and (checkpoint / SUBSPACE_FILE).is_file():
+        subspace = read_record(checkpoint / SUBSPACE_FILE, SubspaceRecord)
         source, energy = phi.subspace.source, phi.subspace.energy
         sequences = 0 if source == "weights" else phi.subspace.sequences
         found = (subspace.source, subspace.energy, subspace.rank, subspace.sequences, subspace.model_hash)
@@ -215,32 +206,3 @@ def _read(corpus: Corpus, indices: range) -> list[torch.Tensor]:
     # Token ids of consecutive blocks, each (T,), of a corpus at hand or a streamed one.
     blocks = rung_blocks(corpus, indices.start, len(indices))
     return [blocks[i]["input_ids"] for i in range(len(indices))]
-
-
-def load_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) -> InheritancePenalty | None:
-    """Build Φ for a grown rung from its initial checkpoint and its parent's estimates.
-
-    Args:
-        phi: The weights of the two terms.
-        anchor: The grown, untrained checkpoint: W₀.
-        parent: The parent's checkpoint, with its estimates in `phi/`.
-        growth: The plan by which the one was grown from the other; it maps the estimates.
-
-    Returns:
-        The penalty, or None where both weights are 0.
-
-    Raises:
-        FileNotFoundError: An estimate that a term needs is not there.
-    """
-    if phi.ewc_lambda == 0 and phi.gamma == 0:
-        return None
-    reader = CheckpointReader(anchor)
-    fisher = growth.map_diagonal(load_fisher(parent / _FISHER_FILE)[0]) if phi.ewc_lambda > 0 else None
-    bases = growth.map_subspace(load_subspace(parent / _SUBSPACE_FILE)[0]) if phi.gamma > 0 else None
-    return InheritancePenalty(
-        {name: reader.read(name) for name in reader.specs},
-        fisher,
-        bases,
-        ewc_lambda=phi.ewc_lambda,
-        gamma=phi.gamma,
-    )

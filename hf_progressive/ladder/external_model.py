@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_progressive import storage
 from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, token_byte_lengths
-from hf_progressive.evaluation.bits_per_byte import evaluate_bits_per_byte
+from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.hub.names import RECORD_NAME
 from hf_progressive.records.origin import Origin
 from hf_progressive.training.precision import evaluation_precision
@@ -100,7 +100,7 @@ def measure_origin(
     """
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     with evaluation_precision(training, state.device):
-        return evaluate_bits_per_byte(
+        return bits_per_byte(
             model.to(state.device),
             corpus.validation,
             token_byte_lengths(corpus.tokenizer),

@@ -24,11 +24,12 @@ from hf_progressive.data import Corpus, prepare_corpus, reading_ahead
 from hf_progressive.distributed.processes import current_processes, main_process_first
 from hf_progressive.evaluation.core.evaluate import evaluate_core
 from hf_progressive.growth import grow_checkpoint, plan_growth
-from hf_progressive.ladder.estimates import estimate_inheritance, load_penalty
+from hf_progressive.ladder.estimates import estimate_inheritance
 from hf_progressive.ladder.external_model import copy_origin, data_read, first_new_block, measure_origin
 from hf_progressive.ladder.preparation import CORPUS_NAME
 from hf_progressive.ladder.record import ladder_record, matched, origin_record, rung_record
 from hf_progressive.ladder.run_folder import claim, exclusive
+from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
 from hf_progressive.records.origin import Origin, locate_origin
 from hf_progressive.storage.full_disk import FullDiskNamed
@@ -141,7 +142,7 @@ class _Run:
         penalty = None
         if rung.parent is not None:
             plan = self._actual_plan(rung, folder / "init")
-            penalty = load_penalty(self.config.phi, anchor=folder / "init", parent=self._parent(rung), growth=plan)
+            penalty = rung_penalty(self.config.phi, anchor=folder / "init", parent=self._parent(rung), growth=plan)
         result, trainer = train_run(self._training_run(rung), self.corpus, penalty)
         seconds["train"] = result.seconds - result.evaluation_seconds
         seconds["evaluate"] = result.evaluation_seconds

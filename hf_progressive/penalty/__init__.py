@@ -1,14 +1,14 @@
 """Φ, the inheritance penalty: what holds a child near its parent, and how strongly at each point of a run."""
 
 from hf_progressive.penalty.penalty import InheritancePenalty, PenaltyStep
-from hf_progressive.penalty.saved_penalty import load_penalty, save_penalty
+from hf_progressive.penalty.saved_penalty import load_saved_penalty, save_penalty
 from hf_progressive.penalty.schedule import PHI_SCHEDULES, schedule_factor
 
 __all__ = [
     "PHI_SCHEDULES",
     "InheritancePenalty",
     "PenaltyStep",
-    "load_penalty",
+    "load_saved_penalty",
     "save_penalty",
     "schedule_factor",
 ]

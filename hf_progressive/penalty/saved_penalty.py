@@ -58,7 +58,7 @@ def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) ->
     >>> ones = {"weight": torch.ones(2, 3)}
     >>> folder = Path(tempfile.mkdtemp(), "phi")
     >>> save_penalty(InheritancePenalty(ones, ones, ewc_lambda=0.5), folder)
-    >>> again = load_penalty(folder)
+    >>> again = load_saved_penalty(folder)
     >>> again.ewc_lambda, again.fingerprint() == InheritancePenalty(ones, ones).fingerprint()
     (0.5, True)
     """
@@ -74,7 +74,7 @@ def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) ->
         write_json(temporary / DESCRIPTION_NAME, description)
 
 
-def load_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty:
+def load_saved_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty:
     """Read back what `save_penalty` wrote; a `phi` folder inside a checkpoint is one.
 
     Args:

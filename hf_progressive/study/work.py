@@ -17,7 +17,8 @@ from hf_progressive import storage
 from hf_progressive.data import Corpus, TokenBlocks
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.growth.optimizer import read_optimizer_state
-from hf_progressive.ladder.estimates import estimate_inheritance, load_penalty
+from hf_progressive.ladder.estimates import estimate_inheritance
+from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.study.folder import OPTIMIZER_NAME, StudyFolder, link_weights
 from hf_progressive.study.tasks import Group, Run, Start, TaskGraph
@@ -246,7 +247,7 @@ class Worker:
         folder, growth = self.folder.weights(start), start.ladder.growth
         configs = [AutoConfig.from_pretrained(folder / part) for part in ("parent", "init")]
         plan = plan_growth(*configs, method=growth.method, **growth.options)
-        return load_penalty(group.phi, anchor=folder / "init", parent=folder / "parent", growth=plan)
+        return rung_penalty(group.phi, anchor=folder / "init", parent=folder / "parent", growth=plan)
 
     def _keep_weights(self, run: Run, save: Callable[[Path], None], branch: Path | None) -> None:
         # What the run's heirs grow from: the weights after the decay, those before it, and Adam's moments.

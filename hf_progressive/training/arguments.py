@@ -29,6 +29,7 @@ class ProgressiveTrainingArguments(TrainingArguments):
     Args:
         phi_schedule: How λ and γ move: `constant`, `linear` or `cosine` to zero.
         phi_until: Fraction of `max_steps`, above 0, at which λ and γ are zero; above 1, that is after the last step.
+        logging_nan_inf_filter: As in `TrainingArguments`, but False unless it is set.
 
     Raises:
         ValueError: A schedule is unknown, `phi_until` is not above 0, or a Hub token was passed: it would be

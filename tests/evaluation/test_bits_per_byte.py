@@ -18,8 +18,8 @@ from hf_progressive.evaluation.bits_per_byte import (
     BitsPerByte,
     bits_per_byte,
     bits_per_byte_of_loss,
+    bits_per_byte_of_nats,
     cut_windows,
-    evaluate_bits_per_byte,
     text_bits_per_byte,
 )
 
@@ -83,7 +83,7 @@ def test_blocks_agree_with_a_slow_loop_in_float64(model, tokenizer, batch_size):
     blocks, lengths = Blocks(5), token_byte_lengths(tokenizer)
     expected = slow_blocks(model, blocks, lengths)
     model.train()
-    measured = evaluate_bits_per_byte(model, blocks, lengths, batch_size=batch_size, progress=False)
+    measured = bits_per_byte(model, blocks, lengths, batch_size=batch_size, progress=False)
     assert model.training
     model.eval()
     assert {key: measured[key] for key in expected} == pytest.approx(expected, rel=1e-6)
@@ -95,7 +95,7 @@ def test_blocks_that_do_not_fit_into_memory_are_halved(model, tokenizer, monkeyp
         [{"input_ids": torch.arange(i, i + CONTEXT) % 50} for i in range(7)],
         [1] * model.config.vocab_size,
     )
-    expected = evaluate_bits_per_byte(model, blocks, lengths, progress=False)
+    expected = bits_per_byte(model, blocks, lengths, progress=False)
     forward, sizes = model.forward, []
 
     def in_little_memory(input_ids, **arguments):
@@ -105,7 +105,7 @@ def test_blocks_that_do_not_fit_into_memory_are_halved(model, tokenizer, monkeyp
         return forward(input_ids=input_ids, **arguments)
 
     monkeypatch.setattr(model, "forward", in_little_memory)
-    halved = evaluate_bits_per_byte(model, blocks, lengths, progress=False)
+    halved = bits_per_byte(model, blocks, lengths, progress=False)
     assert halved == pytest.approx(expected, rel=1e-9)
     assert sizes == [7, 3, 1, 2, 4, 2, 2]
 
@@ -114,7 +114,7 @@ def test_bfloat16_logits_are_summed_in_higher_precision(model, tokenizer):
     blocks, lengths = Blocks(4), token_byte_lengths(tokenizer)
     with torch.no_grad():
         logits = [model.bfloat16()(input_ids=row[None, :-1]).logits[0] for row in blocks.tokens]
-    measured = evaluate_bits_per_byte(model, blocks, lengths, progress=False)
+    measured = bits_per_byte(model, blocks, lengths, progress=False)
     model.float()
     nats = sum(
         float(-torch.log_softmax(values.double(), -1)[range(CONTEXT - 1), row[1:]].sum())
@@ -132,7 +132,7 @@ def test_loss_of_a_trainer_converts_exactly(model, tokenizer, tmp_path):
         tokens=7 * (CONTEXT - 1),
         byte_count=int(lengths[blocks.tokens[:, 1:]].sum()),
     )
-    measured = evaluate_bits_per_byte(model, blocks, lengths, progress=False)
+    measured = bits_per_byte(model, blocks, lengths, progress=False)
     assert converted == pytest.approx(measured["bits_per_byte"], rel=1e-6)
     assert converted == pytest.approx(slow_blocks(model, blocks, lengths)["bits_per_byte"], rel=1e-6)
 
@@ -222,7 +222,7 @@ def test_metric_needs_no_network(monkeypatch):
 
 def test_mistakes_are_named(model, tokenizer):
     with pytest.raises(ValueError, match=r"bits per byte: 0 bytes of text, so that there is nothing to divide by"):
-        bits_per_byte(1.0, 0)
+        bits_per_byte_of_nats(1.0, 0)
     with pytest.raises(ValueError, match=r"overlap: 16 is not between 0 and 15, the context of 16 less one new token"):
         text_bits_per_byte(model, tokenizer, TEXTS, overlap=16)
     with pytest.raises(ValueError, match=r"0 bytes of text"):

@@ -340,8 +340,8 @@ state = PartialState(cpu=True)
 assert state.num_processes == 2
 folder = sys.argv[1]
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-result = evaluate_core(model, tokenizer, sys.argv[2], resume_file=folder + "/ledger.json")
-assert result == evaluate_core(model, tokenizer, sys.argv[2], resume_file=folder + "/ledger.json")
+result = evaluate_core(model, tokenizer, sys.argv[2], resume_file=folder + "/finished.json")
+assert result == evaluate_core(model, tokenizer, sys.argv[2], resume_file=folder + "/finished.json")
 write_json(f"{folder}/result-{state.process_index}.json", result.to_dict())
 state.destroy_process_group()
 """
@@ -367,4 +367,4 @@ def test_two_processes_give_the_result_of_one(toy, tmp_path):
     subprocess.run([*launch, script, tmp_path / "model", bundle_dir], check=True, timeout=600)
     for process in range(2):
         assert json.loads((tmp_path / f"model/result-{process}.json").read_text()) == expected
-    assert len(json.loads((tmp_path / "model/ledger.json").read_text())["tasks"]) == 4
+    assert len(json.loads((tmp_path / "model/finished.json").read_text())["tasks"]) == 4

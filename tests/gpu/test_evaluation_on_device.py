@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_progressive.distributed.batching import sequences_that_fit
-from hf_progressive.evaluation.bits_per_byte import evaluate_bits_per_byte
+from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.evaluation.core.prompts import Request, Row
 from hf_progressive.evaluation.core.scoring import score_requests
 from hf_progressive.growth import grow_checkpoint, verify_growth
@@ -50,8 +50,8 @@ def test_core_scores_are_those_of_the_cpu(model, device, bfloat16, tolerance):
 def test_bits_per_byte_are_those_of_the_cpu(model, device):
     blocks = [{"input_ids": torch.randint(VOCABULARY, (CONTEXT,))} for _ in range(20)]
     lengths = torch.ones(VOCABULARY, dtype=torch.long)
-    expected = evaluate_bits_per_byte(model.cpu(), blocks, lengths, progress=False)
-    found = evaluate_bits_per_byte(model.to(device), blocks, lengths, progress=False)
+    expected = bits_per_byte(model.cpu(), blocks, lengths, progress=False)
+    found = bits_per_byte(model.to(device), blocks, lengths, progress=False)
     assert found == pytest.approx(expected, rel=1e-5)
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_progressive.distributed.stopping import StopVote
-from hf_progressive.penalty import InheritancePenalty, load_penalty
+from hf_progressive.penalty import InheritancePenalty, load_saved_penalty
 from hf_progressive.storage import is_complete
 from hf_progressive.training.checkpoints import STAGING_NAME
 from hf_progressive.training.stable_checkpoint import KeepStableCheckpoint
@@ -226,7 +226,7 @@ def test_the_penalty_travels_with_the_checkpoint(tmp_path):
         with pytest.raises(ValueError, match=rf"{message} penalty=load_penalty\('{stored}'\)"):
             trainer.train(resume_from_checkpoint=True)
     trainer = ProgressiveTrainer(
-        model, arguments(tmp_path, **RESUMABLE), train_dataset=Blocks(40), penalty=load_penalty(stored)
+        model, arguments(tmp_path, **RESUMABLE), train_dataset=Blocks(40), penalty=load_saved_penalty(stored)
     )
     trainer.train(resume_from_checkpoint=True)
     assert_same_weights(weights(trainer.model), weights(whole.model))

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from hf_progressive.distributed.processes import current_processes, main_process_first
 from hf_progressive.evaluation.core.bundle import CORE_TASKS, Bundle, Task, load_bundle
-from hf_progressive.evaluation.core.finished_tasks import TaskLedger, digest_model, task_key
+from hf_progressive.evaluation.core.finished_tasks import FinishedTasks, digest_model, task_key
 from hf_progressive.evaluation.core.prompts import build_requests, draw_examples
 from hf_progressive.evaluation.core.scoring import Answer, can_reuse_prefixes, judge, score_requests
 
@@ -148,7 +148,9 @@ def evaluate_core(
     progress: bool = True,
     resume_file: str | os.PathLike[str] | None = None,
 ) -> CoreResult:
-    """Evaluate a causal language model on CORE.
+    """Evaluate a causal language model on CORE: the mean, over 22 tasks, of the accuracy centred on chance.
+
+    0 is a random guess and 1 is perfect; the module's docstring has the definition (Li et al. 2024, arXiv 2406.11794).
 
     Under `accelerate launch` the examples are split over the processes; every process has to call this, with the same
     weights on its own device, and every one gets the whole result.
@@ -165,12 +167,15 @@ def evaluate_core(
         resume_file: JSON file of finished tasks: read if it exists, written after each task.
 
     Returns:
-        The score, with each task's part in it.
+        The score, a share, and each task's part in it; `.table()` shows them.
 
     Raises:
         FileNotFoundError: The bundle lacks a file it cannot do without.
         ValueError: The bundle is malformed, a task is unknown, a number is out of range or the model's loss is not a
             number.
+
+    >>> result = evaluate_core(model, tokenizer, "eval_bundle", max_per_task=500)  # doctest: +SKIP
+    >>> print(result.table())  # doctest: +SKIP
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give 1 or more")
@@ -178,24 +183,24 @@ def evaluate_core(
     chosen = bundle.select(tasks)
     state = current_processes()
     with main_process_first(state):  # a digest reads the whole model
-        ledger = TaskLedger(resume_file) if resume_file is not None and state.is_main_process else None
-        digest = digest_model(model, tokenizer) if ledger else ""
+        finished = FinishedTasks(resume_file) if resume_file is not None and state.is_main_process else None
+        digest = digest_model(model, tokenizer) if finished else ""
 
     results = []
     for task in chosen:
         key = task_key(digest, task, max_per_task)
         # What the main process finds in its file is what all of them go by.
-        (finished,) = broadcast_object_list([ledger.find(task.label, key) if ledger else None])
-        if finished is None:
+        (stored,) = broadcast_object_list([finished.find(task.label, key) if finished else None])
+        if stored is None:
             answers = answer_task(
                 model, tokenizer, task, max_per_task=max_per_task, batch_size=batch_size, progress=progress
             )
             result = _summarize(task, answers)
-            if ledger:
-                ledger.record(task.label, key, asdict(result))
+            if finished:
+                finished.record(task.label, key, asdict(result))
         else:
             logger.info("%s is finished already", task.label)
-            result = TaskResult(**finished)
+            result = TaskResult(**stored)
         results.append(result)
     return CoreResult(
         name=_name([result.label for result in results]),

@@ -20,14 +20,14 @@ _FORMAT = 1
 """Counts up when the same inputs may give other results."""
 
 
-class TaskLedger:
+class FinishedTasks:
     """The finished tasks of one evaluation, kept in a JSON file.
 
     Args:
         path: The file; it is created with the first finished task.
 
     Raises:
-        ValueError: The file exists and is not a ledger.
+        ValueError: The file exists and holds no such table.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -37,56 +37,25 @@ class TaskLedger:
             raise ValueError(f'{self.path}: has no "tasks" table; delete it, or name another file to resume from')
 
     def find(self, label: str, key: str) -> dict[str, Any] | None:
-        """Look a finished task up.
-
-        Args:
-            label: The task's label.
-            key: Its key now.
-
-        Returns:
-            The result stored under that very key, or None.
-        """
+        """Return the result stored for a task under that very key, if there is one."""
         entry = self._content["tasks"].get(label, {})
         result: dict[str, Any] | None = entry.get("result") if entry.get("key") == key else None
         return result
 
     def record(self, label: str, key: str, result: dict[str, Any]) -> None:
-        """Store a finished task and write the file.
-
-        Args:
-            label: The task's label.
-            key: What its result depends on, digested.
-            result: The result, as JSON can hold it.
-        """
+        """Store the result of a finished task, as JSON can hold it, and write the file."""
         self._content["tasks"][label] = {"key": key, "result": result}
         write_json(self.path, self._content)
 
 
 def task_key(model_digest: str, task: Task, max_per_task: int | None) -> str:
-    """Digest what a task's result depends on.
-
-    Args:
-        model_digest: Of the model and its tokenizer, from `digest_model`.
-        task: The task.
-        max_per_task: How many examples are asked; None for all.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Digest all that a task's result depends on; `model_digest` is from `digest_model`."""
     definition = [task.label, task.kind, task.shots, task.delimiter, task.baseline, task.sha256]
     return hashlib.sha256(json.dumps([_FORMAT, model_digest, definition, max_per_task]).encode()).hexdigest()
 
 
 def digest_model(model: PreTrainedModel, tokenizer: Any) -> str:
-    """Digest a model's configuration and weights, and its tokenizer.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-
-    Returns:
-        64 hexadecimal digits, the same for equal weights wherever they were loaded from.
-    """
+    """Digest a model's configuration and weights, and its tokenizer: equal weights agree wherever they come from."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,0 +1,115 @@
+"""Φ from what a rung stores: its estimates, mapped into the coordinates of the model that Φ is to hold."""
+
+import os
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from hf_progressive.config import PhiConfig
+from hf_progressive.estimation.saved_estimates import load_fisher, load_subspace
+from hf_progressive.growth import GrowthPlan, plan_growth
+from hf_progressive.growth.checkpoint import CheckpointReader
+from hf_progressive.growth.grow import RECORD_NAME as GROWTH_NAME
+from hf_progressive.hub.fetch import fetch_rung
+from hf_progressive.hub.names import RECORD_NAME
+from hf_progressive.penalty.penalty import InheritancePenalty
+from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, load_saved_penalty
+from hf_progressive.storage import MANIFEST_NAME, read_json
+
+FISHER_FILE, SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"
+"""The estimates, in a checkpoint's folder."""
+
+
+def load_penalty(
+    source: str | os.PathLike[str],
+    *,
+    child: str | os.PathLike[str] | None = None,
+    ewc_lambda: float | None = None,
+    gamma: float | None = None,
+    revision: str | None = None,
+) -> InheritancePenalty:
+    """Load the inheritance penalty Φ that a rung or a checkpoint stores.
+
+    Three things can be loaded:
+
+    - of a *rung*, with `child`: Φ for a model grown from it. W₀ are the child's weights, Ω and U the rung's estimates,
+      mapped into the child's coordinates by the growth that the child's `growth.json` records;
+    - of a *rung* alone: Φ that holds the rung itself, for training it on, on other data for instance;
+    - of a *checkpoint* that `ProgressiveTrainer` saved: Φ as the run had it, which resuming needs.
+
+    Args:
+        source: A rung's folder (`RUN/NAME/final`) or its repository on the Hub (ORG/NAME); or a checkpoint's folder,
+            or its `phi` folder. It must stay while a checkpoint's penalty is in use: tensors are read when needed.
+        child: The folder that `grow_checkpoint` wrote from the rung, not trained yet.
+        ewc_lambda: λ, weight of ½ Σ Ωᵢᵢ ΔWᵢ², in nats per token; None or 0 leaves the term out. Not for a
+            checkpoint, which knows its own.
+        gamma: γ, weight of Tr((I − UUᵀ) ΔW ΔWᵀ (I − UUᵀ)ᵀ); likewise.
+        revision: Branch, tag or commit of a rung on the Hub; None takes the newest.
+
+    Returns:
+        The penalty, for `ProgressiveTrainer(..., penalty=...)`.
+
+    Raises:
+        FileNotFoundError: There is no such rung, or it does not hold an estimate that a weight asks for.
+        ValueError: No weight is given for a rung, or one for a checkpoint; the child was not grown from the rung, or
+            is trained already; or a file is damaged.
+
+    >>> args = ProgressiveTrainingArguments(output_dir="out")  # doctest: +SKIP
+    >>> penalty = load_penalty("ORG/d11", child="grown", ewc_lambda=0.01)  # doctest: +SKIP
+    >>> ProgressiveTrainer(model, args, train_dataset=blocks, penalty=penalty).train()  # doctest: +SKIP
+    """
+    folder = Path(source)
+    for saved in (folder, folder / "phi"):
+        if (saved / DESCRIPTION_NAME).is_file():
+            if (child, ewc_lambda, gamma) != (None, None, None):
+                raise ValueError(f"{saved}: holds a whole penalty; leave out child, ewc_lambda and gamma")
+            return load_saved_penalty(saved)
+    phi = PhiConfig(ewc_lambda=ewc_lambda or 0.0, gamma=gamma or 0.0)
+    if not folder.is_dir():
+        folder = fetch_rung(os.fspath(source), revision=revision)
+    config = AutoConfig.from_pretrained(folder)
+    growth = plan_growth(config, config) if child is None else _recorded_growth(folder, config, Path(child))
+    penalty = rung_penalty(phi, anchor=folder if child is None else Path(child), parent=folder, growth=growth)
+    if penalty is None:
+        raise ValueError(f"{source}: a rung stores what Φ is made of, not its weights; give ewc_lambda or gamma")
+    return penalty
+
+
+def _recorded_growth(parent: Path, config: object, child: Path) -> GrowthPlan:
+    if (child / RECORD_NAME).exists():
+        raise ValueError(f"{child}: is trained already; Φ is anchored where the child starts, in RUN/NAME/init")
+    record = read_json(child / GROWTH_NAME)
+    read, held = record["source"]["files"], read_json(parent / MANIFEST_NAME)["files"]
+    for name in read.keys() & held.keys():
+        if "sha256" in read[name] and read[name]["sha256"] != held[name]["sha256"]:
+            raise ValueError(f"{child}: was not grown from {parent}; its parent had another {name}")
+    return plan_growth(config, AutoConfig.from_pretrained(child), method=record["method"], **record["options"])
+
+
+def rung_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) -> InheritancePenalty | None:
+    """Build Φ for a grown rung from its initial checkpoint and its parent's estimates.
+
+    Args:
+        phi: The weights of the two terms.
+        anchor: The grown, untrained checkpoint: W₀.
+        parent: The parent's checkpoint, with its estimates in `phi/`.
+        growth: The plan by which the one was grown from the other; it maps the estimates.
+
+    Returns:
+        The penalty, or None where both weights are 0.
+
+    Raises:
+        FileNotFoundError: An estimate that a term needs is not there.
+    """
+    if phi.ewc_lambda == 0 and phi.gamma == 0:
+        return None
+    reader = CheckpointReader(anchor)
+    fisher = growth.map_diagonal(load_fisher(parent / FISHER_FILE)[0]) if phi.ewc_lambda > 0 else None
+    bases = growth.map_subspace(load_subspace(parent / SUBSPACE_FILE)[0]) if phi.gamma > 0 else None
+    return InheritancePenalty(
+        {name: reader.read(name) for name in reader.specs},
+        fisher,
+        bases,
+        ewc_lambda=phi.ewc_lambda,
+        gamma=phi.gamma,
+    )

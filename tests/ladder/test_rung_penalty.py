@@ -1,0 +1,109 @@
+"""The public `load_penalty`: of a rung, of a rung for its child, of a checkpoint; and what it refuses."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from hf_progressive import InheritancePenalty, grow_checkpoint, learn_subspace, load_penalty, plan_growth, storage
+from hf_progressive.estimation import FisherRecord, SubspaceRecord, save_fisher, save_subspace
+from hf_progressive.penalty import save_penalty
+
+WIDER = {"n_layer": 2, "n_embd": 24, "n_head": 3}
+
+
+@pytest.fixture(scope="module")
+def fisher() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.rand(p.shape, generator=generator) for name, p in tiny_model(0).named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def rung(tmp_path_factory: pytest.TempPathFactory, fisher: dict[str, torch.Tensor]) -> Path:
+    folder = tmp_path_factory.mktemp("rung") / "final"
+    write_rung(folder, 0, fisher)
+    return folder
+
+
+def tiny_model(seed: int) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=8, n_embd=16, n_layer=1, n_head=2, eos_token_id=0))
+
+
+def write_rung(folder: Path, seed: int, fisher: dict[str, torch.Tensor]) -> None:
+    model = tiny_model(seed)
+    with storage.atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+    save_fisher(
+        folder / "phi/fisher.safetensors",
+        fisher,
+        FisherRecord(kind="empirical", definition="token", sequences=1, tokens=8),
+    )
+    save_subspace(folder / "phi/subspace.safetensors", learn_subspace(model), SubspaceRecord(source="weights"))
+
+
+def moved(folder: Path) -> GPT2LMHeadModel:
+    """The folder's model, every weight moved a little."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def test_a_rung_alone_is_held_where_it_stands(rung: Path, fisher: dict[str, torch.Tensor]) -> None:
+    model, still = moved(rung), tiny_model(0)
+    expected = sum(
+        (fisher[name].double() * (p - q).double() ** 2).sum()
+        for (name, p), q in zip(model.named_parameters(), still.parameters(), strict=True)
+    )
+    penalty = load_penalty(rung, ewc_lambda=3.0)
+    assert penalty.value(model).item() == pytest.approx(1.5 * expected.item(), rel=1e-5)
+    assert load_penalty(rung, gamma=1.0).value(still).item() == 0.0
+
+
+def test_a_childs_penalty_is_in_its_own_coordinates(
+    rung: Path, fisher: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    grow_checkpoint(rung, tmp_path / "child", WIDER, vocab_multiple=8, depth_position="spread")
+    plan = plan_growth(AutoConfig.from_pretrained(rung), WIDER, vocab_multiple=8, depth_position="spread")
+    anchor = AutoModelForCausalLM.from_pretrained(tmp_path / "child")
+    by_hand = InheritancePenalty(
+        {name: parameter.detach().clone() for name, parameter in anchor.named_parameters()},
+        plan.map_diagonal(fisher),
+        plan.map_subspace(learn_subspace(tiny_model(0))),
+        ewc_lambda=0.5,
+        gamma=0.25,
+    )
+    loaded = load_penalty(rung, child=tmp_path / "child", ewc_lambda=0.5, gamma=0.25)
+    model = moved(tmp_path / "child")
+    for name, value in by_hand.terms(model).items():
+        torch.testing.assert_close(loaded.terms(model)[name], value, rtol=1e-6, atol=0)
+
+
+def test_a_checkpoints_penalty_comes_back_with_its_own_weights(rung: Path, tmp_path: Path) -> None:
+    save_penalty(load_penalty(rung, ewc_lambda=3.0), tmp_path / "checkpoint-5/phi")
+    for folder in (tmp_path / "checkpoint-5", tmp_path / "checkpoint-5/phi"):
+        assert load_penalty(folder).ewc_lambda == 3.0
+        with pytest.raises(ValueError, match="holds a whole penalty; leave out child, ewc_lambda and gamma"):
+            load_penalty(folder, ewc_lambda=1.0)
+
+
+def test_what_does_not_belong_together_is_refused(rung: Path, fisher: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a rung stores what Φ is made of, not its weights; give ewc_lambda or gamma"):
+        load_penalty(rung)
+    grow_checkpoint(rung, tmp_path / "child", WIDER)
+    write_rung(tmp_path / "other", 7, fisher)
+    with pytest.raises(ValueError, match=r"was not grown from .*other; its parent had another model\.safetensors"):
+        load_penalty(tmp_path / "other", child=tmp_path / "child", ewc_lambda=1.0)
+    (tmp_path / "child/rung.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"child: is trained already; Φ is anchored where the child starts"):
+        load_penalty(rung, child=tmp_path / "child", ewc_lambda=1.0)
+    shutil.copytree(rung, tmp_path / "bare", ignore=shutil.ignore_patterns("phi"))
+    with pytest.raises(FileNotFoundError, match=r"fisher\.safetensors: no such file"):
+        load_penalty(tmp_path / "bare", ewc_lambda=1.0)
+    with pytest.raises(ValueError, match=r"is no repository's name; give ORG/NAME"):
+        load_penalty(tmp_path / "nowhere", ewc_lambda=1.0)
