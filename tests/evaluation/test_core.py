@@ -322,7 +322,7 @@ def test_finished_tasks_are_not_evaluated_again(toy, tmp_path, monkeypatch):
     assert asked_again() == 4
 
 
-def test_a_file_that_is_no_ledger_is_refused(toy, tmp_path):
+def test_a_file_without_tasks_is_refused(toy, tmp_path):
     file = tmp_path / "core.json"
     file.write_text('{"score": 1}')
     with pytest.raises(ValueError, match='core.json: has no "tasks" table; delete it, or name another file'):
