@@ -95,6 +95,11 @@ class LadderConfig:
         return self.cold == "all" or (self.cold != "none" and name in self.cold)
 
     @property
+    def keeps_stable(self) -> bool:
+        """Whether the weights from before the decay are kept."""
+        return self.training.keep_stable or self.growth.parent == "stable"
+
+    @property
     def corpus(self) -> DataConfig:
         """The corpus with its tokenizer: that of the first rung's source, where there is one and none is named."""
         first = self.rungs[0]

@@ -73,3 +73,12 @@ class PhiConfig:
             value = getattr(self, name)
             require(0 <= value < float("inf"), f"{name}: {value} is not a finite number of 0 or more")
         require(0 < self.until <= 1, f"until: {self.until} is not in (0, 1]")
+
+    @property
+    def is_off(self) -> bool:
+        return self.ewc_lambda == 0 and self.gamma == 0
+
+    @property
+    def most_sequences(self) -> int:
+        """Blocks that estimates read at the most."""
+        return max(self.fisher.sequences, self.subspace.sequences)

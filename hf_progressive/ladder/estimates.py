@@ -60,7 +60,7 @@ def estimate_inheritance(
     Returns:
         For `fisher` and `subspace`, as far as they were estimated: how, from how many sequences, and the FLOPs spent.
     """
-    if phi.ewc_lambda == 0 and phi.gamma == 0:
+    if phi.is_off:
         return {}
     weights = _weights_hash(checkpoint)
     costs = _kept_estimates(checkpoint, phi, weights, known or {})

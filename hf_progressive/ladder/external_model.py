@@ -1,39 +1,45 @@
-"""Taking a model trained elsewhere over as a ladder's first rung: its files, what it has read, what it scores here."""
+"""The steps of a first rung that was trained elsewhere: its files, what it has read, what it scores here."""
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
-from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, token_byte_lengths
+from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.hub.names import RECORD_NAME
-from hf_progressive.records.origin import Origin
+from hf_progressive.ladder.record import origin_record
+from hf_progressive.ladder.work import RungWork
+from hf_progressive.planning.ladder_plan import LadderPlan
+from hf_progressive.records.origin import Origin, locate_origin
 from hf_progressive.training.precision import evaluation_precision
+
+logger = logging.getLogger(__name__)
 
 _ORDER = ("fingerprint", "block_tokens", "shuffle_seed")
 """What must be equal for two corpora to hold the same blocks in the same order."""
 
 
-def copy_origin(origin: Origin, folder: Path, tokenizer: Any) -> None:
-    """Copy a model's files, checked against what is known of them.
+def copy(work: RungWork) -> None:
+    """Fetch the model and copy its files into the run folder."""
+    run, first = work.run, work.run.config.rungs[0]
+    assert first.source is not None
+    with main_process_first(run.state):
+        work.origin = locate_origin(first.source, first.revision)
+        if run.state.is_main_process:
+            _copy_files(work.origin, work.trained, run.corpus.tokenizer)
+    logger.info("%s is %s", work.rung.name, work.origin.describe())
 
-    Nothing is linked: the source belongs to somebody else, or to the Hub's cache.
 
-    Args:
-        origin: The model, with its weights.
-        folder: The folder to create or replace, whole or not at all. The record stays behind.
-        tokenizer: The corpus's tokenizer, which goes along where the model has none of its own.
-
-    Raises:
-        ValueError: A file is damaged, or there are no safetensors weights.
-    """
+def _copy_files(origin: Origin, folder: Path, tokenizer: Any) -> None:
+    # Checked against what is known of them. Nothing is linked: the source belongs to somebody else, or to the Hub's
+    # cache. The record stays behind, and the corpus's tokenizer goes along where the model has none of its own.
     names = [name for name in origin.files() if name != RECORD_NAME]
     if not any(name.startswith("model") and name.endswith(".safetensors") for name in names):
         raise ValueError(f"{origin}: has no safetensors weights; convert it, or take another")
@@ -46,12 +52,46 @@ def copy_origin(origin: Origin, folder: Path, tokenizer: Any) -> None:
             tokenizer.save_pretrained(temporary)
 
 
-def data_read(origin: Origin, corpus: Corpus) -> Mapping[str, Any]:
-    """Tell what a model was trained on, as a rung's record does.
+def measure(work: RungWork) -> None:
+    """Measure the model on the ladder's validation documents, in the precision in which the other rungs train."""
+    state, corpus, training = work.run.state, work.run.corpus, work.run.config.training
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(work.trained, dtype=torch.float32)
+    with evaluation_precision(training, state.device):
+        work.measured = bits_per_byte(
+            model.to(state.device),
+            corpus.validation,
+            token_byte_lengths(corpus.tokenizer),
+            # On a CPU, the size of a batch is not chosen by memory.
+            batch_size=training.micro_batch_size if state.device.type == "cpu" else None,
+            progress=state.is_main_process,
+        )
 
-    Args:
-        origin: The model.
-        corpus: The ladder's corpus.
+
+def record(work: RungWork) -> None:
+    """Make the rung's final folder, with its record."""
+    run, origin = work.run, work.origin
+    assert origin is not None
+
+    def write() -> None:
+        made = origin_record(
+            run.config,
+            work.rung,
+            origin,
+            data=_data_read(origin, run.corpus),
+            measured=work.measured,
+            model_config=storage.read_json(work.trained / "config.json"),
+            estimates=work.estimates,
+            core=work.core,
+            seconds=work.seconds,
+            state=run.state,
+        )
+        run.finish(work.rung.name, source=work.trained, record=made)
+
+    run.on_first_process(write)
+
+
+def _data_read(origin: Origin, corpus: Corpus) -> Mapping[str, Any]:
+    """Return what a model was trained on, as a rung's record does.
 
     Returns:
         The span of this corpus if it read that; otherwise what its own record says, or that nothing is known.
@@ -65,10 +105,6 @@ def data_read(origin: Origin, corpus: Corpus) -> Mapping[str, Any]:
 def first_new_block(origin: Origin, corpus: Corpus) -> int:
     """Return the first block of the corpus that neither a model nor its ancestors have read.
 
-    Args:
-        origin: The model.
-        corpus: The ladder's corpus.
-
     Returns:
         The block; 0 where the model was trained on another corpus or an unknown one.
     """
@@ -78,32 +114,12 @@ def first_new_block(origin: Origin, corpus: Corpus) -> int:
     return int(data["first_block"] + data["blocks"])
 
 
+def starting_behind(plan: LadderPlan, corpus: Corpus) -> LadderPlan:
+    """Return the plan with the corpus read from where its first rung, if it was trained elsewhere, stopped."""
+    origin = plan.rungs[0].origin
+    return plan if origin is None else plan.starting_at(first_new_block(origin, corpus))
+
+
 def _is_same(data: Mapping[str, Any], corpus: Corpus) -> bool:
     own = corpus.span(0, 0)
     return all(data.get(key) == own[key] for key in _ORDER)
-
-
-def measure_origin(
-    checkpoint: Path, corpus: Corpus, training: TrainingConfig, state: PartialState
-) -> dict[str, float]:
-    """Measure a model on the ladder's validation documents.
-
-    Args:
-        checkpoint: The model's folder.
-        corpus: The corpus.
-        training: How the rungs are trained: this model is measured in the same precision. On a CPU, where the size of
-            a batch is not chosen by memory, it is the micro-batch's.
-        state: The processes; each of them measures all of it.
-
-    Returns:
-        `loss` and `bits_per_byte`, as every rung's record has them.
-    """
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    with evaluation_precision(training, state.device):
-        return bits_per_byte(
-            model.to(state.device),
-            corpus.validation,
-            token_byte_lengths(corpus.tokenizer),
-            batch_size=training.micro_batch_size if state.device.type == "cpu" else None,
-            progress=state.is_main_process,
-        )

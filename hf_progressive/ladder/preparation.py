@@ -10,7 +10,7 @@ from typing import Any
 from hf_progressive.config import LadderConfig
 from hf_progressive.data import Corpus, TokenStream, prepare_corpus
 from hf_progressive.data.ahead import write_ahead
-from hf_progressive.ladder.external_model import first_new_block
+from hf_progressive.ladder.external_model import starting_behind
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.storage.full_disk import FullDiskNamed
 
@@ -91,9 +91,7 @@ def prepare_ladder(
     data = dataclasses.replace(config.corpus, prepared=None)
     with FullDiskNamed(folder):
         corpus = prepare_corpus(data, config.model.context, folder, num_proc=num_proc)
-        if (origin := plan.rungs[0].origin) is not None:
-            plan = plan.starting_at(first_new_block(origin, corpus))
-        wanted = plan.corpus_blocks * corpus.context
+        wanted = starting_behind(plan, corpus).corpus_blocks * corpus.context
         if isinstance(corpus.train, TokenStream):
             write_ahead(folder, wanted, num_proc=num_proc, progress=True)
             corpus.train.parts.refresh()

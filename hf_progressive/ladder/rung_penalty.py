@@ -101,7 +101,7 @@ def rung_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPl
     Raises:
         FileNotFoundError: An estimate that a term needs is not there.
     """
-    if phi.ewc_lambda == 0 and phi.gamma == 0:
+    if phi.is_off:
         return None
     reader = CheckpointReader(anchor)
     fisher = growth.map_diagonal(load_fisher(parent / FISHER_FILE)[0]) if phi.ewc_lambda > 0 else None

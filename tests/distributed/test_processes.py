@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from hf_progressive.config import load_ladder_config
 from hf_progressive.distributed.processes import MainProcessFailedError, main_process_first
-from hf_progressive.ladder import rung_loop as ladder
+from hf_progressive.ladder import rung_loop, steps
 from hf_progressive.storage import durable
 from hf_progressive.training.checkpoints import check_checkpoint
 
@@ -119,18 +119,18 @@ def test_one_process_reads_a_checkpoint_s_files_and_all_refuse_damage(tmp_path, 
 def test_a_ladder_s_long_work_outlasts_its_collectives(tmp_path, monkeypatch):
     limit = 10
 
-    def slowly(name):
-        function = getattr(ladder, name)
+    def slowly(module, name):
+        function = getattr(module, name)
 
         def slow(*arguments, **options):
             if os.environ["RANK"] == "0":
                 time.sleep(limit + 3)
             return function(*arguments, **options)
 
-        monkeypatch.setattr(ladder, name, slow)
+        monkeypatch.setattr(module, name, slow)
 
-    for name in ("prepare_corpus", "grow_checkpoint"):
-        slowly(name)
+    slowly(rung_loop, "prepare_corpus")
+    slowly(steps, "grow_checkpoint")
     config = load_ladder_config(
         "ladder_tiny",
         ["rungs=[{name: a, n_layer: 1, n_embd: 32, n_head: 2}, {name: b, n_layer: 2, n_embd: 32, n_head: 2}]",
@@ -138,7 +138,7 @@ def test_a_ladder_s_long_work_outlasts_its_collectives(tmp_path, monkeypatch):
     )  # fmt: skip
 
     def work(state, folder):
-        results = ladder.run_ladder(config, folder / "run", on_record=lambda _: time.sleep(limit + 3))
+        results = rung_loop.run_ladder(config, folder / "run", on_record=lambda _: time.sleep(limit + 3))
         (folder / f"{state.process_index}").write_text(json.dumps([result.summary()["tokens"] for result in results]))
 
     assert two_processes(work, tmp_path, timeout=limit) == [0, 0]

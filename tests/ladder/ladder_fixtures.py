@@ -6,11 +6,17 @@ from typing import Any
 
 import yaml
 
+from hf_progressive.ladder.rung_loop import RungResult
+
 RUNGS = [
     {"name": "l1w16", "n_layer": 1, "n_embd": 16, "n_head": 2},
     {"name": "l2w16", "n_layer": 2, "n_embd": 16, "n_head": 2},
     {"name": "l2w24", "n_layer": 2, "n_embd": 24, "n_head": 3},
 ]
+NAMES = [rung["name"] for rung in RUNGS]
+
+Finished = tuple[Path, Path, list[RungResult]]
+"""A configuration, the folder of its finished run, and what the run returned."""
 
 
 def write_corpus(folder: Path, documents: int = 120) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ladder_fixtures import RUNGS, write_ladder
+from ladder_fixtures import NAMES, RUNGS, Finished
 from safetensors.torch import load_file
 from transformers import (
     CONFIG_MAPPING,
@@ -22,7 +22,7 @@ from hf_progressive import storage
 from hf_progressive.config import LadderConfig, load_ladder_config, strict_yaml
 from hf_progressive.data import train_tokenizer
 from hf_progressive.ladder import estimates as inheritance
-from hf_progressive.ladder.rung_loop import RungResult, run_ladder
+from hf_progressive.ladder.rung_loop import run_ladder
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.pricing import Cluster, Evidence, LadderPrice
 from hf_progressive.planning.sizing import DIAL_FIELDS
@@ -30,16 +30,6 @@ from hf_progressive.publishing import prepare_publication
 from hf_progressive.records.reading import read_run
 from hf_progressive.report import results_table, write_report
 from hf_progressive.training.flops import flops_per_token
-
-NAMES = [rung["name"] for rung in RUNGS]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[RungResult]]:
-    """A configuration, and the folder and results of a run of all of it."""
-    folder = tmp_path_factory.mktemp("whole")
-    path = write_ladder(folder)
-    return path, folder / "run", run_ladder(load_ladder_config(path), folder / "run")
 
 
 def rungs_from(source: Path, *others: dict[str, Any], name: str = "start") -> str:
@@ -56,9 +46,9 @@ def assert_same_tensors(one: Path, two: Path) -> None:
 
 
 def test_a_ladder_goes_on_from_a_rung_as_if_it_had_trained_it(
-    whole: tuple[Path, Path, list[RungResult]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, run, results = whole
+    path, run, results = finished
     config = load_ladder_config(path, [rungs_from(run / NAMES[0] / "final", *RUNGS[1:], name=NAMES[0])])
     learn, asked = inheritance.estimate_fisher, []
     monkeypatch.setattr(
@@ -96,8 +86,8 @@ def test_a_ladder_goes_on_from_a_rung_as_if_it_had_trained_it(
     assert [result.record for result in again] == [result.record for result in continued]
 
 
-def test_a_later_rung_brings_all_that_went_into_it(whole: tuple[Path, Path, list[RungResult]], tmp_path: Path) -> None:
-    path, run, results = whole
+def test_a_later_rung_brings_all_that_went_into_it(finished: Finished, tmp_path: Path) -> None:
+    path, run, results = finished
     second = results[1].record
     larger = {"name": "l3w24", "n_layer": 3, "n_embd": 24, "n_head": 3}
     config = load_ladder_config(path, [rungs_from(results[1].folder, larger), "cold=none", "phi.gamma=0"])
@@ -121,8 +111,8 @@ def test_a_later_rung_brings_all_that_went_into_it(whole: tuple[Path, Path, list
                 assert place.encode() not in held, f"{file} holds {place}"
 
 
-def test_estimates_made_otherwise_are_made_again(whole: tuple[Path, Path, list[RungResult]], tmp_path: Path) -> None:
-    path, _, results = whole
+def test_estimates_made_otherwise_are_made_again(finished: Finished, tmp_path: Path) -> None:
+    path, _, results = finished
     config = load_ladder_config(path, [rungs_from(results[0].folder), "phi.fisher.sequences=4", "cold=none"])
     (first,) = run_ladder(config, tmp_path / "run")
     before, after = results[0].record["estimates"], first.record["estimates"]
@@ -132,8 +122,8 @@ def test_estimates_made_otherwise_are_made_again(whole: tuple[Path, Path, list[R
     assert not torch.equal(fisher["transformer.wpe.weight"], other["transformer.wpe.weight"])
 
 
-def test_another_corpus_is_read_from_its_start(whole: tuple[Path, Path, list[RungResult]], tmp_path: Path) -> None:
-    path, _, results = whole
+def test_another_corpus_is_read_from_its_start(finished: Finished, tmp_path: Path) -> None:
+    path, _, results = finished
     options = [rungs_from(results[0].folder, RUNGS[1]), "cold=none", "data.shuffle_seed=3", "phi.ewc_lambda=0"]
     first, child = (result.record for result in run_ladder(load_ladder_config(path, options), tmp_path / "run"))
     assert child["data"]["first_block"] == 0
@@ -156,10 +146,8 @@ def plain_checkpoint(folder: Path, tokenizer: Any, family: str) -> Path:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_any_checkpoint_can_be_the_first_rung(
-    whole: tuple[Path, Path, list[RungResult]], tmp_path: Path, family: str
-) -> None:
-    path, _, results = whole
+def test_any_checkpoint_can_be_the_first_rung(finished: Finished, tmp_path: Path, family: str) -> None:
+    path, _, results = finished
     source = plain_checkpoint(tmp_path / "plain", AutoTokenizer.from_pretrained(results[0].folder), family)
     names = ("n_layer", "n_embd", "n_head") if family == "gpt2" else (
         "num_hidden_layers", "hidden_size", "num_attention_heads")  # fmt: skip
@@ -231,9 +219,9 @@ def test_later_rungs_keep_the_ratios_of_the_first(tmp_path: Path, family: str) -
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
-    whole: tuple[Path, Path, list[RungResult]], tmp_path: Path, override: str, message: str
+    finished: Finished, tmp_path: Path, override: str, message: str
 ) -> None:
-    path, _, results = whole
+    path, _, results = finished
     tokenizer = AutoTokenizer.from_pretrained(results[0].folder)
     tokenizer.add_tokens(["more"])
     tokenizer.save_pretrained(tmp_path / "other")
@@ -243,10 +231,8 @@ def test_what_does_not_fit_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_damage_is_found_before_anything_is_made_of_it(
-    whole: tuple[Path, Path, list[RungResult]], tmp_path: Path
-) -> None:
-    path, _, results = whole
+def test_damage_is_found_before_anything_is_made_of_it(finished: Finished, tmp_path: Path) -> None:
+    path, _, results = finished
     shutil.copytree(results[0].folder, tmp_path / "damaged")
     weights = tmp_path / "damaged" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")

@@ -1,0 +1,183 @@
+"""The steps of a rung that is trained here, and of its baseline: one function each. `rung_loop` has their order."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from hf_progressive import storage
+from hf_progressive.evaluation.core.evaluate import evaluate_core
+from hf_progressive.growth import grow_checkpoint, plan_growth
+from hf_progressive.ladder.estimates import estimate_inheritance
+from hf_progressive.ladder.external_model import first_new_block
+from hf_progressive.ladder.record import matched, rung_record
+from hf_progressive.ladder.rung_penalty import rung_penalty
+from hf_progressive.ladder.work import RungWork
+from hf_progressive.training.checkpoints import write_fresh
+from hf_progressive.training.precision import evaluation_precision
+from hf_progressive.training.training_run import TrainingRun, train_run
+
+
+def initialize(work: RungWork) -> None:
+    """Make the initial checkpoint: fresh weights on the first rung and for a baseline, else grown ones."""
+    run, rung, growth = work.run, work.rung, work.run.config.growth
+    seed = run.config.seed + rung.index
+
+    def write() -> None:
+        if storage.is_complete(work.init):
+            return
+        if work.parent is None:
+            write_fresh(rung.size.config, run.corpus.tokenizer, work.init, seed=seed)
+            return
+        grow_checkpoint(
+            work.parent,
+            work.init,
+            rung.target,
+            method=growth.method,
+            dtype="float32",
+            seed=seed,
+            overwrite=True,
+            **growth.options,
+        )
+
+    run.on_first_process(write)
+
+
+def verify_growth(work: RungWork) -> None:
+    """Read the growth's record, and stop unless the measured difference is what its method promises."""
+    if work.parent is None:
+        return
+    growth = storage.read_json(work.init / "growth.json")
+    check, limit = growth["verification"], work.run.config.growth.max_relative_logit_difference
+    if growth["preserves_function"] and check["max_abs_logit_diff"] > limit * check["max_abs_logit"]:
+        raise ValueError(
+            f"rung {work.rung.name}: its logits differ from its parent's by {check['max_abs_logit_diff']:.3g}"
+            f" at a scale of {check['max_abs_logit']:.3g}, above growth.max_relative_logit_difference {limit:.0e}"
+        )
+    # The record is published, and says of the parent who it is, not where it lay on this machine.
+    work.growth = {**growth, "source": {**growth["source"], "name": work.rung.parent}}
+
+
+def make_penalty(work: RungWork) -> None:
+    """Make Φ of the parent's estimates, in the coordinates of the initial checkpoint."""
+    if work.parent is not None:
+        growth = work.run.config.growth
+        source, target = (AutoConfig.from_pretrained(path) for path in (work.parent, work.init))
+        plan = plan_growth(source, target, method=growth.method, **growth.options)
+        work.penalty = rung_penalty(work.run.config.phi, anchor=work.init, parent=work.parent, growth=plan)
+
+
+def train(work: RungWork) -> None:
+    """Train, from the initial checkpoint or the newest one of a run that was stopped, and save the weights."""
+    result, trainer = train_run(_training_run(work), work.run.corpus, work.penalty)
+    trainer.save_pretrained_whole(work.trained)
+    work.result, work.penalty = result, None  # neither model nor penalty is held any longer
+    work.seconds["train"] = result.seconds - result.evaluation_seconds
+    work.seconds["evaluate"] = result.evaluation_seconds
+
+
+def _training_run(work: RungWork) -> TrainingRun:
+    rung, config, training = work.rung, work.run.config, work.run.config.training
+    training_run = TrainingRun(
+        title=f"{rung.name} cold" if work.is_baseline else rung.name,
+        init=work.init,
+        folder=work.folder,
+        training=training,
+        learning_rate=training.learning_rate,
+        steps=rung.size.steps if work.is_baseline else rung.steps,
+        first_block=rung.first_block,
+        flops_per_token=rung.size.flops_per_token,
+        seed=config.seed,
+        stable=work.folder / "stable" if config.keeps_stable and not work.is_baseline else None,
+    )
+    parent = work.parent_record
+    if parent is None or work.is_baseline:
+        return training_run
+    return dataclasses.replace(
+        training_run,
+        learning_rate=training.inherited_learning_rate or training.learning_rate,
+        flops_before=sum(estimate["flops"] for estimate in parent["estimates"].values()),
+        phi_schedule=config.phi.schedule,
+        phi_until=config.phi.until,
+    )
+
+
+def estimate(work: RungWork) -> None:
+    """Estimate what the next rung's Φ needs, on the weights that the next rung grows from."""
+    run, rung, phi, growth = work.run, work.rung, work.run.config.phi, work.run.config.growth
+    checkpoint = work.folder / "stable" if growth.parent == "stable" else work.trained
+    read = range(rung.first_block, rung.first_block + rung.tokens // run.corpus.context)
+    known: Mapping[str, Any] = {}
+    if work.origin is not None:
+        # What it read, or if that is not at hand, the start of the corpus.
+        read = range(first_new_block(work.origin, run.corpus) or phi.most_sequences)
+        known = (work.origin.record or {}).get("estimates", {})
+    work.estimates = estimate_inheritance(
+        checkpoint,
+        phi,
+        run.corpus,
+        read,
+        flops_per_token=rung.size.flops_per_token,
+        state=run.state,
+        known=known,
+    )
+    if work.estimates:
+        run.on_first_process(lambda: storage.write_manifest(checkpoint))
+
+
+def evaluate_on_core(work: RungWork) -> None:
+    """Evaluate the trained model on CORE, if the configuration asks for it."""
+    run, options = work.run, work.run.config.core
+    if options is None:
+        return
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(work.trained, dtype=torch.float32)
+    with evaluation_precision(run.config.training, run.state.device):
+        result = evaluate_core(
+            model.to(run.state.device),
+            run.corpus.tokenizer,
+            options.bundle,
+            tasks=options.tasks or None,
+            max_per_task=options.max_per_task,
+            batch_size=options.batch_size,
+            resume_file=work.folder / "core.json",
+        )
+    work.core = result.to_dict()
+
+
+def record(work: RungWork) -> None:
+    """Make the rung's final folder, with its record."""
+    run, result = work.run, work.result
+    assert result is not None
+
+    def write() -> None:
+        made = rung_record(
+            run.config,
+            work.rung,
+            result,
+            run.corpus,
+            model_config=storage.read_json(work.trained / "config.json"),
+            growth=work.growth,
+            estimates=work.estimates,
+            core=work.core,
+            parent=work.parent_record,
+            seconds=work.seconds,
+            state=run.state,
+        )
+        run.finish(work.rung.name, source=work.trained, record=made)
+
+    run.on_first_process(write)
+
+
+def match(work: RungWork) -> None:
+    """Add the baseline to its rung's record, and what inheritance saved."""
+    run, name, result, parent = work.run, work.rung.name, work.result, work.parent_record
+    assert result is not None
+    assert parent is not None
+
+    def write() -> None:
+        made = matched(run.record(name), cold=dataclasses.asdict(result), parent=parent)
+        run.finish(name, source=run.final(name), record=made)
+
+    run.on_first_process(write)

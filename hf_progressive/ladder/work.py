@@ -1,0 +1,123 @@
+"""What a ladder's steps work on: the run, which they share, and the work on one rung."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from hf_progressive import storage
+from hf_progressive.config import LadderConfig
+from hf_progressive.data import Corpus
+from hf_progressive.distributed.processes import main_process_first
+from hf_progressive.ladder.record import ladder_record
+from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
+from hf_progressive.records.origin import Origin
+from hf_progressive.training.training_run import TrainingResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderRun:
+    """A run under way."""
+
+    config: LadderConfig
+    plan: LadderPlan
+    folder: Path
+    corpus: Corpus
+    state: PartialState
+
+    on_record: Callable[[Path], object] | None
+    """Called on the first process with the run folder whenever a record was written."""
+
+    def final(self, name: str) -> Path:
+        return self.folder / name / "final"
+
+    def record(self, name: str) -> dict[str, Any]:
+        return storage.read_json(self.final(name) / "rung.json")
+
+    def on_first_process(self, do: Callable[[], object]) -> None:
+        """Let the first process do something for which the others wait."""
+        with main_process_first(self.state):
+            if self.state.is_main_process:
+                do()
+
+    def finish(self, name: str, *, source: Path, record: Mapping[str, Any]) -> None:
+        """Make a rung's final folder of a folder's files, linked and not copied, and a record; tell of it."""
+        files = storage.read_json(source / storage.MANIFEST_NAME)["files"]
+        hashes = {file: entry["sha256"] for file, entry in files.items() if file != "rung.json"}
+        with storage.atomic_folder(self.final(name), overwrite=True, sha256=hashes) as temporary:
+            shutil.copytree(source, temporary, copy_function=storage.link_or_copy, dirs_exist_ok=True)
+            (temporary / storage.MANIFEST_NAME).unlink()
+            storage.write_json(temporary / "rung.json", record)
+        self.drop_trained(name)
+        finished = [rung.name for rung in self.plan.rungs if storage.is_complete(self.final(rung.name))]
+        record = ladder_record(self.config, finished=finished, state=self.state)
+        storage.write_json(self.folder / "ladder.json", record)
+        if self.on_record is not None:
+            self.on_record(self.folder)
+
+    def drop_trained(self, name: str) -> None:
+        """Remove the files that stand in the final folder too; a kill may have come between the two."""
+        shutil.rmtree(self.folder / name / "trained", ignore_errors=True)
+
+
+@dataclass(kw_only=True)
+class RungWork:
+    """The work on one rung, or on its baseline: what it is, and what its steps have made so far."""
+
+    run: LadderRun
+    rung: RungPlan
+    is_baseline: bool = False
+
+    origin: Origin | None = None
+    """The model trained elsewhere that the rung is, with its weights."""
+
+    growth: dict[str, Any] | None = None
+    """The record of the rung's growth."""
+
+    penalty: InheritancePenalty | None = None
+    """Φ, until it has been trained with."""
+
+    result: TrainingResult | None = None
+    """What training measured."""
+
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Loss and bits per byte of a model trained elsewhere."""
+
+    estimates: dict[str, Any] = field(default_factory=dict)
+    """What was estimated for the next rung's Φ: how, and the FLOPs spent."""
+
+    core: dict[str, Any] | None = None
+    """The result on CORE."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by the key in the rung's record."""
+
+    @property
+    def folder(self) -> Path:
+        folder = self.run.folder / self.rung.name
+        return folder / "cold" if self.is_baseline else folder
+
+    @property
+    def init(self) -> Path:
+        """The initial checkpoint."""
+        return self.folder / "init"
+
+    @property
+    def trained(self) -> Path:
+        """The trained checkpoint; a rung's moves into its final folder when it is recorded."""
+        return self.folder / ("final" if self.is_baseline else "trained")
+
+    @property
+    def parent(self) -> Path | None:
+        """The checkpoint that the model grows from; None for one from scratch."""
+        if self.rung.parent is None or self.is_baseline:
+            return None
+        return self.run.folder / self.rung.parent / self.run.config.growth.parent
+
+    @property
+    def parent_record(self) -> dict[str, Any] | None:
+        return None if self.rung.parent is None else self.run.record(self.rung.parent)
