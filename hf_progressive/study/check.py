@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_progressive import storage
 from hf_progressive.config import RecipeConfig, StudyConfig
 from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.distributed.processes import current_processes
 from hf_progressive.storage.locks import wait_lock
-from hf_progressive.study.folder import StudyFolder
-from hf_progressive.study.plan import StudyPlan, plan_study
+from hf_progressive.study.model_tasks import model_tasks
+from hf_progressive.study.models import FinishedModel
+from hf_progressive.study.plan import plan_study
 from hf_progressive.study.points import Point, transfer
 from hf_progressive.study.run import run_study
+from hf_progressive.study.runner import TaskFolder, run_tasks
 from hf_progressive.study.work import Worker
 
 _COLD_FRACTIONS = (0.5, 1.0)
@@ -72,11 +73,7 @@ class InstrumentCheck:
         return not self.problems
 
     def describe(self) -> str:
-        """Return the result in one line.
-
-        Returns:
-            What was found, or what is wrong.
-        """
+        """Return what was found, or what is wrong, in one line."""
         if not self.passed:
             return f"the instrument fails its check: {'; '.join(self.problems)} (see {self.study})"
         return (
@@ -85,11 +82,7 @@ class InstrumentCheck:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the check as plain values.
-
-        Returns:
-            Its fields, `passed` and `problems`.
-        """
+        """Return the check as plain values: its fields, `passed` and `problems`."""
         return {**dataclasses.asdict(self), "passed": self.passed, "problems": self.problems}
 
 
@@ -128,15 +121,16 @@ def check_instrument(config: StudyConfig, output_dir: str | os.PathLike[str]) ->
         failure = record["failed"][0]
         raise ValueError(f"{failure['task']}: {failure['reason']}; delete {root} and check again")
     corpus = prepare_corpus(ladder.data, ladder.model.context, root / "branches" / "data")
+    shortest = plan_study(study, corpus.fingerprint).cold[ladder.rungs[1].name, 0][0]
     with wait_lock(root / ".alone.lock"):
-        plain = _train_alone(plan_study(study, corpus.fingerprint), corpus, root / "alone")
+        alone = _trained_alone(shortest, corpus, root / "alone")
     baselines = next(
         row["points"] for row in record["cold"] if row["rung"] == ladder.rungs[1].name and row["seed"] == 0
     )
     branch = next(point for point in baselines if point["fraction"] == _COLD_FRACTIONS[0])
     outcome = record["headline"]["rungs"][0]
     return InstrumentCheck(
-        branch_difference=abs(branch["bits_per_byte"] - plain),
+        branch_difference=abs(branch["bits_per_byte"] - alone),
         baseline_eta=_baseline_eta([Point(**{key: point[key] for key in _POINT_KEYS}) for point in baselines]),
         random_eta=outcome["eta"],
         random_low=outcome["eta_low"],
@@ -145,21 +139,15 @@ def check_instrument(config: StudyConfig, output_dir: str | os.PathLike[str]) ->
     )
 
 
-def _train_alone(plan: StudyPlan, corpus: Corpus, root: Path) -> float:
-    # Bits per byte of the first seed's shortest baseline, trained with no longer run beside it.
-    cold = plan.cold[plan.rungs[1], plan.config.seeds[0]][0]
-    group = cold.group
-    start = dataclasses.replace(group.start, groups=[])
-    alone = dataclasses.replace(group, start=start, runs=[])
-    run = dataclasses.replace(cold, group=alone)
-    alone.runs.append(run)
-    folder = StudyFolder(root, dataclasses.replace(plan, tasks=[start, run]))
-    result = folder.result(run)
-    if result is None:
-        worker = Worker(folder=folder, corpus=corpus, state=current_processes())
-        storage.write_json(folder.result_path(start), worker.make_start(start))
-        result = worker.train_run(run, f"{start.rung.name} by itself")
-        storage.write_json(folder.result_path(run), result)
+def _trained_alone(model: FinishedModel, corpus: Corpus, root: Path) -> float:
+    # Bits per byte of a model that is trained with no longer run beside it.
+    folder = TaskFolder(root, model_tasks([model], lambda _: f"{model.initial.rung.name} by itself"))
+    worker = Worker(folder=folder, corpus=corpus, state=current_processes())
+    run_tasks(folder, lambda task: worker.carry_out(task, task.title))
+    result = folder.result(model.name)
+    assert result is not None
+    if "failed" in result:
+        raise ValueError(f"{model.name}: {result['failed']}; delete {root} and check again")
     assert result["branched_at"] == 0
     return float(result["bits_per_byte"])
 

@@ -67,13 +67,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of some values with its 95 % intervals.
-
-    Args:
-        values: One value or more, one per seed.
-
-    Returns:
-        Mean and intervals.
+    """Return the mean of some values, one per seed, with its 95 % intervals.
 
     Raises:
         ValueError: There is no value.

@@ -5,22 +5,15 @@ from typing import Any
 
 from hf_progressive.config import RecipeConfig
 from hf_progressive.study.interval import Interval, mean_interval
-from hf_progressive.study.plan import StudyPlan
-from hf_progressive.study.points import Point, Transfer, bits_per_byte_at, crossing, transfer
+from hf_progressive.study.models import FinishedModel
+from hf_progressive.study.points import Point, Transfer, bits_per_byte_at, crossing, target_of, transfer
 from hf_progressive.study.results import StudyResults
-from hf_progressive.study.tasks import Run
 
 _BEYOND = 0.05  # of FLOPs: how far Φ's estimates may carry a point beyond the reference's last
 
 
-def rung_outcome(plan: StudyPlan, results: StudyResults, recipe: RecipeConfig, rung: str) -> dict[str, Any] | None:
-    """Compare a recipe's children on one rung with their baselines, over all seeds that are complete.
-
-    Args:
-        plan: The study.
-        results: What was measured.
-        recipe: The recipe.
-        rung: A grown rung's name.
+def rung_outcome(results: StudyResults, recipe: RecipeConfig, rung: str) -> dict[str, Any] | None:
+    """Compare a recipe's children on a grown rung with their baselines, over all seeds that are complete.
 
     Returns:
         Plain values: `eta`, `saving` and their intervals, each seed's crossing, the advantage at every budget of the
@@ -28,13 +21,14 @@ def rung_outcome(plan: StudyPlan, results: StudyResults, recipe: RecipeConfig, r
         `gap_bits_per_byte` says how much is missing; where one matched at its smallest budget already, they are lower
         bounds (`at_least`), and their intervals have no upper end.
     """
+    plan = results.plan
     index = plan.rungs.index(rung)
     seeds, transfers, pairs, as_trained = [], [], [], []
-    for seed, child, cold, parent in _complete_seeds(plan, results, recipe, rung):
+    for seed, child, cold, parent in _complete_seeds(results, recipe, rung):
         seeds.append(seed)
         pairs.append((child, cold))
         transfers.append(transfer(child, cold, results.lineage_flops(parent)))
-        as_trained.append(bits_per_byte_of(child, recipe.parent_fraction) - target_of(cold))
+        as_trained.append(_bits_per_byte_after(child, recipe.parent_fraction) - target_of(cold).bits_per_byte)
     if not seeds:
         return None
     sizes = [plan.ladder.rungs[i].size.flops for i in (index - 1, index)]
@@ -62,48 +56,28 @@ def rung_outcome(plan: StudyPlan, results: StudyResults, recipe: RecipeConfig, r
 
 
 def _complete_seeds(
-    plan: StudyPlan, results: StudyResults, recipe: RecipeConfig, rung: str
-) -> Iterator[tuple[int, list[Point], list[Point], Run]]:
-    # The seeds whose children and baselines are all finished: seed, children, baselines, and the run they grew from.
-    for seed in plan.config.seeds:
-        runs = plan.children.get((recipe.name, rung, seed))
-        child = results.points(runs) if runs else None
-        cold = results.points(plan.cold[rung, seed])
-        if not runs or child is None or cold is None:
+    results: StudyResults, recipe: RecipeConfig, rung: str
+) -> Iterator[tuple[int, list[Point], list[Point], FinishedModel]]:
+    # The seeds whose children and baselines are all finished: seed, children, baselines, and what they grew from.
+    for seed in results.plan.config.seeds:
+        models = results.plan.children.get((recipe.name, rung, seed))
+        child = results.points(models) if models else None
+        cold = results.points(results.plan.cold[rung, seed])
+        if not models or child is None or cold is None:
             continue
-        parent = runs[0].start.parent
+        parent = models[0].initial.parent
         assert parent is not None
         yield seed, child, cold, parent
 
 
-def bits_per_byte_of(child: Sequence[Point], fraction: float) -> float:
-    """Return a child's bits per byte at a budget, interpolated where it was not finished there.
-
-    Args:
-        child: The finished children.
-        fraction: Share of the cold budget.
-
-    Returns:
-        Bits per byte; the nearest child's where the budget is outside.
-    """
+def _bits_per_byte_after(child: Sequence[Point], fraction: float) -> float:
+    # A child's bits per byte at a share of the budget: interpolated between its lengths, the nearest one's outside.
     nearest = min(child, key=lambda point: abs(point.fraction - fraction))
     if nearest.fraction == fraction or len(child) < 2:
         return nearest.bits_per_byte
     flops_per_fraction = child[-1].flops / child[-1].fraction
     between = bits_per_byte_at(child, fraction * flops_per_fraction)
     return nearest.bits_per_byte if between is None else between
-
-
-def target_of(cold: Sequence[Point]) -> float:
-    """Return the bits per byte of a baseline's whole budget.
-
-    Args:
-        cold: The finished baselines.
-
-    Returns:
-        Bits per byte.
-    """
-    return next(point.bits_per_byte for point in cold if point.fraction == 1.0)
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -156,28 +130,23 @@ def _advantage(pairs: Sequence[tuple[list[Point], list[Point]]]) -> list[dict[st
     return rows
 
 
-def family_outcome(plan: StudyPlan, results: StudyResults, recipe: RecipeConfig) -> dict[str, Any]:
+def family_outcome(results: StudyResults, recipe: RecipeConfig) -> dict[str, Any]:
     """Add up what a whole family costs: all cold, by inheritance, and its last model alone.
 
     By inheritance, the first rung trains for its whole budget, each grown one as it was trained to be a parent, and
     the last one to its crossing.
-
-    Args:
-        plan: The study.
-        results: What was measured.
-        recipe: The recipe.
 
     Returns:
         FLOPs: `cold`, `inherited` (mean over the seeds whose last child matched all; None before that, or where one
         did not), `last_alone`; and `over_last_alone`, inherited over last alone, with its interval, an upper bound
         (`at_most`) where the last child matched at its smallest budget already.
     """
-    sizes = [float(rung.size.flops) for rung in plan.ladder.rungs]
-    last = plan.rungs[-1]
+    sizes = [float(rung.size.flops) for rung in results.plan.ladder.rungs]
+    last = results.plan.rungs[-1]
     totals: list[float | None] = []
     at_most = False
-    for _, child, cold, parent in _complete_seeds(plan, results, recipe, last):
-        found = crossing(child, target_of(cold))
+    for _, child, cold, parent in _complete_seeds(results, recipe, last):
+        found = crossing(child, target_of(cold).bits_per_byte)
         at_most |= found.reached == "at_most"
         totals.append(None if found.flops is None else results.lineage_flops(parent) + found.flops)
     known = [total for total in totals if total is not None]
@@ -193,28 +162,24 @@ def family_outcome(plan: StudyPlan, results: StudyResults, recipe: RecipeConfig)
     }
 
 
-def phi_outcome(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
+def phi_outcome(results: StudyResults) -> dict[str, Any]:
     """Compare every recipe with Φ with its reference without it, at equal total FLOPs and at equal tokens.
 
     A recipe's point has spent more than the reference's of the same length, by what the estimates cost. At equal FLOPs
     the reference is therefore interpolated at the recipe's, and its line goes on a little beyond its last point. At
     equal tokens the estimates are free, as they nearly are where a budget is much larger than the blocks they read.
 
-    Args:
-        plan: The study.
-        results: What was measured.
-
     Returns:
         The study's reference, and by recipe and rung the differences in bits per byte at every budget, paired by seed,
         with their intervals; negative where Φ helps.
     """
-    recipes = []
-    for recipe in plan.config.recipes:
-        phi, reference = plan.config.recipe_ladder(recipe.name).phi, recipe.reference or plan.config.reference
+    config, recipes = results.plan.config, []
+    for recipe in config.recipes:
+        phi, reference = config.recipe_ladder(recipe.name).phi, recipe.reference or config.reference
         if reference is None or (phi.ewc_lambda == 0 and phi.gamma == 0):
             continue
         rungs = [
-            {"rung": rung, "points": _phi_points(plan, results, recipe.name, reference, rung)} for rung in plan.rungs
+            {"rung": rung, "points": _phi_points(results, recipe.name, reference, rung)} for rung in results.plan.rungs
         ]
         recipes.append(
             {
@@ -227,20 +192,16 @@ def phi_outcome(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
                 "rungs": [row for row in rungs if row["points"]],
             }
         )
-    return {"reference": plan.config.reference, "recipes": recipes}
+    return {"reference": config.reference, "recipes": recipes}
 
 
-def _phi_points(
-    plan: StudyPlan, results: StudyResults, recipe: str, reference: str, rung: str
-) -> list[dict[str, Any]]:
+def _phi_points(results: StudyResults, recipe: str, reference: str, rung: str) -> list[dict[str, Any]]:
     differences: dict[float, list[float]] = {}
     at_equal_tokens: dict[float, list[float]] = {}
     flops: dict[float, float] = {}
-    for seed in plan.config.seeds:
-        runs = [plan.children.get((name, rung, seed)) for name in (recipe, reference)]
-        if runs[0] is None or runs[1] is None:
-            continue
-        with_phi, without = results.points(runs[0]), results.points(runs[1])
+    for seed in results.plan.config.seeds:
+        models = [results.plan.children.get((name, rung, seed)) for name in (recipe, reference)]
+        with_phi, without = (results.points(found) if found else None for found in models)
         if with_phi is None or without is None:
             continue
         of_same_length = {point.fraction: point.bits_per_byte for point in without}

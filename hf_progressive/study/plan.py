@@ -1,10 +1,13 @@
 """The whole of a study, laid out before any compute: who needs which models, and in which order they are trained."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
-from hf_progressive.study.tasks import Group, Run, Start, Task, TaskGraph
+from hf_progressive.study.model_tasks import model_tasks
+from hf_progressive.study.models import FinishedModel, InitialModel, TrainingSetup
+from hf_progressive.study.tasks import Task
 from hf_progressive.training.arguments import check_arguments
 
 _SEED_STRIDE = 1000  # between the seeds of two studies' seeds, so that no two rungs share a draw
@@ -20,17 +23,14 @@ class StudyPlan:
     ladder: LadderPlan
     """The ladder as it stands, with the sizes of all rungs."""
 
-    graph: TaskGraph
-    """The tasks."""
+    cold: dict[tuple[str, int], list[FinishedModel]]
+    """The baselines by rung and seed; the first rung's model is there as well."""
 
-    cold: dict[tuple[str, int], list[Run]]
-    """The baseline's runs by rung and seed; the first rung's model is there as well."""
+    children: dict[tuple[str, str, int], list[FinishedModel]]
+    """The children that a recipe is measured by, by recipe, rung and seed."""
 
-    children: dict[tuple[str, str, int], list[Run]]
-    """The children's runs that a recipe is measured by, by recipe, rung and seed."""
-
-    swept: list[tuple[str, float, Run]]
-    """Runs of the sweep: `cold` or `child`, peak learning rate, run."""
+    swept: list[tuple[str, float, FinishedModel]]
+    """Models of the sweep: `cold` or `child`, peak learning rate, model."""
 
     tasks: list[Task]
     """All tasks in the order in which to take them; a task stands after those it needs."""
@@ -40,15 +40,37 @@ class StudyPlan:
         """Names of the rungs, from the smallest."""
         return [rung.name for rung in self.ladder.rungs]
 
+    @property
+    def models(self) -> list[FinishedModel]:
+        """All finished models, in the order of their tasks."""
+        return [task.work for task in self.tasks if isinstance(task.work, FinishedModel)]
 
-class _Builder:
+
+def plan_study(config: StudyConfig, fingerprint: str) -> StudyPlan:
+    """Lay out a study on a corpus of a fingerprint.
+
+    Raises:
+        ValueError: A rung cannot be built or grown as a recipe says; the message names the recipe.
+    """
+    check_arguments(config.ladder.training.arguments)
+    return _Planner(config, fingerprint).plan()
+
+
+class _Planner:
     def __init__(self, config: StudyConfig, fingerprint: str) -> None:
-        self.config = config
+        self.config, self.fingerprint = config, fingerprint
         self.ladder = plan_ladder(config.ladder)
-        self.graph = TaskGraph(fingerprint, config.ladder.data.shuffle_seed)
         self.ladders = {recipe.name: config.recipe_ladder(recipe.name) for recipe in config.recipes}
-        self.plans = {recipe.name: _planned(recipe, self.ladders[recipe.name]) for recipe in config.recipes}
+        self.plans = {recipe.name: self._planned(recipe) for recipe in config.recipes}
         self.first_blocks = self._first_blocks()
+
+    def _planned(self, recipe: RecipeConfig) -> LadderPlan:
+        if all(key.startswith("phi.") for key in recipe.set):
+            return self.ladder  # Φ changes neither sizes nor growth
+        try:
+            return plan_ladder(self.ladders[recipe.name])
+        except ValueError as error:
+            raise ValueError(f"recipe {recipe.name!r}: {error}") from None
 
     def _first_blocks(self) -> list[int]:
         # Where each rung begins to read: behind all that any rung below may have read, whatever its recipe or length,
@@ -61,112 +83,103 @@ class _Builder:
             first += -(-round(share * rung.size.tokens) // self.config.ladder.model.context)
         return blocks
 
-    def draw(self, index: int, seed: int) -> int:
-        return self.config.ladder.seed + _SEED_STRIDE * seed + index
-
-    def cold_group(self, index: int, seed: int, learning_rate: float | None = None) -> Group:
-        rung = self.ladder.rungs[index]
-        start = self.graph.fresh(rung, seed, self.draw(index, seed))
-        return self._group(start, rung, self.config.ladder, learning_rate)
-
-    def child_group(self, recipe: RecipeConfig, index: int, seed: int, learning_rate: float | None = None) -> Group:
-        ladder, rung = self.ladders[recipe.name], self.plans[recipe.name].rungs[index]
-        parent = self.parent(recipe, index - 1, seed)
-        start = self.graph.grown(rung, parent, self.draw(index, seed), ladder, recipe.carry_moments)
-        return self._group(start, rung, ladder, learning_rate or ladder.training.inherited_learning_rate)
-
-    def _group(self, start: Start, rung: RungPlan, ladder: LadderConfig, learning_rate: float | None) -> Group:
-        # Everything is the recipe's own, nothing the start's: recipes that differ in this alone share the start.
-        return self.graph.group(
-            start,
-            ladder.training,
-            phi=ladder.phi if start.estimates_inheritance else None,
-            cold_steps=rung.size.steps,
-            learning_rate=learning_rate or ladder.training.learning_rate,
-            first_block=self.first_blocks[rung.index],
+    def cold(self, index: int, seed: int, learning_rate: float | None = None) -> TrainingSetup:
+        rung, ladder = self.ladder.rungs[index], self.config.ladder
+        return self._setup(
+            self._initial(rung, seed, ladder), rung, learning_rate or ladder.training.learning_rate, ladder
         )
 
-    def parent(self, recipe: RecipeConfig, index: int, seed: int) -> Run:
-        # The finished run that a recipe's children on the next rung grow from.
-        if index == 0:
-            return self.graph.run(self.cold_group(0, seed), 1.0)
-        source = recipe if recipe.parent_recipe is None else self.config.recipe(recipe.parent_recipe)
-        return self.graph.run(self.child_group(source, index, seed), recipe.parent_fraction)
+    def child(self, recipe: RecipeConfig, index: int, seed: int, learning_rate: float | None = None) -> TrainingSetup:
+        ladder, rung = self.ladders[recipe.name], self.plans[recipe.name].rungs[index]
+        training = ladder.training
+        initial = self._initial(rung, seed, ladder, self._parent(recipe, index - 1, seed), recipe.carry_moments)
+        rate = learning_rate or training.inherited_learning_rate or training.learning_rate
+        return self._setup(initial, rung, rate, ladder)
 
-    def build(self) -> StudyPlan:
-        config, graph = self.config, self.graph
-        cold: dict[tuple[str, int], list[Run]] = {}
-        children: dict[tuple[str, str, int], list[Run]] = {}
+    def _initial(
+        self,
+        rung: RungPlan,
+        seed: int,
+        ladder: LadderConfig,
+        parent: FinishedModel | None = None,
+        carry_moments: bool = False,
+    ) -> InitialModel:
+        return InitialModel(
+            rung=rung,
+            seed=seed,
+            draw=self.config.ladder.seed + _SEED_STRIDE * seed + rung.index,
+            fingerprint=self.fingerprint,
+            ladder=ladder,
+            parent=parent,
+            carry_moments=carry_moments,
+        )
+
+    def _parent(self, recipe: RecipeConfig, index: int, seed: int) -> FinishedModel:
+        # What a recipe's children on the next rung grow from.
+        if index == 0:
+            return FinishedModel(setup=self.cold(0, seed), fraction=1.0)
+        source = recipe if recipe.parent_recipe is None else self.config.recipe(recipe.parent_recipe)
+        return FinishedModel(setup=self.child(source, index, seed), fraction=recipe.parent_fraction)
+
+    def _setup(
+        self, initial: InitialModel, rung: RungPlan, learning_rate: float, ladder: LadderConfig
+    ) -> TrainingSetup:
+        # Everything is the recipe's own, nothing the initial model's, which recipes that differ in this alone share.
+        shuffle_seed = self.config.ladder.data.shuffle_seed
+        return TrainingSetup(
+            initial=initial,
+            training=ladder.training,
+            phi=ladder.phi if initial.estimates_inheritance else None,
+            learning_rate=learning_rate,
+            cold_steps=rung.size.steps,
+            first_block=self.first_blocks[rung.index],
+            order=None if shuffle_seed is None else shuffle_seed + initial.seed,
+        )
+
+    def plan(self) -> StudyPlan:
+        config = self.config
+        cold: dict[tuple[str, int], list[FinishedModel]] = {}
+        children: dict[tuple[str, str, int], list[FinishedModel]] = {}
+        asked: list[FinishedModel] = []
         for seed in config.seeds:
             for index, rung in enumerate(self.ladder.rungs):  # a step is measured before the next one begins
                 fractions = config.cold_fractions if index else (1.0,)
-                group = self.cold_group(index, seed)
-                cold[rung.name, seed] = [graph.run(group, fraction) for fraction in fractions]
+                asked += cold.setdefault((rung.name, seed), _finished(self.cold(index, seed), fractions))
                 for recipe in config.recipes if index else ():
                     if _measures(recipe, rung.name, seed):
-                        group = self.child_group(recipe, index, seed)
-                        runs = [graph.run(group, fraction) for fraction in config.fractions_of(recipe)]
-                        children[recipe.name, rung.name, seed] = runs
+                        models = _finished(self.child(recipe, index, seed), config.fractions_of(recipe))
+                        asked += children.setdefault((recipe.name, rung.name, seed), models)
         swept = self._swept()
-        return StudyPlan(
-            config=config,
-            ladder=self.ladder,
-            graph=graph,
-            cold=cold,
-            children=children,
-            swept=swept,
-            tasks=_ordered(graph),
-        )
+        labels = {models[0].setup.name: recipe for (recipe, _, _), models in reversed(children.items())}
+        rates = {model.name: f"rate {rate:g}" for _, rate, model in swept}
 
-    def _swept(self) -> list[tuple[str, float, Run]]:
+        def title(model: FinishedModel) -> str:
+            made_as = "cold" if model.initial.parent is None else labels.get(model.setup.name, "parent")
+            rung, seed = model.initial.rung.name, model.initial.seed
+            return f"{rung} {rates.get(model.name, made_as)}, seed {seed}, {model.fraction:g}"
+
+        tasks = model_tasks([*asked, *(model for _, _, model in swept)], title)
+        return StudyPlan(config=config, ladder=self.ladder, cold=cold, children=children, swept=swept, tasks=tasks)
+
+    def _swept(self) -> list[tuple[str, float, FinishedModel]]:
         rates, seed, recipe = self.config.learning_rates, self.config.seeds[0], self.config.headline_recipe
         names = [rung.name for rung in self.ladder.rungs]
         index = 1 if rates.rung is None else names.index(rates.rung)
-        cold = [("cold", rate, self.graph.run(self.cold_group(index, seed, rate), 1.0)) for rate in rates.cold]
+        cold = [("cold", rate, FinishedModel(setup=self.cold(index, seed, rate), fraction=1.0)) for rate in rates.cold]
         child = [
-            ("child", rate, self.graph.run(self.child_group(recipe, index, seed, rate), recipe.parent_fraction))
+            (
+                "child",
+                rate,
+                FinishedModel(setup=self.child(recipe, index, seed, rate), fraction=recipe.parent_fraction),
+            )
             for rate in rates.child
         ]
         return cold + child
 
 
-def _planned(recipe: RecipeConfig, ladder: LadderConfig) -> LadderPlan:
-    try:
-        return plan_ladder(ladder)
-    except ValueError as error:
-        raise ValueError(f"recipe {recipe.name!r}: {error}") from None
+def _finished(setup: TrainingSetup, fractions: Iterable[float]) -> list[FinishedModel]:
+    return [FinishedModel(setup=setup, fraction=fraction) for fraction in fractions]
 
 
 def _measures(recipe: RecipeConfig, rung: str, seed: int) -> bool:
     return (recipe.rungs is None or rung in recipe.rungs) and (recipe.seeds is None or seed in recipe.seeds)
-
-
-def _ordered(graph: TaskGraph) -> list[Task]:
-    # Groups in the order in which they were asked for, which puts parents before children, one step before the next
-    # and one seed before the next; in a group the start, the trunk, and the others, parents first, then the shortest.
-    parents = {start.parent.name for start in graph.starts.values() if start.parent is not None}
-    tasks: list[Task] = []
-    for group in graph.groups.values():
-        if group.start not in tasks:
-            tasks.append(group.start)
-        trunk = group.trunk
-        branches = [run for run in group.runs if run is not trunk]
-        tasks += [trunk, *sorted(branches, key=lambda run: (run.name not in parents, run.steps))]
-    return tasks
-
-
-def plan_study(config: StudyConfig, fingerprint: str) -> StudyPlan:
-    """Lay out a study.
-
-    Args:
-        config: The study.
-        fingerprint: The corpus's.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: A rung cannot be built or grown as a recipe says; the message names the recipe.
-    """
-    check_arguments(config.ladder.training.arguments)
-    return _Builder(config, fingerprint).build()

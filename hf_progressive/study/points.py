@@ -50,9 +50,6 @@ def crossing(child: Sequence[Point], target_bits_per_byte: float) -> Crossing:
         child: Finished children of one recipe and seed, in any order.
         target_bits_per_byte: What the baseline has after its whole budget.
 
-    Returns:
-        The crossing.
-
     >>> points = [Point(fraction=f, flops=f, bits_per_byte=2 - math.log2(f)) for f in (0.25, 0.5, 1.0)]
     >>> round(crossing(points, 2.5).flops, 6)
     0.707107
@@ -68,15 +65,15 @@ def crossing(child: Sequence[Point], target_bits_per_byte: float) -> Crossing:
 
 
 def bits_per_byte_at(points: Sequence[Point], flops: float, *, beyond: float = 0.0) -> float | None:
-    """Interpolate the bits per byte of finished models at a number of FLOPs.
+    """Interpolate the bits per byte of finished models of one recipe and seed, linear in log FLOPs.
 
     Args:
-        points: Finished models of one recipe and seed, two or more.
+        points: The models, in any order.
         flops: Where.
         beyond: Share by which `flops` may lie outside the points; the line through the nearest two goes on there.
 
     Returns:
-        Bits per byte, linear in log FLOPs; None farther outside.
+        Bits per byte; None farther outside, and of a single model.
 
     >>> points = [Point(fraction=f, flops=f, bits_per_byte=2 - math.log2(f)) for f in (0.25, 0.5, 1.0)]
     >>> bits_per_byte_at(points, 0.5), bits_per_byte_at(points, 1.1)
@@ -114,23 +111,25 @@ class Transfer:
     """(C_cold − C_child) / C_parent; a lower bound where the crossing is at most."""
 
 
+def target_of(cold: Sequence[Point]) -> Point:
+    """Return the baseline that trained for its whole budget."""
+    return next(point for point in cold if point.fraction == 1.0)
+
+
 def transfer(child: Sequence[Point], cold: Sequence[Point], parent_flops: float) -> Transfer:
-    """Compare a child with its baseline.
+    """Compare finished children with their finished baselines.
 
     Args:
-        child: The finished children.
-        cold: The finished baselines; the one of fraction 1 is the target.
+        child: The children.
+        cold: The baselines; the one of the whole budget is the target.
         parent_flops: FLOPs of everything that went into the parent.
-
-    Returns:
-        The comparison.
 
     >>> cold = [Point(fraction=1.0, flops=100.0, bits_per_byte=2.0)]
     >>> child = [Point(fraction=f, flops=100 * f, bits_per_byte=3 - 2 * f) for f in (0.2, 0.5)]
     >>> transfer(child, cold, parent_flops=50.0).eta
     1.0
     """
-    target = next(point for point in cold if point.fraction == 1.0)
+    target = target_of(cold)
     found = crossing(child, target.bits_per_byte)
     share = eta = None
     if found.flops is not None:

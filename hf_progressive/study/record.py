@@ -4,13 +4,13 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hf_progressive.config import RecipeConfig
 from hf_progressive.data import Corpus
 from hf_progressive.ladder.record import environment
-from hf_progressive.study.folder import StudyFolder
+from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.outcome import family_outcome, phi_outcome, rung_outcome
 from hf_progressive.study.plan import StudyPlan
 from hf_progressive.study.results import StudyResults
-from hf_progressive.study.tasks import Run
 
 RECORD_FORMAT = 1
 """Version of the record's layout."""
@@ -21,58 +21,57 @@ _RUNG_KEYS = (
 )  # fmt: skip
 
 
-def study_record(folder: StudyFolder, corpus: Corpus, state: PartialState) -> dict[str, Any]:
+def study_record(results: StudyResults, corpus: Corpus, state: PartialState) -> dict[str, Any]:
     """Return what study.json holds, at any time of the study.
 
     Args:
-        folder: The study's files.
+        results: What was measured.
         corpus: The corpus.
         state: The process.
 
     Returns:
         Plain values; `headline` first, then every recipe with its points.
     """
-    plan, config = folder.plan, folder.plan.config
-    results = StudyResults(folder=folder)
-    recipes = [_recipe_record(plan, results, recipe.name) for recipe in config.recipes]
+    plan, config = results.plan, results.plan.config
+    recipes = [_recipe_record(results, recipe) for recipe in config.recipes]
     headline = next(recipe for recipe in recipes if recipe["name"] == config.headline_recipe.name)
-    tasks = [task for task in plan.tasks if isinstance(task, Run)]
-    finished = [task for task in tasks if folder.result(task) is not None]
+    finished = [model for model in plan.models if results.result(model.name) is not None]
     return {
         "format": RECORD_FORMAT,
         "name": config.name,
         "family": config.ladder.model.family,
-        "complete": len(finished) == len(tasks),
+        "complete": len(finished) == len(plan.models),
         "finished": len(finished),
-        "runs": len(tasks),
+        "runs": len(plan.models),
         "headline": {
             "recipe": headline["name"],
             "overrides": headline["overrides"],
             "parent_fraction": headline["parent_fraction"],
             "rungs": [{key: rung[key] for key in _RUNG_KEYS} for rung in headline["rungs"]],
             "family": headline["family"],
-            "phi_effect": phi_outcome(plan, results),
+            "phi_effect": phi_outcome(results),
         },
         "rungs": [_size_record(plan, index) for index in range(len(plan.rungs))],
         "cold": [
-            {"rung": rung, "seed": seed, "points": _points(results, runs)} for (rung, seed), runs in plan.cold.items()
+            {"rung": rung, "seed": seed, "points": _points(results, models)}
+            for (rung, seed), models in plan.cold.items()
         ],
         "recipes": recipes,
         "learning_rates": [
-            {"kind": kind, "rung": run.start.rung.name, "learning_rate": rate, "point": results.record(run)}
-            for kind, rate, run in plan.swept
+            {"kind": kind, "rung": model.initial.rung.name, "learning_rate": rate, "point": results.record(model)}
+            for kind, rate, model in plan.swept
         ],
-        "failed": _failures(folder),
-        "costs": _costs(folder),
+        "failed": _failures(results),
+        "costs": _costs(results),
         "data": corpus.summary(),
         "environment": environment(state),
         "config": config.to_dict(),
     }
 
 
-def _recipe_record(plan: StudyPlan, results: StudyResults, name: str) -> dict[str, Any]:
-    recipe = plan.config.recipe(name)
-    outcomes = [rung_outcome(plan, results, recipe, rung) for rung in plan.rungs[1:]]
+def _recipe_record(results: StudyResults, recipe: RecipeConfig) -> dict[str, Any]:
+    plan = results.plan
+    outcomes = [rung_outcome(results, recipe, rung) for rung in plan.rungs[1:]]
     return {
         "name": recipe.name,
         "overrides": recipe.set,
@@ -80,17 +79,17 @@ def _recipe_record(plan: StudyPlan, results: StudyResults, name: str) -> dict[st
         "parent_recipe": recipe.parent_recipe,
         "carry_moments": recipe.carry_moments,
         "rungs": [outcome for outcome in outcomes if outcome is not None],
-        "family": family_outcome(plan, results, recipe),
+        "family": family_outcome(results, recipe),
         "points": [
-            {"rung": rung, "seed": seed, "points": _points(results, runs)}
-            for (recipe_name, rung, seed), runs in plan.children.items()
-            if recipe_name == name
+            {"rung": rung, "seed": seed, "points": _points(results, models)}
+            for (recipe_name, rung, seed), models in plan.children.items()
+            if recipe_name == recipe.name
         ],
     }
 
 
-def _points(results: StudyResults, runs: list[Run]) -> list[dict[str, Any]]:
-    records = [results.record(run) for run in runs]
+def _points(results: StudyResults, models: list[FinishedModel]) -> list[dict[str, Any]]:
+    records = [results.record(model) for model in models]
     return [record for record in records if record is not None]
 
 
@@ -109,21 +108,21 @@ def _size_record(plan: StudyPlan, index: int) -> dict[str, Any]:
     }
 
 
-def _failures(folder: StudyFolder) -> list[dict[str, str]]:
-    found = ((task.name, folder.result(task)) for task in folder.plan.tasks)
+def _failures(results: StudyResults) -> list[dict[str, str]]:
+    found = ((task.name, results.result(task.name)) for task in results.plan.tasks)
     return [{"task": name, "reason": result["failed"]} for name, result in found if result and "failed" in result]
 
 
-def _costs(folder: StudyFolder) -> dict[str, Any]:
-    # What the study itself spent: a trunk once, whatever branches off it; estimates once per start.
+def _costs(results: StudyResults) -> dict[str, Any]:
+    # What the study itself spent: steps that several runs share once; estimates once per initial model.
     training = estimates = seconds = sweep = 0.0
-    swept = {run.name for _, _, run in folder.plan.swept}
-    for task in folder.plan.tasks:
-        result = folder.result(task)
+    swept = {model.name for _, _, model in results.plan.swept}
+    for task in results.plan.tasks:
+        result = results.result(task.name)
         if result is None or "failed" in result:
             continue
         seconds += result["seconds"]
-        if isinstance(task, Run):
+        if isinstance(task.work, FinishedModel):
             training += result["flops"]["spent"]
             sweep += result["flops"]["spent"] if task.name in swept else 0.0
         else:

@@ -1,81 +1,84 @@
 """Results on the disk, read as points by recipe, rung and seed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_progressive.study.folder import StudyFolder
+from hf_progressive.study.models import FinishedModel
+from hf_progressive.study.plan import StudyPlan
 from hf_progressive.study.points import Point
-from hf_progressive.study.tasks import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResults:
     """What a study has measured so far."""
 
-    folder: StudyFolder
-    """The study's files."""
+    plan: StudyPlan
+    """The study."""
 
-    def point(self, run: Run) -> Point | None:
-        """Return a run as a point.
+    result: Callable[[str], dict[str, Any] | None]
+    """Gives a task's result by its name; None where it is not finished."""
+
+    def point(self, model: FinishedModel) -> Point | None:
+        """Return a finished model as a point.
 
         Args:
-            run: The run.
+            model: The model.
 
         Returns:
-            The point; None where the run is not finished, or failed.
+            The point; None where it is not finished, or failed.
         """
-        result = self.folder.result(run)
+        result = self.result(model.name)
         if result is None or "failed" in result:
             return None
         flops = result["flops"]["train"] + result["flops"]["estimates"]
-        return Point(fraction=run.fraction, flops=flops, bits_per_byte=result["bits_per_byte"])
+        return Point(fraction=model.fraction, flops=flops, bits_per_byte=result["bits_per_byte"])
 
-    def points(self, runs: Sequence[Run]) -> list[Point] | None:
-        """Return runs as points.
+    def points(self, models: Sequence[FinishedModel]) -> list[Point] | None:
+        """Return finished models as points.
 
         Args:
-            runs: The runs of one child or baseline.
+            models: The finished models of one child or baseline.
 
         Returns:
             The points; None unless all are finished.
         """
-        found = [self.point(run) for run in runs]
+        found = [self.point(model) for model in models]
         complete = [point for point in found if point is not None]
         return complete if len(complete) == len(found) else None
 
-    def lineage_flops(self, run: Run) -> float:
+    def lineage_flops(self, model: FinishedModel) -> float:
         """Return everything that went into a finished model: its own FLOPs and its ancestors'.
 
         Args:
-            run: A finished run.
+            model: A finished model.
 
         Returns:
             FLOPs of training and estimates.
         """
-        lineage = [*run.start.lineage, run]
+        lineage = [*model.initial.lineage, model]
         points = [self.point(member) for member in lineage]
         return sum(point.flops for point in points if point is not None)
 
-    def record(self, run: Run) -> dict[str, Any] | None:
-        """Return a run for study.json: what was measured, without the curve.
+    def record(self, model: FinishedModel) -> dict[str, Any] | None:
+        """Return a finished model for study.json: what was measured, without the curve.
 
         Args:
-            run: The run.
+            model: The model.
 
         Returns:
-            Plain values; None where the run is not finished.
+            Plain values; None where it is not finished.
         """
-        result = self.folder.result(run)
+        result = self.result(model.name)
         if result is None:
             return None
         if "failed" in result:
-            return {"fraction": run.fraction, "task": run.name, "failed": result["failed"]}
+            return {"fraction": model.fraction, "task": model.name, "failed": result["failed"]}
         data = result["data"]
         return {
-            "fraction": run.fraction,
-            "task": run.name,
-            "steps": run.steps,
+            "fraction": model.fraction,
+            "task": model.name,
+            "steps": model.steps,
             "tokens": result["tokens"],
             "flops": result["flops"]["train"] + result["flops"]["estimates"],
             "estimates_flops": result["flops"]["estimates"],

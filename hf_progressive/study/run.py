@@ -1,8 +1,14 @@
-"""Running a study: one process takes one task after the other until none is left; several may share a folder."""
+"""Running a study in a folder that several processes may share.
 
-import logging
+STUDY/study.yaml STUDY/study.json
+STUDY/data/              tokenizer and blocks, shared by all seeds
+STUDY/results/           one JSON file per finished task
+STUDY/weights/NAME/      of an initial model: init/, and parent/ (the parent with its estimates, where Φ is on);
+                         of a training run: checkpoints/, final/ and stable/ (the weights after and before the decay)
+STUDY/locks/
+"""
+
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,17 +22,15 @@ from hf_progressive.distributed.processes import current_processes
 from hf_progressive.storage.agreement import agreed
 from hf_progressive.storage.full_disk import FullDiskNamed
 from hf_progressive.storage.locks import wait_lock
-from hf_progressive.study.folder import StudyFolder
 from hf_progressive.study.plan import plan_study
 from hf_progressive.study.progress import Progress
 from hf_progressive.study.record import study_record
-from hf_progressive.study.tasks import Run, Start, Task
+from hf_progressive.study.results import StudyResults
+from hf_progressive.study.runner import TaskFolder, run_tasks
+from hf_progressive.study.tasks import Task
 from hf_progressive.study.work import Worker
 
-logger = logging.getLogger(__name__)
-
 CONFIG_NAME, RECORD_NAME = "study.yaml", "study.json"
-_POLL_SECONDS = 1.0
 
 
 def run_study(
@@ -68,78 +72,22 @@ def run_study(
             )
         corpus = prepare_corpus(ladder.data, ladder.model.context, root / "data")
         plan = plan_study(config, corpus.fingerprint)
-        folder = StudyFolder(root, plan)
-        folder.remove_leftovers()
+        folder = TaskFolder(root, plan.tasks)
         worker = Worker(folder=folder, corpus=corpus, state=state)
         progress = Progress(folder)
 
         def write_record() -> dict[str, Any]:
             with wait_lock(root / ".record.lock"):
-                record = study_record(folder, corpus, state)
+                record = study_record(StudyResults(plan=plan, result=folder.result), corpus, state)
                 storage.write_json(root / RECORD_NAME, record)
             if on_record is not None:
                 on_record(record)
             return record
 
+        def finished(task: Task) -> None:
+            progress.report(task)
+            write_record()
+
         write_record()
-        while unfinished := folder.unfinished():
-            if _take_one(folder, worker, unfinished, progress):
-                folder.prune(folder.unfinished())
-                write_record()
-            else:
-                time.sleep(_POLL_SECONDS)
+        run_tasks(folder, lambda task: worker.carry_out(task, progress.title(task)), finished)
         return write_record()
-
-
-def _take_one(folder: StudyFolder, worker: Worker, unfinished: list[Task], progress: Progress) -> bool:
-    # Carry out the first task that is ready and free; tell whether there was one.
-    for task in unfinished:
-        if not is_ready(folder, task):
-            continue
-        with folder.lock(task) as free:
-            # Another process may have finished it since.
-            if not free or task.name not in {other.name for other in folder.unfinished()}:
-                continue
-            storage.write_json(folder.result_path(task), _carry_out(folder, worker, task, progress))
-        progress.report(task)
-        return True
-    return False
-
-
-def is_ready(folder: StudyFolder, task: Task) -> bool:
-    """Tell whether everything that a task goes on from is there, or will never be.
-
-    Args:
-        folder: The study's files.
-        task: A start or a run.
-
-    Returns:
-        Whether it can be carried out now.
-    """
-    if isinstance(task, Start):
-        return task.parent is None or _is_settled(folder, task.parent)
-    if not _is_settled(folder, task.start):
-        return False
-    if task.is_trunk or task.branch_step == 0 or folder.result(task.group.trunk) is not None:
-        return True
-    return folder.branch_checkpoint(task, exactly=True) is not None
-
-
-def _is_settled(folder: StudyFolder, task: Task) -> bool:
-    result = folder.result(task)
-    return result is not None and ("failed" in result or folder.has_weights(task))
-
-
-def _carry_out(folder: StudyFolder, worker: Worker, task: Task, progress: Progress) -> dict[str, Any]:
-    needed = task.parent if isinstance(task, Start) else task.start
-    failed = {"kind": "start" if isinstance(task, Start) else "run", "name": task.name}
-    if needed is not None and "failed" in (folder.result(needed) or {}):
-        return {**failed, "failed": f"{needed.name} failed"}
-    try:
-        if isinstance(task, Run):
-            return worker.train_run(task, progress.title(task))
-        return worker.make_start(task)
-    except (FloatingPointError, ValueError) as error:
-        # One recipe that diverges must not end a search; the record says which, and deleting its result tries again.
-        logger.warning("%s failed: %s", task.name, error)
-        return {**failed, "failed": " ".join(str(error).split())}

@@ -1,11 +1,9 @@
-"""One task after the other: making a start, training a run."""
+"""Carrying out a study's tasks: making an initial model, training a model to its end."""
 
 import dataclasses
 import gc
-import logging
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,37 +14,31 @@ from transformers import AutoConfig, TrainerCallback
 from hf_progressive import storage
 from hf_progressive.data import Corpus, TokenBlocks
 from hf_progressive.growth import grow_checkpoint, plan_growth
+from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.growth.optimizer import read_optimizer_state
 from hf_progressive.ladder.estimates import estimate_inheritance
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.penalty import InheritancePenalty
-from hf_progressive.study.folder import OPTIMIZER_NAME, StudyFolder, link_weights
-from hf_progressive.study.tasks import Group, Run, Start, TaskGraph
+from hf_progressive.study.models import FinishedModel, InitialModel, TrainingSetup
+from hf_progressive.study.runner import TaskFolder
+from hf_progressive.study.tasks import Task
 from hf_progressive.training.checkpoints import write_fresh
+from hf_progressive.training.trainer import ProgressiveTrainer
 from hf_progressive.training.training_run import TrainingRun, evenly_spaced, train_run
-
-logger = logging.getLogger(__name__)
 
 
 class CarriedMoments(TrainerCallback):
     """Put grown moments of Adam into a run's optimizer before its first step.
 
     Args:
-        path: `optimizer.pt` beside the initial checkpoint.
+        path: `optimizer.pt` beside the initial model.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Load the moments; learning rate and weight decay stay this run's own.
-
-        Args:
-            args: As for any callback.
-            state: As for any callback.
-            control: As for any callback.
-            **kwargs: As for any callback; `optimizer` is used.
-        """
+        """Load the moments; learning rate and weight decay stay this run's own."""
         if state.global_step > 0:  # a resumed run has them in its checkpoint
             return
         optimizer = kwargs["optimizer"]
@@ -58,7 +50,7 @@ class CarriedMoments(TrainerCallback):
 class Worker:
     """What carries tasks out."""
 
-    folder: StudyFolder
+    folder: TaskFolder
     """The study's files."""
 
     corpus: Corpus
@@ -67,50 +59,51 @@ class Worker:
     state: PartialState
     """The process."""
 
-    def corpus_of(self, seed: int) -> Corpus:
-        """Return the corpus in a seed's order; tokenizer, blocks and validation are the same for all.
+    def carry_out(self, task: Task, title: str) -> dict[str, Any]:
+        """Carry out a task, whose progress bar has a title, and return its result.
+
+        Raises:
+            ValueError: A growth that should keep its parent's function does not, or a model that is to be grown from
+                before its decay has no step there.
+            FloatingPointError: The loss is no longer finite.
+        """
+        if isinstance(task.work, InitialModel):
+            return self.make_initial_model(task.work)
+        assert isinstance(task.work, FinishedModel)
+        return self.train_model(task, task.work, title)
+
+    def corpus_in(self, order: int | None) -> Corpus:
+        """Return the corpus in an order; tokenizer, blocks and validation are the same for all.
 
         Args:
-            seed: The study's seed.
-
-        Returns:
-            The corpus. A stream, or a corpus without a shuffle seed, has one order only.
+            order: Its seed; None for the corpus's own. A stream has one order only.
         """
-        graph: TaskGraph = self.folder.plan.graph
-        train, order = self.corpus.train, graph.order_of(seed)
+        train = self.corpus.train
         if not isinstance(train, TokenBlocks) or order is None:
             return self.corpus
         ordered = TokenBlocks(train.path, dtype=train.dtype, context=train.context, shuffle_seed=order)
         return dataclasses.replace(self.corpus, train=ordered)
 
-    def make_start(self, start: Start) -> dict[str, Any]:
-        """Make an initial checkpoint and, where Φ is on, its parent's estimates.
-
-        Args:
-            start: What to make.
+    def make_initial_model(self, initial: InitialModel) -> dict[str, Any]:
+        """Make an initial model and, where Φ is on, its parent's estimates.
 
         Returns:
             The result: the growth's check, the estimates with their FLOPs, seconds.
-
-        Raises:
-            ValueError: A growth that should keep its parent's function does not.
         """
         began = time.monotonic()
-        folder = self.folder.weights(start)
-        init = folder / "init"
-        record: dict[str, Any] = {"kind": "start", "name": start.name, "rung": start.rung.name, "seed": start.seed}
-        if start.parent is None:
-            write_fresh(start.rung.size.config, self.corpus.tokenizer, init, seed=start.draw)
-            return {**record, "parent": None, "estimates": {}, "seconds": time.monotonic() - began}
-        assert start.ladder is not None
-        growth, parent = start.ladder.growth, self.folder.parent_weights(start)
+        init = self.folder.path(initial.init)
+        result: dict[str, Any] = {"name": initial.name, "rung": initial.rung.name, "seed": initial.seed}
+        if initial.parent is None:
+            write_fresh(initial.rung.size.config, self.corpus.tokenizer, init, seed=initial.draw)
+            return {**result, "parent": None, "estimates": {}, "seconds": time.monotonic() - began}
+        growth, source = initial.ladder.growth, self.folder.path(initial.source)
         report = grow_checkpoint(
-            parent,
+            source,
             init,
-            start.rung.target,
+            initial.rung.target,
             method=growth.method,
-            seed=start.draw,
-            optimizer=parent / OPTIMIZER_NAME if start.carry_moments else None,
+            seed=initial.draw,
+            optimizer=source / OPTIMIZER_NAME if initial.carry_moments else None,
             overwrite=True,
             progress=False,
             **growth.options,
@@ -120,13 +113,13 @@ class Worker:
         limit = growth.max_relative_logit_difference
         if report.preserves_function and check.max_abs_logit_diff > limit * check.max_abs_logit:
             raise ValueError(
-                f"{start.name}: its logits differ from its parent's by {check.max_abs_logit_diff:.3g} at a scale of"
+                f"{initial.name}: its logits differ from its parent's by {check.max_abs_logit_diff:.3g} at a scale of"
                 f" {check.max_abs_logit:.3g}, above growth.max_relative_logit_difference {limit:.0e}"
             )
-        estimates = self._estimate(start, parent) if start.estimates_inheritance else {}
+        estimates = self._estimate(initial, initial.parent) if initial.estimates_inheritance else {}
         return {
-            **record,
-            "parent": start.parent.name,
+            **result,
+            "parent": initial.parent.name,
             "method": growth.method,
             "max_abs_logit_diff": check.max_abs_logit_diff,
             "preserves_function": report.preserves_function,
@@ -134,20 +127,17 @@ class Worker:
             "seconds": time.monotonic() - began,
         }
 
-    def _estimate(self, start: Start, parent: Path) -> dict[str, Any]:
-        assert start.parent is not None
-        assert start.ladder is not None
-        run, target = start.parent, self.folder.weights(start) / "parent"
+    def _estimate(self, initial: InitialModel, parent: FinishedModel) -> dict[str, Any]:
+        target = self.folder.path(initial.estimated_parent)
         making = target.with_name("estimating")
-        link_weights(parent, making)
-        corpus = self.corpus_of(start.seed)
-        blocks = run.tokens // corpus.context
+        _link_weights(self.folder.path(initial.source), making)
+        setup, corpus = parent.setup, self.corpus_in(parent.setup.order)
         estimates = estimate_inheritance(
             making,
-            start.ladder.phi,
+            initial.ladder.phi,
             corpus,
-            range(run.group.first_block, run.group.first_block + blocks),
-            flops_per_token=run.start.rung.size.flops_per_token,
+            range(setup.first_block, setup.first_block + parent.tokens // corpus.context),
+            flops_per_token=parent.initial.rung.size.flops_per_token,
             state=self.state,
         )
         storage.write_manifest(making)
@@ -155,110 +145,133 @@ class Worker:
         making.rename(target)
         return estimates
 
-    def train_run(self, run: Run, title: str) -> dict[str, Any]:
-        """Train one model to its end, from the newest checkpoint that it can go on from.
-
-        Args:
-            run: What to train.
-            title: What the progress bar calls it.
+    def train_model(self, task: Task, model: FinishedModel, title: str) -> dict[str, Any]:
+        """Train a model to its end, from the newest checkpoint that it can go on from.
 
         Returns:
             The result: bits per byte, loss, tokens, FLOPs, the curve, what was read, seconds.
         """
-        group, start = run.group, run.start
-        corpus = self.corpus_of(start.seed)
-        started = self.folder.result(start)
+        setup, initial = model.setup, model.initial
+        flops_per_token = initial.rung.size.flops_per_token
+        corpus = self.corpus_in(setup.order)
+        started = self.folder.result(initial.name)
         assert started is not None
         estimates = sum(estimate["flops"] for estimate in started["estimates"].values())
-        branch = self.folder.branch_checkpoint(run, exactly=False)
-        training_run = self._training_run(run, title, estimates, branch)
-        callbacks = [CarriedMoments(training_run.init / OPTIMIZER_NAME)] if start.carry_moments else []
-        result, trainer = train_run(training_run, corpus, self._penalty(group), callbacks)
-        if self.folder.heirs(run):
-            self._keep_weights(run, trainer.save_pretrained_whole, branch)
+        branch = self._branch(task, model)
+        run = self._training_run(task, model, title, estimates, branch)
+        callbacks = [CarriedMoments(run.init / OPTIMIZER_NAME)] if initial.carry_moments else []
+        result, trainer = train_run(run, corpus, self._penalty(setup), callbacks)
+        self._keep_weights(task, model, trainer, branch)
         del trainer
         gc.collect()
-        branched_at = int(branch.name.rpartition("-")[2]) if branch else 0
-        tokens_spent = (run.steps - branched_at) * group.training.batch_tokens
+        branched_at = 0 if branch is None else _step_of(branch)
         return {
-            "kind": "run",
-            "name": run.name,
-            "rung": start.rung.name,
-            "seed": start.seed,
-            "parent": None if start.parent is None else start.parent.name,
-            "start": start.name,
-            "fraction": run.fraction,
-            "steps": run.steps,
-            "warmup_steps": group.warmup_steps,
-            "decay_steps": run.decay_steps,
+            "name": model.name,
+            "rung": initial.rung.name,
+            "seed": initial.seed,
+            "parent": None if initial.parent is None else initial.parent.name,
+            "initial_model": initial.name,
+            "fraction": model.fraction,
+            "steps": model.steps,
+            "warmup_steps": setup.warmup_steps,
+            "decay_steps": model.decay_steps,
             "branched_at": branched_at,
-            "learning_rate": group.learning_rate,
+            "learning_rate": setup.learning_rate,
             "bits_per_byte": result.bits_per_byte,
             "loss": result.loss,
             "tokens": result.tokens,
             "flops": {
-                "per_token": start.rung.size.flops_per_token,
+                "per_token": flops_per_token,
                 "train": result.flops,
                 "estimates": estimates,
-                "spent": tokens_spent * start.rung.size.flops_per_token,
+                "spent": (model.steps - branched_at) * setup.training.batch_tokens * flops_per_token,
             },
-            "data": corpus.span(group.first_block, result.tokens // corpus.context),
+            "data": corpus.span(setup.first_block, result.tokens // corpus.context),
             "curve": result.curve,
             "training_log": result.training_log,
             "seconds": result.seconds,
         }
 
-    def _training_run(self, run: Run, title: str, estimates: float, branch: Path | None) -> TrainingRun:
-        group, start = run.group, run.start
-        heirs = self.folder.heirs(run)
-        steps = set(evenly_spaced(run.steps, group.training.checkpoints)) - {run.steps}
-        if run.is_trunk:
-            steps |= {other.branch_step for other in group.runs if other is not run}
-        if any(heir.ladder is not None and heir.ladder.growth.parent == "stable" for heir in heirs):
-            steps.add(run.branch_step)
-        if any(heir.carry_moments for heir in heirs):
-            steps.add(run.steps)
-        training_run = TrainingRun(
+    def _branch(self, task: Task, model: FinishedModel) -> Path | None:
+        # The newest checkpoint of what the task uses in which the model's decay has not begun.
+        found = [path for used in task.uses for path in self.folder.path(used).parent.glob("checkpoint-*")]
+        complete = [path for path in found if storage.is_complete(path) and _step_of(path) <= model.decay_begins]
+        return max(complete, key=_step_of, default=None)
+
+    def _training_run(
+        self, task: Task, model: FinishedModel, title: str, estimates: float, branch: Path | None
+    ) -> TrainingRun:
+        setup, initial = model.setup, model.initial
+        steps = set(evenly_spaced(model.steps, setup.training.checkpoints)) - {model.steps}
+        steps |= {_step_of(Path(path)) for path in task.makes if path.startswith(f"{model.name}/checkpoints/")}
+        if model.stable in task.makes:
+            if model.decay_begins == 0:
+                raise ValueError(f"{model.name}: decays from its first step, so nothing can be grown from before that")
+            steps.add(model.decay_begins)
+        if f"{model.final}/{OPTIMIZER_NAME}" in task.makes:
+            steps.add(model.steps)
+        run = TrainingRun(
             title=title,
-            init=self.folder.weights(start) / "init",
-            folder=self.folder.weights(run),
-            training=group.training,
-            learning_rate=group.learning_rate,
-            steps=run.steps,
-            first_block=group.first_block,
-            flops_per_token=start.rung.size.flops_per_token,
+            init=self.folder.path(initial.init),
+            folder=self.folder.path(model.name),
+            training=setup.training,
+            learning_rate=setup.learning_rate,
+            steps=model.steps,
+            first_block=setup.first_block,
+            flops_per_token=initial.rung.size.flops_per_token,
             flops_before=estimates,
-            seed=start.draw,
-            warmup_steps=group.warmup_steps,
-            checkpoint_steps=frozenset(steps - {0}),
+            seed=initial.draw,
+            warmup_steps=setup.warmup_steps,
+            checkpoint_steps=frozenset(steps),
             branch_from=branch,
         )
-        if group.phi is None:
-            return training_run
-        # The study states Φ's course over the cold budget, a run over its own steps: one course for all lengths.
-        until = group.phi.until * group.cold_steps / run.steps
-        return dataclasses.replace(training_run, phi_schedule=group.phi.schedule, phi_until=until)
+        if setup.phi is None:
+            return run
+        # The study states Φ's course over the baseline's budget, a run over its own steps: one course for all lengths.
+        until = setup.phi.until * setup.cold_steps / model.steps
+        return dataclasses.replace(run, phi_schedule=setup.phi.schedule, phi_until=until)
 
-    def _penalty(self, group: Group) -> InheritancePenalty | None:
-        if group.phi is None:
+    def _penalty(self, setup: TrainingSetup) -> InheritancePenalty | None:
+        if setup.phi is None:
             return None
-        start = group.start
-        assert start.ladder is not None
-        folder, growth = self.folder.weights(start), start.ladder.growth
-        configs = [AutoConfig.from_pretrained(folder / part) for part in ("parent", "init")]
+        growth = setup.initial.ladder.growth
+        parent, init = self.folder.path(setup.initial.estimated_parent), self.folder.path(setup.initial.init)
+        configs = [AutoConfig.from_pretrained(folder) for folder in (parent, init)]
         plan = plan_growth(*configs, method=growth.method, **growth.options)
-        return rung_penalty(group.phi, anchor=folder / "init", parent=folder / "parent", growth=plan)
+        return rung_penalty(setup.phi, anchor=init, parent=parent, growth=plan)
 
-    def _keep_weights(self, run: Run, save: Callable[[Path], None], branch: Path | None) -> None:
-        # What the run's heirs grow from: the weights after the decay, those before it, and Adam's moments.
-        folder, heirs = self.folder.weights(run), self.folder.heirs(run)
-        last = folder / "checkpoints" / f"checkpoint-{run.steps}"
-        if storage.is_complete(last):
-            link_weights(last, folder / "final")
-        else:
-            save(folder / "final")
-        if any(heir.ladder is not None and heir.ladder.growth.parent == "stable" for heir in heirs):
-            own = folder / "checkpoints" / f"checkpoint-{run.branch_step}"
+    def _keep_weights(
+        self, task: Task, model: FinishedModel, trainer: ProgressiveTrainer, branch: Path | None
+    ) -> None:
+        # What others grow from: the weights after the decay, those before it, and Adam's moments of either.
+        final, stable = self.folder.path(model.final), self.folder.path(model.stable)
+        if model.final in task.makes:
+            last = self.folder.path(model.checkpoint(model.steps))
+            if storage.is_complete(last):
+                _link_weights(last, final)
+            else:
+                trainer.save_pretrained_whole(final)
+        if model.stable in task.makes:
+            own = self.folder.path(model.checkpoint(model.decay_begins))
             before = own if storage.is_complete(own) else branch
             assert before is not None
-            link_weights(before, folder / "stable")
+            _link_weights(before, stable)
+
+
+def _step_of(checkpoint: Path) -> int:
+    step = checkpoint.name.rpartition("-")[2]
+    return int(step) if step.isdigit() else 0
+
+
+def _link_weights(source: Path, target: Path) -> None:
+    # Make a folder of a checkpoint's model, tokenizer and moments, linked where the file system can.
+    left_out = {"trainer_state.json", "training_args.bin", "scheduler.pt", storage.MANIFEST_NAME}
+    files = storage.read_json(source / storage.MANIFEST_NAME)["files"]
+    kept = {
+        name: entry.get("sha256")
+        for name, entry in files.items()
+        if "/" not in name and name not in left_out and not name.startswith("rng_state")
+    }
+    with storage.atomic_folder(target, overwrite=True, sha256=kept) as temporary:
+        for name in kept:
+            storage.link_or_copy(source / name, temporary / name)

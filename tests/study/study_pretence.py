@@ -11,8 +11,9 @@ import pytest
 
 from hf_progressive import storage
 from hf_progressive.config import StudyConfig
+from hf_progressive.study.models import FinishedModel, InitialModel
 from hf_progressive.study.run import run_study
-from hf_progressive.study.tasks import Run, Start
+from hf_progressive.study.tasks import Task
 from hf_progressive.study.work import Worker
 
 SLOPE, LEVEL = 0.2, 2.0
@@ -22,10 +23,10 @@ HEAD_START = 0.55
 """Share of the cold budget at which every child is where its baseline ends, without estimates."""
 
 
-def bits_per_byte(run: Run) -> float:
+def bits_per_byte(model: FinishedModel) -> float:
     """Return LEVEL − SLOPE · ln(share), so that children match their baselines at HEAD_START of the cold FLOPs."""
-    lead = 1.0 if run.start.parent is None else HEAD_START
-    return LEVEL - SLOPE * math.log(run.steps / (lead * run.group.cold_steps))
+    lead = 1.0 if model.initial.parent is None else HEAD_START
+    return LEVEL - SLOPE * math.log(model.steps / (lead * model.setup.cold_steps))
 
 
 def pretend(patch: pytest.MonkeyPatch, log: Path, before: Callable[[str], object] = lambda name: None) -> None:
@@ -39,53 +40,47 @@ def pretend(patch: pytest.MonkeyPatch, log: Path, before: Callable[[str], object
         with storage.atomic_folder(folder, overwrite=True) as temporary:
             (temporary / "model.safetensors").write_bytes(b"weights")
 
-    def make_start(self: Worker, start: Start) -> dict[str, Any]:
-        before(start.name)
-        if start.parent is not None:
-            assert storage.is_complete(self.folder.parent_weights(start))
-        write(self.folder.weights(start) / "init")
+    def make_initial_model(self: Worker, initial: InitialModel) -> dict[str, Any]:
+        before(initial.name)
+        if initial.parent is not None:
+            assert self.folder.is_there(initial.source)
+        write(self.folder.path(initial.init))
         estimates: dict[str, Any] = {}
-        if start.estimates_inheritance:
-            write(self.folder.weights(start) / "parent")
+        if initial.estimates_inheritance:
+            write(self.folder.path(initial.estimated_parent))
             estimates = {"fisher": {"flops": ESTIMATE_FLOPS}}
-        finish(start.name)
-        return {"kind": "start", "name": start.name, "estimates": estimates, "seconds": 0.0}
+        finish(initial.name)
+        return {"name": initial.name, "estimates": estimates, "seconds": 0.0}
 
-    def train_run(self: Worker, run: Run, title: str) -> dict[str, Any]:
-        before(run.name)
-        folder, start = self.folder.weights(run), run.start
-        assert storage.is_complete(self.folder.weights(start) / "init")
-        branch = self.folder.branch_checkpoint(run, exactly=True)
-        branched_at = 0 if branch is None else run.branch_step
-        if run.is_trunk:
-            for other in run.group.runs:
-                if other is not run:
-                    write(folder / "checkpoints" / f"checkpoint-{other.branch_step}")
-        if self.folder.heirs(run):
-            write(folder / "final")
-        per_token = run.start.rung.size.flops_per_token
-        estimates = ESTIMATE_FLOPS if start.estimates_inheritance else 0.0
-        finish(run.name)
+    def train_model(self: Worker, task: Task, model: FinishedModel, title: str) -> dict[str, Any]:
+        before(model.name)
+        setup, initial = model.setup, model.initial
+        assert all(self.folder.is_there(path) for path in task.needs)
+        assert initial.init in task.needs
+        branched_at = model.decay_begins if any(self.folder.is_there(path) for path in task.uses) else 0
+        for path in task.makes:
+            write(self.folder.path(path))
+        per_token = initial.rung.size.flops_per_token
+        finish(model.name)
         return {
-            "kind": "run",
-            "name": run.name,
+            "name": model.name,
             "branched_at": branched_at,
-            "learning_rate": run.group.learning_rate,
-            "bits_per_byte": bits_per_byte(run),
+            "learning_rate": setup.learning_rate,
+            "bits_per_byte": bits_per_byte(model),
             "loss": 1.0,
-            "tokens": run.tokens,
+            "tokens": model.tokens,
             "flops": {
-                "train": float(run.tokens * per_token),
-                "estimates": estimates,
-                "spent": (run.steps - branched_at) * run.group.training.batch_tokens * per_token,
+                "train": float(model.tokens * per_token),
+                "estimates": ESTIMATE_FLOPS if initial.estimates_inheritance else 0.0,
+                "spent": (model.steps - branched_at) * setup.training.batch_tokens * per_token,
             },
-            "data": self.corpus_of(start.seed).span(run.group.first_block, run.tokens // self.corpus.context),
+            "data": self.corpus_in(setup.order).span(setup.first_block, model.tokens // self.corpus.context),
             "curve": [],
             "seconds": 0.0,
         }
 
-    patch.setattr(Worker, "make_start", make_start)
-    patch.setattr(Worker, "train_run", train_run)
+    patch.setattr(Worker, "make_initial_model", make_initial_model)
+    patch.setattr(Worker, "train_model", train_model)
 
 
 def pretended_process(config: StudyConfig, root: Path, log: Path, pause: float, stop_at: int | None) -> None:

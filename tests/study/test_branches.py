@@ -1,6 +1,5 @@
 """A run that branches off a longer one ends with the weights that it would have had by itself."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from study_fixtures import study_config
 
-from hf_progressive import storage
 from hf_progressive.data import prepare_corpus
 from hf_progressive.distributed.processes import current_processes
-from hf_progressive.study import folder as folders
-from hf_progressive.study.folder import StudyFolder
+from hf_progressive.study.model_tasks import model_tasks
+from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.plan import plan_study
-from hf_progressive.study.tasks import Run
+from hf_progressive.study.runner import TaskFolder, run_tasks
+from hf_progressive.study.tasks import Task, connected
 from hf_progressive.study.work import Worker
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -27,50 +26,37 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_branch_equals_a_run_by_itself(
-    options: dict[str, Any], corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_branch_equals_a_run_by_itself(options: dict[str, Any], corpus_file: Path, tmp_path: Path) -> None:
     config = study_config(corpus_file, recipes=[{"name": "recipe", "set": options}])
     corpus = prepare_corpus(config.ladder.data, config.ladder.model.context, tmp_path / "data")
     plan = plan_study(config, corpus.fingerprint)
-    group = plan.children["recipe", "l2w16", 0][0].group
-    # Every run keeps its final weights, as if something were grown from it.
-    monkeypatch.setattr(folders.StudyFolder, "heirs", lambda self, run: [group.start])
+    models = plan.children["recipe", "l2w16", 0]
+    assert len(models) == 3
 
-    def trained(run: Run, root: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        result = worker.train_run(run, run.name)
-        return result, load_file(root / "weights" / run.name / "final" / "model.safetensors")
+    def trained(root: Path, asked: list[FinishedModel]) -> dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+        # Every model keeps its final weights, as if something were grown from it.
+        grow_all = Task(name="all", needs=tuple(model.final for model in asked))
+        folder = TaskFolder(root, connected([*model_tasks(asked, lambda model: model.name), grow_all]))
+        worker = Worker(folder=folder, corpus=corpus, state=current_processes())
 
-    shared = tmp_path / "shared"
-    worker = Worker(folder=StudyFolder(shared, plan), corpus=corpus, state=current_processes())
-    cold = group.start.parent
-    assert cold is not None
-    for start in (cold.start, group.start):
-        if start is group.start:
-            trained(cold, shared)
-        storage.write_json(worker.folder.result_path(start), worker.make_start(start))
-    trained(group.trunk, shared)
-    assert len(group.runs) == 3
-    for run in group.runs:
-        if run.is_trunk:
-            continue
-        branched, weights = trained(run, shared)
-        assert branched["branched_at"] == run.branch_step > 0
+        def carry_out(task: Task) -> dict[str, Any]:
+            if task.name == "all":
+                weights.update(
+                    {model.name: load_file(folder.path(f"{model.final}/model.safetensors")) for model in asked}
+                )
+                return {}
+            return worker.carry_out(task, task.title)
 
-        alone = dataclasses.replace(group, runs=[])
-        only = dataclasses.replace(run, group=alone)
-        alone.runs.append(only)
-        root = tmp_path / run.name
-        (root / "weights").mkdir(parents=True)
-        for part in ("weights", "results"):
-            (root / part).mkdir(exist_ok=True)
-        (root / "weights" / group.start.name).symlink_to(shared / "weights" / group.start.name)
-        (root / "results" / f"{group.start.name}.json").symlink_to(shared / "results" / f"{group.start.name}.json")
-        worker = Worker(folder=StudyFolder(root, plan), corpus=corpus, state=current_processes())
-        plain, expected = trained(only, root)
-        worker = Worker(folder=StudyFolder(shared, plan), corpus=corpus, state=current_processes())
+        weights: dict[str, dict[str, torch.Tensor]] = {}
+        run_tasks(folder, carry_out)
+        return {model.name: (folder.result(model.name) or {}, weights[model.name]) for model in asked}
 
+    together = trained(tmp_path / "together", models)
+    for model in models[:-1]:
+        result, weights = together[model.name]
+        assert result["branched_at"] == model.decay_begins > 0
+        plain, expected = trained(tmp_path / model.name, [model])[model.name]
         assert plain["branched_at"] == 0
-        assert plain["bits_per_byte"] == branched["bits_per_byte"]
-        assert plain["flops"]["train"] == branched["flops"]["train"]
+        assert plain["bits_per_byte"] == result["bits_per_byte"]
+        assert plain["flops"]["train"] == result["flops"]["train"]
         assert all(torch.equal(weights[name], expected[name]) for name in expected)

@@ -44,7 +44,7 @@ def test_a_study_trains_reports_cleans_up_and_can_be_taken_up_again(
     assert not any((root / "weights").iterdir())
     assert (root / "study.json").stat().st_size < 2_000_000
 
-    # A branch whose trunk, start and parent are all gone is trained again from nothing, to the same bits.
+    # A branch whose longest run, initial model and parent are gone is trained again from nothing, to the same bits.
     removed = next((root / "results").glob("l2w16-s0-child-f0.5-*.json"))
     before = storage.read_json(removed)
     removed.unlink()

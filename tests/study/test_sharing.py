@@ -112,7 +112,7 @@ def test_what_is_added_later_is_done_and_what_is_there_is_kept(
     assert again == {"l1w16-s0-fresh", "l1w16-s0-cold-f1", "l2w16-s0-grown", "l2w16-s0-child-f0.5"}
 
 
-def test_an_recipe_that_fails_does_not_end_the_others(
+def test_a_recipe_that_fails_does_not_end_the_others(
     corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(name: str) -> None:

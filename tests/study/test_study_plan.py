@@ -6,8 +6,9 @@ from typing import Any
 from ladder_fixtures import RUNGS
 from study_fixtures import study_config, study_mapping
 
+from hf_progressive.study.models import FinishedModel, InitialModel
 from hf_progressive.study.plan import StudyPlan, plan_study
-from hf_progressive.study.tasks import Run, Start
+from hf_progressive.study.tasks import maker_of
 
 RECIPES: list[dict[str, Any]] = [
     {"name": "exact"},
@@ -24,36 +25,57 @@ def planned(corpus: Path, **changes: Any) -> StudyPlan:
     return plan_study(config, "corpus")
 
 
+def names(models: list[FinishedModel]) -> list[str]:
+    return [model.name for model in models]
+
+
+def initial_models(plan: StudyPlan) -> list[InitialModel]:
+    return [task.work for task in plan.tasks if isinstance(task.work, InitialModel)]
+
+
+def of_one_setup(plan: StudyPlan) -> list[list[FinishedModel]]:
+    setups: dict[str, list[FinishedModel]] = {}
+    for model in plan.models:
+        setups.setdefault(model.setup.name, []).append(model)
+    return list(setups.values())
+
+
 def test_tasks_stand_after_what_they_need_and_once(corpus_file: Path) -> None:
     plan = planned(corpus_file)
-    names = [task.name for task in plan.tasks]
-    assert len(names) == len(set(names)) == len(plan.graph.starts) + len(plan.graph.runs)
+    order = [task.name for task in plan.tasks]
+    assert len(order) == len(set(order)) == len(initial_models(plan)) + len(plan.models)
     for place, task in enumerate(plan.tasks):
-        needed = task.parent if isinstance(task, Start) else task.start
-        assert needed is None or names.index(needed.name) < place
-        if isinstance(task, Run):
-            assert names.index(task.group.trunk.name) <= place
+        if isinstance(task.work, FinishedModel):
+            assert task.work.initial.init in task.needs
+        else:
+            assert isinstance(task.work, InitialModel)
+            assert list(task.needs) == [f"{model.name}/final" for model in task.work.lineage[-1:]]
+        for path in (*task.needs, *task.uses):
+            assert order.index(maker_of(path)) < place
+            assert path in plan.tasks[order.index(maker_of(path))].makes
+    for models in of_one_setup(plan):
+        assert models[0].steps == max(model.steps for model in models)
 
 
 def test_what_two_recipes_have_in_common_is_one_task(corpus_file: Path) -> None:
     plan = planned(corpus_file)
     for rung in ("l2w16", "l2w24"):
-        assert plan.children["exact", rung, 0] == plan.children["same", rung, 0]
+        assert names(plan.children["exact", rung, 0]) == names(plan.children["same", rung, 0])
         exact, ewc = plan.children["exact", rung, 0][0], plan.children["EWC", rung, 0][0]
-        assert exact.start is not ewc.start
-        assert exact.start.parent is ewc.start.parent
-    late = plan.children["late", "l2w24", 1][0].start.parent
+        assert exact.initial.name != ewc.initial.name
+        assert exact.initial.source == ewc.initial.source
+    late = plan.children["late", "l2w24", 1][0].initial.parent
     assert late is not None
-    assert late.group is plan.children["exact", "l2w16", 1][0].group
+    assert late.setup.name == plan.children["exact", "l2w16", 1][0].setup.name
     assert late.fraction == 0.65
     assert ("late", "l2w24", 0) not in plan.children
 
 
 def test_another_recipe_renames_nothing(corpus_file: Path) -> None:
     fewer, more = planned(corpus_file, recipes=RECIPES[:1]), planned(corpus_file)
-    assert set(fewer.graph.runs) < set(more.graph.runs)
+    assert set(names(fewer.models)) < set(names(more.models))
     other = planned(corpus_file, recipes=[{"name": "exact", "set": {"training.max_grad_norm": 0.5}}])
-    assert not {run for run in other.graph.runs if "child" in run} & set(more.graph.runs)
+    assert not {name for name in names(other.models) if "child" in name} & set(names(more.models))
 
 
 def test_a_share_of_the_budget_is_as_many_tokens_in_any_batch(corpus_file: Path) -> None:
@@ -64,44 +86,49 @@ def test_a_share_of_the_budget_is_as_many_tokens_in_any_batch(corpus_file: Path)
     ]
     plan = planned(corpus_file, recipes=recipes)
     exact, twice = (plan.children[recipe, "l2w16", 0] for recipe in ("exact", "twice"))
-    assert exact[0].start is twice[0].start
+    assert exact[0].initial.name == twice[0].initial.name
     for one, other in zip(exact, twice, strict=True):
-        assert other.group.training.batch_tokens == 2 * batch
+        assert other.setup.training.batch_tokens == 2 * batch
         assert abs(one.tokens - other.tokens) <= 2 * batch
 
 
-def test_recipes_that_share_a_start_keep_their_own_penalty(corpus_file: Path) -> None:
+def test_recipes_that_share_an_initial_model_keep_their_own_penalty(corpus_file: Path) -> None:
     weights = (0.01, 1.0)
     recipes = [{"name": "exact"}]
     recipes += [{"name": f"EWC {w}", "set": {"phi.ewc_lambda": w}, "parent_recipe": "exact"} for w in weights]
     plan = planned(corpus_file, recipes=recipes)
     first, second = (plan.children[f"EWC {w}", "l2w16", 0][0] for w in weights)
-    assert first.start is second.start
+    assert first.initial.name == second.initial.name
     assert first.name != second.name
-    assert [run.group.phi.ewc_lambda for run in (first, second) if run.group.phi] == list(weights)
-    assert plan.children["exact", "l2w16", 0][0].group.phi is None
+    assert [model.setup.phi.ewc_lambda for model in (first, second) if model.setup.phi] == list(weights)
+    assert plan.children["exact", "l2w16", 0][0].setup.phi is None
 
 
 def test_branches_begin_where_their_decay_does(corpus_file: Path) -> None:
     plan = planned(corpus_file)
-    for group in plan.graph.groups.values():
-        assert group.warmup_steps == plan.cold[group.start.rung.name, 0][0].group.warmup_steps
-        for run in group.runs:
-            share = group.training.decay_fraction
-            assert run.branch_step == max(group.warmup_steps, run.steps - -int(-share * run.steps // 1))
-            assert group.warmup_steps <= run.branch_step <= group.trunk.branch_step
+    tasks = {task.name: task for task in plan.tasks}
+    for models in of_one_setup(plan):
+        setup, longest = models[0].setup, models[0]
+        assert setup.warmup_steps == plan.cold[longest.initial.rung.name, 0][0].setup.warmup_steps
+        assert tasks[longest.name].uses == ()
+        for model in models:
+            share = setup.training.decay_fraction
+            assert model.decay_begins == max(setup.warmup_steps, model.steps - -int(-share * model.steps // 1))
+            assert setup.warmup_steps <= model.decay_begins <= longest.decay_begins
+            if model is not longest:
+                assert tasks[model.name].uses == (longest.checkpoint(model.decay_begins),)
     straight = plan.children["straight", "l2w16", 0]
-    assert {run.branch_step for run in straight} == {straight[0].group.warmup_steps}
+    assert {model.decay_begins for model in straight} == {straight[0].setup.warmup_steps}
 
 
 def test_child_and_baseline_read_the_same_blocks_and_a_lineage_reads_none_twice(corpus_file: Path) -> None:
     plan = planned(corpus_file)
     context = plan.config.ladder.model.context
-    for (_, rung, seed), runs in plan.children.items():
-        assert runs[0].group.first_block == plan.cold[rung, seed][0].group.first_block
+    for (_, rung, seed), models in plan.children.items():
+        assert models[0].setup.first_block == plan.cold[rung, seed][0].setup.first_block
         spans = [
-            range(run.group.first_block, run.group.first_block + run.tokens // context)
-            for run in [*runs[0].start.lineage, runs[-1]]
+            range(model.setup.first_block, model.setup.first_block + model.tokens // context)
+            for model in [*models[0].initial.lineage, models[-1]]
         ]
         for before, after in zip(spans, spans[1:], strict=False):
             assert before.stop <= after.start
@@ -109,15 +136,15 @@ def test_child_and_baseline_read_the_same_blocks_and_a_lineage_reads_none_twice(
 
 def test_seeds_draw_weights_growth_and_order(corpus_file: Path) -> None:
     plan = planned(corpus_file)
-    draws = [start.draw for start in plan.graph.starts.values() if start.parent is None]
+    draws = [initial.draw for initial in initial_models(plan) if initial.parent is None]
     assert len(set(draws)) == len(draws)
-    assert [plan.graph.order_of(seed) for seed in (0, 1)] == [0, 1]
+    assert [plan.cold["l1w16", seed][0].setup.order for seed in (0, 1)] == [0, 1]
     assert plan_study(plan.config, "another corpus").tasks[0].name != plan.tasks[0].name
 
 
 def test_the_sweep_trains_baseline_and_child_on_one_rung_and_seed(corpus_file: Path) -> None:
     plan = planned(corpus_file, learning_rates={"cold": [1e-3, 3e-3], "child": [1e-3], "rung": "l2w24"})
-    kinds = [(kind, rate, run.group.learning_rate, run.fraction, run.start.seed) for kind, rate, run in plan.swept]
+    kinds = [(kind, rate, run.setup.learning_rate, run.fraction, run.initial.seed) for kind, rate, run in plan.swept]
     assert kinds == [("cold", 1e-3, 1e-3, 1.0, 0), ("cold", 3e-3, 3e-3, 1.0, 0), ("child", 1e-3, 1e-3, 0.5, 0)]
     # The rate that the ladder itself has costs nothing more.
-    assert plan.swept[1][2] is plan.cold["l2w24", 0][-1]
+    assert plan.swept[1][2].name == plan.cold["l2w24", 0][-1].name

@@ -1,0 +1,61 @@
+"""The tasks that make a study's models; what a branch and a longest run are is known here alone.
+
+One task makes an initial model, one finishes a model. Of the models of one setup the longest leaves a checkpoint where
+the decay of each shorter one begins, and the shorter ones branch off there. Since all their schedules are equal up to
+that step, a branch ends with the weights that it would have had by itself.
+"""
+
+from collections.abc import Callable, Iterable
+
+from hf_progressive.growth.grow import OPTIMIZER_NAME
+from hf_progressive.study.models import FinishedModel, InitialModel
+from hf_progressive.study.tasks import Task, connected
+
+
+def model_tasks(asked: Iterable[FinishedModel], title: Callable[[FinishedModel], str]) -> list[Task]:
+    """Return the tasks that make models, with all that these come from.
+
+    Args:
+        asked: The models; the first one's setup is trained first.
+        title: What people call a model.
+
+    Returns:
+        Each task once and after those that it needs. In a setup the initial model comes first, the longest run, and
+        then the branches: those that something is grown from, and the others from the shortest.
+    """
+    setups: dict[str, dict[str, FinishedModel]] = {}
+    for model in asked:
+        for member in [*model.initial.lineage, model]:
+            setups.setdefault(member.setup.name, {}).setdefault(member.name, member)
+    grown_from = [model.initial.parent for models in setups.values() for model in models.values()]
+    parents = {parent.name for parent in grown_from if parent is not None}
+    tasks: dict[str, Task] = {}
+    for models in setups.values():
+        longest = max(models.values(), key=lambda model: model.steps)
+        tasks.setdefault(longest.initial.name, _initial_task(longest.initial))
+        tasks[longest.name] = _task(longest, title(longest))
+        branches = (model for model in models.values() if model is not longest)
+        for model in sorted(branches, key=lambda model: (model.name not in parents, model.steps)):
+            tasks[model.name] = _task(model, title(model), branches_off=longest)
+    return connected(tasks.values())
+
+
+def _initial_task(initial: InitialModel) -> Task:
+    needs = [] if initial.parent is None else [initial.source]
+    if initial.carry_moments:
+        needs.append(f"{initial.source}/{OPTIMIZER_NAME}")
+    return Task(name=initial.name, needs=tuple(needs), only_if_needed=True, work=initial)
+
+
+def _task(model: FinishedModel, title: str, branches_off: FinishedModel | None = None) -> Task:
+    needs = [model.initial.init] + ([] if model.setup.phi is None else [model.initial.estimated_parent])
+    shared = 0 if branches_off is None else model.decay_begins
+    uses = [branches_off.checkpoint(shared)] if branches_off is not None and shared else []
+    return Task(
+        name=model.name,
+        needs=tuple(needs),
+        uses=tuple(uses),
+        title=title,
+        flops=(model.steps - shared) / model.steps * model.flops,
+        work=model,
+    )

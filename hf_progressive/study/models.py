@@ -1,0 +1,199 @@
+"""What a study makes: initial models, fresh or grown, and the models that training runs from them finish.
+
+Names end in a digest of everything that decides the result, ancestors included. A model that two recipes have in
+common is thus made once, and a changed configuration never meets an old result.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hf_progressive.config import LadderConfig, PhiConfig, TrainingConfig
+from hf_progressive.planning.ladder_plan import RungPlan
+from hf_progressive.training.training_run import schedule_steps
+
+_DIGEST_DIGITS = 10
+# What changes how a training run is watched, saved or resumed, and not what it computes.
+_WITHOUT_EFFECT = ("evaluations", "checkpoints", "keep_stable", "inherited_fraction", "inherited_learning_rate")
+
+
+def digest(value: Any) -> str:
+    """Return ten hexadecimal digits of the SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:_DIGEST_DIGITS]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InitialModel:
+    """A checkpoint that training begins from: of fresh weights, or grown from a finished model."""
+
+    rung: RungPlan
+    """The rung, as the recipe plans it."""
+
+    seed: int
+    """The study's seed."""
+
+    draw: int
+    """Seed of the entries that are drawn."""
+
+    fingerprint: str
+    """The corpus's."""
+
+    ladder: LadderConfig
+    """The ladder with a recipe's overrides, of which only a grown model's growth and the estimates of Φ count: recipes
+    that have these in common share the model."""
+
+    parent: "FinishedModel | None" = None
+    """What it is grown from; None for fresh weights."""
+
+    carry_moments: bool = False
+    """Grow Adam's moments too."""
+
+    @cached_property
+    def name(self) -> str:
+        """Unique name."""
+        if self.parent is None:
+            config = {k: v for k, v in self.rung.size.config.to_diff_dict().items() if k != "transformers_version"}
+            return f"{self.rung.name}-s{self.seed}-fresh-{digest([config, self.draw, self.fingerprint])}"
+        phi = dataclasses.asdict(self.ladder.phi)
+        estimates = {key: phi[key] for key in ("fisher", "subspace")} if self.estimates_inheritance else None
+        terms = [self.ladder.phi.ewc_lambda > 0, self.ladder.phi.gamma > 0]
+        growth = {k: v for k, v in dataclasses.asdict(self.ladder.growth).items() if not k.startswith("max_")}
+        made_of = [self.parent.name, self.rung.target, growth, self.draw, self.carry_moments, estimates, terms]
+        return f"{self.rung.name}-s{self.seed}-grown-{digest(made_of)}"
+
+    @property
+    def estimates_inheritance(self) -> bool:
+        """Whether Φ is on, so that its estimates have to be made of the parent."""
+        return self.parent is not None and (self.ladder.phi.ewc_lambda > 0 or self.ladder.phi.gamma > 0)
+
+    @property
+    def lineage(self) -> list["FinishedModel"]:
+        """The finished models that it comes from, the first rung's first."""
+        return [] if self.parent is None else [*self.parent.initial.lineage, self.parent]
+
+    @property
+    def init(self) -> str:
+        """Where it is, among all tasks' files."""
+        return f"{self.name}/init"
+
+    @property
+    def estimated_parent(self) -> str:
+        """Where its parent is, with the estimates for Φ."""
+        return f"{self.name}/parent"
+
+    @property
+    def source(self) -> str:
+        """The checkpoint that it is grown from: the parent after its decay, or before it where the recipe says so."""
+        assert self.parent is not None
+        return f"{self.parent.name}/{self.ladder.growth.parent}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingSetup:
+    """One way of training from an initial model, to any length.
+
+    Schedules of all lengths are equal up to the decay of the shortest: warm-up and the course of Φ are shares of the
+    baseline's budget, and not of the length.
+    """
+
+    initial: InitialModel
+    """The initial model, which several recipes may share."""
+
+    training: TrainingConfig
+    """Batch, schedule and optimizer."""
+
+    phi: PhiConfig | None
+    """The penalty; None for none."""
+
+    learning_rate: float
+    """Peak learning rate."""
+
+    cold_steps: int
+    """Steps of the baseline's full budget, in this setup's batches."""
+
+    first_block: int
+    """The first block of the corpus to read."""
+
+    order: int | None
+    """Seed of the order of the data; None for the corpus's own order."""
+
+    @cached_property
+    def name(self) -> str:
+        """Unique name."""
+        settings = {k: v for k, v in dataclasses.asdict(self.training).items() if k not in _WITHOUT_EFFECT}
+        penalty = (
+            None if self.phi is None else [self.phi.ewc_lambda, self.phi.gamma, self.phi.schedule, self.phi.until]
+        )
+        course = [self.learning_rate, self.warmup_steps, self.cold_steps, self.first_block, self.order, penalty]
+        made_of = [self.initial.name, settings, *course]
+        return f"{self.initial.rung.name}-s{self.initial.seed}-{digest(made_of)}"
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up."""
+        return schedule_steps(self.training, self.cold_steps)[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinishedModel:
+    """A model at the end of its training run, decay included."""
+
+    setup: TrainingSetup
+    """How it trains."""
+
+    fraction: float
+    """Share of the baseline's full budget that it trains for."""
+
+    @cached_property
+    def name(self) -> str:
+        """Unique name."""
+        kind = "cold" if self.initial.parent is None else "child"
+        made_of = [self.setup.name, self.steps]
+        return f"{self.initial.rung.name}-s{self.initial.seed}-{kind}-f{self.fraction:g}-{digest(made_of)}"
+
+    @property
+    def initial(self) -> InitialModel:
+        """The initial model."""
+        return self.setup.initial
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps from the initial model to the end."""
+        return max(1, round(self.fraction * self.setup.cold_steps))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it trains on."""
+        return self.steps * self.setup.training.batch_tokens
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of all its steps."""
+        return float(self.tokens * self.initial.rung.size.flops_per_token)
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps of its decay."""
+        return schedule_steps(self.setup.training, self.steps, self.setup.warmup_steps)[1]
+
+    @property
+    def decay_begins(self) -> int:
+        """The last step before its decay, up to which it equals every longer run of its setup."""
+        return self.steps - self.decay_steps
+
+    @property
+    def final(self) -> str:
+        """Where its weights are, among all tasks' files."""
+        return f"{self.name}/final"
+
+    @property
+    def stable(self) -> str:
+        """Where the weights from before its decay are."""
+        return f"{self.name}/stable"
+
+    def checkpoint(self, step: int) -> str:
+        """Return where its training run leaves a checkpoint, among all tasks' files."""
+        return f"{self.name}/checkpoints/checkpoint-{step}"
