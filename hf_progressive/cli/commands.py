@@ -6,7 +6,6 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +24,19 @@ Outcome = tuple[int, dict[str, Any]]
 """Exit code and what `--json` prints."""
 
 
-def _parse_fields(items: Sequence[str]) -> dict[str, Any]:
-    mapping: dict[str, Any] = strict_yaml.apply_overrides({}, items)
-    return mapping
-
-
 def say(text: str) -> None:
-    """Write a line for the person who watches.
-
-    Args:
-        text: The line.
-    """
+    """Write a line for the person who watches."""
     sys.stderr.write(text + "\n")
 
 
 def grow_command(options: argparse.Namespace) -> Outcome:
-    """Grow a checkpoint and say how far its logits are from the source's.
-
-    Args:
-        options: As `cli.build_parser` parses them.
-
-    Returns:
-        The exit code and what `--json` prints.
-    """
+    """Grow a checkpoint and say how far its logits are from the source's."""
     from hf_progressive.growth import grow_checkpoint
 
     report = grow_checkpoint(
         options.source,
         options.output,
-        _parse_fields(options.set),
+        strict_yaml.apply_overrides({}, options.set),
         method=options.method,
         seed=options.seed,
         max_shard_size=options.max_shard_size,
@@ -73,14 +56,7 @@ def grow_command(options: argparse.Namespace) -> Outcome:
 
 
 def verify_command(options: argparse.Namespace) -> Outcome:
-    """Compare a checkpoint with the one grown from it.
-
-    Args:
-        options: As `cli.build_parser` parses them.
-
-    Returns:
-        The exit code and what `--json` prints.
-    """
+    """Compare a checkpoint with the one grown from it."""
     from hf_progressive.growth import verify_growth
 
     check = verify_growth(options.source, options.grown, dtype=options.dtype, sequences=options.sequences)
@@ -89,17 +65,7 @@ def verify_command(options: argparse.Namespace) -> Outcome:
 
 
 def plan_command(options: argparse.Namespace) -> Outcome:
-    """Show what a ladder would train and cost.
-
-    Args:
-        options: As `cli.build_parser` parses them.
-
-    Returns:
-        The exit code and what `--json` prints.
-
-    Raises:
-        ValueError: A utilisation is given and is to be measured.
-    """
+    """Show what a ladder would train and cost."""
     from hf_progressive.config import load_ladder_config
     from hf_progressive.planning.ladder_plan import plan_ladder
     from hf_progressive.planning.pricing import Cluster, LadderPrice, read_evidence
@@ -138,14 +104,7 @@ def plan_command(options: argparse.Namespace) -> Outcome:
 
 
 def prepare_command(options: argparse.Namespace) -> Outcome:
-    """Make a ladder's corpus ready.
-
-    Args:
-        options: As `cli.build_parser` parses them.
-
-    Returns:
-        The exit code and what `--json` prints.
-    """
+    """Make a ladder's corpus ready."""
     from hf_progressive.config import load_ladder_config
     from hf_progressive.ladder.preparation import prepare_ladder
 
@@ -156,14 +115,7 @@ def prepare_command(options: argparse.Namespace) -> Outcome:
 
 
 def run_ladder_command(options: argparse.Namespace) -> Outcome:
-    """Train the ladder that the options name; `examples/run_ladder.py` runs the same.
-
-    Args:
-        options: `config`, `set` and `output_dir`.
-
-    Returns:
-        The exit code, the run folder and a summary of each rung.
-    """
+    """Train the ladder that the options name; `examples/run_ladder.py` runs the same."""
     from hf_progressive.config import load_ladder_config
     from hf_progressive.ladder.rung_loop import run_ladder
     from hf_progressive.records.reading import read_run
@@ -199,14 +151,7 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
 
 
 def study_command(options: argparse.Namespace) -> Outcome:
-    """Run a study, or prove its instrument.
-
-    Args:
-        options: As `cli.build_parser` parses them.
-
-    Returns:
-        The exit code and what `--json` prints.
-    """
+    """Run a study, or prove its instrument."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a study's bars would fill a log; its lines say the same
     from hf_progressive.config import load_study_config
@@ -231,14 +176,7 @@ def study_command(options: argparse.Namespace) -> Outcome:
 
 
 def report_command(options: argparse.Namespace) -> Outcome:
-    """Write a report again.
-
-    Args:
-        options: As `cli.build_parser` parses them.
-
-    Returns:
-        The exit code and what `--json` prints.
-    """
+    """Write a report again."""
     from hf_progressive.report import write_report, write_section, write_study_report
 
     is_study = (Path(options.run_dir) / "study.json").is_file()
@@ -252,17 +190,7 @@ def report_command(options: argparse.Namespace) -> Outcome:
 
 
 def publish_command(options: argparse.Namespace) -> Outcome:
-    """Publish a rung or a family.
-
-    Args:
-        options: As `cli.build_parser` parses them.
-
-    Returns:
-        The exit code and what `--json` prints.
-
-    Raises:
-        ValueError: The folder is a run, and the repositories' name is one for all of its rungs.
-    """
+    """Publish a rung or a family."""
     from hf_progressive.publishing import publish_family, publish_rung
 
     settings = {name: getattr(options, name) for name in ("private", "license", "language", "dry_run")}
@@ -280,14 +208,7 @@ def publish_command(options: argparse.Namespace) -> Outcome:
 
 
 def core_command(options: argparse.Namespace) -> Outcome:
-    """Evaluate a model on CORE.
-
-    Args:
-        options: As `cli.build_parser` parses them.
-
-    Returns:
-        The exit code and what `--json` prints.
-    """
+    """Evaluate a model on CORE."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from hf_progressive.distributed.processes import current_processes
@@ -309,9 +230,5 @@ def core_command(options: argparse.Namespace) -> Outcome:
 
 
 def is_main_process() -> bool:
-    """Tell whether this is the launch's first process, the one that speaks.
-
-    Returns:
-        True for a process alone, too.
-    """
+    """Tell whether this is the launch's first process, the one that speaks."""
     return os.environ.get("RANK", "0") == "0"

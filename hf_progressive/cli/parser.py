@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_progressive import __version__
 from hf_progressive.cli import commands
@@ -20,7 +21,6 @@ from hf_progressive.cli.commands import (
     ASSUMED_MFU,
     EXIT_BAD_INPUT,
     EXIT_CHECK_FAILED,
-    EXIT_DONE,
     Outcome,
     is_main_process,
     run_ladder_command,
@@ -30,49 +30,17 @@ from hf_progressive.config.credentials import without_tokens
 from hf_progressive.distributed.termination import ended_by_sigterm
 from hf_progressive.storage.full_disk import FullDiskNamed
 
-__all__ = [
-    "EXIT_BAD_INPUT",
-    "EXIT_CHECK_FAILED",
-    "EXIT_DONE",
-    "EXIT_INTERRUPTED",
-    "Outcome",
-    "build_parser",
-    "execute",
-    "main",
-    "run_ladder_command",
-]
+_Add = Callable[..., Any]  # a parser's `add_argument`
 
 EXIT_INTERRUPTED = 130  # as a shell reports a program that ended by SIGINT
 
 _MEASURED_SECONDS = 60.0  # of each rung, by `plan --measure`
 
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line on stdout")
-
-
-def _add_ladder_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output-dir", metavar="DIR", help="the run folder; default: runs/ and the name in CONFIG")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY.PATH=VALUE",
-        help="overrides of the configuration",
-    )
-    _add_json(parser)
-
-
 _SECONDS_FOR_THE_FIRST = 3.0
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line.
-
-    Returns:
-        A parser whose results carry `run`, the function of the chosen command.
-    """
+    """Return the parser of the whole command line; its results carry `run`, the function of the chosen command."""
     parser = argparse.ArgumentParser(
         prog="hf-progressive",
         description="Grow language models: every model of a family inherits from the one before it.",
@@ -81,149 +49,95 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hf-progressive {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], Outcome], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], Outcome], text: str) -> _Add:
         sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(run=run)
-        return sub
+        sub.add_argument("--json", action="store_true", help="print one JSON object as the last line on stdout")
+        return sub.add_argument
 
-    grow = command(
-        "grow", commands.grow_command, "grow a checkpoint into a wider or deeper one that computes the same function"
-    )
-    grow.add_argument("source", metavar="SRC", help="a checkpoint's folder or Hub name")
-    grow.add_argument("output", metavar="OUT", help="the folder to create")
-    grow.add_argument("--set", nargs="+", required=True, action="extend", metavar="FIELD=VALUE", help="target fields")
-    grow.add_argument("--method", default="exact", help="growth method (default: exact)")
-    grow.add_argument("--seed", type=int, default=0, help="seed of new random entries (default: 0)")
-    grow.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
-    grow.add_argument("--optimizer", metavar="FILE", help="AdamW state of a Trainer checkpoint to grow along")
-    grow.add_argument("--dtype", help="dtype of the output's weights; default: the source's")
-    grow.add_argument("--revision", help="branch, tag or commit of a Hub source")
-    grow.add_argument(
-        "--overwrite", action="store_true", help="replace an existing output once the new one is complete"
-    )
-    _add_json(grow)
+    def configured(name: str, run: Callable[[argparse.Namespace], Outcome], text: str, output_dir: str) -> _Add:
+        add = command(name, run, text)
+        add("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
+        add("--set", nargs="+", action="extend", default=[], metavar="KEY.PATH=VALUE", help="overrides of CONFIG")
+        add("--output-dir", metavar="DIR", help=output_dir)
+        return add
 
-    verify = command(
-        "verify", commands.verify_command, "compare the logits of a checkpoint and of the one grown from it"
-    )
-    verify.add_argument("source", metavar="SRC", help="the parent's folder or Hub name")
-    verify.add_argument("grown", metavar="GROWN", help="the child's folder or Hub name")
-    verify.add_argument(
-        "--dtype", default="float32", choices=("float32", "float64"), help="precision of the comparison"
-    )
-    verify.add_argument("--sequences", type=int, default=4, help="random sequences to compare on (default: 4)")
-    _add_json(verify)
+    its_folder = "the run folder; default: runs/ and the name in CONFIG"
 
-    plan = command(
-        "plan", commands.plan_command, "show what a ladder would train, and what each rung costs, without training"
-    )
-    plan.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
-    plan.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY.PATH=VALUE", help="overrides")
-    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="number of accelerators (default: 1)")
-    plan.add_argument(
-        "--gpu", metavar="NAME", help=f"their kind (default: {ASSUMED_GPU}; with --measure, what is at hand)"
-    )
-    plan.add_argument(
-        "--mfu", type=float, help=f"share of their peak that training reaches (default: {ASSUMED_MFU:g})"
-    )
-    plan.add_argument(
-        "--measure",
-        nargs="?",
-        type=float,
-        const=_MEASURED_SECONDS,
-        metavar="SECONDS",
-        help=f"time real steps on this machine, and price by them: SECONDS a rung (default: {_MEASURED_SECONDS:g})",
-    )
-    plan.add_argument(
-        "--output-dir", metavar="DIR", help="the run folder, in whose file system --measure times saving"
-    )
-    plan.add_argument("--price", type=float, metavar="DOLLARS", help="price of one accelerator for an hour")
-    plan.add_argument(
-        "--recipe-eta",
-        nargs="+",
-        metavar="ETA",
-        help="measured transfer efficiency: ETA, or ETA LOW HIGH, or the path of a study.json",
-    )
-    plan.add_argument("--budget-dollars", type=float, metavar="DOLLARS", help="what the run may cost")
-    plan.add_argument("--budget-hours", type=float, metavar="HOURS", help="what the run may take")
-    plan.add_argument("--cores", type=int, metavar="N", help="cores of the machine that trains, to tokenize a stream")
-    plan.add_argument("--plot", metavar="FILE", help="write the prices as a picture (PNG)")
-    _add_json(plan)
+    add = command("grow", commands.grow_command, "grow a checkpoint into a larger one that computes the same function")
+    add("source", metavar="SRC", help="a checkpoint's folder or Hub name")
+    add("output", metavar="OUT", help="the folder to create")
+    add("--set", nargs="+", required=True, action="extend", metavar="FIELD=VALUE", help="target fields")
+    add("--method", default="exact", help="growth method (default: exact)")
+    add("--seed", type=int, default=0, help="seed of new random entries (default: 0)")
+    add("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
+    add("--optimizer", metavar="FILE", help="AdamW state of a Trainer checkpoint to grow along")
+    add("--dtype", help="dtype of the output's weights; default: the source's")
+    add("--revision", help="branch, tag or commit of a Hub source")
+    add("--overwrite", action="store_true", help="replace an existing output once the new one is complete")
 
-    prepare = command(
-        "prepare",
-        commands.prepare_command,
-        "read, tokenize and pack a ladder's corpus, in parts, before the ladder trains on it",
-    )
-    prepare.add_argument(
-        "config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package"
-    )
-    prepare.add_argument(
-        "--num-proc", type=int, metavar="N", help="processes that tokenize; default: the threads of one, on all cores"
-    )
-    _add_ladder_options(prepare)
+    add = command("verify", commands.verify_command, "compare the logits of a checkpoint and of the one grown from it")
+    add("source", metavar="SRC", help="the parent's folder or Hub name")
+    add("grown", metavar="GROWN", help="the child's folder or Hub name")
+    add("--dtype", default="float32", choices=("float32", "float64"), help="precision of the comparison")
+    add("--sequences", type=int, default=4, help="random sequences to compare on (default: 4)")
 
-    ladder = command(
-        "ladder", run_ladder_command, "train a ladder: grow, verify, train, measure and report every rung"
-    )
-    ladder.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
-    _add_ladder_options(ladder)
+    text = "show what a ladder would train, and what each rung costs, without training"
+    where = "the run folder, in whose file system --measure times saving"
+    add = configured("plan", commands.plan_command, text, where)
+    add("--gpus", type=int, default=1, metavar="N", help="number of accelerators (default: 1)")
+    add("--gpu", metavar="NAME", help=f"their kind (default: {ASSUMED_GPU}; with --measure, what is at hand)")
+    add("--mfu", type=float, help=f"share of their peak that training reaches (default: {ASSUMED_MFU:g})")
+    text = f"time real steps on this machine, and price by them: SECONDS a rung (default: {_MEASURED_SECONDS:g})"
+    add("--measure", nargs="?", type=float, const=_MEASURED_SECONDS, metavar="SECONDS", help=text)
+    add("--price", type=float, metavar="DOLLARS", help="price of one accelerator for an hour")
+    text = "measured transfer efficiency: ETA, or ETA LOW HIGH, or the path of a study.json"
+    add("--recipe-eta", nargs="+", metavar="ETA", help=text)
+    add("--budget-dollars", type=float, metavar="DOLLARS", help="what the run may cost")
+    add("--budget-hours", type=float, metavar="HOURS", help="what the run may take")
+    add("--cores", type=int, metavar="N", help="cores of the machine that trains, to tokenize a stream")
+    add("--plot", metavar="FILE", help="write the prices as a picture (PNG)")
 
-    study = command(
-        "study",
-        commands.study_command,
-        "measure what inheritance saves: recipes × seeds × rungs, several budgets each",
-    )
-    study.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
-    study.add_argument("--check", action="store_true", help="prove the instrument on cases whose result is known")
-    _add_ladder_options(study)
+    text = "read, tokenize and pack a ladder's corpus, in parts, before the ladder trains on it"
+    add = configured("prepare", commands.prepare_command, text, its_folder)
+    text = "processes that tokenize; default: the threads of one, on all cores"
+    add("--num-proc", type=int, metavar="N", help=text)
 
-    report = command("report", commands.report_command, "write the report of a run or a study again from its records")
-    report.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run or of a study")
-    report.add_argument(
-        "--into",
-        metavar="FILE",
-        help="put a study's result between the marks of this file, and write no page",
-    )
-    _add_json(report)
+    text = "train a ladder: grow, verify, train, measure and report every rung"
+    configured("ladder", run_ladder_command, text, its_folder)
 
-    publish = command(
-        "publish", commands.publish_command, "publish a rung, or every finished rung of a run, on the Hub"
-    )
-    publish.add_argument("folder", metavar="RUNG_DIR", help="a rung's final/ folder, or the run folder of a family")
-    publish.add_argument(
-        "--repo-id", required=True, metavar="ORG/NAME", help="for a family, with {name}: ORG/x-{name}"
-    )
-    publish.add_argument("--private", action="store_true", help="keep the repositories from the public")
-    publish.add_argument("--license", help="the weights' licence, by its identifier on the Hub")
-    publish.add_argument("--language", nargs="+", default=[], help="languages of the data: ISO 639 codes, or code")
-    publish.add_argument("--collection", metavar="TITLE", help="gather a family in a collection of this title")
-    publish.add_argument("--dry-run", action="store_true", help="send nothing; list the files and show the card")
-    _add_json(publish)
+    text = "measure what inheritance saves: recipes × seeds × rungs, several budgets each"
+    add = configured("study", commands.study_command, text, its_folder)
+    add("--check", action="store_true", help="prove the instrument on cases whose result is known")
 
-    core = command("core", commands.core_command, "evaluate a causal language model on DCLM's CORE")
-    core.add_argument("model", metavar="MODEL", help="a checkpoint's folder or Hub name")
-    core.add_argument("--bundle", required=True, metavar="DIR", help="the folder of a CORE bundle")
-    core.add_argument("--tasks", nargs="+", metavar="LABEL", help="tasks to evaluate; default: all that have data")
-    core.add_argument("--max-per-task", type=int, metavar="N", help="examples per task at the most; default: all")
-    core.add_argument(
-        "--batch-size", type=int, metavar="N", help="sequences per forward pass at the most; default: by memory"
-    )
-    core.add_argument("--dtype", default="float32", help="precision of the weights (default: float32)")
-    core.add_argument("--resume", metavar="FILE", help="JSON file of finished tasks, read if it exists")
-    _add_json(core)
+    add = command("report", commands.report_command, "write the report of a run or a study again from its records")
+    add("run_dir", metavar="RUN_DIR", help="the folder of a run or of a study")
+    text = "put a study's result between the marks of this file, and write no page"
+    add("--into", metavar="FILE", help=text)
+
+    add = command("publish", commands.publish_command, "publish a rung, or every finished rung of a run, on the Hub")
+    add("folder", metavar="RUNG_DIR", help="a rung's final/ folder, or the run folder of a family")
+    add("--repo-id", required=True, metavar="ORG/NAME", help="for a family, with {name}: ORG/x-{name}")
+    add("--private", action="store_true", help="keep the repositories from the public")
+    add("--license", help="the weights' licence, by its identifier on the Hub")
+    add("--language", nargs="+", default=[], help="languages of the data: ISO 639 codes, or code")
+    add("--collection", metavar="TITLE", help="gather a family in a collection of this title")
+    add("--dry-run", action="store_true", help="send nothing; list the files and show the card")
+
+    add = command("core", commands.core_command, "evaluate a causal language model on DCLM's CORE")
+    add("model", metavar="MODEL", help="a checkpoint's folder or Hub name")
+    add("--bundle", required=True, metavar="DIR", help="the folder of a CORE bundle")
+    add("--tasks", nargs="+", metavar="LABEL", help="tasks to evaluate; default: all that have data")
+    add("--max-per-task", type=int, metavar="N", help="examples per task at the most; default: all")
+    text = "sequences per forward pass at the most; default: by memory"
+    add("--batch-size", type=int, metavar="N", help=text)
+    add("--dtype", default="float32", help="precision of the weights (default: float32)")
+    add("--resume", metavar="FILE", help="JSON file of finished tasks, read if it exists")
     return parser
 
 
 def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Namespace) -> int:
     """Run a command and turn its outcome, or its error, into an exit code and at most one line.
-
-    Args:
-        run: The command's function.
-        options: Its parsed options.
-
-    Returns:
-        The exit code.
 
     Raises:
         SystemExit: SIGTERM came; the code is 143.
@@ -297,13 +211,6 @@ def _in_one_line(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: The words after the program's name; None takes them from `sys.argv`.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command line."""
     options = build_parser().parse_args(arguments)
     return execute(options.run, options)

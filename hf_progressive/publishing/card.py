@@ -71,9 +71,6 @@ def model_card(
         license: Identifier of the weights' licence on the Hub, such as `apache-2.0`; None says nothing about it.
         language: ISO 639 codes of the languages in the data, or `code`; empty says nothing about it.
         plot: Name of the picture of the validation curves, if there is one.
-
-    Returns:
-        The card.
     """
     metadata = _metadata(lineage, license=license, language=language)
     body = _template().render(
@@ -103,12 +100,6 @@ def evaluation_results(lineage: Lineage) -> list[dict[str, Any]]:
     """Return the rung's results in the form of the Hub's `.eval_results/*.yaml`.
 
     That form names the dataset by its Hub id, so there is none for local files and for the embedded corpus.
-
-    Args:
-        lineage: The rung and its family.
-
-    Returns:
-        Entries for YAML; none where the data are not a dataset of the Hub.
     """
     if lineage.dataset_id is None:
         return []

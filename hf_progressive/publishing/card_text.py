@@ -3,7 +3,7 @@
 Only numbers that a record holds appear, rounded. A function returns an empty string where nothing was measured.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import constants
@@ -27,28 +27,13 @@ def _small(value: float) -> str:
 
 
 def architecture(lineage: Lineage) -> str:
-    """Return the name of the model's family, as people write it.
-
-    Args:
-        lineage: The rung and its family.
-
-    Returns:
-        The name.
-    """
+    """Return the name of the model's family, as people write it."""
     model_type = str(lineage.record["config"]["model_type"])
     return _FAMILY_NAMES.get(model_type, model_type)
 
 
 def introduction(lineage: Lineage, link: Link) -> str:
-    """Say in a sentence or two what the model is.
-
-    Args:
-        lineage: The rung and its family.
-        link: How a rung is linked.
-
-    Returns:
-        Markdown.
-    """
+    """Say in a sentence or two what the model is."""
     rung = lineage.rung
     ladder = f" of the ladder *{escape_markdown(lineage.title)}*" if lineage.title else ""
     place = f"rung {rung.index + 1} of {lineage.planned}{ladder}" if lineage.title else "one rung of a ladder"
@@ -78,15 +63,7 @@ def _preservation(lineage: Lineage) -> str:
 
 
 def facts(lineage: Lineage, link: Link) -> list[tuple[str, str]]:
-    """Return the model at a glance.
-
-    Args:
-        lineage: The rung and its family.
-        link: How a rung is linked.
-
-    Returns:
-        Labels and what was measured, in Markdown; a row for everything that was.
-    """
+    """Return the model at a glance."""
     rung, record, unit = lineage.rung, lineage.record, flop_unit([lineage.rung])
     embedded = count(record["parameters"]["non_embedding"])
     size = f"{rung.layers} layers of width {rung.width}, " if rung.layers and rung.width else ""
@@ -142,15 +119,7 @@ def _match(rung: Rung, unit: FlopUnit) -> str:
 
 
 def growth_story(lineage: Lineage, link: Link) -> str:
-    """Say how the model was grown and what was checked.
-
-    Args:
-        lineage: The rung and its family.
-        link: How a rung is linked.
-
-    Returns:
-        Markdown; nothing for the first rung.
-    """
+    """Say how the model was grown and what was checked."""
     growth, rung = lineage.record["growth"], lineage.rung
     if growth is None or rung.parent is None:
         return ""
@@ -169,14 +138,7 @@ def growth_story(lineage: Lineage, link: Link) -> str:
 
 
 def training_budget(lineage: Lineage) -> str:
-    """Say how much the model was trained.
-
-    Args:
-        lineage: The rung and its family.
-
-    Returns:
-        Markdown.
-    """
+    """Say how much the model was trained."""
     rung, environment = lineage.rung, lineage.record["environment"]
     if rung.origin is not None:
         return f"Not trained by this ladder{f': it had read {count(rung.tokens)} tokens' if rung.tokens else ''}."
@@ -190,14 +152,7 @@ def training_budget(lineage: Lineage) -> str:
 
 
 def cold_comparison(lineage: Lineage) -> str:
-    """Compare the model with the same architecture trained from nothing on its full budget.
-
-    Args:
-        lineage: The rung and its family.
-
-    Returns:
-        Markdown; nothing where no such baseline was trained.
-    """
+    """Compare the model with the same architecture trained from nothing on its full budget."""
     rung, unit = lineage.rung, flop_unit([lineage.rung])
     if rung.cold is None:
         return ""
@@ -222,36 +177,22 @@ def cold_comparison(lineage: Lineage) -> str:
 
 
 def core_results(lineage: Lineage) -> str:
-    """Lay out the model's results on CORE, the collection of tasks of DCLM.
-
-    Args:
-        lineage: The rung and its family.
-
-    Returns:
-        Markdown; nothing where it was not evaluated.
-    """
+    """Lay out the model's results on CORE, the collection of tasks of DCLM."""
     core = lineage.record.get("core")
     if core is None:
         return ""
-    rows = [["task", "examples", "accuracy", "centred accuracy"], ["---", "---:", "---:", "---:"]]
+    rows = []
     for task in core["tasks"]:
         accuracy = f"{task['accuracy']:.4f} ± {task['standard_error']:.4f}"
         centred = minus(f"{task['centred']:.4f} ± {task['centred_standard_error']:.4f}")
         rows.append([escape_markdown(task["label"]), f"{task['examples']:,}", accuracy, centred])
     score = minus(f"{core['score']:.4f} ± {core['standard_error']:.4f}")
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    table = _table(["task", "examples", "accuracy", "centred accuracy"], rows)
     return f"{core['name']}: {score}, the mean of the centred accuracies (arXiv 2406.11794).\n\n{table}"
 
 
 def penalty(lineage: Lineage) -> str:
-    """Say how the inheritance penalty was set and how strong it was.
-
-    Args:
-        lineage: The rung and its family.
-
-    Returns:
-        Markdown; nothing where there was no penalty.
-    """
+    """Say how the inheritance penalty was set and how strong it was."""
     phi = lineage.record["phi"]
     if phi is None:
         return ""
@@ -285,14 +226,7 @@ def _effect(lineage: Lineage) -> str:
 
 
 def data_use(lineage: Lineage) -> str:
-    """Say what the model was trained on.
-
-    Args:
-        lineage: The rung and its family.
-
-    Returns:
-        Markdown.
-    """
+    """Say what the model was trained on."""
     data, rung = lineage.record["data"], lineage.rung
     if rung.origin is not None and data["source"] == "unknown":
         return "What it was trained on is not recorded."
@@ -318,25 +252,22 @@ def data_use(lineage: Lineage) -> str:
 
 
 def family_table(lineage: Lineage, link: Link) -> str:
-    """Lay out the finished rungs of the ladder.
-
-    Args:
-        lineage: The rung and its family.
-        link: How a rung is linked.
-
-    Returns:
-        A Markdown table; nothing where the rung stands alone.
-    """
+    """Lay out the finished rungs of the ladder."""
     if len(lineage.family) < 2:
         return ""
     unit = flop_unit(lineage.family)
     titles = ["rung", "parameters", "tokens", "bits per byte", "baseline's"]
     titles += [f"own {unit.name}", f"cold {unit.name}", f"{unit.name} to match", "saved", "η"]
-    rows = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    rows = []
     for rung in lineage.family:
         name = f"**{rung.name}**" if rung.name == lineage.rung.name else link(lineage, rung.name)
         rows.append([name, *_family_cells(rung, unit)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + f"\n\n{unit.definition}."
+    return f"{_table(titles, rows)}\n\n{unit.definition}."
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(titles) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, rule, *rows))
 
 
 def _family_cells(rung: Rung, unit: FlopUnit) -> list[str]:
@@ -354,14 +285,7 @@ def _family_cells(rung: Rung, unit: FlopUnit) -> list[str]:
 
 
 def limits(lineage: Lineage) -> list[str]:
-    """Return what a user must not expect.
-
-    Args:
-        lineage: The rung and its family.
-
-    Returns:
-        Sentences in Markdown.
-    """
+    """Return what a user must not expect."""
     sentences = [
         "A base model: it continues text. It was not taught to follow instructions, and nothing was done about bias,"
         " toxicity or false statements in its data.",

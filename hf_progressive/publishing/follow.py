@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -29,17 +30,16 @@ class FamilyPublisher:
         language: Sequence[str] = (),
         collection: str | None = None,
     ) -> None:
-        """Take the options of `publish_family`.
-
-        Args:
-            pattern: The rungs' repositories, with `{name}` for a rung's name: `ORG/{name}`.
-            private: Keep repositories and collection from the public.
-            license: Identifier of the weights' licence on the Hub.
-            language: Languages of the data.
-            collection: The collection's title; None makes none.
-        """
-        self._pattern, self._private, self._license = pattern, private, license
-        self._language, self._collection = tuple(language), collection
+        """Take the options of `publish_family`."""
+        self._pattern = pattern
+        self._publish_all = partial(
+            publish_family,
+            pattern=pattern,
+            private=private,
+            license=license,
+            language=tuple(language),
+            collection=collection,
+        )
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._last: Future[None] | None = None
 
@@ -50,25 +50,14 @@ class FamilyPublisher:
         self._executor.shutdown(wait=True)
 
     def __call__(self, run_dir: str | os.PathLike[str]) -> None:
-        """Publish what the run has finished, once what is being published now is through.
-
-        Args:
-            run_dir: The run folder.
-        """
+        """Publish what the run has finished, once what is being published now is through."""
         if self._last is not None:
             self._last.cancel()  # it has not begun, and what follows covers it
         self._last = self._executor.submit(self._publish, Path(run_dir))
 
     def _publish(self, run_dir: Path) -> None:
         try:
-            addresses = publish_family(
-                run_dir,
-                self._pattern,
-                private=self._private,
-                license=self._license,
-                language=self._language,
-                collection=self._collection,
-            )
+            addresses = self._publish_all(run_dir)
         except (OSError, ValueError) as error:
             remedy = f"hf-progressive publish {run_dir} --repo-id '{self._pattern}'"
             logger.warning("not published: %s. Training is not affected; finish it with: %s", error, remedy)

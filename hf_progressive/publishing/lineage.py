@@ -59,9 +59,6 @@ class Lineage:
             repo_id: The rung's repository. Where it contains the rung's name, the other rungs' repositories are taken
                 to be named likewise.
 
-        Returns:
-            The rung among its family.
-
         Raises:
             FileNotFoundError: The folder has no record.
             ValueError: A record is damaged, or the repository's name is not ORG/NAME.
@@ -111,13 +108,6 @@ class Lineage:
 
 def name_pattern(repo_id: str, name: str) -> str | None:
     """Return how the repositories of a family are named, judging by one of them.
-
-    Args:
-        repo_id: The repository of a rung.
-        name: The rung's name.
-
-    Returns:
-        The repository's name with `{name}` for the rung's; None if it does not contain the rung's name as a word.
 
     >>> name_pattern("org/tiny-d11-v2", "d11"), name_pattern("org/d11", "d1")
     ('org/tiny-{name}-v2', None)

@@ -17,7 +17,7 @@ from hf_progressive.hub.names import CARD, GROWTH, PLOT, RESULTS, RUNG_FILES
 from hf_progressive.publishing.card import evaluation_results, model_card
 from hf_progressive.publishing.lineage import Lineage
 from hf_progressive.records.rung import Rung
-from hf_progressive.report.figures import style as canvas
+from hf_progressive.report.figures import style
 from hf_progressive.report.figures.curves import draw_curves
 from hf_progressive.storage import MANIFEST_NAME, check_manifest, read_json
 
@@ -78,11 +78,7 @@ class Publication:
         return content.decode()
 
     def describe(self) -> str:
-        """Return the list of files and the card, for a reader.
-
-        Returns:
-            Lines of text.
-        """
+        """Return the list of files and the card, for a reader."""
         width = max(len(f"{file.size:,}") for file in self.files.values())
         listing = [f"{file.size:>{width},}  {name}" for name, file in self.files.items()]
         total = f"{sum(file.size for file in self.files.values()):,} bytes in {len(self.files)} files"
@@ -93,15 +89,6 @@ def prepare_publication(
     rung_dir: str | os.PathLike[str], repo_id: str, *, license: str | None = None, language: Sequence[str] = ()
 ) -> Publication:
     """Collect what a rung's repository is to hold.
-
-    Args:
-        rung_dir: The rung's trained checkpoint, `RUN/NAME/final`.
-        repo_id: The repository, ORG/NAME.
-        license: Identifier of the weights' licence on the Hub; None says nothing about it.
-        language: ISO 639 codes of the languages in the data, or `code`; empty says nothing about it.
-
-    Returns:
-        The files, checked against the rung's manifest and free of tokens.
 
     Raises:
         FileNotFoundError: The folder is no finished rung.
@@ -141,7 +128,7 @@ def _rung_files(folder: Path) -> dict[str, PublishedFile]:
 def _curve_plot(rung: Rung) -> bytes:
     picture = io.BytesIO()
     figure = draw_curves([rung])
-    with canvas.style():
+    with style.style():
         figure.savefig(picture, format="png", dpi=_DPI, metadata={"Software": None})  # the same bytes every time
     return picture.getvalue()
 

@@ -102,17 +102,7 @@ class Bundle:
     """Labels of the tasks that core.yaml lists and whose data file is missing."""
 
     def select(self, labels: Iterable[str] | None) -> tuple[Task, ...]:
-        """Return some of the tasks, in the bundle's order.
-
-        Args:
-            labels: Labels to keep; None keeps all.
-
-        Returns:
-            The tasks.
-
-        Raises:
-            ValueError: A label is unknown, or its data are absent, or none is named.
-        """
+        """Return the tasks of some labels, or all of them for None, in the bundle's order."""
         if labels is None:
             return self.tasks
         wanted = set(labels)
@@ -128,12 +118,6 @@ class Bundle:
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read a CORE bundle and check all of it.
-
-    Args:
-        path: The folder with core.yaml, eval_meta_data.csv and eval_data/.
-
-    Returns:
-        The tasks with their examples, and the labels of those without data.
 
     Raises:
         FileNotFoundError: core.yaml, eval_meta_data.csv or every data file is missing.

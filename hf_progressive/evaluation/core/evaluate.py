@@ -98,19 +98,11 @@ class CoreResult:
     bos_token: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it.
-
-        Returns:
-            The fields by name, tasks as a list of tables.
-        """
+        """Return everything as JSON can hold it."""
         return asdict(self) | {"tasks": [asdict(task) for task in self.tasks], "absent": list(self.absent)}
 
     def table(self) -> str:
-        """Write the result as an aligned text table.
-
-        Returns:
-            One line per task, then the score and what is missing.
-        """
+        """Write the result as an aligned text table."""
         header = ("task", "shots", "examples", "accuracy", "centred", "truncated", "ties")
         lines = [
             (
@@ -223,22 +215,7 @@ def answer_task(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> list[Answer]:
-    """Ask a model every example of one task.
-
-    Args:
-        model: The model; it is put into evaluation mode meanwhile.
-        tokenizer: Its tokenizer.
-        task: The task.
-        max_per_task: Examples to ask; None for all.
-        batch_size: Sequences in one forward pass, at most; None for as many as the device's memory allows.
-        progress: Show a bar on stderr.
-
-    Returns:
-        One answer per example, in the order of `draw_examples`, on every process.
-
-    Raises:
-        ValueError: `max_per_task` is below 1 or the model's loss is not a number.
-    """
+    """Ask a model every example of one task; every process gets all answers, in the order of `draw_examples`."""
     examples = draw_examples(task, max_per_task)
     if len(examples) <= task.shots:
         logger.warning(
@@ -257,14 +234,7 @@ def answer_task(
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Return how many tokens a model can read at once.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The number its configuration states, or None where it states none.
-    """
+    """Return how many tokens a model can read at once, or None where its configuration states none."""
     length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return length
 

@@ -21,14 +21,7 @@ _FORMAT = 1
 
 
 class FinishedTasks:
-    """The finished tasks of one evaluation, kept in a JSON file.
-
-    Args:
-        path: The file; it is created with the first finished task.
-
-    Raises:
-        ValueError: The file exists and holds no such table.
-    """
+    """The finished tasks of one evaluation, kept in a JSON file that the first of them creates."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)

@@ -42,12 +42,6 @@ def can_reuse_prefixes(model: PreTrainedModel) -> bool:
 
     Attention only appends to what it holds. A recurrent layer overwrites its state, so a model that has one reads
     every option whole.
-
-    Args:
-        model: The model; one token is run through it.
-
-    Returns:
-        True if its cache holds plain keys and values only.
     """
     with evaluation_mode(model):
         output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)
@@ -62,15 +56,7 @@ def can_reuse_prefixes(model: PreTrainedModel) -> bool:
 
 
 def encode_prefixes(model: PreTrainedModel, prefixes: Sequence[tuple[int, ...]]) -> DynamicCache:
-    """Read prefixes of one length into a cache of keys and values.
-
-    Args:
-        model: A model that `can_reuse_prefixes`.
-        prefixes: Tokens, all equally many.
-
-    Returns:
-        The cache, for `logits_at`.
-    """
+    """Read prefixes of one length into a cache of keys and values."""
     cache = _PrefixCache(model.config, len(prefixes[0]))
     input_ids = torch.tensor(prefixes, device=model.device)
     with contextlib.suppress(_Encoded):
@@ -153,9 +139,9 @@ def _take(values: Tensor, where: tuple[Tensor, Tensor]) -> Tensor:
 
 # Copy a cache with some of its sequences, each as often as it is named.
 def _select(cache: DynamicCache, chosen: Sequence[int]) -> DynamicCache:
-    baseline = copy(cache)
-    baseline.layers = [copy(layer) for layer in cache.layers]
-    for layer in baseline.layers:
+    selection = copy(cache)
+    selection.layers = [copy(layer) for layer in cache.layers]
+    for layer in selection.layers:
         # A layer appends by making new tensors, so the original keeps its own.
         layer.batch_select_indices(torch.tensor(chosen, device=layer.keys.device))
-    return baseline
+    return selection

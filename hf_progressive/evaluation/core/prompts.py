@@ -64,18 +64,7 @@ class Request:
 
 
 def draw_examples(task: Task, max_examples: int | None = None) -> tuple[Example, ...]:
-    """Shuffle a task's examples, always in the same way, and keep the first ones.
-
-    Args:
-        task: The task.
-        max_examples: How many to keep; None keeps all.
-
-    Returns:
-        The examples in the order in which they are numbered for the few-shot draw.
-
-    Raises:
-        ValueError: `max_examples` is below 1.
-    """
+    """Shuffle a task's examples, always in the same way, and keep the first ones; None keeps all."""
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"max_per_task is {max_examples}; give 1 or more, or leave it out for all examples")
     examples = list(task.examples)
@@ -91,9 +80,6 @@ def few_shot_indices(index: int, population: int, shots: int) -> list[int]:
         population: How many examples there are.
         shots: How many to draw. Where there are fewer others, all of them are drawn.
 
-    Returns:
-        Distinct numbers below `population`, in the order in which they are shown.
-
     >>> few_shot_indices(0, 100, 3) == [1 + i for i in random.Random(1234).sample(range(99), 3)]
     True
     """
@@ -102,17 +88,7 @@ def few_shot_indices(index: int, population: int, shots: int) -> list[int]:
 
 
 def render_prompts(task: Task, examples: Sequence[Example], index: int) -> list[str]:
-    """Write the prompt of one example out, once per option.
-
-    Args:
-        task: The task, for its delimiter and its number of shots.
-        examples: The examples drawn; the shots come from them too.
-        index: Which of them is asked.
-
-    Returns:
-        One text per option, and in language modelling one more: the prompt without the continuation, its trailing
-        blanks removed, since they belong to the continuation's first token.
-    """
+    """Write the prompt of one example out, once per option; in language modelling once more without the answer."""
     shown = (examples[other] for other in few_shot_indices(index, len(examples), task.shots))
     shots = "".join(task.delimiter.join(example.options[example.gold]) + "\n\n" for example in shown)
     prompts = [shots + task.delimiter.join(option) for option in examples[index].options]
@@ -126,16 +102,6 @@ def build_requests(
     task: Task, examples: Sequence[Example], indices: Iterable[int], tokenizer: Any, context: int | None
 ) -> list[Request]:
     """Render, tokenize and cut some of a task's examples.
-
-    Args:
-        task: The task.
-        examples: All examples drawn from it.
-        indices: Which of them to ask.
-        tokenizer: A Hugging Face tokenizer.
-        context: Tokens the model can read at once; None where there is no limit.
-
-    Returns:
-        One request per index.
 
     Raises:
         ValueError: A continuation has nothing before it: its context is empty and the tokenizer has no
@@ -178,12 +144,6 @@ def _scored_spans(task: Task, sequences: list[tuple[int, ...]]) -> list[tuple[tu
 
 def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
     """Count the leading tokens that all sequences share.
-
-    Args:
-        sequences: At least one.
-
-    Returns:
-        A number up to the length of the shortest.
 
     >>> common_prefix([(7, 8, 9), (7, 8), (7, 8, 1, 2)])
     2

@@ -101,12 +101,6 @@ def score_requests(
         batch_size: Sequences in one forward pass, at most; None for as many as the device's memory allows.
         reuse_prefixes: Encode shared contexts once; see `can_reuse_prefixes`.
         on_rows: Called after each batch with the number of options it scored.
-
-    Returns:
-        One score per row, for each request.
-
-    Raises:
-        ValueError: The model's loss is not a number.
     """
     scorer = _Scorer(model, batch_size, on_rows)
     scores: dict[tuple[int, Row], RowScore] = {}
@@ -133,14 +127,6 @@ def score_requests(
 
 def judge(request: Request, scores: Sequence[RowScore]) -> Answer:
     """Choose an option by its scores, or check the one there is.
-
-    Args:
-        request: What was asked.
-        scores: One per option.
-
-    Returns:
-        With one option, whether it is what the model would write; with several, whether the gold one has the lowest
-        loss.
 
     >>> question = Request(rows=(Row((0, 1), 1), Row((0, 2), 1)), gold=1, truncated=False)
     >>> judge(question, [RowScore(2.5, False, False), RowScore(1.5, False, False)])
