@@ -65,7 +65,7 @@ def build_parent(folder: Path, width: int, layers: int) -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from hf_progressive.growth.checkpoint import TensorSpec
+    from hf_progressive.growth.reader import TensorSpec
     from hf_progressive.growth.writer import CheckpointWriter
 
     config = GPT2Config(

@@ -1,10 +1,10 @@
 """Growth: from a checkpoint to a larger one that computes the same function."""
 
 from hf_progressive.growth.families import register_family
-from hf_progressive.growth.family import Family, WeightRule, reads, writes
+from hf_progressive.growth.family_table import Family, WeightRule, reads, writes
 from hf_progressive.growth.grow import GrowthReport, grow_checkpoint, grow_model
+from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.methods import register_method
-from hf_progressive.growth.plan import GrowthPlan, plan_growth
 from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
 

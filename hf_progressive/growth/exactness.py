@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from hf_progressive.growth.axis import Axis, Fill, Segment
-from hf_progressive.growth.family import AxisName, Family, Sizes, axis_lengths
+from hf_progressive.growth.family_table import AxisName, Family, Sizes, axis_lengths
 from hf_progressive.growth.methods import Method, UnitOrigin
 
 _STEADY_ROTATIONS = ("default", "linear", "llama3")  # rates depend on i/head_dim alone

@@ -57,7 +57,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from hf_progressive.growth.family import Family, Sizes, WeightRule
+from hf_progressive.growth.family_table import Family, Sizes, WeightRule
 from hf_progressive.growth.gpt2 import GPT2
 from hf_progressive.growth.llama import GEMMA, GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from hf_progressive.growth.nanochat import NANOCHAT
@@ -107,7 +107,7 @@ def register_family(family: Family) -> Family:
     """Make a family of models known to growth, for as long as the process runs.
 
     A family is a table: which tensors the stock class has, which axes each of them reads and writes, and the config
-    fields that size the axes. `hf_progressive.growth.family` explains every entry, the docstring of
+    fields that size the axes. `hf_progressive.growth.family_table` explains every entry, the docstring of
     `hf_progressive.growth.families` shows a whole table. It is compared, name by name and shape by shape, with small
     models that the stock class makes on the meta device: with tied and untied embeddings, and with every switch of the
     config on and off, but those that the table says are unsupported. What no shape shows (the kind of norm, what

@@ -1,6 +1,6 @@
 """GPT-2 (`GPT2LMHeadModel`): LayerNorm, learned positions, fused query|key|value, `Conv1D` weights (in, out)."""
 
-from hf_progressive.growth.family import Family, WeightRule, reads, writes
+from hf_progressive.growth.family_table import Family, WeightRule, reads, writes
 
 _BLOCK = "transformer.h.{layer}."
 

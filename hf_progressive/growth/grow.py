@@ -25,9 +25,9 @@ from tqdm import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 import hf_progressive
-from hf_progressive.growth.checkpoint import CheckpointReader
+from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.parent import ModelTensors, ParentTensors
-from hf_progressive.growth.plan import GrowthPlan, plan_growth
+from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.source import GrowthSource, locate_source
 from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.growth.verify import GrowthCheck, verify_growth

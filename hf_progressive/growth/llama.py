@@ -5,7 +5,7 @@ They share one table; what sets them apart is said by option.
 
 from typing import Any
 
-from hf_progressive.growth.family import Family, WeightRule, reads, writes
+from hf_progressive.growth.family_table import Family, WeightRule, reads, writes
 
 _BLOCK = "model.layers.{layer}."
 _EMBEDDING = "model.embed_tokens.weight"

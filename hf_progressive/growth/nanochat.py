@@ -1,6 +1,6 @@
 """NanoChat: RMSNorm without weights (of queries and keys too), rotary positions, squared ReLU, softcapped logits."""
 
-from hf_progressive.growth.family import Family, WeightRule, reads, writes
+from hf_progressive.growth.family_table import Family, WeightRule, reads, writes
 
 _ATTENTION = "model.layers.{layer}.self_attn."
 _MLP = "model.layers.{layer}.mlp."

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Trainer
 
-from hf_progressive.growth.plan import GrowthPlan
+from hf_progressive.growth.growth_plan import GrowthPlan
 from hf_progressive.growth.tensor_plan import TensorPlan
 
 _POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_progressive.growth.checkpoint import TensorSpec, is_finite
-from hf_progressive.growth.plan import GrowthPlan
+from hf_progressive.growth.growth_plan import GrowthPlan
+from hf_progressive.growth.reader import TensorSpec, is_finite
 from hf_progressive.growth.tensor_plan import TensorPlan
 
 _LAYER = re.compile(r"\d+(?=\.)")

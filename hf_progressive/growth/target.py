@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from hf_progressive.growth.family import Family, Sizes
+from hf_progressive.growth.family_table import Family, Sizes
 
 _NEUTRAL_FIELDS = frozenset(
     {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.growth.axis import Axis, Dim, joined
-from hf_progressive.growth.family import AxisName, Family, WeightRule
+from hf_progressive.growth.family_table import AxisName, Family, WeightRule
 from hf_progressive.growth.methods import GrowthOptions, LayerOrigin, Method
 from hf_progressive.growth.operators import Fresh, add_noise, fill_new, place
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive.distributed.batching import release_memory
 from hf_progressive.distributed.float32_products import float32_products
-from hf_progressive.growth.checkpoint import CheckpointReader, is_finite
+from hf_progressive.growth.reader import CheckpointReader, is_finite
 from hf_progressive.growth.source import locate_source
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 `CheckpointWriter` knows the shape of every tensor before the first one is computed, so it can write a file's header
 first and append the tensors as they come, computing the file's SHA-256 on the way. It never holds more than a few
-tensors, whatever the size of the model. The format is described in `hf_progressive.growth.checkpoint`.
+tensors, whatever the size of the model. The format is described in `hf_progressive.growth.reader`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
-from hf_progressive.growth.checkpoint import DTYPE_CODES, INDEX_NAME, LENGTH_BYTES, TensorSpec
+from hf_progressive.growth.reader import DTYPE_CODES, INDEX_NAME, LENGTH_BYTES, TensorSpec
 from hf_progressive.storage import write_json
 
 _SHARD_PATTERN = "model{suffix}.safetensors"

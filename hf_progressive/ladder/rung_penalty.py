@@ -8,8 +8,8 @@ from transformers import AutoConfig
 from hf_progressive.config import PhiConfig
 from hf_progressive.estimation.saved_estimates import load_fisher, load_subspace
 from hf_progressive.growth import GrowthPlan, plan_growth
-from hf_progressive.growth.checkpoint import CheckpointReader
 from hf_progressive.growth.grow import RECORD_NAME as GROWTH_NAME
+from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.hub.fetch import fetch_rung
 from hf_progressive.hub.names import RECORD_NAME
 from hf_progressive.penalty.penalty import InheritancePenalty

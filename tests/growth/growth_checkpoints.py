@@ -3,7 +3,7 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_progressive.growth.checkpoint import TensorSpec
+from hf_progressive.growth.reader import TensorSpec
 from hf_progressive.growth.writer import CheckpointWriter
 
 TINY_GPT2 = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_progressive.growth.families import FAMILIES
-from hf_progressive.growth.plan import GrowthPlan, plan_growth
+from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 
 DERIVED_HEAD_DIM = {"gpt2", "qwen2", "granite", "smollm3", "nanochat"}  # head_dim is width / heads
 NORMED_QUERIES = {"qwen3", "nanochat"}

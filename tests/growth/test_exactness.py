@@ -4,7 +4,7 @@ import pytest
 import torch
 from growth_models import build, config_of, grow, norms_in_full_precision, relative_difference, tokens_for
 
-from hf_progressive.growth.plan import plan_growth
+from hf_progressive.growth.growth_plan import plan_growth
 
 CASES = {
     "odd width": ("gpt2", {"width": 96, "heads": 12}, {"n_embd": 104, "n_head": 13}),

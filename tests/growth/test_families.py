@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config
 
 from hf_progressive.growth.families import FAMILIES, family_of
-from hf_progressive.growth.plan import plan_growth
+from hf_progressive.growth.growth_plan import plan_growth
 
 EXACT_METHODS = ("exact", "tile", "split")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import hf_progressive
 from hf_progressive.growth import GrowthReport, grow_checkpoint, grow_model, plan_growth, verify_growth
-from hf_progressive.growth.checkpoint import INDEX_NAME, CheckpointReader
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.grow import RECORD_NAME
 from hf_progressive.growth.optimizer import grow_optimizer_state, parameter_groups
+from hf_progressive.growth.reader import INDEX_NAME, CheckpointReader
 from hf_progressive.growth.verify import TOLERANCES
 from hf_progressive.storage import check_manifest, read_json, sha256_file
 

@@ -13,7 +13,7 @@ from growth_checkpoints import WIDER, contents, flip_a_bit, write_tensors
 from safetensors.torch import load_file, save_file
 
 from hf_progressive.growth import grow, grow_checkpoint
-from hf_progressive.growth.checkpoint import CheckpointReader
+from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.storage import check_manifest, read_json, write_manifest
 
 
@@ -105,7 +105,7 @@ REFUSALS = {
         lambda f: os.truncate(f / "model.safetensors", 5000),
         {},
         ValueError,
-        "model.safetensors: 5000 bytes, its header says",
+        "model.safetensors: 5000 bytes that are no whole safetensors file",
     ),
     "size against the manifest": (
         lambda f: with_manifest(f, lambda path: add_metadata(path)),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_progressive.growth import methods
+from hf_progressive.growth.growth_plan import plan_growth
 from hf_progressive.growth.methods import (
     METHODS,
     GrowthOptions,
@@ -21,7 +22,6 @@ from hf_progressive.growth.methods import (
     stack_layers,
     tile_units,
 )
-from hf_progressive.growth.plan import plan_growth
 
 
 @pytest.mark.parametrize("rule", [append_units, tile_units, split_units])

@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import Trainer, TrainingArguments
 
+from hf_progressive.growth.growth_plan import plan_growth
 from hf_progressive.growth.optimizer import grow_optimizer_state, parameter_groups, read_optimizer_state
-from hf_progressive.growth.plan import plan_growth
 
 ALL_AXES = {"width": 32, "layers": 3, "heads": 4, "kv_heads": 4, "mlp": 48}
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from hf_progressive import grow_model
 from hf_progressive.growth import families
-from hf_progressive.growth.family import Family, WeightRule, writes
+from hf_progressive.growth.family_table import Family, WeightRule, writes
 
 SMALL = {
     "hidden_size": 16,

@@ -7,7 +7,7 @@ from growth_models import config_of
 from transformers import GPT2Config, LlamaConfig
 
 from hf_progressive.growth.families import family_of
-from hf_progressive.growth.plan import plan_growth
+from hf_progressive.growth.growth_plan import plan_growth
 
 
 def sizes(plan):

@@ -141,7 +141,7 @@ def test_damaged_weights_are_named(tmp_path):
     mother = gpt2()
     weights = save(grow_model(mother, {"n_layer": 3}), tmp_path / "cut") / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 500)
-    with pytest.raises(ValueError, match=r"cut/model\.safetensors: .* bytes, its header says"):
+    with pytest.raises(ValueError, match=r"cut/model\.safetensors: \d+ bytes that are no whole safetensors file"):
         verify_growth(mother, tmp_path / "cut")
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, TrainerCallback
 from hf_progressive.config import load_study_config
 from hf_progressive.data import prepare_corpus
 from hf_progressive.growth import grow_checkpoint, plan_growth
-from hf_progressive.growth.checkpoint import CheckpointReader
+from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.training_run import TrainingRun, schedule_steps, train_run

@@ -5,20 +5,22 @@ the headers and nothing else, and then hands out single tensors. `hf_progressive
 
 The file format (https://github.com/huggingface/safetensors#format): 8 bytes with the length of the header, little
 endian; the header, a JSON object of `{name: {dtype, shape, data_offsets}}` padded with spaces; the tensors' bytes,
-without holes. A tensor is mapped from its file by itself, and let go with it: a file mapped whole would leave all its
-pages in the process's resident memory.
+without holes. A file is opened for every tensor anew, and let go with it: one that stayed open, mapped whole, would
+leave all its pages in the process's resident memory.
 """
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_progressive.distributed.working_dtype import working_dtype
@@ -48,19 +50,12 @@ DTYPE_CODES = {
 """What the format calls the dtypes known here."""
 
 _PICKLED_PATTERNS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
-_HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
-
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """Shape and dtype of a tensor, known before its values are.
-
-    Args:
-        shape: The shape.
-        dtype: One of the dtypes a safetensors file can hold.
-    """
+    """Shape and dtype of a tensor, known before its values are."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -69,15 +64,6 @@ class TensorSpec:
     def nbytes(self) -> int:
         """The size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """Where a tensor lies: `spec.nbytes` bytes from `offset`, counted from the start of `path`."""
-
-    path: Path
-    offset: int
-    spec: TensorSpec
 
 
 class CheckpointReader:
@@ -104,53 +90,38 @@ class CheckpointReader:
         shards, weight_map = _find_weight_files(self.folder)
         self.files = [*shards, INDEX_NAME] if weight_map else shards
         """Names of the files read."""
-        self._entries: dict[str, _Entry] = {}
+        self.specs: dict[str, TensorSpec] = {}
+        """Shape and dtype of every tensor, by name, in the order of the files."""
+        self._file_of: dict[str, str] = {}
         for file in shards:
-            for name, entry in _read_header(self.folder / file).items():
-                if name in self._entries:
-                    first = self._entries[name].path.name
-                    raise ValueError(f"{self.folder}: tensor {name} is in both {first} and {file}; remove one of them")
-                self._entries[name] = entry
+            specs = _read_specs(self.folder / file)
+            for name in specs.keys() & self.specs.keys():
+                first = self._file_of[name]
+                raise ValueError(f"{self.folder}: tensor {name} is in both {first} and {file}; remove one of them")
+            self.specs |= specs
+            self._file_of |= dict.fromkeys(specs, file)
         for name, file in weight_map.items():
-            if name not in self._entries or self._entries[name].path != self.folder / file:
+            if self._file_of.get(name) != file:
                 raise ValueError(f"{self.folder / INDEX_NAME}: tensor {name} is not in {file}; fetch both again")
 
-    @property
-    def specs(self) -> dict[str, TensorSpec]:
-        """Shape and dtype of every tensor, by name, in the order of the files."""
-        return {name: entry.spec for name, entry in self._entries.items()}
-
     def read(self, name: str) -> Tensor:
-        """Return one tensor.
-
-        Args:
-            name: The tensor's name in the file.
-
-        Returns:
-            The tensor on the CPU, in the dtype of the file; what is written to it does not reach the file.
+        """Return one tensor on the CPU, in the dtype of the file; what is written to it does not reach the file.
 
         Raises:
-            KeyError: There is no tensor of that name.
             ValueError: The tensor holds NaN or an infinity, or the file has been cut short since it was opened.
         """
-        entry = self._entries[name]
-        try:
-            tensor = _mapped(entry)
-        except ValueError as error:
-            raise ValueError(f"{entry.path}: tensor {name} ends early; the file has been truncated") from error
+        path = self.folder / self._file_of[name]
+        with _opened(path) as file:
+            tensor: Tensor = file.get_tensor(name)
+        if tensor.data_ptr() % tensor.dtype.itemsize:  # the format does not ask for alignment
+            tensor = tensor.clone()
         if not is_finite(tensor):
-            raise ValueError(f"{entry.path}: tensor {name} holds NaN or infinite values; a sound checkpoint is needed")
+            raise ValueError(f"{path}: tensor {name} holds NaN or infinite values; a sound checkpoint is needed")
         return tensor
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Tell whether a tensor holds neither NaN nor an infinity.
-
-    Args:
-        tensor: Any tensor; one that is not floating is finite.
-
-    Returns:
-        True if all values are finite.
 
     >>> is_finite(torch.tensor([1.0, 3e38, 3e38])), is_finite(torch.tensor([1.0, float("nan")]))
     (True, False)
@@ -160,18 +131,6 @@ def is_finite(tensor: Tensor) -> bool:
     # A sum is finite only if every term is, and costs a tenth of isfinite; one that overflows leads to the slow test.
     total = tensor.sum(dtype=working_dtype(tensor.dtype))
     return bool(total.isfinite()) or bool(tensor.isfinite().all())
-
-
-def _mapped(entry: _Entry) -> Tensor:
-    spec = entry.spec
-    if spec.nbytes == 0:
-        return torch.empty(spec.shape, dtype=spec.dtype)
-    file_bytes: np.ndarray[Any, Any] = np.memmap(
-        entry.path, np.uint8, mode="c", offset=entry.offset, shape=spec.nbytes
-    )
-    if entry.offset % spec.dtype.itemsize:  # the format does not ask for alignment
-        file_bytes = np.array(file_bytes)
-    return torch.from_numpy(file_bytes).view(spec.dtype).view(spec.shape)
 
 
 # The names of a checkpoint's files, and its index's map of tensor to file, empty where there is no index.
@@ -203,43 +162,33 @@ def _find_weight_files(folder: Path) -> tuple[list[str], dict[str, str]]:
     return files, weight_map
 
 
-# Where each tensor of a file lies; the header must account for every byte of the file.
-def _read_header(path: Path) -> dict[str, _Entry]:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        start = LENGTH_BYTES + length
-        if length > _HEADER_LIMIT_BYTES or start > size:
-            raise ValueError(f"{path}: not a safetensors file, or truncated ({size} bytes); fetch it again")
-        text = file.read(length)
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        header = json.loads(text, object_pairs_hook=_unrepeated)
-        header.pop("__metadata__", None)
-        spans = sorted(
-            (*entry["data_offsets"], name, str(entry["dtype"]), tuple(entry["shape"]))
-            for name, entry in header.items()
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: its safetensors header is damaged ({error}); fetch it again") from error
-    entries = {}
-    position = 0
-    for begin, end, name, code, shape in spans:
-        if code not in _DTYPES:
-            raise ValueError(f"{path}: tensor {name} has dtype {code}; growth takes {', '.join(_DTYPES)}")
-        spec = TensorSpec(shape=shape, dtype=_DTYPES[code])
-        if begin != position or end - begin != spec.nbytes or not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError(f"{path}: its safetensors header is damaged (the bytes of {name}); fetch it again")
-        entries[name] = _Entry(path=path, offset=start + begin, spec=spec)
-        position = end
-    if start + position != size:
-        raise ValueError(f"{path}: {size} bytes, its header says {start + position}; the file is truncated or altered")
-    return entries
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise ValueError(
+            f"{path}: {path.stat().st_size} bytes that are no whole safetensors file ({reason}); fetch it again"
+        ) from error
 
 
-# Of a repeated key `json` would keep the last and say nothing.
-def _unrepeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
-    return table
+def _read_specs(path: Path) -> dict[str, TensorSpec]:
+    with _opened(path) as file:
+        tensors = {name: file.get_slice(name) for name in file.offset_keys()}
+        codes = {name: tensor.get_dtype() for name, tensor in tensors.items()}
+        for name, code in codes.items():
+            if code not in _DTYPES:
+                raise ValueError(f"{path}: tensor {name} has dtype {code}; growth takes {', '.join(_DTYPES)}")
+        specs = {
+            name: TensorSpec(shape=tuple(tensor.get_shape()), dtype=_DTYPES[codes[name]])
+            for name, tensor in tensors.items()
+        }
+    # Of a repeated name the library keeps one tensor and says nothing.
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")), object_pairs_hook=list)
+    for name, count in Counter(name for name, _ in header).items():
+        if count > 1:
+            raise ValueError(f"{path}: tensor {name} is there twice; fetch it again")
+    return specs

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from hf_progressive.growth.families import FAMILIES
-from hf_progressive.growth.plan import plan_growth
+from hf_progressive.growth.growth_plan import plan_growth
 
 QUICK = settings(
     max_examples=5,

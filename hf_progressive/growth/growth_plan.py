@@ -22,7 +22,7 @@ from torch import Tensor
 from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.exactness import grow_axes
 from hf_progressive.growth.families import family_of
-from hf_progressive.growth.family import AxisName, Family
+from hf_progressive.growth.family_table import AxisName, Family
 from hf_progressive.growth.methods import DepthPosition, GrowthOptions, LayerOrigin, Method, NewLayers, method_named
 from hf_progressive.growth.target import complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
