@@ -3,27 +3,23 @@
 Only numbers that a record holds appear, rounded. A function returns an empty string where nothing was measured.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from huggingface_hub import constants
 
 from hf_progressive.publishing.lineage import Lineage
 from hf_progressive.records.rung import Rung
-from hf_progressive.report.formatting import FlopUnit, count, minus, percent, significant
-from hf_progressive.report.table import escape_markdown, flop_unit, spent
+from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, minus, percent, significant, small
+from hf_progressive.report.ladder_tables import flop_unit, spent
+from hf_progressive.report.table import Table, escape_markdown
 
 Link = Callable[[Lineage, str], str]
 """Turns a rung's name into a link to its repository, where that is known."""
 
-_MISSING = "–"
 _FAMILY_NAMES = {"gpt2": "GPT-2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 _FAMILY_NAMES["nanochat"] = "NanoChat"
 _SCHEDULES = {"linear": "fell linearly", "cosine": "fell along a cosine"}
-
-
-def _small(value: float) -> str:
-    return minus(f"{value:.1e}") if value else "0"
 
 
 def architecture(lineage: Lineage) -> str:
@@ -76,7 +72,7 @@ def facts(lineage: Lineage, link: Link) -> list[tuple[str, str]]:
     else:
         rows.append(("Grown from", "nothing" if rung.parent is None else link(lineage, rung.parent)))
     if rung.max_abs_logit_diff is not None and rung.max_abs_logit is not None:
-        change, scale = _small(rung.max_abs_logit_diff), significant(rung.max_abs_logit)
+        change, scale = small(rung.max_abs_logit_diff), significant(rung.max_abs_logit)
         rows.append(("Started from", f"the parent's function: logits up to {scale} differed by {change} at most"))
     rows.append(("Bits per byte", _own_against_cold(rung)))
     part = "" if rung.lineage_complete else "; what went into the first of them is not known"
@@ -129,7 +125,7 @@ def growth_story(lineage: Lineage, link: Link) -> str:
     if check is None:
         return text
     verdict = "the same function" if check["preserved"] else "**not** the same function"
-    change, divergence = _small(check["max_abs_logit_diff"]), _small(check["kl"])
+    change, divergence = small(check["max_abs_logit_diff"]), small(check["kl"])
     return (
         f"{text} Before its first step it computed {verdict}: on {check['sequences']} sequences of {check['length']}"
         f" random tokens in {check['dtype']}, the largest difference of two logits was {change}, at a scale of"
@@ -185,10 +181,10 @@ def core_results(lineage: Lineage) -> str:
     for task in core["tasks"]:
         accuracy = f"{task['accuracy']:.4f} ± {task['standard_error']:.4f}"
         centred = minus(f"{task['centred']:.4f} ± {task['centred_standard_error']:.4f}")
-        rows.append([escape_markdown(task["label"]), f"{task['examples']:,}", accuracy, centred])
+        rows.append((task["label"], f"{task['examples']:,}", accuracy, centred))
     score = minus(f"{core['score']:.4f} ± {core['standard_error']:.4f}")
-    table = _table(["task", "examples", "accuracy", "centred accuracy"], rows)
-    return f"{core['name']}: {score}, the mean of the centred accuracies (arXiv 2406.11794).\n\n{table}"
+    table = Table(header=("task", "examples", "accuracy", "centred accuracy"), rows=tuple(rows))
+    return f"{core['name']}: {score}, the mean of the centred accuracies (arXiv 2406.11794).\n\n{table.markdown()}"
 
 
 def penalty(lineage: Lineage) -> str:
@@ -256,18 +252,13 @@ def family_table(lineage: Lineage, link: Link) -> str:
     if len(lineage.family) < 2:
         return ""
     unit = flop_unit(lineage.family)
-    titles = ["rung", "parameters", "tokens", "bits per byte", "baseline's"]
-    titles += [f"own {unit.name}", f"cold {unit.name}", f"{unit.name} to match", "saved", "η"]
     rows = []
     for rung in lineage.family:
         name = f"**{rung.name}**" if rung.name == lineage.rung.name else link(lineage, rung.name)
-        rows.append([name, *_family_cells(rung, unit)])
-    return f"{_table(titles, rows)}\n\n{unit.definition}."
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(titles) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, rule, *rows))
+        rows.append((name, *_family_cells(rung, unit)))
+    own, cold, to_match = f"own {unit.name}", f"cold {unit.name}", f"{unit.name} to match"
+    header = ("rung", "parameters", "tokens", "bits per byte", "baseline's", own, cold, to_match, "saved", "η")
+    return f"{Table(header=header, rows=tuple(rows)).markdown(escape=False)}\n\n{unit.definition}."
 
 
 def _family_cells(rung: Rung, unit: FlopUnit) -> list[str]:
@@ -275,12 +266,12 @@ def _family_cells(rung: Rung, unit: FlopUnit) -> list[str]:
         count(rung.parameters),
         count(rung.tokens),
         f"{rung.bits_per_byte:.4f}",
-        _MISSING if rung.cold is None else f"{rung.cold.bits_per_byte:.4f}",
+        decimals(None if rung.cold is None else rung.cold.bits_per_byte, 4),
         spent(rung, unit),
-        _MISSING if rung.cold is None else unit.number(rung.cold.flops),
-        _MISSING if rung.flops_to_match is None else unit.number(rung.flops_to_match),
-        _MISSING if rung.saving is None else percent(rung.saving),
-        _MISSING if rung.eta is None else minus(f"{rung.eta:.2f}"),
+        NOTHING if rung.cold is None else unit.number(rung.cold.flops),
+        NOTHING if rung.flops_to_match is None else unit.number(rung.flops_to_match),
+        NOTHING if rung.saving is None else percent(rung.saving),
+        decimals(rung.eta),
     ]
 
 

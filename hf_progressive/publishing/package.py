@@ -17,8 +17,8 @@ from hf_progressive.hub.names import CARD, GROWTH, PLOT, RESULTS, RUNG_FILES
 from hf_progressive.publishing.card import evaluation_results, model_card
 from hf_progressive.publishing.lineage import Lineage
 from hf_progressive.records.rung import Rung
-from hf_progressive.report.figures import style
 from hf_progressive.report.figures.curves import draw_curves
+from hf_progressive.report.figures.style import figure_style
 from hf_progressive.storage import MANIFEST_NAME, check_manifest, read_json
 
 WEIGHTS_SUFFIX = ".safetensors"
@@ -128,7 +128,7 @@ def _rung_files(folder: Path) -> dict[str, PublishedFile]:
 def _curve_plot(rung: Rung) -> bytes:
     picture = io.BytesIO()
     figure = draw_curves([rung])
-    with style.style():
+    with figure_style():
         figure.savefig(picture, format="png", dpi=_DPI, metadata={"Software": None})  # the same bytes every time
     return picture.getvalue()
 

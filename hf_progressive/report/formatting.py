@@ -1,7 +1,7 @@
-"""Numbers as people read them: FLOPs in one unit throughout, counts, shares and times."""
+"""Numbers as people read them: FLOPs in one unit throughout, counts, shares, times and intervals."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 _UNITS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18, "Z": 21, "Y": 24}
@@ -22,12 +22,6 @@ class FlopUnit:
     @classmethod
     def for_values(cls, values: Iterable[float]) -> "FlopUnit":
         """Choose the unit in which the largest value has one to three digits before the point.
-
-        Args:
-            values: FLOPs.
-
-        Returns:
-            The unit; plain FLOPs if there are no values.
 
         >>> FlopUnit.for_values([4.2e14, 1.23e15]).name
         'PFLOP'
@@ -53,13 +47,7 @@ class FlopUnit:
         return f"1 {self.name} is 10{exponent} floating-point operations"
 
     def number(self, flops: float) -> str:
-        """Write FLOPs in this unit, without its name.
-
-        Args:
-            flops: FLOPs.
-
-        Returns:
-            Three significant digits.
+        """Write FLOPs in this unit, without its name, with three significant digits.
 
         >>> FlopUnit("P").number(1.2345e15), FlopUnit("P").number(4.2e13)
         ('1.23', '0.0420')
@@ -67,13 +55,7 @@ class FlopUnit:
         return significant(flops / self.size)
 
     def text(self, flops: float) -> str:
-        """Write FLOPs in this unit.
-
-        Args:
-            flops: FLOPs.
-
-        Returns:
-            Number and unit.
+        """Write FLOPs in this unit, with its name.
 
         >>> FlopUnit("E").text(7.119e18)
         '7.12 EFLOP'
@@ -84,12 +66,7 @@ class FlopUnit:
 def significant(value: float, digits: int = 3) -> str:
     """Write a number with a fixed count of significant digits and no exponent.
 
-    Args:
-        value: The number.
-        digits: Significant digits; digits before the point are never rounded away.
-
-    Returns:
-        The number, with a minus sign proper where it is negative.
+    Digits before the point are never rounded away.
 
     >>> significant(0.04196), significant(9.996), significant(-123456.0)
     ('0.0420', '10.0', '−123456')
@@ -97,18 +74,11 @@ def significant(value: float, digits: int = 3) -> str:
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits - 1}e}")
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
-    return minus(f"{value:.{decimals}f}")
+    return decimals(value, max(0, digits - 1 - math.floor(math.log10(abs(rounded)))))
 
 
 def minus(text: str) -> str:
     """Replace the hyphen of a negative number by a minus sign, which is as wide as a plus sign.
-
-    Args:
-        text: A number.
-
-    Returns:
-        The number.
 
     >>> minus("-0.5")
     '−0.5'
@@ -116,14 +86,26 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
+def decimals(value: float | None, digits: int = 2) -> str:
+    """Write a number with a fixed count of decimals, or a dash where there is none.
+
+    >>> decimals(-1.234), decimals(None)
+    ('−1.23', '–')
+    """
+    return NOTHING if value is None else minus(f"{value:.{digits}f}")
+
+
+def signed(value: float) -> str:
+    """Write a difference in bits per byte: four decimals and a sign, which zero has too.
+
+    >>> signed(0.00214), signed(-0.01), signed(-0.00001)
+    ('+0.0021', '−0.0100', '+0.0000')
+    """
+    return minus(f"{value:+z.4f}")
+
+
 def small(value: float) -> str:
     """Write a number of which the magnitude matters, such as a rounding error.
-
-    Args:
-        value: The number.
-
-    Returns:
-        Two significant digits and a power of ten.
 
     >>> small(2.08e-6), small(0.0)
     ('2.1e−06', '0')
@@ -132,13 +114,7 @@ def small(value: float) -> str:
 
 
 def count(number: float) -> str:
-    """Write a count of parameters or tokens.
-
-    Args:
-        number: The count.
-
-    Returns:
-        Three significant digits and k, M, B or T.
+    """Write a count of parameters or tokens with three significant digits and k, M, B or T.
 
     >>> count(664_320), count(1_080_000_000), count(12)
     ('664 k', '1.08 B', '12')
@@ -150,29 +126,17 @@ def count(number: float) -> str:
     return f"{significant(rounded / 10 ** _COUNTS[suffix])} {suffix}"
 
 
-def percent(share: float) -> str:
-    """Write a share in whole per cent.
+def percent(share: float, digits: int = 0) -> str:
+    """Write a share in per cent.
 
-    Args:
-        share: The share, 1 for all.
-
-    Returns:
-        Per cent.
-
-    >>> percent(0.583), percent(-0.12)
-    ('58 %', '−12 %')
+    >>> percent(0.583), percent(-0.12), percent(0.0314, 1)
+    ('58 %', '−12 %', '3.1 %')
     """
-    return minus(f"{100 * share:.0f} %").replace("−0 %", "0 %")
+    return minus(f"{100 * share:z.{digits}f} %")
 
 
 def duration(seconds: float) -> str:
-    """Write a time.
-
-    Args:
-        seconds: The time.
-
-    Returns:
-        At most two units.
+    """Write a time in at most two units.
 
     >>> duration(3.14), duration(192), duration(7500)
     ('3.1 s', '3 min 12 s', '2 h 5 min')
@@ -184,3 +148,37 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min"
+
+
+def two_ends(low: float | None, high: float | None) -> str:
+    """Write an interval, of which one end may be open; None for both where there is none.
+
+    >>> two_ends(0.913, 1.2), two_ends(-0.2, 0.1), two_ends(None, None)
+    ('0.91 to 1.20', '−0.20 to 0.10', 'one seed, no interval')
+    >>> two_ends(0.9, None), two_ends(None, 1.1)
+    ('0.90 or more', '1.10 or less')
+    """
+    if low is None and high is None:
+        return "one seed, no interval"
+    if low is None:
+        return f"{decimals(high)} or less"
+    return f"{decimals(low)} or more" if high is None else f"{decimals(low)} to {decimals(high)}"
+
+
+def span(values: Sequence[float], write: Callable[[float], str]) -> str:
+    """Write the range of some numbers, or the one number where they read the same.
+
+    >>> span([0.5, 0.25], percent), span([0.501, 0.5], percent)
+    ('25 % to 50 %', '50 %')
+    """
+    least, most = write(min(values)), write(max(values))
+    return least if least == most else f"{least} to {most}"
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Write some names as a list.
+
+    >>> join_names(["d10"]), join_names(["d10", "d11", "d12"])
+    ('d10', 'd10, d11 and d12')
+    """
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

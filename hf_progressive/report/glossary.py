@@ -1,33 +1,39 @@
 """What the words of a report mean."""
 
-TRANSFER_EFFICIENCY = (
-    "(FLOPs of the baseline − FLOPs to match) / all FLOPs that went into the parent, its ancestors' included"
+_BASELINE = "The same architecture trained from scratch on its full budget, reading the same corpus in the same order."
+_SAVING = "1 − FLOPs to match / FLOPs of the baseline."
+_TRANSFER_EFFICIENCY = (
+    "(FLOPs of the baseline − FLOPs to match) / all FLOPs that went into the parent, its ancestors' included. At 1 "
+    "the family up to where a model matches costs what that model costs from scratch; above 1 it costs less."
 )
-"""The one definition of η."""
 
-DEFINITIONS: dict[str, str] = {
-    "Baseline": "The same architecture trained from nothing on its full budget, reading the same corpus in order.",
+OF_LADDERS = {
+    "Baseline (cold)": _BASELINE,
     "FLOPs to match": (
         "What the grown model had spent, Fisher and subspace included and its parent's training not, when its "
         "validation bits per byte first came down to those its baseline ended with. Between two validation points, "
-        "bits per byte are taken to be linear in log FLOPs."
+        "bits per byte are taken to be linear in log FLOPs. The model's own schedule ran on to the end of its budget; "
+        "one that ends at the match was not trained."
     ),
-    "Saving": "1 − FLOPs to match / FLOPs of the baseline.",
-    "Transfer efficiency η": (
-        f"{TRANSFER_EFFICIENCY}. At η = 1 the family up to where a rung matches costs what that rung costs cold; "
-        f"above 1 it costs less."
+    "Saving": _SAVING,
+    "Transfer efficiency η": _TRANSFER_EFFICIENCY,
+    "Parent / cold": "FLOPs of the parent's budget from scratch / those of the rung's own: how large the step is.",
+    "FLOPs": "Those of training, forward and backward. Growing and validating are not counted.",
+}
+"""Each term, as a ladder's report uses it."""
+
+OF_STUDIES = {
+    "Baseline (cold)": _BASELINE,
+    "FLOPs to match": (
+        "Each budget is a finished model, at the end of its own decay. Between two of them bits per byte are taken to "
+        "be linear in log FLOPs; the match is where they cross what the baseline ended with. Nothing is extrapolated "
+        "below the smallest budget. Estimates of Fisher information and subspace are included."
     ),
-    "Parent / cold": (
-        "FLOPs of the parent's full cold budget / FLOPs of the rung's own: how large the step is. η does not divide "
-        "by it, but by what was spent."
-    ),
-    "Schedule": (
-        "A grown model's schedule runs to the end of its own budget; a run planned to end at the crossing was not "
-        "trained."
-    ),
-    "FLOPs": (
-        "Those of training, forward and backward. Growing and validating are not counted; the times show them, and "
-        "what validation adds stands under the table."
+    "Saving": _SAVING,
+    "Transfer efficiency η": _TRANSFER_EFFICIENCY,
+    "Branches": (
+        "Shorter budgets branch off the longest run where their decay begins and end with the same weights as runs by "
+        "themselves; each is charged all of its steps. What the study itself spent counts shared steps once."
     ),
 }
-"""Each term, as a report uses it."""
+"""Each term, as a study's report uses it."""

@@ -21,7 +21,7 @@ def price_table(record: Mapping[str, Any]) -> str:
     Returns:
         A line per rung, the family's prices, and what does not fit.
     """
-    rungs = Table(groups=(), header=_HEADER, rows=tuple(_row(rung) for rung in record["rungs"]))
+    rungs = Table(header=_HEADER, rows=tuple(_row(rung) for rung in record["rungs"]))
     return "\n".join(
         [
             rungs.plain(),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_progressive.records.rung import Rung
-from hf_progressive.report.formatting import NOTHING, FlopUnit, count, duration, significant
+from hf_progressive.report.formatting import NOTHING, FlopUnit, count, duration, percent, significant
 from hf_progressive.report.table import Table
 from hf_progressive.storage import read_json
 
@@ -16,55 +16,25 @@ PLAN_NAME = "plan.json"
 _SECONDS_PER_HOUR = 3600
 
 
-def speed_lines(rungs: Sequence[Rung]) -> list[str]:
-    """Say of every rung how fast it trained.
-
-    Args:
-        rungs: The finished rungs.
-
-    Returns:
-        A sentence for each whose record has its speed.
-    """
-    return [_sentence(rung) for rung in rungs if rung.throughput is not None]
-
-
-def _sentence(rung: Rung) -> str:
-    speed = rung.throughput
-    assert speed is not None
-    machine = speed.device if speed.processes == 1 else f"{speed.processes} × {speed.device}"
-    share = "" if speed.mfu is None else f", {_share(speed.mfu)} of the peak (MFU)"
-    return f"{rung.name} trained at {count(round(speed.tokens_per_second))} tokens per second on {machine}{share}."
-
-
 def _share(mfu: float | None) -> str:
-    return NOTHING if mfu is None else f"{100 * mfu:.1f} %"
+    return NOTHING if mfu is None else percent(mfu, 1)
 
 
 def speed_table(rungs: Sequence[Rung]) -> Table | None:
-    """Lay out how fast every rung trained and what its training run took.
-
-    Args:
-        rungs: The finished rungs.
-
-    Returns:
-        A row per rung whose record has its speed; None where none has.
-    """
-    known = [(rung.name, rung.throughput) for rung in rungs if rung.throughput is not None]
-    if not known:
-        return None
-    return Table(
-        groups=(),
-        header=("rung", "tokens per second", "MFU", "training", "evaluation", "saving"),
-        rows=tuple(
-            (
-                name,
-                count(round(speed.tokens_per_second)),
-                _share(speed.mfu),
-                *(duration(speed.seconds.get(part, 0.0)) for part in ("training", "evaluation", "saving")),
-            )
-            for name, speed in known
-        ),
+    """Lay out how fast each rung trained whose record has its speed, and on what; None where none has."""
+    rows = tuple(
+        (
+            rung.name,
+            count(round(speed.tokens_per_second)),
+            _share(speed.mfu),
+            *(duration(speed.seconds.get(part, 0.0)) for part in ("training", "evaluation", "saving")),
+            speed.device if speed.processes == 1 else f"{speed.processes} × {speed.device}",
+        )
+        for rung in rungs
+        if (speed := rung.throughput) is not None
     )
+    header = ("rung", "tokens per second", "of the peak (MFU)", "training", "evaluation", "saving", "on")
+    return Table(header=header, rows=rows) if rows else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +52,10 @@ class PricedRung:
 
 
 def read_prices(path: Path) -> dict[str, PricedRung]:
-    """Read what rungs were priced at.
-
-    Args:
-        path: A file with what `hf-progressive plan --json` printed.
-
-    Returns:
-        The prices by rung, as the plan's configuration trains them.
+    """Read what rungs were priced at, as the plan's configuration trains them.
 
     Raises:
-        ValueError: The file holds something else.
+        ValueError: The file is not what `hf-progressive plan --json` prints.
     """
     plan = read_json(path)
     try:
@@ -110,15 +74,10 @@ def _price(rung: Mapping[str, Any], mfu: float | None) -> PricedRung:
 
 
 def priced_table(rungs: Sequence[Rung], prices: Mapping[str, PricedRung]) -> Table | None:
-    """Set what every rung's training was priced at beside what it took.
-
-    Args:
-        rungs: The finished rungs.
-        prices: What they were priced at, by name.
+    """Set what every rung's training was priced at beside what it took: its tokens at its measured speed.
 
     Returns:
-        A row per rung that has a price and whose record has its speed; None where there is none. The hours it took
-        are its tokens at its measured speed.
+        A row per rung that has a price and whose record has its speed; None where there is none.
     """
     pairs = [(rung, prices[rung.name]) for rung in rungs if rung.throughput is not None and rung.name in prices]
     if not pairs:

@@ -1,43 +1,20 @@
 """The report of a study: a page to look at, the same in Markdown, and the figures as PNG, from study.json alone."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from hf_progressive.report.figures import style as canvas
 from hf_progressive.report.figures.study import draw_matches, draw_penalties, draw_recipes
-from hf_progressive.report.glossary import TRANSFER_EFFICIENCY
-from hf_progressive.report.page import ReportPaths, render
+from hf_progressive.report.glossary import OF_STUDIES
+from hf_progressive.report.page import Page, Plot, ReportPaths, Section, settings_table, write_page
 from hf_progressive.report.study_findings import Record, find_in_study, study_unit
 from hf_progressive.report.study_tables import models_table, phi_table, rates_table, recipes_table, steps_table
-from hf_progressive.report.table import Table
-from hf_progressive.storage import atomic_file, read_json
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from hf_progressive.storage import read_json
 
 STUDY_NAME = "study.json"
 """The record that the report is made of."""
 
 _KEYS = ("headline", "rungs", "cold", "recipes", "learning_rates", "failed", "costs", "config", "complete")
-_DEFINITIONS = {
-    "Baseline": "The same model trained from nothing: same architecture, tokenizer, batch and order of the data.",
-    "FLOPs to match": (
-        "Each budget is a finished model, at the end of its own decay. Between two of them bits per byte are "
-        "taken to be linear in log FLOPs; the crossing with what the baseline had after its whole budget is what "
-        "counts. Nothing is extrapolated below the smallest budget. Estimates of Fisher information and subspace are "
-        "included."
-    ),
-    "Saving": "1 − FLOPs to match / FLOPs of the baseline.",
-    "Transfer efficiency η": (
-        f"{TRANSFER_EFFICIENCY}. At η = 1 on the last step the whole family costs what its largest member costs alone."
-    ),
-    "Branches": (
-        "Shorter budgets branch off the longest run where their decay begins and end with the same weights as "
-        "runs by themselves; each is charged all of its steps. What the study itself spent counts shared steps once."
-    ),
-}
 
 
 def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
@@ -55,28 +32,24 @@ def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
     """
     folder = Path(study_dir)
     study = read_study(folder)
-    figures = _figures(study)
-    paths = {name: folder / "plots" / f"{name}.png" for name in figures}
-    for name, (_, _, figure) in figures.items():
-        canvas.settle(figure)
-        canvas.write_png(figure, paths[name])
-    context = _context(study, figures)
-    markdown, html = folder / "study.md", folder / "study.html"
-    for path in (markdown, html):
-        text = render(f"{path.name}.j2", context)
-        with atomic_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return ReportPaths(html=html, markdown=markdown, plots=tuple(paths.values()))
+    steps, unit = steps_table(study), study_unit(study)
+    counted = ((study["rungs"], "rung"), (study["recipes"], "recipe"), (study["config"]["seeds"], "seed"))
+    page = Page(
+        name=study["name"],
+        facts=(study["family"], *(f"{len(some)} {word}{'s' * (len(some) != 1)}" for some, word in counted)),
+        findings=find_in_study(study),
+        answer=Section(title="What it saves, step by step", table=steps) if steps.rows else None,
+        sections=(
+            *_results(study),
+            Section(title="How it was measured", terms=OF_STUDIES | {unit.name: f"{unit.definition}."}),
+            Section(title="Settings", table=settings_table(_settings(study))),
+        ),
+    )
+    return write_page(page, folder, "study")
 
 
 def read_study(folder: Path) -> Record:
     """Read a study's record.
-
-    Args:
-        folder: The study's folder.
-
-    Returns:
-        The record.
 
     Raises:
         FileNotFoundError: There is none.
@@ -90,66 +63,46 @@ def read_study(folder: Path) -> Record:
     return study
 
 
-def _figures(study: Record) -> dict[str, tuple[str, str, "Figure"]]:
-    # Name, title, caption and figure of whatever the record allows to draw.
-    figures = {}
+def _results(study: Record) -> Iterator[Section]:
+    # Whatever the record allows to show.
     if study["headline"]["rungs"]:
-        figures["matches"] = (
-            "Where grown models match their baselines",
-            "Every point is a finished model of one seed, the line their mean. The dashed line is what the baseline "
-            "has after its whole budget; a ring is where one seed's grown models come down to their own baseline's, "
-            "a triangle the smallest budget tried where they were below it already.",
-            draw_matches(study),
+        yield Section(
+            title="Where grown models match their baselines",
+            plot=Plot(name="matches", figure=draw_matches(study)),
+            notes=(
+                "Every point is a finished model of one seed, the line their mean. The dashed line is where baselines "
+                "end; a ring is where one seed's grown models come down to their own baseline, a triangle the "
+                "smallest budget tried where they were below it already.",
+            ),
         )
-    if any(recipe["rungs"] for recipe in study["recipes"]):
-        figures["recipes"] = (
-            "How much of what was spent before carries over",
-            "Bars are 95 % intervals by Student's t, ticks single seeds. A triangle is a lower bound: matched at the "
-            "smallest budget tried. A single seed has no interval.",
-            draw_recipes(study),
+    recipes = recipes_table(study)
+    if recipes.rows:
+        yield Section(
+            title="How much of what was spent before carries over",
+            plot=Plot(name="recipes", figure=draw_recipes(study)),
+            table=recipes,
+            notes=(
+                "Bars are 95 % intervals by Student's t, ticks single seeds, a triangle a lower bound: matched at the "
+                "smallest budget tried.",
+                "The last column is bits per byte of the longest child less its baseline's; below 0 the child is "
+                "better. A recipe that trained too briefly to match has no η.",
+            ),
         )
-    if any(recipe["rungs"] for recipe in study["headline"]["phi_effect"]["recipes"]):
-        figures["penalties"] = (
-            "What Φ changes",
-            "Against the same recipe without Φ, at the same share of the cold budget. At equal FLOPs the estimates of "
-            "Fisher information and subspace are paid for, at equal tokens they are free. Bars are 95 % intervals by "
-            "Student's t over the seeds.",
-            draw_penalties(study),
+    if (phi := phi_table(study)) is not None:
+        yield Section(
+            title="What Φ changes",
+            plot=Plot(name="penalties", figure=draw_penalties(study)),
+            table=phi,
+            notes=(
+                "Bits per byte less those of the same recipe without Φ, at each share of the budget; below 0 Φ helps. "
+                "At equal FLOPs the estimates of Fisher information and subspace are paid for, at equal tokens they "
+                "are free. Bars are 95 % intervals by Student's t over the seeds.",
+            ),
         )
-    return figures
-
-
-def _context(study: Record, figures: Mapping[str, tuple[str, str, "Figure"]]) -> dict[str, Any]:
-    return {
-        "study": study,
-        "findings": find_in_study(study),
-        "steps": steps_table(study),
-        "plots": [{"name": name, "title": title, "caption": text} for name, (title, text, _) in figures.items()],
-        "svg": {name: canvas.svg(figure, name) for name, (_, _, figure) in figures.items()},
-        "tables": _tables(study),
-        "definitions": _DEFINITIONS | {study_unit(study).name: study_unit(study).definition + "."},
-        "settings": _settings(study),
-    }
-
-
-def _tables(study: Record) -> list[tuple[str, str, Table]]:
-    found: list[tuple[str, str, Table | None]] = [
-        (
-            "Every recipe on every step",
-            "The last column compares the child of the largest budget with the baseline of the whole one, in bits per "
-            "byte; below 0 the child is better. A recipe that trained too briefly to match has no η.",
-            recipes_table(study),
-        ),
-        (
-            "Φ against none, at equal FLOPs and at equal tokens",
-            "Difference in bits per byte to the same recipe without Φ, at each share of the cold budget: at the "
-            "child's own total FLOPs, and at its tokens, where the estimates are free. Below 0 Φ helps.",
-            phi_table(study),
-        ),
-        ("Learning rates", "One seed and one rung.", rates_table(study)),
-        ("The models", "Tokens and FLOPs of the whole cold budget.", models_table(study)),
-    ]
-    return [(title, note, table) for title, note, table in found if table is not None and table.rows]
+    rates = rates_table(study)
+    if rates.rows:
+        yield Section(title="Learning rates", table=rates, notes=("One seed and one rung.",))
+    yield Section(title="The models", table=models_table(study), notes=("Tokens and FLOPs of the whole budget.",))
 
 
 def _settings(study: Record) -> dict[str, str]:

@@ -12,21 +12,14 @@ _BEGIN, _END = "<!-- study: begin -->", "<!-- study: end -->"
 
 
 def study_section(study: Record) -> str:
-    """Return a study's result in Markdown.
-
-    Args:
-        study: The record.
-
-    Returns:
-        The answer, the table of the steps, how sure it is, and Φ against none.
-    """
+    """Return a study's result in Markdown: the answer, its steps, how sure it is, and Φ against none."""
     findings, phi = find_in_study(study), phi_table(study)
     parts = [f"**{findings.headline}.** {findings.explanation}", steps_table(study).markdown()]
     parts.append("\n".join(f"- {sentence}" for sentence in (findings.unfinished, *findings.certainty) if sentence))
     if phi is not None:
         parts += [
-            "Φ against none, bits per byte at shares of the cold budget: at equal FLOPs, and at equal tokens, where "
-            "its estimates cost nothing. Below 0 it helps.",
+            "Φ against none, bits per byte at shares of the budget: at equal FLOPs, and at equal tokens, where its "
+            "estimates cost nothing. Below 0 it helps.",
             phi.markdown(),
         ]
     return "\n\n".join(parts)

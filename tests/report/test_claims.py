@@ -14,8 +14,8 @@ from matplotlib.text import Text
 
 from hf_progressive.records.reading import read_run
 from hf_progressive.report import write_report
-from hf_progressive.report.figures import style as canvas
-from hf_progressive.report.findings import find
+from hf_progressive.report.figures import style
+from hf_progressive.report.ladder_findings import find_in_run
 
 PHI = {"ewc_lambda": 0.25, "gamma": 0.001, "schedule": "linear", "until": 0.5}
 CASES = {
@@ -42,12 +42,11 @@ def planned(facts: dict[str, Any]) -> bool:
     return bool(facts["is_planned"])
 
 
-HEAD = (
-    "With {last:s} counted up to where it reached its baseline's validation bits per byte, and the models before it as"
-    " they were trained, the family took {to_match}; all of it cold "
+SCRATCH = "; from scratch it takes {all_cold}, and {last:s} alone {last_cold}."
+MATCHED, SPENT = (
+    "Up to the last match the family took {to_match}" + SCRATCH,
+    "As trained, the family took {trained}" + SCRATCH,
 )
-OVER = "{last:s} alone and cold took {last_cold}, and the family costs {over_last} times that: "
-SPENT = "As trained, the family took {trained}; all of it cold takes {all_cold}, and {last:s} alone {last_cold}."
 PART = " (partly as planned, not as trained)"
 AT_LEAST = SPENT.replace("took {", "took at least {")
 
@@ -55,8 +54,10 @@ VALIDATION = "Validation, {validation_share} on top of all training"
 
 FAMILY_CLAIMS = [
     Claim("Inheritance saved nothing on these {rungs} models.", lambda f: abs(f["saving"]) < 0.005),
-    Claim("Inheritance saved {saving} of the FLOPs that these {rungs} models take cold."),
-    Claim("Inheritance cost {extra} more FLOPs than these {rungs} models take cold.", lambda f: f["extra"] > 0),
+    Claim("Inheritance saved {saving} of the FLOPs that these {rungs} models take from scratch."),
+    Claim(
+        "Inheritance cost {extra} more FLOPs than these {rungs} models take from scratch.", lambda f: f["extra"] > 0
+    ),
     Claim("{matched} of the {compared} grown models that have a baseline matched it.", lambda f: f["compared"] > 1),
     Claim("None of the {compared} grown models that have a baseline matched it.", lambda f: f["matched"] == 0),
     Claim("The one grown model that has a baseline matched it.", lambda f: (f["compared"], f["matched"]) == (1, 1)),
@@ -64,13 +65,10 @@ FAMILY_CLAIMS = [
         "The one grown model that has a baseline did not match it.",
         lambda f: (f["compared"], f["matched"]) == (1, 0),
     ),
-    Claim(HEAD + "took {all_cold}.", lambda f: not planned(f) and f["known"]),
-    Claim(HEAD + "takes {all_cold}" + PART + ".", lambda f: planned(f) and f["known"]),
-    Claim(OVER + "whoever wants that model alone does not get it cheaper.", lambda f: f["over_last"] >= 1),
-    Claim(
-        OVER + "here even that model alone came cheaper by way of its family.",
-        lambda f: f["over_last"] < 1 and f["known"],
-    ),
+    Claim(MATCHED, lambda f: not planned(f) and f["known"]),
+    Claim(MATCHED.replace("{all_cold}", "{all_cold}" + PART), lambda f: planned(f) and f["known"]),
+    Claim("For whoever wants only {last:s}, growing does not pay.", lambda f: f["over_last"] >= 1 and f["known"]),
+    Claim("For whoever wants only {last:s}, growing pays too.", lambda f: f["over_last"] < 1 and f["known"]),
     Claim(SPENT, lambda f: f["known"] and not planned(f)),
     Claim(SPENT.replace("{all_cold}", "{all_cold}" + PART), lambda f: f["known"] and planned(f)),
     Claim(AT_LEAST, lambda f: not f["known"] and f["cold_is_known"] and not planned(f)),
@@ -92,10 +90,9 @@ FAMILY_CLAIMS = [
         "{short_names:s} ended {least_gap} to {most_gap} bits per byte short, after {least_spent} of the baseline's"
         " FLOPs."
     ),
-    Claim("One seed ({seed}): each figure is a single measurement."),
-    Claim("A crossing is read between two validation points, at most {grid} of the baseline's FLOPs apart."),
-    Claim("Baselines train at a peak learning rate of {rate}, as grown models do; this run tried no other on either."),
-    Claim("Each grown model was compared with its parent before it trained: max |Δlogit| {logit_change}."),
+    Claim("One seed ({seed}): each figure is a single measurement, and no interval is given."),
+    Claim("A match is read between two validation points, at most {grid} of the baseline's FLOPs apart."),
+    Claim("Baselines train at a peak learning rate of {rate}, as grown models do; this run tried no other."),
     Claim("sums: gpt2, {rungs} rungs on {source:s}, one seed"),
     Claim("{one} {unit_name:s} is {unit_size:s} floating-point operations; those of Fisher and subspace are counted."),
     *(
@@ -109,7 +106,9 @@ FAMILY_CLAIMS = [
         )
     ),
     Claim("Saving: 1 − FLOPs to match / FLOPs of the baseline."),
-    Claim("At η = 1 the family up to where a rung matches costs what that rung costs cold; above 1 it costs less."),
+    Claim(
+        "At 1 the family up to where a model matches costs what that model costs from scratch; above 1 it costs less."
+    ),
     # Tiles: title, value and note.
     Claim("family to match, against all cold: {change}; {to_match@unit} of {all_cold}"),
     Claim("family to match, over its last model: {over_last}; {last:s} alone and cold is 1 ×"),
@@ -149,10 +148,6 @@ RUNG_CLAIMS = [
     Claim(
         "Data repeat from the first token of {name:s} on, in epoch {second} of the corpus.",
         lambda f: f["repeats"] == 0,
-    ),
-    Claim(
-        "{name:s} trained at {tokens_per_second} tokens per second on {processes} × {device:s}, {mfu} of the peak"
-        " (MFU)."
     ),
     # In figures.
     Claim("saves {saving}", lambda f: f["eta"] is None),
@@ -195,9 +190,9 @@ SETTINGS |= {"growth": "–", "python": "3.11.9", "penalty Φ": "λ 0.25, γ 0.0
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts of all figures of a report, which are not rendered."""
     texts: list[str] = []
-    monkeypatch.setattr(canvas, "settle", lambda figure: texts.extend(figure_texts(figure)))
-    monkeypatch.setattr(canvas, "write_png", lambda figure, path: None)
-    monkeypatch.setattr(canvas, "svg", lambda figure, name: "")
+    monkeypatch.setattr(style, "settle", lambda figure: texts.extend(figure_texts(figure)))
+    monkeypatch.setattr(style, "write_png", lambda figure, path: None)
+    monkeypatch.setattr(style, "svg", lambda figure, name: "")
     return texts
 
 
@@ -226,7 +221,7 @@ def problems(records: list[Record], folder: Path, drawn: list[str]) -> list[str]
     rungs = [rung_facts(records, place) | words | {"second": 2} for place in range(len(records))]
     family = family_facts(records) | words | {"source": records[0]["data"]["source"]}
     document = take_apart(text)
-    tiles = [f"{tile.title}: {tile.value}; {tile.note}" for tile in find(read_run(run)).figures]
+    tiles = [f"{tile.title}: {tile.value}; {tile.note}" for tile in find_in_run(read_run(run)).tiles]
     sentences = [*document.sentences, *tiles, *(part for text in drawn for part in split_sentences(text))]
     found = [*faults(sentences, (FAMILY_CLAIMS, [family]), (RUNG_CLAIMS, rungs))]
     for header, *rows in document.tables:
@@ -242,7 +237,7 @@ def table_faults(
         return [*family_table_faults(header, rows, family)]
     if header[:2] == ["rung", "parent"]:
         return [*rung_table_faults(header, rows, rungs)]
-    if header == ["rung", "tokens per second", "MFU", "training", "evaluation", "saving"]:
+    if header == ["rung", "tokens per second", "of the peak (MFU)", "training", "evaluation", "saving", "on"]:
         timed = [facts for facts in rungs if "mfu" in facts]
         return [*speed_table_faults(rows, timed)]
     if header[:3] == ["rung", "TFLOP: priced", "TFLOP: real"]:
@@ -259,7 +254,8 @@ def speed_table_faults(rows: list[list[str]], rungs: list[Any]) -> Iterator[str]
     """Compare the table of how fast rungs trained; the seconds are the builder's."""
     for row, facts in zip(rows, rungs, strict=True):
         yield from filter(None, (cell_fault(row[1], facts["tokens_per_second"]), cell_fault(row[2], facts["mfu"])))
-        if row[3:] != [f"{3.6 + facts['ordinal'] - 1:.1f} s", "1 min 11 s", "0.3 s"]:
+        machine = f"{facts['processes']:.0f} × {facts['device']}"
+        if row[3:] != [f"{3.6 + facts['ordinal'] - 1:.1f} s", "1 min 11 s", "0.3 s", machine]:
             yield f"{row[0]}: {row[3:]}"
 
 

@@ -6,22 +6,22 @@ import pytest
 
 from hf_progressive.records.family import family_totals
 from hf_progressive.records.reading import read_run
-from hf_progressive.report.findings import find
+from hf_progressive.report.ladder_findings import find_in_run
 
 
 def findings_of(run, made, **changes):
-    return find(read_run(run(made, **changes)))
+    return find_in_run(read_run(run(made, **changes)))
 
 
 def test_a_matched_family_states_its_saving_and_the_price_of_its_last_member(run, records):
     read = read_run(run(records()))
-    totals, found = family_totals(read.rungs), find(read)
+    totals, found = family_totals(read.rungs), find_in_run(read)
     assert found.headline == f"Inheritance saved {totals.saving:.0%}".replace("%", " %") + (
-        " of the FLOPs that these 3 models take cold."
+        " of the FLOPs that these 3 models take from scratch."
     )
-    assert f"{totals.inherited_to_match / totals.last_alone:.2f} times that" in found.explanation
-    assert "whoever wants that model alone does not get it cheaper" in found.explanation
-    assert [figure.value for figure in found.figures][2:] == ["0.67, 0.62", "1"]
+    assert found.tiles[1].value == f"{totals.inherited_to_match / totals.last_alone:.2f} ×"
+    assert found.explanation.endswith("For whoever wants only l6w112, growing does not pay.")
+    assert [tile.value for tile in found.tiles][2:] == ["0.67, 0.62", "1"]
     assert found.unfinished is None
 
 
@@ -29,7 +29,7 @@ def test_a_family_cheaper_than_its_last_member_says_so(run, records):
     made = records()
     for record, flops in zip(made[1:], (1e12, 2e12), strict=True):
         record |= {"flops_to_match": flops, "saving": 1 - flops / record["cold"]["flops"]}
-    assert "even that model alone came cheaper" in findings_of(run, made).explanation
+    assert findings_of(run, made).explanation.endswith("For whoever wants only l6w112, growing pays too.")
 
 
 def test_inheritance_that_did_harm_is_called_dearer(run, records):
@@ -38,8 +38,8 @@ def test_inheritance_that_did_harm_is_called_dearer(run, records):
         flops = 1.5 * record["cold"]["flops"]
         record |= {"flops_to_match": flops, "saving": -0.5, "eta": -0.7}
     found = findings_of(run, made)
-    assert re.fullmatch(r"Inheritance cost \d+ % more FLOPs than these 3 models take cold\.", found.headline)
-    assert found.figures[0].value.startswith("+")
+    assert re.fullmatch(r"Inheritance cost \d+ % more FLOPs than these 3 models take from scratch\.", found.headline)
+    assert found.tiles[0].value.startswith("+")
 
 
 def test_an_unmatched_rung_is_named_with_what_it_lacks(run, records):
@@ -47,7 +47,7 @@ def test_an_unmatched_rung_is_named_with_what_it_lacks(run, records):
     assert found.headline == "1 of the 2 grown models that have a baseline matched it."
     assert "l6w112 ended 0.0140 bits per byte short, after 66 % of the baseline's FLOPs." in found.explanation
     assert "So no saving can be stated for the family." in found.explanation
-    assert [figure.value for figure in found.figures] == ["–", "–", "0.67", "1"]
+    assert [tile.value for tile in found.tiles] == ["–", "–", "0.67", "1"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_an_unmatched_rung_is_named_with_what_it_lacks(run, records):
         (0, True, "Nothing to compare yet.", "0 of 3 rungs are finished, l5w96, l6w96 and l6w112 not yet"),
         (1, True, "Nothing to compare yet.", "1 of 3 rungs are finished, l6w96 and l6w112 not yet"),
         (2, True, "Inheritance saved 28 % of the FLOPs that these 2", "2 of 3 rungs are finished, l6w112 not yet"),
-        (3, False, "What inheritance saves was not measured.", "still to be trained cold: l6w96 and l6w112"),
+        (3, False, "What inheritance saves was not measured.", "still to be trained from scratch: l6w96 and l6w112"),
     ],
 )
 def test_an_unfinished_run_says_what_is_missing(run, records, finished, cold, headline, unfinished):
@@ -67,7 +67,7 @@ def test_an_unfinished_run_says_what_is_missing(run, records, finished, cold, he
 
 def test_one_seed_is_said_to_be_one_and_no_interval_is_made_up(run, records):
     found = findings_of(run, records(), seed=7)
-    assert found.certainty[0].startswith("One seed (7): each figure is a single measurement.")
+    assert found.certainty[0].startswith("One seed (7): each figure is a single measurement, ")
     assert "no interval is given" in found.certainty[0]
     said = " ".join([found.headline, found.explanation, *found.certainty])
     assert not re.search(r"±|confidence|standard (error|deviation)|significan|p =", said)
@@ -87,7 +87,7 @@ def test_the_grid_of_the_crossings_is_the_distance_of_the_evaluations_around_the
 def test_what_bears_on_a_fair_comparison_is_named(run, records):
     said = " ".join(findings_of(run, records()).certainty)
     assert "Baselines train at a peak learning rate of 0.002, as grown models do" in said
-    assert "no model without it" in said
+    assert "no model here trained without it" in said
 
 
 def test_phi_and_baselines_that_were_not_there_are_not_mentioned(run, records):

@@ -12,7 +12,7 @@ import pytest
 from hf_progressive.records.reading import read_run
 from hf_progressive.report import write_report
 from hf_progressive.report.figures.style import CSS_NAMES
-from hf_progressive.report.table import rung_table
+from hf_progressive.report.ladder_tables import rung_table
 
 HOSTILE = """<script>alert("1")</script> & 'x' | $y$ `z` --> {{ 7 * 7 }}"""
 
@@ -95,7 +95,7 @@ def test_the_page_holds_every_cell_of_the_table(report):
 
 
 def test_pictures_are_made_for_a_fine_screen(report):
-    assert [path.stem for path in report.plots] == ["overview", "curves", "costs", "penalty"]
+    assert [path.stem for path in report.plots] == ["overview", "costs", "curves", "penalty"]
     for path in report.plots:
         header = path.read_bytes()[:24]
         assert header.startswith(b"\x89PNG")

@@ -6,11 +6,11 @@ import itertools
 import pytest
 
 from hf_progressive.records.reading import read_run
-from hf_progressive.report.figures import style as canvas
 from hf_progressive.report.figures.costs import draw_costs
 from hf_progressive.report.figures.curves import draw_curves
 from hf_progressive.report.figures.overview import draw_overview
 from hf_progressive.report.figures.penalty import draw_penalty, penalized
+from hf_progressive.report.figures.style import settle
 
 TERA = 1e12
 
@@ -102,7 +102,7 @@ def overlapping_texts(figure):
     """Return the pairs of texts whose boxes, but for a hair's breadth, share an area."""
     from matplotlib.text import Text
 
-    canvas.settle(figure)
+    settle(figure)
     unseen = unseen_labels(figure)
     texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
     boxes = [
@@ -115,7 +115,9 @@ def overlapping_texts(figure):
 
 
 def draw_summary(rungs):
-    return draw_overview(rungs, "Inheritance saved 40 % of the FLOPs that these 3 models take cold.", "a caption")
+    return draw_overview(
+        rungs, "Inheritance saved 40 % of the FLOPs that these 3 models take from scratch.", "a caption"
+    )
 
 
 @pytest.mark.parametrize(

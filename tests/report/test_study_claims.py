@@ -30,24 +30,24 @@ PRETENDED = {
 }
 WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
-FAMILY = "A family of {count:s} models for {over_last} times what its largest alone costs cold"
+FAMILY = "A family of {count:s} models for {over_last} times what its largest alone costs from scratch"
 RATES = "peak learning rates tried on {rung:s} ({rates:s}) the study uses {own_rate}, "
 CLAIMS = [
     Claim(FAMILY, lambda f: not f["bound"]),
     Claim(FAMILY.replace("for {", "for at most {"), lambda f: f["bound"]),
     Claim("Growing saves {least_saving} of a model's training, on the steps measured so far"),
-    Claim("Growing saves {least_saving_number} to {most_saving} of a model's training, on the steps measured so far"),
+    Claim("Growing saves {least_saving} to {most_saving} of a model's training, on the steps measured so far"),
     Claim("{finished} of {runs} runs are finished; what is said here may still change."),
     Claim("{failed} tasks failed; they are listed in study.json."),
     Claim("{missed:s}: not every seed matched its baseline within the budgets tried"),
     Claim(
-        "Recipe “{recipe:s}” on {chain:s}: each model is grown from the one before it, which had trained for"
-        " {parent_fraction} of its cold budget (the first for all of it), and is compared with the same model trained"
-        " from nothing on its whole budget."
+        "Recipe “{recipe:s}” on {chain:s}: each model is grown from the one before it, which trained for"
+        " {parent_fraction} of its budget (the first for all of it), and is compared with its baseline, the same model"
+        " trained from scratch on its whole budget."
     ),
     Claim(
-        "Intervals are {level} by Student's t over {seed_count:s} seeds, each with its own weights and order of the"
-        " data and the same validation documents; child and baseline share both."
+        "Intervals are {level} by Student's t over {seed_count:s} seeds; a child and its baseline share seed, order of"
+        " the data and validation documents."
     ),
     Claim("One seed: nothing here tells a difference from chance.", lambda f: f["seeds"] == 1),
     Claim("{bounds:s} matched at the smallest budget tried already: saving and η are lower bounds there."),
@@ -76,20 +76,24 @@ CLAIMS = [
         "{repeated} of {models} models read past the corpus's end and began it again; where, study.json says"
         " (repeats_from_token)."
     ),
-    Claim("The study itself spent {spent} times the largest model's cold budget, {duration:s} of computing."),
-    Claim("Bars are {level} intervals by Student's t, ticks single seeds."),
-    Claim("Bars are {level} intervals by Student's t over the seeds."),
-    Claim("Below 0 Φ helps."),
+    Claim("The study itself spent {spent} times the largest model's budget, {duration:s} of computing."),
     Claim(
-        "The last column compares the child of the largest budget with the baseline of the whole one, in bits per "
-        "byte; below 0 the child is better."
+        "Bars are {level} intervals by Student's t, ticks single seeds, a triangle a lower bound: matched at the"
+        " smallest budget tried."
+    ),
+    Claim("Bars are {level} intervals by Student's t over the seeds."),
+    Claim("Bits per byte less those of the same recipe without Φ, at each share of the budget; below {zero} Φ helps."),
+    Claim(
+        "The last column is bits per byte of the longest child less its baseline's; below {zero} the child is better."
     ),
     Claim("Saving: 1 − FLOPs to match / FLOPs of the baseline."),
-    Claim("At η = 1 on the last step the whole family costs what its largest member costs alone."),
+    Claim(
+        "At 1 the family up to where a model matches costs what that model costs from scratch; above 1 it costs less."
+    ),
     Claim("{unit_name:s}: 1 {unit_name:s} is {unit_size:s} floating-point operations."),
     # Tiles: title, value and note.
-    Claim("family over last model alone: {over_last} ×; {over_ends:s}", lambda f: not f["bound"]),
-    Claim("family over last model alone: ≤ {over_last} ×; {over_ends:s}", lambda f: f["bound"]),
+    Claim("family over its last model alone: {over_last} ×; {over_ends:s}", lambda f: not f["bound"]),
+    Claim("family over its last model alone: ≤ {over_last} ×; {over_ends:s}", lambda f: f["bound"]),
     Claim("saved on the family, against all cold: {saved}; {inherited@unit} instead of {all_cold}"),
     Claim("η of the step that saves least, {worst:s}: {worst_eta}; {worst_ends:s}", lambda f: not f["worst_bound"]),
     Claim("η of the step that saves least, {worst:s}: ≥ {worst_eta}; {worst_ends:s}", lambda f: f["worst_bound"]),
@@ -146,7 +150,7 @@ def test_every_figure_in_a_studys_report_is_what_its_models_say(
     monkeypatch.setattr("hf_progressive.report.figures.style.svg", lambda figure, name: "")
     text = write_study_report(tmp_path).markdown.read_text()
     facts, document = StudyFacts(study), take_apart(text)
-    tiles = [f"{tile.title}: {tile.value}; {tile.note}" for tile in find_in_study(study).figures]
+    tiles = [f"{tile.title}: {tile.value}; {tile.note}" for tile in find_in_study(study).tiles]
     found = list(faults([*document.sentences, *tiles], (CLAIMS, list(all_facts(study, facts, text)))))
     for header, *rows in document.tables:
         found += table_faults(header, rows, study, facts)
@@ -182,6 +186,7 @@ def all_facts(study: dict[str, Any], facts: StudyFacts, text: str) -> Iterator[d
         "chain": " → ".join(facts.names),
         "parent_fraction": facts.recipes[recipe]["parent_fraction"],
         "level": 0.95,
+        "zero": 0.0,
         "seeds": len(facts.seeds),
         "seed_count": WORDS[len(facts.seeds)],
         "bounds": ", ".join(step["child"] for step in steps if step["bound"]) or None,
@@ -196,7 +201,6 @@ def all_facts(study: dict[str, Any], facts: StudyFacts, text: str) -> Iterator[d
         "runs": study["runs"],
         "failed": len(study["failed"]),
         "least_saving": min(savings, default=None),
-        "least_saving_number": 100 * min(savings, default=0.0),
         "most_saving": max(savings, default=None),
         "repeated": sum(point["repeats_from_token"] is not None for point in models),
         "spent": study["costs"]["flops"] / facts.baseline(facts.names[-1], facts.seeds[0])["flops"],

@@ -47,7 +47,9 @@ def test_the_page_answers_first_and_holds_nothing_from_elsewhere(study: tuple[Pa
     paths = write_study_report(folder)
     html, markdown = paths.html.read_text(), paths.markdown.read_text()
     family = record["headline"]["family"]
-    answer = f"A family of three models for {family['over_last_alone']:.2f} times what its largest alone costs cold"
+    answer = (
+        f"A family of three models for {family['over_last_alone']:.2f} times what its largest alone costs from scratch"
+    )
     assert f"<h1>{answer}</h1>" in html
     assert answer in markdown
     assert html.index("How sure is this?") < html.index("<svg")

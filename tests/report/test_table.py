@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+from xml.etree import ElementTree
 
 import pytest
 
 from hf_progressive.records.reading import read_run
-from hf_progressive.report import results_markdown, results_table, write_report
-from hf_progressive.report.table import core_table, data_repetition, rung_table
+from hf_progressive.report import results_table, write_report
+from hf_progressive.report.ladder_tables import core_table, data_repetition, rung_table
+from hf_progressive.report.table import Table
 
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}
 
@@ -71,11 +73,22 @@ def test_the_terminal_table_is_aligned_and_holds_every_cell(rungs):
 
 
 def test_markdown_has_the_same_cells(rungs):
-    lines = results_markdown(rungs).splitlines()
-    for line, row in zip(lines[2:], rung_table(rungs).rows, strict=False):
+    lines = rung_table(rungs).markdown().splitlines()
+    for line, row in zip(lines[2:], rung_table(rungs).rows, strict=True):
         assert line == "| " + " | ".join(row) + " |"
     assert "bits per byte: own" in lines[0]
-    assert len({line.replace("\\|", "").count("|") for line in lines[:5]}) == 1
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_html_has_the_same_cells_and_obeys_none():
+    table = Table(
+        groups=(("", 1), ("<b>", 2)), header=("a", "&", "c"), rows=(("x", '"1"', "<i>2</i>"), ("y", "3", "4"))
+    )
+    root = ElementTree.fromstring(table.html())
+    rows = [[cell.text or "" for cell in row] for row in root.iter("tr")]
+    assert rows == [["", "<b>"], ["a", "&", "c"], ["x", '"1"', "<i>2</i>"], ["y", "3", "4"]]
+    assert [cell.get("colspan") for cell in root[0][0]] == ["1", "2"]
+    assert [cell.tag for cell in root[1][0]] == ["th", "td", "td"]
 
 
 def test_what_was_planned_is_marked_and_what_did_not_match_is_said(run, records):

@@ -5,10 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 from hf_progressive.records.family import count_four_ways
 from hf_progressive.records.rung import Rung
-from hf_progressive.report.figures import style as canvas
-from hf_progressive.report.figures.style import COLD, INHERITED, INK, MUTED, OVERHEAD, SURFACE
+from hf_progressive.report.figures.style import (
+    COLD,
+    INHERITED,
+    INK,
+    MUTED,
+    OVERHEAD,
+    SURFACE,
+    WIDTH,
+    figure_style,
+    new_figure,
+    panel_title,
+)
 from hf_progressive.report.formatting import FlopUnit
-from hf_progressive.report.table import AT_LEAST, flop_unit
+from hf_progressive.report.ladder_tables import AT_LEAST, flop_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,25 +35,18 @@ _BAR_STYLES: dict[str, dict[str, Any]] = {
 
 
 def draw_costs(rungs: Sequence[Rung]) -> "Figure":
-    """Draw FLOPs as bars: each rung cold and inherited, and the family counted four ways.
-
-    Args:
-        rungs: The finished rungs, from the smallest.
-
-    Returns:
-        The figure.
-    """
+    """Draw FLOPs as bars: each rung cold and inherited, and the family counted four ways."""
     unit = flop_unit(rungs)
     height = max(_FAMILY_HEIGHT, 1.1 + 0.62 * len(rungs))
-    with canvas.style():
-        figure = canvas.new_figure(canvas.WIDTH, height)
+    with figure_style():
+        figure = new_figure(WIDTH, height)
         if height > _FAMILY_HEIGHT:
             grid = figure.add_gridspec(2, 2, height_ratios=[_FAMILY_HEIGHT, height - _FAMILY_HEIGHT])
             left, right = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1])
         else:
             left, right = figure.subplots(1, 2)
         _rung_bars(left, rungs, unit)
-        draw_family(right, rungs, unit, inches=canvas.WIDTH / 2 - 0.5)
+        draw_family(right, rungs, unit, inches=WIDTH / 2 - 0.5)
     return figure
 
 
@@ -61,7 +64,7 @@ def _rung_bars(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit) -> None:
     axes.set_ylim(len(rungs) - 0.6, -0.85)
     axes.set_xlim(0, 1.28 * max(max(rung.cold_flops, rung.flops) for rung in rungs) / unit.size)
     _only_x_axis(axes, unit)
-    canvas.panel_title(axes, "Each rung")
+    panel_title(axes, "Each rung")
     _bar_legend(axes, rungs)
 
 
@@ -83,7 +86,6 @@ def _bar_legend(axes: "Axes", rungs: Sequence[Rung]) -> None:
         loc="lower left",
         bbox_to_anchor=(0, 1),
         ncols=len(handles),
-        frameon=False,
         borderpad=0,
         borderaxespad=0.4,
         handlelength=1,
@@ -139,7 +141,7 @@ def draw_family(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit, inches: flo
     axes.set_ylim(3.4, -0.75)
     axes.set_xlim(0, limit)
     _only_x_axis(axes, unit)
-    canvas.panel_title(axes, "The family", "counted four ways")
+    panel_title(axes, "The family", "counted four ways")
 
 
 def _beside(axes: "Axes", x: float, y: float, text: str) -> None:

@@ -1,56 +1,45 @@
 """Validation bits per byte against FLOPs: where each grown rung meets its baseline."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_progressive.records.rung import Evaluation, Rung
-from hf_progressive.report.figures import style as canvas
-from hf_progressive.report.figures.style import COLD, INHERITED, MUTED, SURFACE
-from hf_progressive.report.formatting import FlopUnit, minus, percent
-from hf_progressive.report.table import flop_unit
+from hf_progressive.report.figures.style import (
+    COLD,
+    DASHED,
+    INHERITED,
+    MUTED,
+    SURFACE,
+    figure_style,
+    halo,
+    panel_title,
+    panels,
+)
+from hf_progressive.report.formatting import FlopUnit, decimals, percent
+from hf_progressive.report.ladder_tables import flop_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLUMNS = 3
+BITS_PER_BYTE = "validation bits per byte"
+"""What the vertical axis shows."""
+
 _LABEL_DISTANCE = 0.15  # between the labels of two line ends, as a share of the panel's height
 
 
 def draw_curves(rungs: Sequence[Rung]) -> "Figure":
-    """Draw validation bits per byte against FLOPs, a panel per rung.
-
-    Args:
-        rungs: The finished rungs, from the smallest.
-
-    Returns:
-        The figure.
-    """
+    """Draw validation bits per byte against FLOPs, a panel per rung."""
     unit = flop_unit(rungs)
-    columns = min(_COLUMNS, len(rungs))
-    rows = math.ceil(len(rungs) / columns)
-    with canvas.style():
-        figure = canvas.new_figure(canvas.WIDTH * columns / _COLUMNS + 0.4 * (columns < _COLUMNS), 3.0 * rows)
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for index, rung in enumerate(rungs):
-            row, column = divmod(index, columns)
-            draw_curve_panel(grid[row][column], rung, unit, left=column == 0, bottom=index + columns >= len(rungs))
-        for index in range(len(rungs), rows * columns):
-            grid[index // columns][index % columns].set_axis_off()
+    with figure_style():
+        figure, grid = panels(len(rungs), 3.0, (BITS_PER_BYTE,))
+        for (axes,), rung in zip(grid, rungs, strict=True):
+            draw_curve_panel(axes, rung, unit)
     return figure
 
 
-def draw_curve_panel(axes: "Axes", rung: Rung, unit: FlopUnit, *, left: bool, bottom: bool) -> None:
-    """Draw one rung's curve, and its baseline's, with the place where they match.
-
-    Args:
-        axes: Where to draw.
-        rung: The rung.
-        unit: The unit of FLOPs.
-        left: Whether to label the vertical axis.
-        bottom: Whether to label the horizontal axis.
-    """
+def draw_curve_panel(axes: "Axes", rung: Rung, unit: FlopUnit) -> None:
+    """Draw one rung's curve, and its baseline's, with the place where they match."""
     cold = rung.cold.curve if rung.cold else () if rung.grown else rung.curve
     inherited = rung.curve if rung.grown else ()
     right = max(point.flops for point in (*cold, *inherited)) / unit.size or 1.0
@@ -65,22 +54,19 @@ def draw_curve_panel(axes: "Axes", rung: Rung, unit: FlopUnit, *, left: bool, bo
         axes.plot([flops[-1], right], [end, end], color=colour, linewidth=0.8, linestyle=":")
         ends.append((end, colour, name))
     if rung.cold is not None:
-        axes.axhline(rung.cold.bits_per_byte, color=COLD, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.8)
+        axes.axhline(rung.cold.bits_per_byte, color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
         _mark_crossing(axes, rung, rung.cold.bits_per_byte, unit)
     axes.set_xlim(0, right * 1.02)
     axes.set_ylim(*_visible_range(cold, inherited))
     _label_ends(axes, ends)
     axes.grid(axis="y")
     axes.tick_params(length=3)
-    canvas.panel_title(axes, rung.lineage, _verdict(rung), INHERITED if rung.saving is not None else MUTED)
-    if left:
-        axes.set_ylabel("validation bits per byte")
-    if bottom:
-        axes.set_xlabel(f"FLOPs spent on this rung ({unit.name})")
+    panel_title(axes, rung.lineage, _verdict(rung), INHERITED if rung.saving is not None else MUTED)
+    axes.set_xlabel(f"FLOPs spent on this rung ({unit.name})")
 
 
 def _visible_range(cold: Sequence[Evaluation], inherited: Sequence[Evaluation]) -> tuple[float, float]:
-    """Return the bits per byte to show: all of the grown curve, and the later part of the cold one."""
+    # All of the grown curve, and the later part of the cold one.
     bottom = min(point.bits_per_byte for point in (*cold, *inherited))
     late = [point.bits_per_byte for point in cold[len(cold) // 4 :]]
     top = max((point.bits_per_byte for point in inherited), default=max(late, default=bottom))
@@ -106,11 +92,11 @@ def _mark_crossing(axes: "Axes", rung: Rung, target: float, unit: FlopUnit) -> N
         textcoords="offset points",
         color=INHERITED,
     )
-    canvas.halo(label)
+    halo(label)
 
 
 def _label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write each line's name and final value beside the panel, apart from one another."""
+    # Each line's name and final value stand beside the panel, apart from one another.
     bottom, top = axes.get_ylim()
     ordered = sorted(ends)
     places = [(value - bottom) / (top - bottom) for value, _, _ in ordered]
@@ -133,10 +119,10 @@ def _verdict(rung: Rung) -> str:
     if rung.origin is not None:
         return f"taken from {rung.origin.name}"
     if not rung.grown:
-        return "the first rung, trained cold"
+        return "the first rung, trained from scratch"
     if rung.cold is None:
         return "no baseline trained"
     if rung.saving is None:
         return f"not matched, {rung.gap or 0:.4f} bits per byte short"
     saved = f"saves {percent(rung.saving)}" if rung.saving >= 0 else f"costs {percent(-rung.saving)} more"
-    return saved if rung.eta is None else minus(f"{saved}, η {rung.eta:.2f}")
+    return saved if rung.eta is None else f"{saved}, η {decimals(rung.eta)}"

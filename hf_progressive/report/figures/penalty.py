@@ -1,58 +1,28 @@
 """The inheritance penalty over training: its two parts, and their weights λ and γ."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_progressive.records.rung import Rung
-from hf_progressive.report.figures import style as canvas
-from hf_progressive.report.figures.style import INHERITED, SECOND_TERM
+from hf_progressive.report.figures.style import INHERITED, SECOND_TERM, figure_style, panel_title, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLUMNS = 3
-
 
 def penalized(rungs: Sequence[Rung]) -> list[Rung]:
-    """Return the rungs whose training log holds parts of the inheritance penalty.
-
-    Args:
-        rungs: Rungs.
-
-    Returns:
-        Those that `draw_penalty` can draw.
-    """
+    """Return the rungs whose training log holds parts of the inheritance penalty."""
     return [rung for rung in rungs if any(any(_series(rung, key)[1]) for key in ("phi/ewc", "phi/subspace"))]
 
 
 def draw_penalty(rungs: Sequence[Rung]) -> "Figure":
-    """Draw the parts of Φ, and λ and γ, over the steps of each rung that trained with it.
-
-    Args:
-        rungs: Rungs that `penalized` returned.
-
-    Returns:
-        The figure.
-    """
-    columns = min(_COLUMNS, len(rungs))
-    blocks = math.ceil(len(rungs) / columns)
-    with canvas.style():
-        figure = canvas.new_figure(canvas.WIDTH * max(columns, 2) / _COLUMNS, 3.9 * blocks)
-        grid = figure.subplots(2 * blocks, columns, squeeze=False, height_ratios=[2, 1] * blocks)
-        for index, rung in enumerate(rungs):
-            block, column = divmod(index, columns)
-            parts, weights = grid[2 * block][column], grid[2 * block + 1][column]
+    """Draw the parts of Φ, and λ and γ, over the steps of each of the rungs that `penalized` returned."""
+    with figure_style():
+        figure, grid = panels(len(rungs), 3.9, ("part of the loss (nats)", "share of\nfull weight"), shares=(2, 1))
+        for (parts, weights), rung in zip(grid, rungs, strict=True):
             _penalty_parts(parts, rung)
             _penalty_weights(weights, rung)
-            if column == 0:
-                parts.set_ylabel("part of the loss (nats)")
-                weights.set_ylabel("share of\nfull weight")
-        for index in range(len(rungs), blocks * columns):
-            block, column = divmod(index, columns)
-            grid[2 * block][column].set_axis_off()
-            grid[2 * block + 1][column].set_axis_off()
     return figure
 
 
@@ -65,8 +35,8 @@ def _penalty_parts(axes: "Axes", rung: Rung) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.tick_params(length=3)
     axes.grid(axis="y")
-    axes.legend(frameon=False, labelcolor="linecolor", handlelength=1, loc="upper right")
-    canvas.panel_title(axes, rung.lineage, "the two parts of Φ")
+    axes.legend(labelcolor="linecolor", handlelength=1, loc="upper right")
+    panel_title(axes, rung.lineage, "the two parts of Φ")
 
 
 def _penalty_weights(axes: "Axes", rung: Rung) -> None:
@@ -84,7 +54,7 @@ def _penalty_weights(axes: "Axes", rung: Rung) -> None:
     axes.tick_params(length=3)
     axes.set_xlabel("optimizer step")
     if axes.lines:
-        axes.legend(frameon=False, labelcolor="linecolor", handlelength=1.4, loc="upper right")
+        axes.legend(labelcolor="linecolor", handlelength=1.4, loc="upper right")
 
 
 def _series(rung: Rung, key: str) -> tuple[list[float], list[float]]:

@@ -2,11 +2,22 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_progressive.report.figures import style as canvas
-from hf_progressive.report.figures.style import COLD, INHERITED, INK, MUTED
+from hf_progressive.report.figures.style import (
+    COLD,
+    INHERITED,
+    INK,
+    MUTED,
+    WIDTH,
+    figure_style,
+    new_figure,
+    panel_title,
+    settle,
+    write_png,
+)
 from hf_progressive.report.formatting import FlopUnit, significant
 
 if TYPE_CHECKING:
@@ -29,8 +40,8 @@ def draw_prices(record: Mapping[str, Any]) -> "Figure":
     """
     rungs, family = record["rungs"], record["family"]
     scale = _Scale.of(record)
-    with canvas.style():
-        figure = canvas.new_figure(canvas.WIDTH, max(2.6, 1.2 + 0.42 * len(rungs)))
+    with figure_style():
+        figure = new_figure(WIDTH, max(2.6, 1.2 + 0.42 * len(rungs)))
         left, right = figure.subplots(1, 2, width_ratios=[3, 2])
         for row, rung in enumerate(rungs):
             _bar(left, row - _BAR / 2, scale, COLD, rung["cold"])
@@ -41,34 +52,31 @@ def draw_prices(record: Mapping[str, Any]) -> "Figure":
             handles=[left.containers[0], left.containers[-1]],
             labels=["cold", scale.inherited],
             loc="upper right",
-            frameon=False,
         )
-        canvas.panel_title(left, "Each rung", scale.subtitle)
+        panel_title(left, "Each rung", scale.subtitle)
         _bar(right, 0, scale, COLD, family["cold"])
         _bar(right, 1, scale, INHERITED, *_inherited(family))
         _bar(right, 2, scale, COLD, family["last_alone"])
         _finish(right, ["every rung cold", "every rung inherited", f"{rungs[-1]['name']} alone, cold"], scale)
-        canvas.panel_title(right, "The family", "three prices, never to be confused")
+        panel_title(right, "The family", "three prices, never to be confused")
     return figure
 
 
 def write_prices(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a priced plan as a PNG.
-
-    Args:
-        record: What `LadderPrice.to_dict` returns.
-        path: The file.
-    """
+    """Write a priced plan, as `LadderPrice.to_dict` returns it, as a PNG."""
     figure = draw_prices(record)
-    canvas.settle(figure)
-    canvas.write_png(figure, Path(path))
+    settle(figure)
+    write_png(figure, Path(path))
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Scale:
-    """Dollars, or a unit of FLOPs."""
-
-    def __init__(self, key: str, size: float, label: str, subtitle: str, inherited: str) -> None:
-        self.key, self.size, self.label, self.subtitle, self.inherited = key, size, label, subtitle, inherited
+    # Dollars, or a unit of FLOPs.
+    key: str
+    size: float
+    label: str
+    subtitle: str
+    inherited: str
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "_Scale":
@@ -79,9 +87,10 @@ class _Scale:
         speed = "measured" if cluster["mfu"] is None else f"{cluster['mfu']:.0%} MFU"
         subtitle = f"{cluster['count']} × {cluster['gpu']['name']}, {speed}"
         if cluster["price"] is not None:
-            return cls("dollars", 1.0, "dollars", f"{subtitle}, ${cluster['price']:g} per GPU-hour", inherited)
+            subtitle += f", ${cluster['price']:g} per GPU-hour"
+            return cls(key="dollars", size=1.0, label="dollars", subtitle=subtitle, inherited=inherited)
         unit = FlopUnit.for_values([record["family"]["cold"]["flops"]])
-        return cls("flops", unit.size, unit.name, subtitle, inherited)
+        return cls(key="flops", size=unit.size, label=unit.name, subtitle=subtitle, inherited=inherited)
 
     def value(self, cost: Mapping[str, Any]) -> float:
         return float(cost[self.key]) / self.size

@@ -1,12 +1,25 @@
 """A study's figures: finished models against FLOPs, η step by step, the recipes compared, and Φ against none."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from hf_progressive.report.figures import style as canvas
-from hf_progressive.report.figures.style import COLD, GRID, INHERITED, INK, MUTED, SURFACE
+from hf_progressive.report.figures.curves import BITS_PER_BYTE
+from hf_progressive.report.figures.style import (
+    COLD,
+    DASHED,
+    GRID,
+    INHERITED,
+    INK,
+    MUTED,
+    SURFACE,
+    WIDTH,
+    figure_style,
+    new_figure,
+    panel_title,
+    panels,
+)
 from hf_progressive.report.formatting import FlopUnit, percent
 from hf_progressive.report.study_findings import Record, study_unit
 
@@ -14,39 +27,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLUMNS = 3
 _ROW_INCHES = 0.26
 
 
 def draw_matches(study: Record) -> "Figure":
-    """Draw the headline recipe's finished models and their baselines, a panel per step.
-
-    Args:
-        study: The record, with one finished step or more.
-
-    Returns:
-        The figure.
-    """
-    headline, unit = study["headline"], study_unit(study)
-    rungs = headline["rungs"]
-    columns = min(_COLUMNS, len(rungs))
-    rows = math.ceil(len(rungs) / columns)
-    with canvas.style():
-        figure = canvas.new_figure(canvas.WIDTH * columns / _COLUMNS + 0.4 * (columns < _COLUMNS), 3.2 * rows)
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for index, rung in enumerate(rungs):
-            axes = grid[index // columns][index % columns]
+    """Draw the headline recipe's finished models and their baselines, a panel per step; at least one is finished."""
+    rungs, unit = study["headline"]["rungs"], study_unit(study)
+    with figure_style():
+        figure, grid = panels(len(rungs), 3.2, (BITS_PER_BYTE,))
+        for (axes,), rung in zip(grid, rungs, strict=True):
             _draw_step(axes, study, rung, unit)
-            if index % columns == 0:
-                axes.set_ylabel("validation bits per byte")
             axes.set_xlabel(f"{unit.name} of this model")
-        for index in range(len(rungs), rows * columns):
-            grid[index // columns][index % columns].set_axis_off()
     return figure
 
 
 def _draw_step(axes: "Axes", study: Record, rung: Record, unit: FlopUnit) -> None:
-    name, child = rung["child"], headline_recipe(study)
+    name, child = rung["child"], _headline_recipe(study)
     groups = ((COLD, "cold", study["cold"]), (INHERITED, "grown", child["points"]))
     for colour, label, entries in groups:
         curves = [_finished(entry) for entry in entries if entry["rung"] == name]
@@ -56,7 +52,7 @@ def _draw_step(axes: "Axes", study: Record, rung: Record, unit: FlopUnit) -> Non
         axes.plot([x / unit.size for x, _ in mean], [y for _, y in mean], color=colour, linewidth=1.8, label=label)
     full = [p["bits_per_byte"] for e in study["cold"] if e["rung"] == name for p in _finished(e) if p["fraction"] == 1]
     if full:
-        axes.axhline(fmean(full), color=COLD, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.8)
+        axes.axhline(fmean(full), color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
     outcome = next(row for row in child["rungs"] if row["child"] == name)
     for seed in outcome["by_seed"]:
         if seed["c_child"] is not None:
@@ -69,19 +65,11 @@ def _draw_step(axes: "Axes", study: Record, rung: Record, unit: FlopUnit) -> Non
     axes.grid(axis="y")
     saving = "not matched by every seed" if rung["saving"] is None else f"saves {percent(rung['saving'])}"
     prefix = "at least: " if rung["at_least"] else ""
-    canvas.panel_title(axes, f"{rung['parent']} → {name}", prefix + saving, INHERITED)
-    axes.legend(frameon=False, loc="lower left", fontsize=7.5)
+    panel_title(axes, f"{rung['parent']} → {name}", prefix + saving, INHERITED)
+    axes.legend(loc="lower left", fontsize=7.5)
 
 
-def headline_recipe(study: Record) -> Record:
-    """Return the recipe that a study is about.
-
-    Args:
-        study: The record.
-
-    Returns:
-        Its entry among `recipes`.
-    """
+def _headline_recipe(study: Record) -> Record:
     name = study["headline"]["recipe"]
     found: Record = next(recipe for recipe in study["recipes"] if recipe["name"] == name)
     return found
@@ -120,33 +108,34 @@ def _plain_log_ticks(axes: "Axes") -> None:
 
 
 def draw_recipes(study: Record) -> "Figure":
-    """Draw η of every recipe on every step, with its interval where there are several seeds.
+    """Draw η of every recipe on every finished step, with its interval where there are several seeds.
 
     Recipes that neither matched nor were trained as long as others of the step are left out: they say nothing here.
-
-    Args:
-        study: The record, with one finished step or more.
-
-    Returns:
-        The figure: a column of panels, a panel per step, a line per recipe.
     """
-    steps = [rung["name"] for rung in study["rungs"][1:]]
-    panels = [(step, found) for step in steps if (found := _of_step(study, step))]
-    heights = [len(rows) + 1.6 for _, rows in panels]
-    recipe = study["headline"]["recipe"]
-    with canvas.style():
-        figure = canvas.new_figure(canvas.WIDTH, sum(heights) * _ROW_INCHES + 0.5)
-        grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)
-        for (step, rows), axes in zip(panels, grid[:, 0], strict=True):
+    found = {rung["name"]: rows for rung in study["rungs"][1:] if (rows := _of_step(study, rung["name"]))}
+    with figure_style():
+        figure, grid = _lines(found, 1, "transfer efficiency η (1: the whole family at the price of its largest)")
+        for axes, rows in zip(grid, found.values(), strict=True):
             for place, (name, row) in enumerate(rows):
-                _draw_recipe(axes, place, row, INHERITED if name == recipe else COLD)
-            axes.axvline(1, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-            axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-            axes.set_ylim(len(rows) - 0.4, -0.6)
-            axes.grid(axis="x", color=GRID)
-            axes.set_title(f"{rows[0][1]['parent']} → {step}", loc="left", color=INK, fontweight="bold")
-        grid[-1][0].set_xlabel("transfer efficiency η (1: the whole family at the price of its largest)")
+                _draw_recipe(axes, place, row, INHERITED if name == study["headline"]["recipe"] else COLD)
     return figure
+
+
+def _lines(
+    steps: Mapping[str, Sequence[tuple[str, Record]]], reference: float, label: str
+) -> tuple["Figure", list["Axes"]]:
+    # A column of panels, one for each step, with a line for each named entry, and one that marks a value.
+    heights = [len(rows) + 1.6 for rows in steps.values()]
+    figure = new_figure(WIDTH, sum(heights) * _ROW_INCHES + 0.5)
+    grid = list(figure.subplots(len(steps), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0])
+    for axes, (step, rows) in zip(grid, steps.items(), strict=True):
+        axes.axvline(reference, color=MUTED, linewidth=0.9, linestyle=DASHED, zorder=1)
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="x", color=GRID)
+        axes.set_title(step, loc="left", color=INK, fontweight="bold")
+    grid[-1].set_xlabel(label)
+    return figure, grid
 
 
 def _of_step(study: Record, step: str) -> list[tuple[str, Record]]:
@@ -183,33 +172,18 @@ def _draw_recipe(axes: "Axes", place: int, row: Record, colour: str) -> None:
 
 
 def draw_penalties(study: Record) -> "Figure":
-    """Draw what Φ changed on every step, at equal FLOPs and at equal tokens.
-
-    Args:
-        study: The record, in which something was compared.
-
-    Returns:
-        The figure: a column of panels, a panel per step, a line per recipe and budget.
-    """
-    panels = [(step, found) for step in (rung["name"] for rung in study["rungs"]) if (found := _compared(study, step))]
-    heights = [len(rows) + 1.6 for _, rows in panels]
-    with canvas.style():
-        figure = canvas.new_figure(canvas.WIDTH, sum(heights) * _ROW_INCHES + 0.5)
-        grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)
-        for (step, rows), axes in zip(panels, grid[:, 0], strict=True):
+    """Draw what Φ changed on every step where something was compared, at equal FLOPs and at equal tokens."""
+    found = {rung["name"]: rows for rung in study["rungs"] if (rows := _compared(study, rung["name"]))}
+    with figure_style():
+        figure, grid = _lines(found, 0, "bits per byte with Φ less bits per byte without (below 0 Φ helps)")
+        for axes, rows in zip(grid, found.values(), strict=True):
             for place, (_, point) in enumerate(rows):
                 _draw_difference(axes, place - 0.15, point, INHERITED, "equal FLOPs")
                 if point.get("at_equal_tokens"):
                     _draw_difference(axes, place + 0.15, point["at_equal_tokens"], COLD, "equal tokens")
-            axes.axvline(0, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-            axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-            axes.set_ylim(len(rows) - 0.4, -0.6)
-            axes.grid(axis="x", color=GRID)
-            axes.set_title(step, loc="left", color=INK, fontweight="bold")
-        handles, labels = grid[0][0].get_legend_handles_labels()
+        handles, labels = grid[0].get_legend_handles_labels()
         first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
-        grid[0][0].legend(reversed(first.values()), reversed(first), loc="best")
-        grid[-1][0].set_xlabel("bits per byte with Φ less bits per byte without (below 0 Φ helps)")
+        grid[0].legend(reversed(first.values()), reversed(first), loc="best", frameon=True)
     return figure
 
 

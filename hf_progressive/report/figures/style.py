@@ -4,9 +4,10 @@ Figures are drawn without pyplot, so that no window system and no global state i
 """
 
 import io
-import re
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 from hf_progressive.storage import atomic_file
 
@@ -28,7 +29,7 @@ SURFACE = "#ffffff"
 """The background."""
 
 COLD = "#6f8aa5"
-"""What was trained from nothing."""
+"""What was trained from scratch."""
 
 INHERITED = "#d4500f"
 """What was grown."""
@@ -54,6 +55,10 @@ CSS_NAMES = {
 WIDTH = 10.0
 """Inches of a figure over the full width of a page."""
 
+DASHED: Any = (0, (4, 3))
+"""How a line that only marks a value is drawn."""
+
+_COLUMNS = 3  # of panels
 _LEAST_PIXELS = 680  # of a figure over the full width; a narrower window scrolls
 _DPI = 200  # twice a plain screen's
 _STYLE: Any = {
@@ -73,6 +78,7 @@ _STYLE: Any = {
     "ytick.major.width": 0.7,
     "grid.color": GRID,
     "grid.linewidth": 0.7,
+    "legend.frameon": False,
     "text.color": INK,
     "text.parse_math": False,  # a name may hold a dollar sign
     "figure.facecolor": SURFACE,
@@ -82,101 +88,101 @@ _STYLE: Any = {
 }
 
 
-def style() -> Any:
-    """Return the context in which figures are drawn and saved.
-
-    Returns:
-        A context manager.
-    """
+def figure_style() -> Any:
+    """Return the context manager in which figures are drawn and saved."""
     import matplotlib as mpl
 
     return mpl.rc_context(_STYLE)
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure.
-
-    Args:
-        width: Inches.
-        height: Inches.
-
-    Returns:
-        A figure that lays out its axes so that nothing overlaps.
-    """
+    """Return an empty figure, in inches, that lays out its axes so that nothing overlaps."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def settle(figure: "Figure") -> None:
-    """Lay a finished figure out, once for all formats that it is saved in.
+def panels(
+    count: int, height: float, labels: tuple[str, ...], shares: tuple[int, ...] = (1,)
+) -> tuple["Figure", list[list["Axes"]]]:
+    """Return a figure with a grid of panels, each of one axes or of several, one above the other.
 
     Args:
-        figure: The figure.
+        count: How many panels.
+        height: Inches of one.
+        labels: What the vertical axes of a panel show, from above.
+        shares: How the panel's height is divided among them.
+
+    Returns:
+        The figure, and the axes of each panel.
     """
-    with style():
+    columns = min(_COLUMNS, count)
+    rows, parts = math.ceil(count / columns), len(labels)
+    figure = new_figure(WIDTH * columns / _COLUMNS + 0.4 * (columns < _COLUMNS), height * rows)
+    grid = figure.subplots(parts * rows, columns, squeeze=False, height_ratios=shares * rows)
+    found = [list(grid[parts * row : parts * (row + 1), column]) for row in range(rows) for column in range(columns)]
+    for index, panel in enumerate(found):
+        for axes, label in zip(panel, labels, strict=True):
+            axes.set_ylabel(label if index % columns == 0 else "")
+            axes.axison = index < count
+    return figure, found[:count]
+
+
+def settle(figure: "Figure") -> None:
+    """Lay a finished figure out, once for all formats that it is saved in."""
+    with figure_style():
         figure.draw_without_rendering()
         figure.set_layout_engine(None)  # "none" would leave a placeholder that costs a further drawing for each file
 
 
 def write_png(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG, whole or not at all.
-
-    Args:
-        figure: The figure.
-        path: The file.
-    """
-    with style(), atomic_file(path) as temporary:
+    """Write a figure as PNG, whole or not at all."""
+    with figure_style(), atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
 
 
 def svg(figure: "Figure", name: str) -> str:
     """Return a figure as an SVG element for a page that defines the colours of `CSS_NAMES`.
 
+    Text is drawn as outlines, so it needs no font; nothing in it refers to anything outside.
+
     Args:
         figure: The figure.
         name: A word that no other figure of the page uses, to keep identifiers apart.
-
-    Returns:
-        The element. Text is drawn as outlines, so it needs no font; nothing in it refers to anything outside.
     """
-    buffer = io.StringIO()
-    with style():
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text, share = buffer.getvalue(), figure.get_figwidth() / WIDTH
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text)
-    size = f'style="width:{share:.1%};min-width:{share * _LEAST_PIXELS:.0f}px"'  # the page scales it
-    text = re.sub(r'^(<svg[^>]*?) width="[^"]*"', r"\1", text)
-    text = re.sub(r'^(<svg[^>]*?) height="[^"]*"', rf"\1 {size}", text)
-    text = text.replace("xlink:href=", "href=")
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    buffer, share = io.BytesIO(), figure.get_figwidth() / WIDTH
+    with figure_style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ElementTree.fromstring(buffer.getvalue())  # comments and the document type are left behind
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]  # in a page, SVG needs no namespace
+        element.attrib = {key.rpartition("}")[2]: _in_page(key, text, name) for key, text in element.items()}
+    for key in ("width", "height", "version"):
+        del root.attrib[key]
+    root.set("style", f"width:{share:.1%};min-width:{share * _LEAST_PIXELS:.0f}px")  # the page scales it
+    return ElementTree.tostring(root, encoding="unicode").strip()
+
+
+def _in_page(key: str, text: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{text}"
+    if key.endswith("href"):
+        return f"#{name}-{text.removeprefix('#')}"
+    text = text.replace("url(#", f"url(#{name}-")
     for colour, css in CSS_NAMES.items():
         text = text.replace(colour, f"var(--{css})")
-    return text.strip()
+    return text
 
 
 def halo(text: "Text") -> None:
-    """Keep a text legible where a line passes behind it.
-
-    Args:
-        text: The text.
-    """
+    """Keep a text legible where a line passes behind it."""
     from matplotlib.patheffects import withStroke
 
     text.set_path_effects([withStroke(linewidth=2.5, foreground=SURFACE)])
 
 
 def panel_title(axes: "Axes", title: str, subtitle: str = "", colour: str = MUTED) -> None:
-    """Put a bold title and, under it, a plain line over a panel, both at its left edge.
-
-    Args:
-        axes: The panel.
-        title: The first line.
-        subtitle: The second line.
-        colour: The second line's colour.
-    """
+    """Put a bold title and, under it, a plain line over a panel, both at its left edge."""
     axes.set_title(title, loc="left", color=INK, fontweight="bold", y=1.0, pad=20)
     axes.annotate(
         subtitle,

@@ -1,0 +1,174 @@
+"""What a ladder has found, in sentences: what inheritance saved, and how sure that is.
+
+The sentences come from the records alone. A run has one seed, so none of them gives an interval.
+"""
+
+from collections.abc import Sequence
+
+from hf_progressive.records.family import FamilyTotals, family_totals
+from hf_progressive.records.matching import crossing_interval
+from hf_progressive.records.rung import Run, Rung
+from hf_progressive.report.findings import Findings, Tile
+from hf_progressive.report.formatting import NOTHING, FlopUnit, decimals, join_names, minus, percent, span
+from hf_progressive.report.ladder_tables import data_repetition, flop_unit
+
+_LONGEST_LIST = 4  # a tile has room for so many values of η
+
+
+def find_in_run(run: Run) -> Findings:
+    """Put a run's results, finished or not, into sentences."""
+    grown = [rung for rung in run.rungs if rung.grown]
+    unfinished = _unfinished(run)
+    if not grown:
+        done = f"only the first rung, {run.rungs[0].name}, is finished" if run.rungs else "no rung is finished"
+        return Findings(
+            headline="Nothing to compare yet.",
+            explanation=f"What inheritance saves shows on a grown rung and its baseline; {done}.",
+            unfinished=unfinished,
+        )
+    totals, unit = family_totals(run.rungs), flop_unit(run.rungs)
+    headline, explanation = _answer(grown, totals, unit)
+    return Findings(
+        headline=headline,
+        explanation=explanation,
+        tiles=_tiles(totals, unit),
+        certainty=_certainty(run, grown),
+        unfinished=unfinished,
+    )
+
+
+def _unfinished(run: Run) -> str | None:
+    parts = []
+    if run.missing:
+        parts.append(f"{len(run.rungs)} of {len(run.planned)} rungs are finished, {join_names(run.missing)} not yet")
+    if run.pending_baselines:
+        parts.append(f"still to be trained from scratch: {join_names(run.pending_baselines)}")
+    return f"This run is not finished: {'; '.join(parts)}." if parts else None
+
+
+def _answer(grown: Sequence[Rung], totals: FamilyTotals, unit: FlopUnit) -> tuple[str, str]:
+    compared = [rung for rung in grown if rung.cold is not None]
+    if totals.inherited_to_match is not None and totals.saving is not None:
+        return _family_answer(totals, totals.inherited_to_match, totals.saving, unit)
+    spent = _spent(totals, unit)
+    if not compared:
+        return "What inheritance saves was not measured.", f"No grown model has a baseline. {spent}"
+    matched = sum(rung.flops_to_match is not None for rung in compared)
+    if len(compared) == 1:
+        headline = f"The one grown model that has a baseline {'matched' if matched else 'did not match'} it."
+    else:
+        headline = f"{matched or 'None'} of the {len(compared)} grown models that have a baseline matched it."
+    sentences = _outcomes(compared)
+    without = [rung.name for rung in grown if rung.cold is None]
+    if without:
+        sentences.append(f"No baseline of {join_names(without)} has been trained.")
+    if totals.unknown:
+        sentences.append(f"All that went into {join_names(totals.unknown)} is not recorded.")
+    return headline, " ".join([*sentences, "So no saving can be stated for the family.", spent])
+
+
+def _family_answer(totals: FamilyTotals, to_match: float, saving: float, unit: FlopUnit) -> tuple[str, str]:
+    models, last = f"{len(totals.names)} models", totals.names[-1]
+    if round(abs(saving), 2) == 0:
+        headline = f"Inheritance saved nothing on these {models}."
+    elif saving > 0:
+        headline = f"Inheritance saved {percent(saving)} of the FLOPs that these {models} take from scratch."
+    else:
+        headline = f"Inheritance cost {percent(-saving)} more FLOPs than these {models} take from scratch."
+    pays = "growing does not pay" if to_match >= totals.last_alone else "growing pays too"
+    return headline, (
+        f"Every grown model matched its baseline. Up to the last match the family took {unit.text(to_match)}; from "
+        f"scratch it takes {unit.text(totals.all_cold)}{_planned(totals)}, and {last} alone "
+        f"{unit.text(totals.last_alone)}. For whoever wants only {last}, {pays}."
+    )
+
+
+def _planned(totals: FamilyTotals) -> str:
+    return " (partly as planned, not as trained)" if totals.planned_cold else ""
+
+
+def _outcomes(compared: Sequence[Rung]) -> list[str]:
+    sentences = []
+    matched = [rung for rung in compared if rung.saving is not None]
+    short = [rung for rung in compared if rung.flops_to_match is None]
+    if matched:
+        shares = span([1 - rung.saving for rung in matched if rung.saving is not None], percent)
+        names = join_names([rung.name for rung in matched])
+        sentences.append(f"{names} matched at {shares} of the baseline's FLOPs.")
+    if short:
+        gaps = span([rung.gap for rung in short if rung.gap is not None], lambda gap: decimals(gap, 4))
+        shares = span([rung.flops / rung.cold_flops for rung in short], percent)
+        names = join_names([rung.name for rung in short])
+        sentences.append(f"{names} ended {gaps} bits per byte short, after {shares} of the baseline's FLOPs.")
+    return sentences
+
+
+def _spent(totals: FamilyTotals, unit: FlopUnit) -> str:
+    bound = "at least " * bool(totals.unknown)
+    cold_bound = "at least " * totals.cold_is_bound
+    return (
+        f"As trained, the family took {bound}{unit.text(totals.inherited_as_trained)}; from scratch it takes "
+        f"{cold_bound}{unit.text(totals.all_cold)}{_planned(totals)}, and {totals.names[-1]} alone "
+        f"{unit.text(totals.last_alone)}."
+    )
+
+
+def _tiles(totals: FamilyTotals, unit: FlopUnit) -> tuple[Tile, ...]:
+    to_match, saving = totals.inherited_to_match, totals.saving
+    family = over_last = NOTHING
+    family_note = over_last_note = "not every grown model was seen to match"
+    if totals.unknown:
+        family_note = over_last_note = f"what went into {join_names(totals.unknown)} is not known"
+    if to_match is not None and saving is not None:
+        family, family_note = (
+            minus(f"{-100 * saving:+.0f} %"),
+            f"{unit.number(to_match)} of {unit.text(totals.all_cold)}",
+        )
+        over_last = f"{to_match / totals.last_alone:.2f} ×"
+        over_last_note = f"{totals.names[-1]} alone and cold is 1 ×"
+    known = [eta for eta in totals.eta.values() if eta is not None]
+    etas = span(known, decimals) if len(known) > _LONGEST_LIST else ", ".join(map(decimals, known)) or NOTHING
+    of_models = f", {len(known)} of {len(totals.eta)} models" if len(known) < len(totals.eta) else ""
+    return (
+        Tile(title="family to match, against all cold", value=family, note=family_note),
+        Tile(title="family to match, over its last model", value=over_last, note=over_last_note),
+        Tile(title="transfer efficiency η", value=etas, note=f"of what was spent before carried over{of_models}"),
+        Tile(title="seeds", value="1", note="no interval can be given"),
+    )
+
+
+def _certainty(run: Run, grown: Sequence[Rung]) -> tuple[str, ...]:
+    sentences = [f"One seed ({run.seed}): each figure is a single measurement, and no interval is given."]
+    grid = [share for rung in grown if (share := _grid(rung)) is not None]
+    if grid:
+        sentences.append(
+            f"A match is read between two validation points, at most {percent(max(grid))} of the baseline's FLOPs "
+            f"apart."
+        )
+    rates = _learning_rates(run)
+    if rates and any(rung.cold is not None for rung in grown):
+        sentences.append(rates)
+    if any(rung.phi is not None for rung in grown):
+        sentences.append("Φ was on, and no model here trained without it: what Φ contributed is not known.")
+    if any(rung.data.repeats_from_token is not None for rung in run.rungs):
+        sentences.append(data_repetition(run.rungs))
+    return tuple(sentences)
+
+
+def _grid(rung: Rung) -> float | None:
+    # The distance of the two evaluations around a crossing, as a share of the baseline's FLOPs.
+    if rung.cold is None or rung.flops_to_match is None:
+        return None
+    curve = [{"flops": point.flops, "bits_per_byte": point.bits_per_byte} for point in rung.curve]
+    interval = crossing_interval(curve, rung.cold.bits_per_byte)
+    return None if interval is None else (interval[1]["flops"] - interval[0]["flops"]) / rung.cold.flops
+
+
+def _learning_rates(run: Run) -> str | None:
+    training = run.config.get("training", {})
+    cold = training.get("learning_rate")
+    if cold is None:
+        return None
+    inherited = training.get("inherited_learning_rate")
+    shared = "as grown models do" if inherited in (None, cold) else f"grown models at {inherited:g}"
+    return f"Baselines train at a peak learning rate of {cold:g}, {shared}; this run tried no other."

@@ -1,0 +1,130 @@
+"""The report of a run: a page to look at, the same in Markdown, and the figures as PNG."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_progressive.records.reading import read_run
+from hf_progressive.records.rung import Run, Rung
+from hf_progressive.report.figures.costs import draw_costs
+from hf_progressive.report.figures.curves import draw_curves
+from hf_progressive.report.figures.overview import draw_overview
+from hf_progressive.report.figures.penalty import draw_penalty, penalized
+from hf_progressive.report.formatting import NOTHING, duration
+from hf_progressive.report.glossary import OF_LADDERS
+from hf_progressive.report.ladder_findings import find_in_run
+from hf_progressive.report.ladder_tables import core_table, rung_table, table_notes, totals_table
+from hf_progressive.report.page import Page, Plot, ReportPaths, Section, settings_table, write_page
+from hf_progressive.report.speed import PLAN_NAME, priced_table, read_prices, speed_table
+from hf_progressive.report.table import Table
+
+
+def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
+    """Write the report of a run folder, finished or not, from its records.
+
+    Args:
+        run_dir: The run folder.
+
+    Returns:
+        Where the files are: `report.html`, `report.md` and `plots/*.png` in the run folder. Each is replaced whole.
+
+    Raises:
+        FileNotFoundError: The folder has no `ladder.json`.
+        ValueError: A record is damaged; the message names file and value.
+    """
+    folder = Path(run_dir)
+    run = read_run(folder)
+    findings, rungs, facts = find_in_run(run), run.rungs, [run.family, f"{len(run.planned)} rungs", f"seed {run.seed}"]
+    answer = overview = None
+    if any(rung.grown for rung in rungs):
+        answer = Section(title="The family, counted four ways", table=totals_table(rungs))
+        caption = f"{run.name}: {run.family}, {len(rungs)} rungs on {rungs[0].data.source}, one seed"
+        overview = Plot(name="overview", figure=draw_overview(rungs, findings.headline, caption))
+    page = Page(
+        name=run.name,
+        facts=(*facts, *([] if run.created is None else [run.created[:10]])),
+        findings=findings,
+        answer=answer,
+        sections=(
+            *_results(rungs),
+            Section(title="How it was measured", terms=OF_LADDERS),
+            Section(title="Settings", table=settings_table(_settings(run))),
+            *_times(rungs, folder / PLAN_NAME),
+        ),
+        overview=overview,
+    )
+    return write_page(page, folder, "report")
+
+
+def _results(rungs: Sequence[Rung]) -> Iterator[Section]:
+    # Whatever the records allow to show.
+    grown = any(rung.grown for rung in rungs)
+    if grown:
+        yield Section(
+            title="What each rung cost, and the family",
+            plot=Plot(name="costs", figure=draw_costs(rungs)),
+            notes=("A saving on the family is not a cheaper last model: its price is the last bar on the right.",),
+        )
+    if rungs:
+        yield Section(
+            title="Where each model matched its baseline" if grown else "How the first model learned",
+            plot=Plot(name="curves", figure=draw_curves(rungs)),
+            notes=(
+                "The dashed line is where the baseline ended, the ring where the grown model came down to it. FLOPs "
+                "include Fisher and subspace. Early training from scratch lies above the panels.",
+            ),
+        )
+        yield Section(title="Every rung", table=rung_table(rungs), notes=tuple(table_notes(rungs)))
+    if (core := core_table(rungs)) is not None:
+        yield Section(title=f"In-context learning: {core.rows[0][0]}", table=core)
+    if with_penalty := penalized(rungs):
+        yield Section(
+            title="The inheritance penalty Φ while it trained",
+            plot=Plot(name="penalty", figure=draw_penalty(with_penalty)),
+            notes=("Above, the two weighted terms that Φ adds to the loss; below, their weights.",),
+        )
+
+
+def _settings(run: Run) -> dict[str, str]:
+    settings = {"family": run.family, "seed": str(run.seed)}
+    if run.rungs:
+        settings["corpus"] = run.rungs[0].data.source
+    training = run.config.get("training", {})
+    names = (
+        ("tokens_per_parameter", "tokens per parameter, cold"),
+        ("inherited_fraction", "share of it for grown rungs"),
+        ("learning_rate", "peak learning rate"),
+        ("inherited_learning_rate", "peak learning rate of grown rungs"),
+        ("batch_tokens", "tokens per step"),
+        ("decay_fraction", "share of steps in the decay"),
+    )
+    for key, title in names:
+        value = training.get(key)
+        if isinstance(value, int | float):
+            settings[title] = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    settings["growth"] = str(run.config.get("growth", {}).get("method", NOTHING))
+    settings["penalty Φ"] = next((_penalty(rung.phi) for rung in run.rungs if rung.phi is not None), "none")
+    return settings | {key.replace("_", " "): str(value) for key, value in run.environment.items()}
+
+
+def _penalty(phi: Mapping[str, Any]) -> str:
+    return (
+        f"λ {phi.get('ewc_lambda', 0):g}, γ {phi.get('gamma', 0):g}, {phi.get('schedule', 'constant')}, "
+        f"until {phi.get('until', 1):g} of the steps"
+    )
+
+
+def _times(rungs: Sequence[Rung], plan: Path) -> Iterator[Section]:
+    steps = tuple(dict.fromkeys(step for rung in rungs for step in rung.seconds))
+    if rungs:
+        rows = tuple(
+            (rung.name, *(duration(rung.seconds[step]) if rung.seconds.get(step) else NOTHING for step in steps))
+            for rung in rungs
+        )
+        yield Section(title="How long each step took", table=Table(header=("rung", *steps), rows=rows))
+    if (speed := speed_table(rungs)) is not None:
+        yield Section(title="How fast each rung trained", table=speed)
+    if plan.is_file() and (priced := priced_table(rungs, read_prices(plan))) is not None:
+        note = f"The price is {PLAN_NAME}'s; what training took is at the measured speed."
+        yield Section(title="What training was priced at, and what it took", table=priced, notes=(note,))

@@ -1,0 +1,189 @@
+"""A ladder's results as tables, and what must be said under them."""
+
+from collections.abc import Sequence
+
+from hf_progressive.records.family import Count, Part, count_four_ways
+from hf_progressive.records.rung import Rung
+from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, minus, percent, signed, small
+from hf_progressive.report.table import Table
+
+PLANNED = "*"
+"""Marks a cold cost that no run has measured."""
+
+AT_LEAST = "≥ "
+"""Marks a sum that lacks what is not known of a model trained elsewhere."""
+
+
+def flop_unit(rungs: Sequence[Rung]) -> FlopUnit:
+    """Return the unit for all FLOPs of a run, which suits its dearest rung."""
+    return FlopUnit.for_values(max(rung.cold_flops, rung.flops) for rung in rungs)
+
+
+def rung_table(rungs: Sequence[Rung]) -> Table:
+    """Lay out what was measured on every rung, a row each."""
+    unit = flop_unit(rungs)
+    return Table(
+        groups=(
+            *(("", 2), ("layers", 1), ("", 1), ("tokens", 1), ("max", 1)),
+            *(("bits per byte", 3), (unit.name, 3), ("", 2), ("parent", 1)),
+        ),
+        header=(
+            *("rung", "parent", "×width", "params", ": params", "|Δlogit|"),
+            *("own", "cold", "gap", "spent", "to match", "cold", "saving", "η", "/ cold"),
+        ),
+        rows=tuple(_rung_row(rung, unit) for rung in rungs),
+    )
+
+
+def _rung_row(rung: Rung, unit: FlopUnit) -> tuple[str, ...]:
+    return (
+        rung.name,
+        rung.parent or NOTHING,
+        f"{rung.layers or '?'}×{rung.width or '?'}",
+        count(rung.parameters),
+        f"{rung.tokens_per_parameter:.2f}" if rung.tokens else NOTHING,
+        NOTHING if rung.max_abs_logit_diff is None else small(rung.max_abs_logit_diff),
+        f"{rung.bits_per_byte:.4f}",
+        decimals(None if rung.cold is None else rung.cold.bits_per_byte, 4),
+        NOTHING if rung.gap is None else signed(rung.gap),
+        spent(rung, unit),
+        _to_match(rung, unit),
+        unit.number(rung.cold_flops) + PLANNED * rung.cold_is_planned if rung.cold_is_known else NOTHING,
+        NOTHING if rung.saving is None else percent(rung.saving),
+        decimals(rung.eta),
+        decimals(rung.parent_share),
+    )
+
+
+def spent(rung: Rung, unit: FlopUnit) -> str:
+    """Write what was spent on a rung, as a lower bound where it was trained elsewhere and not all is known."""
+    if rung.origin is None or rung.origin.is_complete:
+        return unit.number(rung.flops)
+    return AT_LEAST + unit.number(rung.flops) if rung.flops else NOTHING
+
+
+def _to_match(rung: Rung, unit: FlopUnit) -> str:
+    if rung.flops_to_match is not None:
+        return unit.number(rung.flops_to_match)
+    return NOTHING if rung.cold is None else "not matched"
+
+
+def totals_table(rungs: Sequence[Rung]) -> Table:
+    """Lay out what the family of one rung or more costs, a row for each way of counting."""
+    counts, unit, spent = count_four_ways(rungs), flop_unit(rungs), validation_flops(rungs)
+    rows = [_totals_row(count, counts[0], counts[-1], unit) for count in counts]
+    if spent is not None:
+        parts = (Part(name="validation", flops=sum(flops for flops, _ in spent.values()), kind="cold"),)
+        title = "validation on top, counted in none of these"
+        rows.append(_totals_row(Count(title=title, parts=parts), counts[0], counts[-1], unit))
+    return Table(header=("the family", unit.name, "of all cold", "of the last alone"), rows=tuple(rows))
+
+
+def _totals_row(count: Count, all_cold: Count, last_alone: Count, unit: FlopUnit) -> tuple[str, ...]:
+    if count.flops is None or not all_cold.flops or not last_alone.flops:
+        return (count.title, NOTHING, NOTHING, NOTHING)
+    bound = AT_LEAST * count.at_least
+    share = bound + percent(count.flops / all_cold.flops) + PLANNED * all_cold.planned
+    return (
+        count.title,
+        bound + unit.number(count.flops) + PLANNED * count.planned,
+        NOTHING if all_cold.at_least else share,
+        bound + f"{count.flops / last_alone.flops:.2f} ×" + PLANNED * (count.planned or last_alone.planned),
+    )
+
+
+def validation_flops(rungs: Sequence[Rung]) -> dict[str, tuple[float, float]] | None:
+    """Add up what validating took.
+
+    Returns:
+        FLOPs of validation and of the training along which it was done, for `grown` models and for those `from
+        scratch`; None where a record, being older, does not say.
+    """
+    sums = {"grown": (0.0, 0.0), "from scratch": (0.0, 0.0)}
+    for rung in rungs:
+        side = "grown" if rung.grown else "from scratch"
+        runs = [] if rung.origin is not None else [(side, rung.evaluation_flops, rung.train_flops)]
+        if rung.cold is not None:
+            runs.append(("from scratch", rung.cold.evaluation_flops, rung.cold.flops))
+        for name, validating, training in runs:
+            if validating is None:
+                return None
+            sums[name] = (sums[name][0] + validating, sums[name][1] + training)
+    return {name: pair for name, pair in sums.items() if pair[1]}
+
+
+def core_table(rungs: Sequence[Rung]) -> Table | None:
+    """Lay out what the rungs reach on CORE, with standard errors.
+
+    Returns:
+        A row for the score, under the name that may be claimed for it, and one per task, both as centred accuracy;
+        None if no rung was evaluated.
+    """
+    scores = [rung.core for rung in rungs if rung.core is not None]
+    if not scores:
+        return None
+    rows = []
+    for name in dict.fromkeys(score.name for score in scores):
+        known = [rung.core if rung.core and rung.core.name == name else None for rung in rungs]
+        pairs = (None if core is None else (core.score, core.standard_error) for core in known)
+        rows.append((name, *map(_with_error, pairs)))
+    for label in dict.fromkeys(label for score in scores for label in score.tasks):
+        found = (None if rung.core is None else rung.core.tasks.get(label) for rung in rungs)
+        rows.append((label, *map(_with_error, found)))
+    return Table(header=("centred accuracy", *(rung.name for rung in rungs)), rows=tuple(rows))
+
+
+def _with_error(measured: tuple[float, float] | None) -> str:
+    return NOTHING if measured is None else minus(f"{measured[0]:.3f} ± {measured[1]:.3f}")
+
+
+def table_notes(rungs: Sequence[Rung]) -> list[str]:
+    """Return what must be said under the table: the unit, what is planned, and from where on data repeat."""
+    notes = [f"{flop_unit(rungs).definition}; those of Fisher and subspace are counted."]
+    planned = [rung.name for rung in rungs if rung.cold_is_planned]
+    if planned:
+        notes.append(f"{PLANNED} planned: no baseline of {', '.join(planned)} has been trained here.")
+    spent = validation_flops(rungs)
+    if spent:
+        validating, training = map(sum, zip(*spent.values(), strict=True))
+        sides = ", ".join(f"{percent(a / b, 1)} on models {name}" for name, (a, b) in spent.items())
+        share = percent(validating / training, 1)
+        notes.append(f"Validation, {share} on top of all training ({sides}), is not counted on either side.")
+    taken = [_origin_note(rung) for rung in rungs if rung.origin is not None]
+    return [*notes, *taken, data_repetition(rungs)]
+
+
+def _origin_note(rung: Rung) -> str:
+    assert rung.origin is not None
+    origin, unit = rung.origin, FlopUnit.for_values([rung.origin.flops])
+    where = origin.name if origin.commit is None else f"{origin.name} at {origin.commit[:12]}"
+    taken = f"{rung.name} was not trained here but taken from {where}"
+    if not origin.flops:
+        return (
+            f"{taken}. What went into it is not recorded: its FLOPs count as 0, and no η can be stated on top of it."
+        )
+    if not origin.is_complete:
+        return (
+            f"{taken}. {unit.text(origin.flops)} that went into it are recorded; what its first ancestor took is not."
+        )
+    return f"{taken}; all {unit.text(origin.flops)} that went into it count as its cost."
+
+
+def data_repetition(rungs: Sequence[Rung]) -> str:
+    """Say from which epoch on data repeat."""
+    for rung in rungs:
+        token = rung.data.repeats_from_token
+        if token is not None:
+            epoch = max(rung.data.first_epoch, 1) + 1  # people count epochs from 1; data first repeat in the second
+            where = "the first token" if token == 0 else f"token {count(token)}"
+            return f"Data repeat from {where} of {rung.name} on, in epoch {epoch} of the corpus."
+    unknown = [rung.name for rung in rungs if rung.origin is not None and rung.data.source == "unknown"]
+    if unknown:
+        return f"No rung trained on a block twice that was read here; what {unknown[0]} had read before is not known."
+    return "No rung trained on a block of the corpus that it or an earlier rung had read."
+
+
+def results_table(rungs: Sequence[Rung]) -> str:
+    """Return the results for the terminal: a row per rung, the family's totals, and what must be said about both."""
+    tables = [table.plain() for table in (rung_table(rungs), totals_table(rungs), core_table(rungs)) if table]
+    return "\n\n".join([*tables, "\n".join(table_notes(rungs))])
