@@ -39,7 +39,8 @@ class Variants:
         self.anchor = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.fisher = {name: torch.rand_like(p) for name, p in self.anchor.items()}
         self.subspace = learn_subspace(model, source="weights", energy=0.95)
-        self.penalty = InheritancePenalty(self.anchor, self.fisher, self.subspace, ewc_lambda=EWC_LAMBDA, gamma=GAMMA)
+        penalty = InheritancePenalty(self.anchor, self.fisher, self.subspace, ewc_lambda=EWC_LAMBDA, gamma=GAMMA)
+        self.penalty = penalty.bind(model)
         self.penalty_seconds: list[float] = []
 
     def step(self, *, with_phi: bool = False, in_loss: Callable[[], Tensor] | None = None) -> None:
@@ -51,7 +52,7 @@ class Variants:
             (loss / len(self.micro_batches)).backward()
         if with_phi:
             start = self.clock()
-            self.penalty.add_gradient(self.model)
+            self.penalty.add_gradient()
             self.penalty_seconds.append(self.clock() - start)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -77,7 +78,7 @@ def measure(
     model = AutoModelForCausalLM.from_config(config)
     micro_batches = list(torch.randint(config.vocab_size, (max(1, tokens // (batch * length)), batch, length)))
     variants = Variants(model, micro_batches, clock)
-    assert torch.allclose(variants.naive(), variants.penalty.value(model))
+    assert torch.allclose(variants.naive(), variants.penalty.value())
     times: dict[str, list[float]] = {"plain": [], "phi": [], "naive": []}
     variants.step(with_phi=True)  # allocates
     variants.penalty_seconds.clear()

@@ -12,8 +12,8 @@ from hf_progressive.growth.grow import RECORD_NAME as GROWTH_NAME
 from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.hub.fetch import fetch_rung
 from hf_progressive.hub.names import RECORD_NAME
-from hf_progressive.penalty.penalty import InheritancePenalty
-from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, load_saved_penalty
+from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, LazyTensors, load_saved_penalty
 from hf_progressive.storage import MANIFEST_NAME, read_json
 
 FISHER_FILE, SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"
@@ -107,7 +107,7 @@ def rung_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPl
     fisher = growth.map_diagonal(load_fisher(parent / FISHER_FILE)[0]) if phi.ewc_lambda > 0 else None
     bases = growth.map_subspace(load_subspace(parent / SUBSPACE_FILE)[0]) if phi.gamma > 0 else None
     return InheritancePenalty(
-        {name: reader.read(name) for name in reader.specs},
+        LazyTensors(reader.specs, reader.read),
         fisher,
         bases,
         ewc_lambda=phi.ewc_lambda,

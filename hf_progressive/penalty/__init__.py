@@ -1,11 +1,13 @@
 """Φ, the inheritance penalty: what holds a child near its parent, and how strongly at each point of a run."""
 
-from hf_progressive.penalty.penalty import InheritancePenalty, PenaltyStep
+from hf_progressive.penalty.bound import BoundPenalty, PenaltyStep
 from hf_progressive.penalty.saved_penalty import load_saved_penalty, save_penalty
 from hf_progressive.penalty.schedule import PHI_SCHEDULES, schedule_factor
+from hf_progressive.penalty.specification import InheritancePenalty
 
 __all__ = [
     "PHI_SCHEDULES",
+    "BoundPenalty",
     "InheritancePenalty",
     "PenaltyStep",
     "load_saved_penalty",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_progressive.distributed.compilation import compiles_on
 from hf_progressive.distributed.working_dtype import working_dtype
-from hf_progressive.penalty.restraint import Restraint
+from hf_progressive.penalty.arithmetic import Restraint
 
 PART_ELEMENTS = 1 << 24
 """Elements worked on at once."""
@@ -41,16 +41,13 @@ class GroupedGradient:
         self._factors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def add(self, restraint: Restraint, weights: Tensor, gradient: Tensor) -> None:
-        """Add the gradient on a parameter's piece; on a small one not before `finish`.
+        """Add the scale times ∇Φ to a shard's gradient, (length,), in place; to a small one not before `finish`.
 
-        Args:
-            restraint: W₀, Ω and U of it. Under γ it must be the whole parameter.
-            weights: (length,).
-            gradient: (length,), to which the scale times ∇Φ is added in place.
+        Under γ a shard that has a basis must be the whole parameter.
         """
         anchor, fisher = restraint.anchor, restraint.fisher if self._ewc_lambda > 0.0 else None
         if self._gamma > 0.0 and restraint.basis is not None:
-            assert restraint.group is None
+            assert restraint.is_whole
             self._add_matrix(restraint, weights, fisher, gradient)
             return
         whole_rows = 0 if len(weights) < _SMALL_ELEMENTS else len(weights) - len(weights) % _COLUMNS
@@ -63,12 +60,7 @@ class GroupedGradient:
             self._keep_small(*rest)
 
     def finish(self) -> Tensor | None:
-        """Add what is still to be added.
-
-        Returns:
-            (4,): λ·½ Σ Ω ΔW², γ‖(I − UUᵀ)ΔW‖², ‖∇Φ‖² and ‖gradient found / scale‖² since the last call; None where
-            there was nothing.
-        """
+        """Add what is still to be added; return the sums that `Restraint.apply` does, since the last call, if any."""
         self._flush_small()
         sums, self._sums = self._sums, []
         return torch.stack([each.to(sums[0]) for each in sums]).sum(0) if sums else None
@@ -80,19 +72,20 @@ class GroupedGradient:
         w, w0, omega, g = (None if t is None else t.view(shape) for t in flat)
         assert w is not None
         assert w0 is not None
+        assert g is not None
         rows_at_once = max(1, PART_ELEMENTS // shape[1])
         parts = [slice(start, start + rows_at_once) for start in range(0, shape[0], rows_at_once)]
         projected: Tensor | None = None
         if restraint.output_dimension == 0:
             for part in parts:  # UᵀΔW, (r, in): a sum over outputs
-                piece = basis[part].T @ _difference(w[part], w0[part])
-                projected = piece if projected is None else projected + piece
+                share = basis[part].T @ _difference(w[part], w0[part])
+                projected = share if projected is None else projected + share
         for part in parts:
             if projected is not None:
                 within = basis[part] @ projected
             else:
                 within = (_difference(w[part], w0[part]) @ basis) @ basis.T
-            self._add_rows(w[part], w0[part], None if omega is None else omega[part], within, _part(g, part))
+            self._add_rows(w[part], w0[part], None if omega is None else omega[part], within, g[part])
 
     def _add_rows(
         self, weights: Any, anchor: Any, fisher: Tensor | None, within: Tensor | None, gradient: Any
@@ -160,7 +153,3 @@ def _row_kernel(device_type: str) -> Callable[..., Tensor]:
 def _difference(weights: Tensor, anchor: Tensor) -> Tensor:
     dtype = working_dtype(weights.dtype)
     return weights.to(dtype) - anchor.to(weights.device, dtype)
-
-
-def _part(tensor: Tensor | None, rows: slice) -> Tensor | None:
-    return None if tensor is None else tensor[rows]

@@ -1,14 +1,14 @@
 """A penalty on disk: what a run needs to go on with the same Φ, read back one tensor at a time."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_progressive.penalty.penalty import InheritancePenalty
+from hf_progressive.penalty.specification import InheritancePenalty
 from hf_progressive.storage import atomic_folder, read_json, write_json
 
 DESCRIPTION_NAME = "penalty.json"
@@ -17,42 +17,26 @@ DESCRIPTION_NAME = "penalty.json"
 _FILE_BYTES = 1 << 30  # also what is held in memory while writing
 
 
-class StoredTensors(Mapping[str, Tensor]):
-    """Tensors in safetensors files, each read when it is asked for.
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each read when it is asked for."""
 
-    Args:
-        folder: Where the files are.
-        files: Tensor name → file name.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], files: Mapping[str, str]) -> None:
-        self._folder, self._files = Path(folder), dict(files)
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        self._names, self._read = dict.fromkeys(names), read
 
     def __getitem__(self, name: str) -> Tensor:
-        path = self._folder / self._files[name]
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: {name} cannot be read ({error}); the file is damaged") from error
-        return tensor
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._names)
 
 
 def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) -> None:
     """Write a penalty's tensors, λ and γ to a folder, whole or not at all, holding at most about 1 GiB at a time.
-
-    Args:
-        penalty: A penalty whose mappings an engine's division has not let go.
-        folder: The folder, replaced if it exists.
-
-    Raises:
-        ValueError: The penalty holds pieces only.
 
     >>> import tempfile, torch
     >>> ones = {"weight": torch.ones(2, 3)}
@@ -63,7 +47,7 @@ def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) ->
     (0.5, True)
     """
     with atomic_folder(folder, overwrite=True) as temporary:
-        files = {kind: _write(temporary, kind, tensors) for kind, tensors in penalty.mappings().items()}
+        files = {kind: _write(temporary, kind, tensors) for kind, tensors in penalty.tensors.items()}
         description = {
             "format": 1,
             "ewc_lambda": penalty.ewc_lambda,
@@ -89,13 +73,26 @@ def load_saved_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty:
     """
     description = read_json(Path(folder) / DESCRIPTION_NAME)
     try:
-        files = description["files"]
-        anchor, fisher, subspace = (StoredTensors(folder, files[kind]) for kind in ("anchor", "fisher", "subspace"))
+        files = [dict(description["files"][kind]) for kind in ("anchor", "fisher", "subspace")]
+        anchor, fisher, subspace = (_stored(Path(folder), each) for each in files)
         return InheritancePenalty(
             anchor, fisher, subspace, ewc_lambda=description["ewc_lambda"], gamma=description["gamma"]
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{Path(folder) / DESCRIPTION_NAME}: not a penalty's description ({error!r})") from error
+
+
+def _stored(folder: Path, files: Mapping[str, str]) -> LazyTensors:
+    def read(name: str) -> Tensor:
+        path = folder / files[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: {name} cannot be read ({error}); the file is damaged") from error
+        return tensor
+
+    return LazyTensors(files, read)
 
 
 def _write(folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:

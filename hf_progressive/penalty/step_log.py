@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hf_progressive.penalty.penalty import PenaltyStep
+from hf_progressive.penalty.bound import PenaltyStep
 
 
 class StepLog:
@@ -29,13 +29,7 @@ class StepLog:
         self._ewc_lambda = self._gamma = 0.0
 
     def add(self, step: PenaltyStep, *, ewc_lambda: float, gamma: float) -> None:
-        """Add one optimizer step.
-
-        Args:
-            step: What Φ was.
-            ewc_lambda: λ as scheduled.
-            gamma: γ as scheduled.
-        """
+        """Add one optimizer step, with λ and γ as scheduled."""
         figures = torch.stack([step.ewc, step.subspace, step.gradient_ratio])
         self._sums = figures if self._sums is None else self._sums + figures
         self._steps += 1
@@ -43,12 +37,7 @@ class StepLog:
         self.last_value = step.value
 
     def drain(self) -> dict[str, float]:
-        """Return the figures since the last call, and begin anew.
-
-        Returns:
-            `phi/ewc`, `phi/subspace`, `phi/grad_ratio` (means over steps), `phi/lambda`, `phi/gamma`; nothing if no
-            step was added.
-        """
+        """Return the means over the steps since the last call, and λ and γ; nothing if there was no step."""
         if self._sums is None:
             return {}
         ewc, subspace, ratio = (self._sums / self._steps).tolist()

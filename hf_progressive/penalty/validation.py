@@ -14,14 +14,9 @@ _NAMES_SHOWN = 5
 
 
 def output_dimension(model: nn.Module, name: str) -> int:
-    """Return the dimension of a weight that runs over its module's outputs.
+    """Return the dimension of a weight that runs over its module's outputs; of tied weights, the first name decides.
 
-    Args:
-        model: The model.
-        name: The weight's name, as `named_parameters` has it: of tied weights, the first one decides.
-
-    Returns:
-        1 for a Conv1D (in, out) or an Embedding (vocab, out), 0 for a Linear (out, in) and all else.
+    It is 1 for a Conv1D (in, out) or an Embedding (vocab, out), 0 for a Linear (out, in) and all else.
 
     >>> model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
     >>> output_dimension(model, "0.weight"), output_dimension(model, "1.weight")
@@ -34,12 +29,7 @@ def output_dimension(model: nn.Module, name: str) -> int:
 def canonical_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Return, for each parameter named, the name `named_parameters` has for it and the one given.
 
-    Args:
-        model: The model.
-        names: Names of parameters; of tied ones any, or several.
-
-    Returns:
-        Canonical name → name given, the canonical one where both are.
+    Of tied parameters any name may be given, or several: the canonical one is preferred.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> model[1].weight = model[0].weight
@@ -56,18 +46,8 @@ def canonical_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return chosen
 
 
-def require_known(kind: str, names: Mapping[str, Tensor], known: Mapping[str, object], where: str) -> None:
-    """Raise if a mapping has names that another lacks.
-
-    Args:
-        kind: What the mapping is, for the message.
-        names: The mapping.
-        known: Where its names must be.
-        where: What that is, for the message.
-
-    Raises:
-        ValueError: Some are not there; up to five are listed, with the nearest name that is.
-    """
+def require_known(kind: str, names: Iterable[str], known: Mapping[str, object], where: str) -> None:
+    """Raise a ValueError if some of the names of `kind` are not `known` to `where`; it lists up to five."""
     unknown = [name for name in names if name not in known]
     if not unknown:
         return
@@ -79,52 +59,31 @@ def require_known(kind: str, names: Mapping[str, Tensor], known: Mapping[str, ob
     raise ValueError(f"{kind} names parameters that {where} does not have: {', '.join(shown)}{more}")
 
 
-def check_fit(
-    model: nn.Module,
-    anchor: Mapping[str, Tensor],
-    fisher: Mapping[str, Tensor],
-    subspace: Mapping[str, Tensor],
-) -> None:
-    """Raise unless W₀, Ω and U can restrain a model.
+def check_fit(kind: str, name: str, tensor: Tensor, parameter: nn.Parameter, output: int) -> None:
+    """Raise a ValueError unless a tensor of W₀, Ω or U can restrain the parameter that the mappings call `name`.
 
     Args:
-        model: The model.
-        anchor: W₀ by name.
-        fisher: Ω by name.
-        subspace: U by name.
-
-    Raises:
-        ValueError: A name or shape does not fit, a Fisher entry is negative or NaN, a basis is not orthonormal, or an
-            anchor is the model's own parameter.
+        kind: "anchor", "fisher" or "subspace".
+        name: As the message shows it.
+        tensor: The tensor.
+        parameter: The model's.
+        output: As `output_dimension` gives it.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    require_known("the anchor", anchor, parameters, "the model")
-    for canonical, name in canonical_names(model, anchor).items():
-        shape, tensor = whole_shape(parameters[name]), anchor[name]
-        _check_shape("anchor", name, tensor, shape)
-        if tensor.numel() and tensor.data_ptr() == parameters[name].data_ptr():
-            raise ValueError(
-                f"anchor[{name!r}] is the model's own parameter, so it would move with it; "
-                "pass a copy: {name: p.detach().clone() for name, p in model.named_parameters()}"
-            )
-        if name in fisher:
-            _check_fisher(name, fisher[name], shape)
-        if name in subspace:
-            _check_basis(name, subspace[name], shape, output_dimension(model, canonical))
-
-
-def _check_shape(kind: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
+    shape = whole_shape(parameter)
+    if kind == "subspace":
+        _check_basis(name, tensor, shape, output)
+    elif tuple(tensor.shape) != shape:
         raise ValueError(
             f"{kind}[{name!r}] has shape {tuple(tensor.shape)}, the model's parameter {shape}; "
             "it must be given in the child's coordinates"
         )
-
-
-def _check_fisher(name: str, fisher: Tensor, shape: tuple[int, ...]) -> None:
-    _check_shape("fisher", name, fisher, shape)
-    if not bool((fisher >= 0).all()):
+    elif kind == "fisher" and not bool((tensor >= 0).all()):
         raise ValueError(f"fisher[{name!r}] has negative or NaN entries; a diagonal Fisher is at least 0")
+    elif kind == "anchor" and tensor.numel() and tensor.data_ptr() == parameter.data_ptr():
+        raise ValueError(
+            f"anchor[{name!r}] is the model's own parameter, so it would move with it; "
+            "pass a copy: {name: p.detach().clone() for name, p in model.named_parameters()}"
+        )
 
 
 def _check_basis(name: str, basis: Tensor, shape: tuple[int, ...], output: int) -> None:

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_progressive import storage
 from hf_progressive.distributed.processes import main_process_first
-from hf_progressive.penalty.penalty import InheritancePenalty
 from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, save_penalty
+from hf_progressive.penalty.specification import InheritancePenalty
 from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete, link_or_copy, read_json
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.distributed.stopping import STEPS_BETWEEN, Sigterm, StopVote
 from hf_progressive.distributed.termination import EXIT_CODE
-from hf_progressive.penalty.penalty import InheritancePenalty
+from hf_progressive.penalty import BoundPenalty, InheritancePenalty
 from hf_progressive.penalty.schedule import schedule_factor
 from hf_progressive.penalty.step_log import StepLog
 from hf_progressive.storage import atomic_folder
@@ -96,6 +96,8 @@ class ProgressiveTrainer(Trainer):
                 f"a penalty needs args of class ProgressiveTrainingArguments, got {type(self.args).__name__}"
             )
         self.penalty = penalty
+        self.bound_penalty: BoundPenalty | None = None
+        """Φ on the prepared model, once training has begun."""
         self.meter: ThroughputMeter | None = None
         """Adds the speed to every log of the loss; a callback of this trainer, where there is one."""
         self._phi_log = StepLog()
@@ -268,7 +270,7 @@ class ProgressiveTrainer(Trainer):
             self.accelerator.deepspeed_engine_wrapped = PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
         if self.args.should_save and self._saves_state:
             keep_penalty(self.penalty, Path(self.args.output_dir))
-        self.penalty.bind(self._bare_model())
+        self.bound_penalty = self.penalty.bind(self._bare_model())
         return prepared
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -287,12 +289,13 @@ class ProgressiveTrainer(Trainer):
         return model
 
     def _add_penalty_gradient(self) -> None:
-        assert self.penalty is not None
+        penalty = self.bound_penalty
+        assert penalty is not None
         progress = self.state.global_step / self.state.max_steps
         factor = schedule_factor(self.args.phi_schedule, progress, self.args.phi_until)
-        step = self.penalty.add_gradient(self._bare_model(), factor=factor, gradient_scale=self._gradient_scale())
+        step = penalty.add_gradient(factor=factor, gradient_scale=self._gradient_scale())
         self._watch.note(PENALTY, step.value)
-        self._phi_log.add(step, ewc_lambda=self.penalty.ewc_lambda * factor, gamma=self.penalty.gamma * factor)
+        self._phi_log.add(step, ewc_lambda=penalty.ewc_lambda * factor, gamma=penalty.gamma * factor)
 
     def _gradient_scale(self) -> float:
         # Where fp16 needs one, the gradients are multiplied by it until they are clipped.

@@ -17,7 +17,7 @@ from hf_progressive.distributed.processes import leave_processes
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
-VOCABULARY, WIDTH = 67, 20  # 67 rows: odd, so that two processes hold unequal pieces
+VOCABULARY, WIDTH = 67, 20  # 67 rows: odd, so that two processes hold unequal shards
 LARGEST_BYTES = 4 * 4 * WIDTH * WIDTH  # the MLP's matrices
 
 
@@ -126,7 +126,7 @@ def train(output, *, batch, accumulation, resume=False, fsdp=False, **changes):
     result |= {
         "engine": str(trainer.accelerator.distributed_type),
         "processes": trainer.args.world_size,
-        "held_bytes": penalty.held_bytes(),
+        "held_bytes": trainer.bound_penalty.held_bytes(),
         "peak_bytes": CountedTensors.peak,
     }
     output.mkdir(exist_ok=True)

@@ -94,13 +94,13 @@ def test_value_and_gradient_equal_the_dense_formula(build, dtype, device, record
 
 def test_adding_the_gradient_waits_for_no_result(cuda):
     model = gpt2().to(cuda)
-    penalty = InheritancePenalty(*random_tensors(model), ewc_lambda=EWC_LAMBDA, gamma=GAMMA)
+    bound = InheritancePenalty(*random_tensors(model), ewc_lambda=EWC_LAMBDA, gamma=GAMMA).bind(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    penalty.add_gradient(model, factor=0.9)  # takes its pieces
+    bound.add_gradient(factor=0.9)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     for factor in (0.8, 0.5):
-        penalty.add_gradient(model, factor=factor)
+        bound.add_gradient(factor=factor)
     torch.cuda.set_sync_debug_mode("default")
 
 

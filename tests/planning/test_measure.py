@@ -142,12 +142,10 @@ def test_what_cannot_be_measured_is_one_line(capsys, words, message):
 
 def test_phi_is_part_of_what_is_timed(plan, monkeypatch):
     seen = []
-    from hf_progressive.penalty import InheritancePenalty
+    from hf_progressive.penalty import BoundPenalty
 
-    add = InheritancePenalty.add_gradient
-    monkeypatch.setattr(
-        InheritancePenalty, "add_gradient", lambda self, *a, **k: (seen.append(self), add(self, *a, **k))[1]
-    )
+    add = BoundPenalty.add_gradient
+    monkeypatch.setattr(BoundPenalty, "add_gradient", lambda self, *a, **k: (seen.append(self), add(self, *a, **k))[1])
     grown = dataclasses.replace(plan, rungs=plan.rungs[1:2])
     result = measure_ladder(grown, seconds=0.5)
     assert len(seen) == result.rungs[0].steps + 2  # the warm-up too

@@ -104,10 +104,10 @@ def test_the_step_is_that_of_a_loss_with_the_penalty_in_it(tmp_path):
             loss = super().compute_loss(model, inputs, **kwargs)
             value = 0.0
             for name, p in model.named_parameters():
-                delta = p - penalty._anchor[name]
-                value = value + 0.5 * penalty.ewc_lambda * (penalty._fisher[name] * delta**2).sum()
-                if name in penalty._subspace:
-                    basis = penalty._subspace[name]
+                delta = p - penalty.anchor[name]
+                value = value + 0.5 * penalty.ewc_lambda * (penalty.fisher[name] * delta**2).sum()
+                if name in penalty.subspace:
+                    basis = penalty.subspace[name]
                     value = value + penalty.gamma * (delta - delta @ basis @ basis.T).square().sum()
             return loss + value
 
@@ -415,7 +415,7 @@ def test_weights_that_the_last_step_spoiled_are_not_saved(tmp_path, what):
     model = build_model()
     penalty = build_penalty(model)
     if what == "Φ":
-        penalty._anchor["transformer.wte.weight"][0] = 1e30
+        penalty.anchor["transformer.wte.weight"][0] = 1e30
     args = arguments(tmp_path, save_strategy="steps", save_steps=4, logging_steps=100)
     trainer = Spoiled(model, args, train_dataset=Blocks(), penalty=penalty, callbacks=[Spoil()])
     with pytest.raises(NonFiniteLossError, match=f"^steps 1 to 4: {what} is not finite; no checkpoint was written"):

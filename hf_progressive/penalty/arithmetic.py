@@ -1,11 +1,10 @@
-"""Φ on one parameter: the arithmetic, in chunks, on whatever piece of the parameter this process holds."""
+"""Φ on one parameter: the arithmetic, in chunks, on the shard that this process holds. Nothing here is exchanged."""
 
 import dataclasses
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.penalty.shards import rows_held
@@ -17,23 +16,22 @@ _CHUNK_ELEMENTS_ELSEWHERE = 1 << 24  # an accelerator wants few, large kernels
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restraint:
-    """W₀, Ω and U of the piece held of one parameter."""
+    """W₀, Ω and U of one parameter's shard."""
 
-    name: str
     shape: tuple[int, ...]
     """Of the whole parameter."""
-    start: int
-    """Where the piece begins in the flattened parameter."""
     anchor: Tensor
-    """(length,): the piece of W₀."""
+    """(length,): the shard of W₀."""
     fisher: Tensor | None
-    """(length,): the piece of Ω."""
+    """(length,): the shard of Ω."""
     basis: Tensor | None
     """U: (out, r); under a division of the output side only the rows (outputs) held."""
     output_dimension: int
     """The dimension of a matrix that runs over its module's outputs."""
-    group: dist.ProcessGroup | None = None
-    """The processes that hold the other pieces."""
+    start: int = 0
+    """Where the shard begins in the flattened parameter."""
+    is_whole: bool = True
+    """Whether the shard is all of the parameter."""
     shared_rows: tuple[int, ...] = ()
     """Rows of the matrix that more than one process holds a part of."""
 
@@ -45,8 +43,9 @@ class Restraint:
         gamma: float,
         *,
         gradient_scale: float | Tensor = 1.0,
+        projection: Tensor | None = None,
     ) -> Tensor:
-        """Compute Φ on the piece, and add its gradient to one.
+        """Compute Φ on the shard, and add its gradient to one.
 
         Args:
             weights: (length,).
@@ -54,10 +53,12 @@ class Restraint:
             ewc_lambda: λ.
             gamma: γ.
             gradient_scale: By what the gradient found is multiplied.
+            projection: What `projection` returned, summed over processes; needed under γ where the parameter is
+                divided.
 
         Returns:
-            (4,): λ·½ Σ Ω ΔW², γ‖(I − UUᵀ)ΔW‖², ‖∇Φ‖² and ‖gradient found / scale‖², over the piece; the last two are 0
-            without a gradient. If a subspace is at work on a divided parameter, all its processes must call.
+            (4,): λ·½ Σ Ω ΔW², γ‖(I − UUᵀ)ΔW‖², ‖∇Φ‖² and ‖gradient found / scale‖², over the shard; the last two are 0
+            without a gradient.
         """
         fisher = self.fisher if ewc_lambda > 0.0 else None
         basis = self.basis if gamma > 0.0 else None
@@ -73,7 +74,7 @@ class Restraint:
                     torch.mul(delta, chunk.of(fisher).to(delta), out=slope).mul_(ewc_lambda)
                     sums[0] += 0.5 * _dot(slope, delta)
                 if basis is not None:
-                    residual = self._residual(delta, basis)
+                    residual = self._residual(delta, basis, projection)
                     sums[1] += gamma * _dot(residual, residual)
                     slope.add_(residual, alpha=2.0 * gamma)
                 if gradient is not None:
@@ -86,10 +87,31 @@ class Restraint:
                     found.add_(slope.to(found.dtype))
         return sums
 
+    def projection(self, weights: Tensor) -> Tensor:
+        """Compute this process's share of the part of UᵀΔW that it cannot know alone.
+
+        Args:
+            weights: (length,) of a divided parameter that has a basis.
+
+        Returns:
+            To be summed over processes: UᵀΔW, (r, in), where outputs are divided; where inputs are, ΔWᵀU of the rows
+            cut in two, (shared rows, r).
+        """
+        assert self.basis is not None
+        dtype = working_dtype(weights.dtype)
+        with torch.autocast(weights.device.type, enabled=False):
+            matrix, rows, _ = self._in_whole_rows(weights.to(dtype) - self.anchor.to(weights.device, dtype))
+            if self.output_dimension == 0:
+                return self.basis.T @ matrix
+            shares = matrix.new_zeros(len(self.shared_rows), self.basis.shape[1])
+            for index, row in self._cut(rows):
+                shares[index] = matrix[row] @ self.basis
+            return shares
+
     def _chunks(self, weights: Tensor, *, restrained: bool) -> "Iterator[_Chunk]":
         size = CHUNK_ELEMENTS.get(weights.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
-        if restrained and self.group is not None:
-            yield _Chunk(0, len(weights))  # the collective inside wants the piece at once
+        if restrained and not self.is_whole:
+            yield _Chunk(0, len(weights))
         elif restrained:
             # whole outputs: columns of (out, in), rows of (in, out)
             along = 1 - self.output_dimension
@@ -100,47 +122,44 @@ class Restraint:
             for start in range(0, len(weights), size):
                 yield _Chunk(start, min(start + size, len(weights)))
 
-    def _residual(self, delta: Tensor, basis: Tensor) -> Tensor:
-        # (I − UUᵀ)ΔW, in the layout of delta: a block of the matrix, or the flat piece of a divided one
-        if self.group is not None:
-            return self._divided_residual(delta, basis)
+    def _residual(self, delta: Tensor, basis: Tensor, projection: Tensor | None) -> Tensor:
+        # (I − UUᵀ)ΔW, in the layout of delta: a block of the matrix, or the flat shard of a divided one
+        if not self.is_whole:
+            assert projection is not None
+            return self._divided_residual(delta, basis, projection)
         if self.output_dimension == 0:
             return delta.addmm(basis, basis.T @ delta, alpha=-1.0)  # (out, n)
         return delta.addmm(delta @ basis, basis.T, alpha=-1.0)  # (n, out)
 
-    def _divided_residual(self, delta: Tensor, basis: Tensor) -> Tensor:
-        # The piece stands in whole rows, zero where another process holds the rest: what is missing from UᵀΔW is then
-        # a sum over processes, of all of it if outputs are divided, of the rows cut in two if inputs are.
+    def _divided_residual(self, delta: Tensor, basis: Tensor, projection: Tensor) -> Tensor:
+        matrix, rows, within = self._in_whole_rows(delta)
+        if self.output_dimension == 0:
+            residual = matrix.addmm(basis, projection, alpha=-1.0)  # (rows, in)
+        else:
+            projected = matrix @ basis  # (rows, r)
+            for index, row in self._cut(rows):
+                projected[row] = projection[index]
+            residual = matrix.addmm(projected, basis.T, alpha=-1.0)  # (rows, out)
+        return residual.view(-1)[within]
+
+    def _in_whole_rows(self, delta: Tensor) -> tuple[Tensor, slice, slice]:
+        # the flat shard as whole rows, zero where another process holds the rest; which rows; where it is in them
         columns = self.shape[1]
         rows = rows_held(self.start, len(delta), columns)
         offset = self.start - rows.start * columns
+        within = slice(offset, offset + len(delta))
         matrix = delta.new_zeros(rows.stop - rows.start, columns)
-        matrix.view(-1)[offset : offset + len(delta)] = delta
-        if self.output_dimension == 0:
-            projected = basis.T @ matrix  # (r, in)
-            dist.all_reduce(projected, group=self.group)
-            residual = matrix.addmm(basis, projected, alpha=-1.0)  # (rows, in)
-        else:
-            projected = matrix @ basis  # (rows, r)
-            self._sum_shared_rows(projected, rows.start)
-            residual = matrix.addmm(projected, basis.T, alpha=-1.0)  # (rows, out)
-        return residual.view(-1)[offset : offset + len(delta)]
+        matrix.view(-1)[within] = delta
+        return matrix, rows, within
 
-    def _sum_shared_rows(self, projected: Tensor, first: int) -> None:
-        if not self.shared_rows:
-            return
-        shared = torch.tensor(self.shared_rows, device=projected.device)
-        held = (shared >= first) & (shared < first + len(projected))
-        mine = shared[held] - first
-        total = projected.new_zeros(len(shared), projected.shape[1])
-        total[held] = projected[mine]
-        dist.all_reduce(total, group=self.group)
-        projected[mine] = total[held]
+    def _cut(self, rows: slice) -> list[tuple[int, int]]:
+        # of the rows cut in two that are among these: which of all those, and which of these
+        return [(i, row - rows.start) for i, row in enumerate(self.shared_rows) if rows.start <= row < rows.stop]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
-    """A range of a flat piece, or of one dimension of a matrix."""
+    """A range of a flat shard, or of one dimension of a matrix."""
 
     start: int
     stop: int

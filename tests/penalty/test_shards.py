@@ -10,9 +10,8 @@ from torch import distributed as dist
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_progressive.penalty import InheritancePenalty
-from hf_progressive.penalty import penalty as penalty_module
-from hf_progressive.penalty.shards import HeldPiece
+from hf_progressive.penalty import InheritancePenalty, specification
+from hf_progressive.penalty.shards import ParameterShard, WholeShard
 
 
 class Processes:
@@ -71,6 +70,21 @@ class Pair(nn.Module):
             p.grad = torch.ones_like(p)
 
 
+class Cut(ParameterShard):
+    """Whatever lies between two edges."""
+
+    def __init__(self, parameter, edges, processes):
+        self.parameter, self.shape, self.group = parameter, tuple(parameter.shape), processes
+        self.start, self.length = edges[0], edges[1] - edges[0]
+        self.whole = WholeShard(parameter)
+
+    def weights(self):
+        return self.whole.weights()[self.start : self.start + self.length]
+
+    def gradient(self):
+        return self.whole.gradient()[self.start : self.start + self.length]
+
+
 def build_penalty(model, rank):
     def random(shape, seed):
         return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -95,31 +109,26 @@ def build_penalty(model, rank):
     rank=st.integers(0, 6),
     cuts=st.lists(st.floats(0, 1), min_size=1, max_size=3).map(sorted),
 )
-def test_pieces_cut_anywhere_add_up_to_the_whole(shape, rank, cuts):
-    """Any contiguous pieces, empty ones too: what ZeRO and FSDP2 make are cases of it."""
+def test_shards_cut_anywhere_add_up_to_the_whole(shape, rank, cuts):
+    """Any contiguous shards, empty ones too: what ZeRO and FSDP2 make are cases of it."""
     whole = Pair(*shape)
     expected = build_penalty(whole, rank).add_gradient(whole)
     processes = Processes(len(cuts) + 1)
 
-    def piece_of(parameter):
-        piece = HeldPiece(parameter)
+    def cut(parameter):
         edges = [0, *(round(cut * parameter.numel()) for cut in cuts), parameter.numel()]
-        piece.start = edges[processes.rank.number]
-        piece.length = edges[processes.rank.number + 1] - piece.start
-        piece.group = processes
-        weights, gradient = parameter.detach().view(-1), parameter.grad.view(-1)
-        piece.weights = lambda: weights[piece.start : piece.start + piece.length]
-        piece.gradient = lambda: gradient[piece.start : piece.start + piece.length]
-        return piece
+        return Cut(parameter, edges[processes.rank.number : processes.rank.number + 2], processes)
 
     def one_process(number):
         model = Pair(*shape)
-        penalty = build_penalty(model, rank)
-        step = penalty.add_gradient(model)
-        return step, {name: p.grad - 1 for name, p in model.named_parameters()}, penalty
+        bound = build_penalty(model, rank).bind(model)
+        step = bound.add_gradient()
+        with pytest.raises(ValueError, match=r"value\(\) needs whole parameters; .* use add_gradient\(\)"):
+            bound.value()
+        return step, {name: p.grad - 1 for name, p in model.named_parameters()}, bound
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(penalty_module, "held_piece", piece_of)
+        patch.setattr(specification, "shard_of", cut)
         patch.setattr(dist, "all_reduce", processes.all_reduce)
         patch.setattr(dist, "all_gather_object", processes.all_gather_object)
         patch.setattr(dist, "get_world_size", lambda group: group.count)
@@ -133,16 +142,19 @@ def test_pieces_cut_anywhere_add_up_to_the_whole(shape, rank, cuts):
         summed = sum(gradients[name] for _, gradients, _ in results)
         torch.testing.assert_close(summed, parameter.grad - 1, **close)
     whole_bytes = 2 * sum(p.numel() * p.element_size() for p in whole.parameters())
-    bases = [sum(r.basis.numel() * 8 for r in p._restraints.values() if r.basis is not None) for *_, p in results]
-    assert sum(p.held_bytes() for *_, p in results) - sum(bases) == whole_bytes
-    with pytest.raises(ValueError, match="divided among processes; take the mappings before"):
-        results[0][2].mappings()
+    restraints = [bound.restraint for *_, b in results for bound in b._parameters.values()]
+    bases = sum(r.basis.numel() * 8 for r in restraints if r.basis is not None)
+    assert sum(b.held_bytes() for *_, b in results) - bases == whole_bytes
 
 
-def test_a_divided_model_has_no_value_to_differentiate(monkeypatch):
+@pytest.mark.parametrize("change", ["replaced", "moved"])
+def test_what_is_bound_follows_no_other_parameters(change):
     model = Pair(2, 2, 2)
-    penalty = build_penalty(model, 1)
-    penalty.bind(model)
-    monkeypatch.setattr(HeldPiece, "is_whole", False)
-    with pytest.raises(ValueError, match=r"value\(\) needs whole parameters; .* use add_gradient\(\)"):
-        penalty.value(model)
+    bound = build_penalty(model, 1).bind(model)
+    bound.add_gradient()
+    if change == "replaced":
+        model.conv.weight = nn.Parameter(model.conv.weight.detach().clone())
+    else:
+        model.conv.to("meta")
+    with pytest.raises(ValueError, match=r"conv\.weight was replaced or moved since Φ was bound .*; bind it again"):
+        bound.add_gradient()

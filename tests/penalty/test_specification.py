@@ -8,8 +8,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_progressive.penalty import InheritancePenalty, schedule_factor
-from hf_progressive.penalty import restraint as restraint_module
+from hf_progressive.penalty import InheritancePenalty, arithmetic, schedule_factor
 
 
 class Mixed(nn.Module):
@@ -71,7 +70,7 @@ def test_value_and_gradient_equal_the_dense_formula(shape, rank, weights, chunk,
     model = Mixed(*shape).double()
     penalty, tensors = random_penalty(model, ewc_lambda=ewc_lambda, gamma=gamma, rank=rank, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(restraint_module.CHUNK_ELEMENTS, "cpu", chunk)
+        patch.setitem(arithmetic.CHUNK_ELEMENTS, "cpu", chunk)
         value, terms = penalty.value(model), penalty.terms(model)
         (2.5 * value).backward()
         gradients = [p.grad.clone() for p in model.parameters()]
@@ -122,12 +121,13 @@ def test_anchor_and_fisher_may_be_kept_in_bfloat16_on_another_device():
     _, (anchor, fisher, subspace) = random_penalty(model, ewc_lambda=2.0, gamma=0.3, rank=10)
     weights = {"ewc_lambda": 2.0, "gamma": 0.3}
     kept = InheritancePenalty(anchor, fisher, subspace, **weights, storage_dtype=torch.bfloat16, storage_device="cpu")
-    step = kept.add_gradient(model)
+    bound = kept.bind(model)
+    step = bound.add_gradient()
     rounded = ({n: t.bfloat16() for n, t in anchor.items()}, {n: t.bfloat16() for n, t in fisher.items()}, subspace)
     ewc, sub = dense_terms(model, rounded, **weights)
     assert [step.ewc.item(), step.subspace.item()] == pytest.approx([ewc.item(), sub.item()], rel=2e-6)
     basis_bytes = sum(basis.numel() * 4 for basis in subspace.values())
-    assert kept.held_bytes() - basis_bytes == 2 * 2 * sum(p.numel() for p in model.parameters())
+    assert bound.held_bytes() - basis_bytes == 2 * 2 * sum(p.numel() for p in model.parameters())
 
 
 def test_parameters_without_an_entry_or_frozen_take_no_part():
