@@ -22,7 +22,7 @@ from hf_progressive import grow_checkpoint
 TEXT = """\
 A small model learned to read and write,
 and what it knew it knew in black and white.
-Then it was given room in which to grow:
+Then it was given space in which to grow:
 new layers, silent, added to the row,
 new channels, too, that carry what was there,
 so that, before it learns, it is aware

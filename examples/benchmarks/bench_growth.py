@@ -194,7 +194,7 @@ def measure(folder: Path, gigabytes: float, width: int, repeats: int, variants: 
     """Run all variants.
 
     Args:
-        folder: A folder with room for three times the size.
+        folder: A folder whose disk has three times the size free.
         gigabytes: Size of the child.
         width: `n_embd` of the child.
         repeats: Runs of each variant.

@@ -24,7 +24,8 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.vocab_size > 256, f"vocab_size: {self.vocab_size} leaves no room for the 256 bytes; use 257 or more"
+            self.vocab_size > 256,
+            f"vocab_size: {self.vocab_size} holds no more than the 256 bytes; use 257 or more",
         )
         require_positive(self, "training_bytes")
         require(

@@ -7,12 +7,12 @@
 | `split`      | copies read in uneven shares | as `exact`                  | kept     | Net2Net 1511.05641; LEMON   |
 | `stack`      | as `exact`                   | the stack on top of itself  | changed  | G_stack 2405.15319          |
 | `interleave` | as `exact`                   | every layer repeated        | changed  | interpolation 1710.10348    |
-| `pad`        | zeros, nothing rescaled      | as `exact`                  | changed  | the naive baseline          |
-| `random`     | fresh weights                | fresh weights               | changed  | a model trained cold        |
+| `pad`        | zeros, nothing rescaled      | as `exact`                  | changed  | the naive way               |
+| `random`     | fresh weights                | fresh weights               | changed  | a model from scratch        |
 
 `exact` is the default, for any sizes, and the one to train on with: new units are random on their input side and zero
-on their output side, so gradients reach them within two steps and none is the baseline of another. `tile` and `split`
-start every new unit from a trained one. Copies that are read alike learn alike: those of `tile` stay baselines unless
+on their output side, so gradients reach them within two steps and no two are alike. `tile` and `split`
+start every new unit from a trained one. Copies that are read alike learn alike: those of `tile` stay alike unless
 `noise` or dropout tells them apart. Under Adam uneven shares alone part them slowly, since it takes the size off a
 gradient, so `split` adds noise of its own; noise adds up to zero over the copies of a unit. A residual stream can
 only hold whole copies, since a norm weighs every channel alike; `split` fills the remainder as `exact` does. `stack`
@@ -175,7 +175,7 @@ def insert_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigi
     """Keep the parent's layers in order and insert silent ones among them.
 
     A copied layer takes the weights of the layer it follows; layers appended behind the last take those of the last
-    layers in order, so that none is the baseline of its neighbour.
+    layers in order, so that none is like its neighbour.
 
     Args:
         old: Number of the parent's layers.
@@ -308,7 +308,7 @@ METHODS: dict[str, Method] = {
         Method("stack", "the whole stack repeated on itself (G_stack)", depth=stack_layers, keeps_depth=False),
         Method("interleave", "every layer repeated in place", depth=interleave_layers, keeps_depth=False),
         Method("pad", "zeros around the old weights, nothing rescaled", rescales=False, keeps_width=False),
-        Method("random", "fresh weights, the baseline", inherits=False, keeps_width=False, keeps_depth=False),
+        Method("random", "fresh weights, as from scratch", inherits=False, keeps_width=False, keeps_depth=False),
     )
 }
 """Every method, by name."""

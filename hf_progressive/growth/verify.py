@@ -109,7 +109,7 @@ def verify_growth(
         FileNotFoundError: There is no such folder or repository.
         ValueError: `dtype` is neither of the two, a count is not positive, a checkpoint is damaged, the grown model
             knows fewer tokens or has a shorter context than its parent, or logits are not finite.
-        torch.OutOfMemoryError: A model in memory leaves no room for the logits on its device.
+        torch.OutOfMemoryError: Beside a model in memory, the logits do not fit on its device.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=16))

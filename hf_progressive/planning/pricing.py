@@ -268,7 +268,7 @@ class _RungPrice:
         per_sequence = sequence_bytes(config, rung, on_gpu=cluster.gpu.name != "cpu")
         state = penalty_state(config, rung)
         total = rung.parameters.total
-        room = _USABLE_MEMORY * cluster.gpu.memory_gb * 1e9 - training_bytes(
+        free = _USABLE_MEMORY * cluster.gpu.memory_gb * 1e9 - training_bytes(
             total, sequences=0, per_sequence=per_sequence, **state
         )
         return {
@@ -279,8 +279,8 @@ class _RungPrice:
             "sharded_bytes": training_bytes(
                 total, sequences=size, per_sequence=per_sequence, shards=cluster.count, **state
             ),
-            "largest_micro_batch": max(0, int(room // per_sequence)),
-            "fits": size * per_sequence <= room,
+            "largest_micro_batch": max(0, int(free // per_sequence)),
+            "fits": size * per_sequence <= free,
         }
 
     def _disk(self) -> int:

@@ -93,7 +93,7 @@ def test_overrides_reach_nested_keys_and_list_items(tmp_path: Path) -> None:
         ("training.decay_fraction=0.99", r"warm-up and decay together are 1\.01"),
         ("data.source=text", r"data\.files: the source 'text' needs the files to read"),
         ("data.files=[a.txt]", r"data\.files: only text, json and parquet read files"),
-        ("data.tokenizer.vocab_size=256", r"data\.tokenizer\.vocab_size: 256 leaves no room"),
+        ("data.tokenizer.vocab_size=256", r"data\.tokenizer\.vocab_size: 256 holds no more than the 256 bytes"),
         ("phi.gamma", r"override 'phi\.gamma': expected key\.path=value"),
         ("rungs.7.n_layer=3", r"override .*: rungs\.7 needs an index from 0 to 1"),
     ],

@@ -42,7 +42,7 @@ def test_layers_and_gradients_arrive(network):
         network.unused: 1,
     }
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
-    network(ids).square().sum().backward()  # what is captured explains the gradients autograd gives the weights
+    network(ids).square().sum().backward()  # what the hooks saw explains the gradients autograd gives the weights
     weights = [(x, g) for x, g in layers[network.twice]]
     assert len(weights) == 2
     explained = sum(torch.einsum("bto,bti->oi", g, x) for x, g in weights)

@@ -197,7 +197,7 @@ def train(model, steps, *, vocabulary):
 
 @families
 @pytest.mark.parametrize(("method", "new_layers"), [("exact", "copy"), ("exact", "fresh"), ("split", "copy")])
-def test_gradients_reach_all_that_is_new_within_two_steps_and_no_unit_has_a_baseline(model_type, method, new_layers):
+def test_gradients_reach_all_that_is_new_within_two_steps_and_no_two_units_are_alike(model_type, method, new_layers):
     vocabulary = 20
     parent = build(config_of(model_type, vocab=16, positions=16, tie_word_embeddings=model_type != "nanochat"))
     target = fields_of(model_type, **ALL_AXES | {"vocab": vocabulary, "positions": vocabulary})
@@ -223,10 +223,10 @@ def test_gradients_reach_all_that_is_new_within_two_steps_and_no_unit_has_a_base
                 assert distances.min() > 1e-6, name
 
 
-def test_tiled_units_stay_baselines_unless_noise_tells_them_apart():
-    for noise, baselines in ((0.0, True), (0.1, False)):
+def test_tiled_units_stay_alike_unless_noise_tells_them_apart():
+    for noise, alike in ((0.0, True), (0.1, False)):
         parent = build(config_of("llama"))
         child, _ = grow(parent, {"intermediate_size": 48}, method="tile", noise=noise)
         train(child, 4, vocabulary=16)
         up = child.model.layers[0].mlp.up_proj.weight
-        assert torch.allclose(up[:24], up[24:], rtol=1e-9) == baselines
+        assert torch.allclose(up[:24], up[24:], rtol=1e-9) == alike
