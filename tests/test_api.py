@@ -6,6 +6,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +119,17 @@ def test_the_check_finds_what_is_missing() -> None:
         "f does not say what it returns",
         "f does not say when it raises ValueError",
     ]
+
+
+DOCUMENT = Path(hf_progressive.__file__).parent.parent / "docs" / "api.md"
+
+
+def test_the_page_shows_every_public_name_and_code_that_parses() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert [name for name in hf_progressive.__all__ if not re.search(rf"`{name}\b", text)] == []
+    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(programs) > 5
+    for program in programs:
+        for node in ast.walk(ast.parse(program)):
+            if isinstance(node, ast.ImportFrom) and node.module == "hf_progressive":
+                assert {alias.name for alias in node.names} <= set(hf_progressive.__all__)

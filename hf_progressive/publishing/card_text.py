@@ -37,10 +37,10 @@ def introduction(lineage: Lineage, link: Link) -> str:
     if rung.origin is not None:
         return f"{what}: the first, taken from {_origin(lineage)} and not trained further. The others inherit from it."
     if not rung.grown:
-        return f"{what}: the first, trained from nothing. The others inherit from it."
+        return f"{what}: the first, trained from scratch. The others inherit from it."
     assert rung.parent is not None
     return (
-        f"{what}. It was not trained from nothing: it was grown from {link(lineage, rung.parent)}, began as a larger"
+        f"{what}. It was not trained from scratch: it was grown from {link(lineage, rung.parent)}, began as a larger"
         f" network that computes {_preservation(lineage)}, and went on from there."
     )
 
@@ -93,7 +93,7 @@ def _context(config: Mapping[str, Any]) -> str:
 
 
 def _own_against_cold(rung: Rung) -> str:
-    baseline = "" if rung.cold is None else f"; its baseline, trained from nothing: {rung.cold.bits_per_byte:.4f}"
+    baseline = "" if rung.cold is None else f"; its baseline, trained from scratch: {rung.cold.bits_per_byte:.4f}"
     return f"{rung.bits_per_byte:.4f} on validation documents{baseline}"
 
 
@@ -140,7 +140,7 @@ def training_budget(lineage: Lineage) -> str:
         return f"Not trained by this ladder{f': it had read {count(rung.tokens)} tokens' if rung.tokens else ''}."
     budget = f"{count(rung.tokens)} tokens, {significant(rung.tokens_per_parameter)} per parameter of the budget"
     if rung.grown:
-        budget += f"; training it from nothing would be planned with {count(rung.cold_tokens)}"
+        budget += f"; training it from scratch would be planned with {count(rung.cold_tokens)}"
     versions = ", ".join(
         f"{name} {environment[name]}" for name in ("hf_progressive", "torch", "transformers") if name in environment
     )
@@ -148,12 +148,12 @@ def training_budget(lineage: Lineage) -> str:
 
 
 def cold_comparison(lineage: Lineage) -> str:
-    """Compare the model with the same architecture trained from nothing on its full budget."""
+    """Compare the model with the same architecture trained from scratch on its full budget."""
     rung, unit = lineage.rung, flop_unit([lineage.rung])
     if rung.cold is None:
         return ""
     text = (
-        f"The same architecture, trained from nothing on its full budget ({unit.text(rung.cold.flops)}), ended at"
+        f"The same architecture, trained from scratch on its full budget ({unit.text(rung.cold.flops)}), ended at"
         f" {rung.cold.bits_per_byte:.4f} bits per byte on the same validation documents; this model ended at"
         f" {rung.bits_per_byte:.4f} with {unit.text(rung.curve[-1].flops)} of its own."
     )

@@ -25,7 +25,7 @@ NAMES = list(SIZES)
 
 
 def write_run(run_dir: Path, *, title: str = "tiny", max_shard_size: str = "5GB") -> Path:
-    """Write a complete run: d4 from nothing, d5 and d6 grown, d5 with a baseline that it matched."""
+    """Write a complete run: d4 from scratch, d5 and d6 grown, d5 with a baseline that it matched."""
     records: list[dict[str, Any]] = []
     for index, name in enumerate(NAMES):
         init, final = run_dir / name / "init", run_dir / name / "final"

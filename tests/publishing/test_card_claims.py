@@ -25,7 +25,7 @@ CASES = {
 A_MODEL = "A GPT-2 language model of {parameters} parameters, rung {ordinal} of {rungs} of the ladder sums"
 UNKNOWN = "; what went into the first of them is not known"
 BASELINE = (
-    "The same architecture, trained from nothing on its full budget ({cold}), ended at {cold_bits} bits per byte on"
+    "The same architecture, trained from scratch on its full budget ({cold}), ended at {cold_bits} bits per byte on"
     " the same validation documents; this model ended at {bits} with {spent} of its own."
 )
 LOSS = "While training, the loss carried "
@@ -39,14 +39,14 @@ GAMMA = (
 READ = "The model read {blocks} blocks of {block_tokens} tokens of {corpus_blocks}, from block {first_block} on."
 
 CLAIMS = [
-    Claim(A_MODEL + ": the first, trained from nothing.", lambda f: not f["is_grown"] and "origin" not in f),
+    Claim(A_MODEL + ": the first, trained from scratch.", lambda f: not f["is_grown"] and "origin" not in f),
     Claim(A_MODEL + ": the first, taken from {origin:s} at CODE and not trained further.", lambda f: "origin" in f),
     Claim(A_MODEL + ".", lambda f: f["is_grown"]),
     Claim("Model: GPT-2, {layers} layers of width {width}, context {context}"),
     Claim("Parameters: {parameters}, of which {other_parameters} outside the embeddings"),
     Claim("Started from: the parent's function: logits up to {logits} differed by {logit_change} at most"),
     Claim("Bits per byte: {bits} on validation documents", lambda f: not f["has_baseline"]),
-    Claim("Bits per byte: {bits} on validation documents; its baseline, trained from nothing: {cold_bits}"),
+    Claim("Bits per byte: {bits} on validation documents; its baseline, trained from scratch: {cold_bits}"),
     Claim("FLOPs of its own: {train}", lambda f: "origin" not in f and not f["fisher"] + f["subspace"]),
     Claim(
         "FLOPs of its own: {train}, and {fisher@unit} for its parent's Fisher information, and {subspace@unit} for its"
@@ -68,7 +68,7 @@ CLAIMS = [
     ),
     Claim("{tokens} tokens, {tokens_per_parameter} per parameter of the budget.", lambda f: not f["is_grown"]),
     Claim(
-        "{tokens} tokens, {tokens_per_parameter} per parameter of the budget; training it from nothing would be"
+        "{tokens} tokens, {tokens_per_parameter} per parameter of the budget; training it from scratch would be"
         " planned with {cold_tokens}."
     ),
     Claim("Made with {versions:s}."),
