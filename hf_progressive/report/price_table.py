@@ -1,6 +1,6 @@
 """A priced plan as a table of plain text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hf_progressive.report.formatting import NOTHING
@@ -13,26 +13,13 @@ _HEADER = (
 
 
 def price_table(record: Mapping[str, Any]) -> str:
-    """Return the prices of a ladder as plain text.
+    """Return the prices of a ladder, as `LadderPrice.to_dict` returns them, in plain text.
 
-    Args:
-        record: What `LadderPrice.to_dict` returns.
-
-    Returns:
-        A line per rung, the family's prices, and what does not fit.
+    A line per rung, the family's prices, and what does not fit.
     """
     rungs = Table(header=_HEADER, rows=tuple(_row(rung) for rung in record["rungs"]))
-    return "\n".join(
-        [
-            rungs.plain(),
-            "",
-            *_family(record),
-            *_budget(record),
-            *_measured(record),
-            *_misfits(record),
-            *_starved(record),
-        ]
-    )
+    parts = (_family, _beside, _budget, _measured, _misfits, _starved)
+    return "\n".join([rungs.plain(), "", *(line for part in parts for line in part(record))])
 
 
 def _row(rung: Mapping[str, Any]) -> tuple[str, ...]:
@@ -72,15 +59,11 @@ def _family(record: Mapping[str, Any]) -> list[str]:
         ("the last rung alone, cold", family["last_alone"]),
         ("this run, its baselines included", family["this_run"]),
     ]
-    lines = [f"{_machine(record)}; training alone:", *(f"  {_priced(cost)}  {text}" for text, cost in entries)]
-    return [*lines, *_beside(record)]
-
-
-def _machine(record: Mapping[str, Any]) -> str:
-    cluster, measurement = record["cluster"], record["measurement"]
+    cluster = record["cluster"]
+    speed = f" at {cluster['mfu']:.0%} MFU" if record["measurement"] is None else ", measured"
     price = "" if cluster["price"] is None else f" at ${cluster['price']:g} per GPU-hour"
-    machine = f"{cluster['count']} × {cluster['gpu']['name']}"
-    return f"{machine} at {cluster['mfu']:.0%} MFU{price}" if measurement is None else f"{machine}, measured{price}"
+    machine = f"{cluster['count']} × {cluster['gpu']['name']}{speed}{price}"
+    return [f"{machine}; training alone:", *(f"  {_priced(cost)}  {text}" for text, cost in entries)]
 
 
 def _beside(record: Mapping[str, Any]) -> list[str]:
@@ -133,19 +116,16 @@ def _measured(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"  timed without {', '.join(measurement['without'])}")
     saving = measurement["saving_bytes_per_second"] / 1e9
     lines.append(f"  saving: {saving:.3g} GB/s written, made durable and digested in {measurement['folder']}")
-    guessed = [rung for rung in record["rungs"] if rung["speed"]["basis"] != "measured"]
-    lines += [f"  {rung['name']}: extrapolated{_guess(rung, measurement)}" for rung in guessed]
-    if record["cluster"]["count"] > 1:
-        count = record["cluster"]["count"]
+    for rung in record["rungs"]:
+        if rung["speed"]["basis"] != "measured":
+            reason = measurement["skipped"].get(rung["name"])
+            source = f"{rung['speed']['source']}'s FLOPs per second on the {device}"
+            lines.append(
+                f"  {rung['name']}: extrapolated from {source}{'' if reason is None else f', because {reason}'}"
+            )
+    if (count := record["cluster"]["count"]) > 1:
         lines.append(f"  extrapolated to {count}: taken as {count} times one, with nothing lost between them")
     return lines
-
-
-def _guess(rung: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
-    source, reason = rung["speed"]["source"], measurement["skipped"].get(rung["name"])
-    here = measurement["device"]["name"]
-    text = f" from {source}'s FLOPs per second on the {here}"
-    return text if reason is None else f"{text}, because {reason}"
 
 
 def _budget(record: Mapping[str, Any]) -> list[str]:
@@ -168,15 +148,15 @@ def _misfits(record: Mapping[str, Any]) -> list[str]:
             f"micro-batches hold {size} of the {shared['largest_wanted']} blocks that they may, because no larger"
             f" number divides the {blocks} of a step and process; choose a training.batch_tokens with more divisors"
         )
-    trained: Sequence[Mapping[str, Any]] = [rung for rung in record["rungs"] if rung["origin"] is None]
-    return lines + [
-        f"{rung['name']}: micro-batches of {memory['micro_batch_size']} take {memory['replicated_bytes'] / 1e9:.0f} GB"
-        f" of the {gpu['name']}'s {gpu['memory_gb']:g}; set training.micro_batch_size to"
-        f" {memory['largest_micro_batch']} or less"
-        for rung in trained
-        for memory in [rung["memory"]]
-        if not memory["fits"]
-    ]
+    for rung in record["rungs"]:
+        memory = rung["memory"]
+        if rung["origin"] is None and not memory["fits"]:
+            lines.append(
+                f"{rung['name']}: micro-batches of {memory['micro_batch_size']} take"
+                f" {memory['replicated_bytes'] / 1e9:.0f} GB of the {gpu['name']}'s {gpu['memory_gb']:g}; set"
+                f" training.micro_batch_size to {memory['largest_micro_batch']} or less"
+            )
+    return lines
 
 
 def _starved(record: Mapping[str, Any]) -> list[str]:
