@@ -1,4 +1,4 @@
-"""Diagonal Fisher information of a causal language model, from per-sequence gradients.
+"""Diagonal Fisher information of a causal language model, from per-sample gradients.
 
 With the negative log-likelihood ℓ_nt of token t of sequence n, T_n tokens in it and everything squared entry by entry,
 
@@ -82,7 +82,7 @@ def estimate_fisher(
         definition: Whose gradients are squared, single tokens' or whole sequences'; see the module's first lines.
         normalize: None keeps nats, so that λ means the same on every rung; "mean" divides everything by the mean over
             all entries of all parameters.
-        batched: Compute the per-sequence gradients of a batch together. Otherwise, one backward pass per sequence.
+        batched: Compute the per-sample gradients of a batch together. Otherwise, one backward pass per sequence.
         reduce: Sum over the processes of `torch.distributed`, each of which was given its own sequences. Where FSDP2
             or ZeRO-3 divides the model this is always so; each process must then have as many batches as the others.
         seed: For sampled targets and random signs.
@@ -141,7 +141,7 @@ def _add_together(
             raise ValueError(f"{error}; gather the model, which is divided among processes, and try again") from error
         if squares.batches:
             raise ValueError(f"{error}, though earlier batches went well; pass batched=False") from error
-        logger.warning("taking per-sequence gradients one by one, which is slower: %s", error)
+        logger.warning("taking per-sample gradients one by one, which is slower: %s", error)
         squares.clear()
         generator.set_state(state)
         return False
@@ -202,7 +202,7 @@ def _check_options(kind: str, definition: str, normalize: str | None) -> None:
 def fisher_flops(*, tokens: int, sequences: int, parameters: int, training_flops_per_token: float) -> float:
     """Count the floating-point operations of an estimate.
 
-    The per-sequence gradients of a batch cost what its summed gradient costs, so forward and backward count as in
+    The per-sample gradients of a batch cost what its summed gradient costs, so forward and backward count as in
     training; squaring and adding up takes 2 operations per parameter and sequence more.
 
     Args:

@@ -12,7 +12,7 @@ from hf_progressive.report.findings import Findings, Tile
 from hf_progressive.report.formatting import NOTHING, FlopUnit, decimals, join_names, minus, percent, span
 from hf_progressive.report.ladder_tables import data_repetition, flop_unit
 
-_LONGEST_LIST = 4  # a tile has room for so many values of η
+_LONGEST_LIST = 4  # a tile holds so many values of η
 
 
 def find_in_run(run: Run) -> Findings:

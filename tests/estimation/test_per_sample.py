@@ -1,4 +1,4 @@
-"""Sums of squares of per-sequence gradients against dense formulas."""
+"""Sums of squares of per-sample gradients against dense formulas."""
 
 import pytest
 import torch

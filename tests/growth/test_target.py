@@ -63,7 +63,7 @@ def test_layers_take_their_kind_along():
     assert plan.target_config.layer_types == [full, full, full, sliding, sliding]
 
 
-def test_the_cold_arm_keeps_the_epsilon_of_its_own_config():
+def test_a_model_from_scratch_keeps_the_epsilon_of_its_own_config():
     target = config_of("gpt2", width=32, heads=4, layer_norm_epsilon=1e-5)
     assert plan_growth(config_of("gpt2"), target, method="random").target_config.layer_norm_epsilon == 1e-5
 

@@ -138,7 +138,7 @@ def stop_early(record: dict[str, Any]) -> dict[str, Any]:
             recipe["rungs"][:-1],
             [g for g in recipe["points"] if g["rung"] != RUNGS[-1]["name"]],
         )
-    failed = [{"task": "one of them", "reason": "no room left"}]
+    failed = [{"task": "one of them", "reason": "the disk is full"}]
     return {**record, "complete": False, "finished": record["runs"] - 3, "failed": failed}
 
 
