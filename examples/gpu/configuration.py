@@ -30,8 +30,9 @@ from hf_progressive.distributed.accelerators import gpu_named, peak_flops
 from hf_progressive.estimation import estimate_fisher
 from hf_progressive.growth import grow_checkpoint, plan_growth, verify_growth
 from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.planning.cluster import Cluster
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
-from hf_progressive.planning.pricing import Cluster, LadderPrice
+from hf_progressive.planning.pricing import LadderPrice
 from hf_progressive.storage import is_complete
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.training_run import TrainingRun, train_run

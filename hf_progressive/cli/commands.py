@@ -67,8 +67,10 @@ def verify_command(options: argparse.Namespace) -> Outcome:
 def plan_command(options: argparse.Namespace) -> Outcome:
     """Show what a ladder would train and cost."""
     from hf_progressive.config import load_ladder_config
+    from hf_progressive.planning.cluster import Cluster
+    from hf_progressive.planning.evidence import read_evidence
     from hf_progressive.planning.ladder_plan import plan_ladder
-    from hf_progressive.planning.pricing import Cluster, LadderPrice, read_evidence
+    from hf_progressive.planning.pricing import LadderPrice
     from hf_progressive.report import price_table, write_prices
 
     config = load_ladder_config(options.config, options.set)

@@ -6,20 +6,18 @@ at once.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PretrainedConfig
 
-from hf_progressive.config import LadderConfig, strict_yaml
+from hf_progressive.config import LadderConfig, ModelConfig, TokenizerConfig
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.families import family_of
-from hf_progressive.growth.methods import GrowthOptions
-from hf_progressive.planning.external_first_rung import find_origin, larger_config
-from hf_progressive.planning.preflight import find_problems
-from hf_progressive.planning.sizing import ParameterCount, RungSize, rung_model_config, size_rung
+from hf_progressive.planning.preflight import find_origin, find_problems
+from hf_progressive.planning.sizing import ParameterCount, RungSize, larger_model_config, rung_model_config, size_rung
 from hf_progressive.records.origin import Origin
 
 
@@ -88,11 +86,6 @@ class RungPlan:
         return None if self.origin.record is None else self.origin.record["cold_flops"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values.
-
-        Returns:
-            Names, counts of parameters, tokens and FLOPs.
-        """
         return {
             "index": self.index,
             "name": self.name,
@@ -201,12 +194,6 @@ class LadderPlan:
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of cells as lines of text whose columns are flush right.
 
-    Args:
-        rows: Rows of as many cells each.
-
-    Returns:
-        A line per row.
-
     >>> aligned([("rung", "tokens"), ("d10", "9")])
     ['rung  tokens', ' d10       9']
     """
@@ -231,31 +218,12 @@ def plan_ladder(config: LadderConfig, taken: Path | None = None, *, processes: i
         OSError: The Hub refused or failed.
     """
     problems = find_problems(config, processes)
-    origin, vocab_size = None, 0
     try:
-        _check_growth_options(config.growth.options)
+        origin = find_origin(config.rungs[0], config.model, config.data.tokenizer, taken)
+        sizes = list(_sizes(config, origin, problems))
     except ValueError as error:
         problems.append(str(error))
-    try:
-        origin = find_origin(config, taken)
-        vocab_size = vocabulary_size(config) if origin is None else 0
-    except ValueError as error:
-        raise ValueError("; ".join([*problems, str(error)])) from None
-    sizes: list[RungSize] = []
-    for rung in config.rungs:
-        try:
-            if origin is None:
-                model_config = rung_model_config(config.model, rung, vocab_size=vocab_size)
-            elif not sizes:
-                model_config = origin.checkpoint.read_config()
-            else:
-                model_config = larger_config(config.model, rung, sizes[-1].config)
-            sizes.append(size_rung(rung.name, model_config, config.training, config.model.context))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("; ".join(dict.fromkeys(problems)))  # rungs share what `model` says
-
+    _raise_all(problems)
     rungs: list[RungPlan] = []
     first_block = 0
     for index, size in enumerate(sizes):
@@ -284,24 +252,38 @@ def plan_ladder(config: LadderConfig, taken: Path | None = None, *, processes: i
             )
         )
         first_block += steps * size.batch_tokens // config.model.context
-    if problems:
-        raise ValueError("; ".join(dict.fromkeys(problems)))  # rungs share what `model` says
+    _raise_all(problems)
     return LadderPlan(config=config, rungs=tuple(rungs))
 
 
-def vocabulary_size(config: LadderConfig) -> int:
-    """Return the rows of the embedding: what `model.fields` say, or the tokenizer's entries.
+def _raise_all(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("; ".join(dict.fromkeys(problems)))  # rungs share what `model` says
 
-    Args:
-        config: The ladder.
 
-    Returns:
-        The number of tokens.
-    """
-    given = config.model.fields.get("vocab_size")
+def _sizes(config: LadderConfig, origin: Origin | None, problems: list[str]) -> Iterator[RungSize]:
+    # Every rung's size; what is wrong with a rung is added to the problems.
+    model = config.model
+    vocab_size = _vocabulary_size(model, config.data.tokenizer) if origin is None else 0
+    before: PretrainedConfig | None = None
+    for rung in config.rungs:
+        try:
+            if origin is None:
+                before = rung_model_config(model, rung, vocab_size=vocab_size)
+            elif before is None:
+                before = origin.checkpoint.read_config()
+            else:
+                before = larger_model_config(model, rung, before)
+            yield size_rung(rung.name, before, config.training, model.context)
+        except ValueError as error:
+            problems.append(str(error))
+
+
+def _vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
+    # The rows of the embedding: what `model.fields` say, or the tokenizer's entries.
+    given = model.fields.get("vocab_size")
     if given is not None:
         return int(given)
-    tokenizer = config.data.tokenizer
     if tokenizer.name is None:
         return tokenizer.vocab_size
     return len(AutoTokenizer.from_pretrained(tokenizer.name, revision=tokenizer.revision))
@@ -311,14 +293,3 @@ def _differing_fields(before: PretrainedConfig, after: PretrainedConfig) -> dict
     old, new = before.to_dict(), after.to_dict()
     follows = family_of(before).layer_fields  # lists with an entry per layer, which growth makes itself
     return {name: value for name, value in new.items() if value != old.get(name) and name not in follows}
-
-
-def _check_growth_options(options: dict[str, Any]) -> None:
-    known = {field.name for field in dataclasses.fields(GrowthOptions)}
-    for name in options:
-        if name not in known:
-            raise ValueError(f"growth.options.{name}: unknown option; {strict_yaml.nearest(name, known)}")
-    try:
-        GrowthOptions(**options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"growth.options: {error}") from error

@@ -119,14 +119,7 @@ def measure_ladder(
 
 
 def device_at_hand(device: torch.device) -> Gpu:
-    """Describe the device that computes.
-
-    Args:
-        device: The device.
-
-    Returns:
-        Its entry in the table of accelerators; where it has none, its name and memory, without a peak.
-    """
+    """Return a device's entry in the table of accelerators; where it has none, its name and memory, without a peak."""
     known = gpu_named(device_name(device))
     if known is not None:
         return known
@@ -138,15 +131,9 @@ def device_at_hand(device: torch.device) -> Gpu:
 
 
 def saving_bytes_per_second(folder: Path, size: int, *, seconds: float = 60.0) -> float:
-    """Time what saving a checkpoint takes: writing it, making it durable, and digesting it.
+    """Time what saving a checkpoint of a size takes: writing it, making it durable, and digesting it.
 
-    Args:
-        folder: Where checkpoints will go; it need not exist yet.
-        size: Bytes of a checkpoint; less is written where the disk is nearly full or the time is over.
-        seconds: When to stop writing.
-
-    Returns:
-        Bytes per second.
+    Less is written where the disk is nearly full or the time is over. The folder need not exist yet.
     """
     place = _existing(folder)
     size = max(1, min(size, shutil.disk_usage(place).free // _LEFT_FREE))
@@ -279,10 +266,13 @@ class _Job:
 
     @property
     def predicted_bytes(self) -> int:
-        per_sequence = sequence_bytes(self.config, self.rung, on_gpu=self.device.type == "cuda")
-        state = penalty_state(self.config, self.rung)
-        size, total = self.micro_batch[0], self.rung.parameters.total
-        return training_bytes(total, sequences=size, per_sequence=per_sequence, **state)
+        config, rung = self.config, self.rung
+        per_sequence = sequence_bytes(
+            rung.config, config.training, context=config.model.context, on_gpu=self.device.type == "cuda"
+        )
+        state = penalty_state(config.phi, grown=rung.parent is not None)
+        size = self.micro_batch[0]
+        return training_bytes(rung.parameters.total, sequences=size, per_sequence=per_sequence, **state)
 
     def why_not(self, rate: float) -> str | None:
         # Why the rung cannot be measured on a device of `rate` FLOPs per second, if it cannot.
@@ -361,7 +351,7 @@ class _Job:
     def _penalty(self, model: PreTrainedModel) -> InheritancePenalty | None:
         # Of Φ, the work per step counts, which does not depend on the values.
         phi = self.config.phi
-        if not penalty_state(self.config, self.rung)["with_penalty"]:
+        if phi.is_off or self.rung.parent is None:
             return None
         anchor = {name: value.detach().clone() for name, value in model.named_parameters()}
         fisher = {name: torch.rand_like(value) for name, value in anchor.items()} if phi.ewc_lambda > 0 else None

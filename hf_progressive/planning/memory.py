@@ -9,8 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from hf_progressive.config import LadderConfig
-from hf_progressive.planning.ladder_plan import RungPlan
+from hf_progressive.config import PhiConfig, TrainingConfig
 
 _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8  # bytes per parameter: float32 weights and gradients, Adam's two moments
 _ANCHOR, _FISHER = 4, 4  # Φ's W₀ and Ω
@@ -72,59 +71,26 @@ def _matrix_entries(model: nn.Module) -> int:
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
 
 
-def sequence_bytes(config: LadderConfig, rung: RungPlan, *, on_gpu: bool = True) -> int:
-    """Return the bytes of activations that each sequence of a rung's micro-batches takes.
-
-    Args:
-        config: The ladder.
-        rung: The rung.
-        on_gpu: Whether it trains on a GPU, where `training.precision: auto` means bfloat16.
-
-    Returns:
-        Bytes, as `activation_bytes` counts them.
-    """
-    training = config.training
+def sequence_bytes(config: PretrainedConfig, training: TrainingConfig, *, context: int, on_gpu: bool = True) -> int:
+    """Return `activation_bytes` in a ladder's precision; on a GPU, `training.precision: auto` means bfloat16."""
     chosen = on_gpu and training.precision == "auto" and not training.arguments.get("fp16")
     bf16 = training.arguments.get("bf16", chosen or training.precision == "bfloat16")
-    return activation_bytes(rung.config, context=config.model.context, bf16=bool(bf16))
+    return activation_bytes(config, context=context, bf16=bool(bf16))
 
 
-def penalty_state(config: LadderConfig, rung: RungPlan) -> dict[str, bool]:
-    """Return what Φ holds beside a rung's own state.
-
-    Args:
-        config: The ladder.
-        rung: The rung.
-
-    Returns:
-        `with_penalty` and `with_fisher`, as `training_bytes` takes them.
-    """
-    phi = config.phi
-    return {
-        "with_penalty": rung.parent is not None and (phi.ewc_lambda > 0 or phi.gamma > 0),
-        "with_fisher": phi.ewc_lambda > 0,
-    }
+def penalty_state(phi: PhiConfig, *, grown: bool) -> dict[str, bool]:
+    """Return what Φ holds beside the state of a rung that is grown or not, as `training_bytes` takes it."""
+    return {"with_penalty": grown and not phi.is_off, "with_fisher": phi.ewc_lambda > 0}
 
 
 def training_bytes(
     parameters: int, *, sequences: int, per_sequence: int, with_penalty: bool, with_fisher: bool, shards: int = 1
 ) -> int:
-    """Return what one accelerator holds while a model trains with AdamW in float32 or under autocast.
+    """Return the bytes that one accelerator holds while a model trains with AdamW in float32 or under autocast.
 
     Weights, gradients and moments are 16 bytes per parameter (Rajbhandari et al., arXiv 1910.02054, section 3, in
     float32), Φ's anchor and Fisher information 8 more. Bases of subspaces, buffers of the communication and the
-    fragmentation of memory are not counted: leave a tenth.
-
-    Args:
-        parameters: The model's parameters.
-        sequences: Sequences of one micro-batch.
-        per_sequence: Bytes of activations per sequence.
-        with_penalty: Whether Φ is at work.
-        with_fisher: Whether it has a Fisher term.
-        shards: Processes that share the state, as with ZeRO-3 and FSDP2; 1 where each holds all of it.
-
-    Returns:
-        Bytes.
+    fragmentation of memory are not counted: leave a tenth. With ZeRO-3 and FSDP2, `shards` processes share the state.
 
     >>> training_bytes(1000, sequences=2, per_sequence=50, with_penalty=True, with_fisher=True, shards=4)
     6100
@@ -135,39 +101,20 @@ def training_bytes(
     return -(-parameters * state // shards) + sequences * per_sequence
 
 
-def disk_bytes(parameters: int, *, grown: bool, baseline: bool, stable: bool, with_fisher: bool) -> int:
-    """Return what a rung leaves in its run folder: weights, checkpoints for resuming, Fisher information.
+def disk_bytes(parameters: int, *, baseline: bool, stable: bool, with_fisher: bool) -> int:
+    """Return the bytes that a rung leaves in its run folder, but for bases of subspaces and what is small.
 
-    Args:
-        parameters: The model's parameters.
-        grown: Whether it is grown; a rung that is not has no baseline.
-        baseline: Whether a baseline is trained beside it.
-        stable: Whether the weights from before the decay are kept.
-        with_fisher: Whether Fisher information is estimated for its successor.
-
-    Returns:
-        Bytes, without bases of subspaces, records and tokenizers, which are small.
-
-    >>> disk_bytes(1000, grown=True, baseline=False, stable=False, with_fisher=True)
+    >>> disk_bytes(1000, baseline=False, stable=False, with_fisher=True)
     36000
     """
     run = 2 * _WEIGHT + _TRAINER_CHECKPOINTS * (_WEIGHT + _MOMENTS)  # initial and final weights, checkpoints
-    runs = 2 if grown and baseline else 1
+    runs = 2 if baseline else 1
     extra = (_WEIGHT if stable else 0) + (_FISHER if with_fisher else 0)
     return parameters * (runs * run + extra)
 
 
 def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher: bool) -> int:
-    """Return what one training run writes, replaced checkpoints included: the time that saving takes goes by it.
-
-    Args:
-        parameters: The model's parameters.
-        checkpoints: Checkpoints for resuming.
-        stable: Whether the weights from before the decay are kept.
-        with_fisher: Whether Fisher information is estimated for its successor.
-
-    Returns:
-        Bytes, without bases of subspaces, records and tokenizers, which are small.
+    """Return the bytes that one training run writes, replaced checkpoints included: by them goes what saving takes.
 
     >>> saved_bytes(1000, checkpoints=4, stable=True, with_fisher=False)
     60000
@@ -177,15 +124,5 @@ def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher:
 
 
 def checkpoint_bytes(parameters: int) -> int:
-    """Return the bytes of a checkpoint for resuming: weights and AdamW's moments.
-
-    Args:
-        parameters: The model's parameters.
-
-    Returns:
-        Bytes.
-
-    >>> checkpoint_bytes(1000)
-    12000
-    """
+    """Return the bytes of a checkpoint for resuming: weights and AdamW's moments."""
     return parameters * (_WEIGHT + _MOMENTS)

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from hf_progressive.config import CoreConfig, LadderConfig
+from hf_progressive.config import CoreConfig, LadderConfig, PhiConfig
 from hf_progressive.estimation.fisher import fisher_flops
 from hf_progressive.estimation.subspace import subspace_flops
 from hf_progressive.evaluation.core.bundle import Task, load_bundle
 from hf_progressive.evaluation.core.prompts import build_requests, common_prefix, draw_examples
 from hf_progressive.planning.ladder_plan import RungPlan
-from hf_progressive.training.flops import FORWARD_SHARE
+from hf_progressive.training.flops import FORWARD_SHARE, meta_model
 
 _BYTES_PER_TOKEN = 4  # English text under vocabularies of 10,000 to 100,000: 3.5 to 4.7
 _SAMPLED_EXAMPLES = 32  # per task of CORE, whose lengths stand for all of its examples'
@@ -39,37 +36,23 @@ class Validation:
 
     @classmethod
     def of(cls, config: LadderConfig, rung: RungPlan, *, steps: int) -> "Validation":
-        """Count the validation of a rung's run.
-
-        Args:
-            config: The ladder.
-            rung: The rung.
-            steps: Optimizer steps of the run; 0 for a model taken over, which is measured once.
-
-        Returns:
-            The counts.
-        """
+        """Count the validation of a run of so many steps; 0 for a model trained elsewhere, which is measured once."""
         context = config.model.context
         points = 1 + min(steps, config.training.evaluations)
         tokens = points * (config.data.max_validation_tokens // context * context)
         return cls(points=points, tokens=tokens, flops=tokens * rung.size.flops_per_token * FORWARD_SHARE)
 
 
-def estimate_flops(config: LadderConfig, rung: RungPlan) -> dict[str, float]:
+def estimate_flops(phi: PhiConfig, rung: RungPlan, context: int) -> dict[str, float]:
     """Count the FLOPs of what is estimated of a trained rung for its successor's Φ.
 
     The last rung's estimates are made too: a later ladder may go on from it.
 
-    Args:
-        config: The ladder.
-        rung: The rung.
-
     Returns:
         FLOPs by `fisher` and `subspace`; 0 for a term that is off.
     """
-    phi, context, per_token = config.phi, config.model.context, rung.size.flops_per_token
-    # What the rung read, where that is known.
-    blocks = rung.tokens // context or max(phi.fisher.sequences, phi.subspace.sequences)
+    per_token = rung.size.flops_per_token
+    blocks = rung.tokens // context or phi.most_sequences  # what the rung read, where that is known
     flops = {"fisher": 0.0, "subspace": 0.0}
     if phi.ewc_lambda > 0:
         sequences = min(phi.fisher.sequences, blocks)
@@ -80,11 +63,10 @@ def estimate_flops(config: LadderConfig, rung: RungPlan) -> dict[str, float]:
             training_flops_per_token=per_token,
         )
     if phi.gamma > 0:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(rung.config)
-        sequences = 0 if phi.subspace.source == "weights" else min(phi.subspace.sequences, blocks)
+        source = phi.subspace.source
+        sequences = 0 if source == "weights" else min(phi.subspace.sequences, blocks)
         flops["subspace"] = subspace_flops(
-            model, source=phi.subspace.source, tokens=sequences * context, training_flops_per_token=per_token
+            meta_model(rung.config), source=source, tokens=sequences * context, training_flops_per_token=per_token
         )
     return flops
 
@@ -95,17 +77,6 @@ def core_tokens(core: CoreConfig, context: int) -> int:
 
     Prompts are made as they will be asked, from a sample of each task's examples, with what options share read once.
     Their bytes stand for tokens, four to one, because the tokenizer may not be trained yet.
-
-    Args:
-        core: The evaluation.
-        context: Tokens that the model reads at once.
-
-    Returns:
-        About how many tokens.
-
-    Raises:
-        FileNotFoundError: The bundle lacks a file.
-        ValueError: The bundle is malformed, or a task is unknown.
     """
     tasks = load_bundle(core.bundle).select(core.tasks or None)
     return round(sum(_task_bytes(task, core.max_per_task, context) for task in tasks) / _BYTES_PER_TOKEN)

@@ -1,5 +1,6 @@
 """What in a ladder's settings contradicts the rest, or asks for what is not here: all of it, before any compute."""
 
+import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
@@ -10,8 +11,19 @@ from typing import Any
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
-from hf_progressive.config import CoreConfig, DataConfig, LadderConfig, strict_yaml
+from hf_progressive.config import (
+    CoreConfig,
+    DataConfig,
+    LadderConfig,
+    ModelConfig,
+    RungConfig,
+    TokenizerConfig,
+    strict_yaml,
+)
+from hf_progressive.data import load_tokenizer, vocabulary_size
 from hf_progressive.evaluation.core.bundle import load_bundle
+from hf_progressive.growth.methods import GrowthOptions
+from hf_progressive.records.origin import Origin, locate_origin
 from hf_progressive.training.arguments import ProgressiveTrainingArguments, check_arguments
 from hf_progressive.training.training_run import micro_batches
 
@@ -63,6 +75,7 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
     if processes is not None:
         problems += _of(lambda: micro_batches(config.training, config.model.context, processes))
     problems += _data_problems(config.data, config.model.context)
+    problems += _of(lambda: _check_growth_options(config.growth.options))
     if config.core is not None:
         problems += _core_problems(config.core)
     return problems
@@ -152,6 +165,17 @@ def _install(package: str) -> str:
     return f"pip install '{_EXTRAS.get(package, package.replace('_', '-'))}'"
 
 
+def _check_growth_options(options: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(GrowthOptions)}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"growth.options.{name}: unknown option; {strict_yaml.nearest(name, known)}")
+    try:
+        GrowthOptions(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"growth.options: {error}") from error
+
+
 def _data_problems(data: DataConfig, context: int) -> Iterator[str]:
     if data.max_validation_tokens < context:
         yield f"data.max_validation_tokens: {data.max_validation_tokens} is less than one block of {context}; raise it"
@@ -175,3 +199,64 @@ def _data_problems(data: DataConfig, context: int) -> Iterator[str]:
 @cache
 def _core_problems(core: CoreConfig) -> tuple[str, ...]:
     return tuple(f"core: {problem}" for problem in _of(lambda: load_bundle(core.bundle).select(core.tasks or None)))
+
+
+def find_origin(
+    first: RungConfig, model: ModelConfig, tokenizer: TokenizerConfig, taken: Path | None = None
+) -> Origin | None:
+    """Find the model trained elsewhere that a ladder begins with, and check that it fits the ladder.
+
+    Args:
+        first: The first rung.
+        model: What every rung shares.
+        tokenizer: Where the corpus's tokenizer comes from.
+        taken: Where the run has the model already, so that nothing need be fetched.
+
+    Returns:
+        The model, perhaps without its weights; None for a ladder that trains all of its rungs.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ValueError: It is of another family, too short for the blocks, or its tokenizer is not the corpus's.
+        OSError: The Hub refused or failed.
+    """
+    if first.source is None:
+        return None
+    try:
+        if taken is not None:
+            return locate_origin(str(taken), weights=False)
+        origin = locate_origin(first.source, first.revision, weights=False)
+        _check_architecture(origin, model)
+        _check_tokenizer(origin, tokenizer)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"rung {first.name}: {error}") from None
+    return origin
+
+
+def _check_architecture(origin: Origin, model: ModelConfig) -> None:
+    config = origin.checkpoint.read_config()
+    if config.model_type != model.family:
+        raise ValueError(f"{origin} is a {config.model_type}, model.family is {model.family!r}; set it to that")
+    positions = config.max_position_embeddings
+    if model.context > positions:
+        raise ValueError(
+            f"{origin} reads {positions} tokens, model.context is {model.context}; lower it to {positions}"
+        )
+
+
+def _check_tokenizer(origin: Origin, named: TokenizerConfig) -> None:
+    own = origin.read_tokenizer()
+    if named.name is None and own is None:
+        raise ValueError(f"{origin} has no tokenizer; name the one it was trained with in data.tokenizer.name")
+    tokenizer = own if named.name is None else load_tokenizer(named, ())
+    if own is not None and own.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"{origin} has another tokenizer than data.tokenizer.name {named.name!r}; leave that out to take the"
+            f" rung's own"
+        )
+    needed, rows = vocabulary_size(tokenizer), origin.checkpoint.read_config().vocab_size
+    if needed > rows:
+        raise ValueError(
+            f"{origin} has a vocabulary of {rows}, the tokenizer needs {needed}; grow it first:"
+            f" hf-progressive grow SRC OUT --set vocab_size={needed}"
+        )

@@ -15,18 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_progressive.config import LadderConfig
-from hf_progressive.distributed.accelerators import GPUS, Gpu
-from hf_progressive.planning.cluster import Cluster
-from hf_progressive.planning.data_supply import DataSupply
-from hf_progressive.planning.evidence import Evidence, inherited_flops, read_evidence
+from hf_progressive.planning.cluster import Cluster, DataSupply
+from hf_progressive.planning.evidence import Evidence, inherited_flops
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.planning.memory import disk_bytes, penalty_state, saved_bytes, sequence_bytes, training_bytes
 from hf_progressive.planning.overhead import Validation, core_tokens, estimate_flops
 from hf_progressive.planning.speed import Measurement, Speed, speeds
 from hf_progressive.training.flops import FORWARD_SHARE
 from hf_progressive.training.training_run import micro_batches
-
-__all__ = ["GPUS", "Cluster", "Evidence", "Gpu", "LadderPrice", "inherited_flops", "read_evidence"]
 
 _USABLE_MEMORY = 0.9
 
@@ -60,32 +56,23 @@ class LadderPrice:
     """Cores of the machine that trains; None assumes some for each accelerator."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan with its prices as plain values.
-
-        Returns:
-            `LadderPlan.to_dict` and, per rung and for the family, hours, dollars, memory and disk.
-        """
-        plan = self.plan.to_dict()
-        by_eta = self._by_eta()
-        priced = [
-            _RungPrice(price=self, rung=rung, speed=speed)
-            for rung, speed in zip(self.plan.rungs, speeds(self.plan, self.cluster, self.measurement), strict=True)
-        ]
-        rungs = [
-            {**entry, **rung.to_dict({key: flops[index] for key, flops in by_eta.items()})}
-            for index, (entry, rung) in enumerate(zip(plan["rungs"], priced, strict=True))
-        ]
-        trained = rungs[self._first_trained :]
-        own = [rung.training for rung in priced]
-        baselines = [rung.cold for rung in priced if rung.rung.trains_baseline]
-        baseline_validations = [rung.cold_validation for rung in priced]
+        """Return `LadderPlan.to_dict` and, per rung and for the family, hours, dollars, memory and disk."""
+        plan, by_eta = self.plan.to_dict(), self._by_eta()
+        rungs = []
+        for index, speed in enumerate(speeds(self.plan, self.cluster, self.measurement)):
+            price = _RungPrice(price=self, rung=self.plan.rungs[index], speed=speed)
+            to_match = {key: flops[index] for key, flops in by_eta.items()}
+            rungs.append({**plan["rungs"][index], **price.to_dict(to_match)})
+        trained = rungs[0 if self.plan.rungs[0].origin is None else 1 :]  # what was trained elsewhere is paid for
+        baselines = [rung["cold"] for rung in rungs if rung["trains_baseline"]]
+        this_run = added([*(rung["as_configured"] for rung in rungs), *baselines])
+        validation = added(rung[key] for key in ("validation", "cold_validation") for rung in rungs if rung[key])
         beside = {
-            "validation": added([*(rung.validation for rung in priced), *filter(None, baseline_validations)]),
-            "estimates": added(rung.estimates for rung in priced),
-            "core": added(filter(None, (rung.core for rung in priced))) if self.plan.config.core else None,
-            "saving": added(rung.saving for rung in priced),
+            "validation": validation,
+            "estimates": added(rung["estimates"] for rung in rungs),
+            "core": added(rung["core"] for rung in rungs) if self.plan.config.core else None,
+            "saving": added(rung["saving"] for rung in rungs),
         }
-        this_run = added([*own, *baselines])
         in_all = added([this_run, *filter(None, beside.values())])
         family = {
             "cold": added(rung["cold"] for rung in trained),
@@ -94,7 +81,7 @@ class LadderPrice:
             "last_alone": rungs[-1]["cold"],
             "this_run": this_run,
             **beside,
-            "validation_share": _share(beside["validation"], this_run["flops"]),
+            "validation_share": _share(validation["flops"], this_run["flops"]),
             "in_all": in_all,
             "disk_bytes": sum(rung["disk_bytes"] for rung in rungs),
         }
@@ -116,10 +103,6 @@ class LadderPrice:
         streaming = self.plan.config.data.streaming and self.plan.config.data.prepared is None
         return DataSupply.of(streaming=streaming, gpus=self.cluster.count, cores=self.cores)
 
-    @property
-    def _first_trained(self) -> int:
-        return 0 if self.plan.rungs[0].origin is None else 1  # a model trained elsewhere is not paid for again
-
     def _by_eta(self) -> dict[str, list[float]]:
         if self.evidence is None:
             return {}
@@ -129,13 +112,7 @@ class LadderPrice:
 
 
 def added(costs: Iterable[Cost]) -> Cost:
-    """Add costs up.
-
-    Args:
-        costs: Costs of one cluster.
-
-    Returns:
-        Their sums; what is not known of one is left out of the sum.
+    """Add costs up; what is not known of one is left out of the sum.
 
     >>> added([{"flops": 1.0, "hours": 2.0, "dollars": None}, {"flops": 3.0, "hours": 1.0, "dollars": None}])
     {'flops': 4.0, 'hours': 3.0, 'dollars': None}
@@ -148,8 +125,8 @@ def added(costs: Iterable[Cost]) -> Cost:
     return total
 
 
-def _share(cost: Cost | None, flops: float) -> float | None:
-    return None if cost is None or not flops else cost["flops"] / flops
+def _share(part: float, flops: float) -> float | None:
+    return part / flops if flops else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,64 +154,38 @@ class _RungPrice:
             "dollars": None if unpriced else (hours or 0.0) * cluster.count * (cluster.price or 0.0),
         }
 
-    @property
-    def training(self) -> Cost:
-        """The rung's own training, as configured."""
-        return self.cost(self.rung.flops)
-
-    @property
-    def cold(self) -> Cost:
-        """Its architecture trained from nothing."""
-        return self.cost(self.rung.cold_flops or 0.0)
-
-    @property
-    def validation(self) -> Cost:
-        return self._validation(self.rung.steps)
-
-    @property
-    def cold_validation(self) -> Cost | None:
-        return self._validation(self.rung.size.steps) if self.rung.trains_baseline else None
-
     def _validation(self, steps: int) -> Cost:
-        counted = Validation.of(self.config, self.rung, steps=steps)
-        trained = steps * self.rung.size.batch_tokens * self.rung.size.flops_per_token
+        size, counted = self.rung.size, Validation.of(self.config, self.rung, steps=steps)
         return {
             **self.cost(counted.flops, forward=True),
             "points": counted.points,
             "tokens": counted.tokens,
-            "share": _share({"flops": counted.flops}, trained),
+            "share": _share(counted.flops, steps * size.batch_tokens * size.flops_per_token),
         }
 
-    @property
-    def estimates(self) -> Cost:
-        by_term = estimate_flops(self.config, self.rung)
+    def _estimates(self) -> Cost:
+        by_term = estimate_flops(self.config.phi, self.rung, self.config.model.context)
         return {**self.cost(sum(by_term.values())), "by_term": by_term}
 
-    @property
-    def core(self) -> Cost | None:
+    def _core(self) -> Cost | None:
         if self.config.core is None:
             return None
         tokens = core_tokens(self.config.core, self.config.model.context)
         flops = tokens * self.rung.size.flops_per_token * FORWARD_SHARE
         return {**self.cost(flops, forward=True), "tokens": tokens}
 
-    @property
-    def saving(self) -> Cost:
+    def _saving(self) -> Cost:
         training, measured = self.config.training, self.price.measurement
         written = 0
         for steps in [self.rung.steps, *([self.rung.size.steps] if self.rung.trains_baseline else [])]:
             written += saved_bytes(
                 self.rung.parameters.total,
                 checkpoints=min(training.checkpoints, steps),
-                stable=self._keeps_stable and steps == self.rung.steps,
+                stable=self.config.keeps_stable and steps == self.rung.steps,
                 with_fisher=self.config.phi.ewc_lambda > 0 and steps == self.rung.steps,
             )
         hours = None if measured is None else written / measured.saving_bytes_per_second / 3600
         return {**self._timed(0.0, hours), "bytes": written}
-
-    @property
-    def _keeps_stable(self) -> bool:
-        return self.config.training.keep_stable or self.config.growth.parent == "stable"
 
     def to_dict(self, to_match: dict[str, float]) -> dict[str, Any]:
         rung, parameters, per_token = self.rung, self.rung.parameters, self.rung.size.flops_per_token
@@ -242,52 +193,49 @@ class _RungPrice:
         expected = to_match.get("expected", rung.flops) / per_token
         eaten = self.speed.training * self.price.cluster.count / per_token
         return {
-            "cold": self.cold,
-            "as_configured": self.training,
+            "cold": self.cost(rung.cold_flops or 0.0),
+            "as_configured": self.cost(rung.flops),
             "to_match": {key: self.cost(flops) for key, flops in to_match.items()} or None,
-            "validation": self.validation,
-            "cold_validation": self.cold_validation,
-            "estimates": self.estimates,
-            "core": self.core,
-            "saving": self.saving,
+            "validation": self._validation(rung.steps),
+            "cold_validation": self._validation(rung.size.steps) if rung.trains_baseline else None,
+            "estimates": self._estimates(),
+            "core": self._core(),
+            "saving": self._saving(),
             "tokens_per_second": eaten,
             "data_supply": None if rung.origin is not None else self.price.data.share(eaten),
-            "speed": self.speed.to_dict(),
+            "speed": dataclasses.asdict(self.speed),
             "tokens_per_parameter": {
                 "cold": rung.size.tokens / counted,
                 "spent": expected / counted,
                 "effective": rung.size.tokens / counted if to_match or rung.parent is None else None,
             },
             "memory": self._memory(),
-            "disk_bytes": self._disk(),
+            "disk_bytes": disk_bytes(
+                parameters.total,
+                baseline=rung.trains_baseline,
+                stable=self.config.keeps_stable,
+                with_fisher=self.config.phi.ewc_lambda > 0,
+            ),
         }
 
     def _memory(self) -> dict[str, Any]:
-        config, cluster, rung = self.config, self.price.cluster, self.rung
-        size, accumulation = micro_batches(config.training, config.model.context, cluster.count)
-        per_sequence = sequence_bytes(config, rung, on_gpu=cluster.gpu.name != "cpu")
-        state = penalty_state(config, rung)
-        total = rung.parameters.total
-        free = _USABLE_MEMORY * cluster.gpu.memory_gb * 1e9 - training_bytes(
-            total, sequences=0, per_sequence=per_sequence, **state
-        )
+        training, context = self.config.training, self.config.model.context
+        cluster, rung = self.price.cluster, self.rung
+        size, accumulation = micro_batches(training, context, cluster.count)
+        per_sequence = sequence_bytes(rung.config, training, context=context, on_gpu=cluster.gpu.name != "cpu")
+        state = penalty_state(self.config.phi, grown=rung.parent is not None)
+
+        def held(sequences: int, shards: int = 1) -> int:
+            total = rung.parameters.total
+            return training_bytes(total, sequences=sequences, per_sequence=per_sequence, shards=shards, **state)
+
+        free = _USABLE_MEMORY * cluster.gpu.memory_gb * 1e9 - held(0)
         return {
             "micro_batch_size": size,
-            "largest_wanted": min(config.training.micro_batch_size, size * accumulation),
+            "largest_wanted": min(training.micro_batch_size, size * accumulation),
             "accumulation_steps": accumulation,
-            "replicated_bytes": training_bytes(total, sequences=size, per_sequence=per_sequence, **state),
-            "sharded_bytes": training_bytes(
-                total, sequences=size, per_sequence=per_sequence, shards=cluster.count, **state
-            ),
+            "replicated_bytes": held(size),
+            "sharded_bytes": held(size, cluster.count),
             "largest_micro_batch": max(0, int(free // per_sequence)),
             "fits": size * per_sequence <= free,
         }
-
-    def _disk(self) -> int:
-        return disk_bytes(
-            self.rung.parameters.total,
-            grown=self.rung.parent is not None,
-            baseline=self.rung.trains_baseline,
-            stable=self._keeps_stable,
-            with_fisher=self.config.phi.ewc_lambda > 0,
-        )

@@ -15,6 +15,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig, strict_yaml
+from hf_progressive.growth.families import family_of
+from hf_progressive.growth.target import complete_target
 from hf_progressive.training.flops import flops_per_token, meta_model
 
 
@@ -75,45 +77,22 @@ DIAL_FIELDS: dict[str, DialFields] = {
 """The families that a ladder can be made of, by `model_type`."""
 
 
-def rung_model_config(
-    model: ModelConfig,
-    rung: RungConfig,
-    *,
-    vocab_size: int,
-    bos_token_id: int | None = None,
-    eos_token_id: int | None = None,
-    pad_token_id: int | None = None,
-) -> PretrainedConfig:
+def rung_model_config(model: ModelConfig, rung: RungConfig, *, vocab_size: int) -> PretrainedConfig:
     """Return the Transformers configuration of one rung; no model is built.
 
     With a depth, width and heads follow from the dial. With explicit fields they are taken as given, and what is not
     given (key/value heads, MLP width) is derived. `model.fields` hold on every rung. GPT-2's dropouts default to 0
     here, because pretraining on data that hardly repeat uses none; `model.fields` may set them.
 
-    Args:
-        model: What every rung shares.
-        rung: The rung.
-        vocab_size: Entries of the tokenizer.
-        bos_token_id: The tokenizer's token for the beginning of a text.
-        eos_token_id: The tokenizer's token for the end of a text.
-        pad_token_id: The tokenizer's padding token.
-
-    Returns:
-        A configuration of the family's own class.
-
     Raises:
         ValueError: The family or a field is unknown, a field has a wrong value or is decided elsewhere, the heads do
-            not divide the width, or the vocabulary is smaller than the tokenizer's.
+            not divide the width, or the vocabulary is smaller than the tokenizer's, `vocab_size`.
 
     >>> config = rung_model_config(ModelConfig(context=128), RungConfig(name="d4", depth=4), vocab_size=1024)
     >>> config.n_layer, config.n_embd, config.n_head, config.n_positions
     (4, 256, 4, 128)
     """
-    if model.family not in DIAL_FIELDS:
-        raise ValueError(
-            f"model.family: {model.family!r} is not a family; {strict_yaml.nearest(model.family, DIAL_FIELDS)}"
-        )
-    names = DIAL_FIELDS[model.family]
+    names = _dial_fields(model.family)
     config_class = CONFIG_MAPPING[model.family]
     decided = {names.context: "model.context"}
     if rung.depth is not None:
@@ -123,12 +102,12 @@ def rung_model_config(
 
     given = {**model.fields, **rung.fields}
     if rung.depth is not None:
-        given |= dial_sizes(model, rung, rung.depth, names)
+        given |= _dial_sizes(model, rung, rung.depth, names)
     for name in (names.layers, names.width, names.heads):
         value = given.get(name)
         if type(value) is not int or value < 1:
             raise ValueError(f"rung {rung.name}: {name} is {value!r}; give a whole number of 1 or more")
-    tokens = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # no other tokenizer's
     fields = {"vocab_size": vocab_size, names.context: model.context, **tokens, **_derived(given, names), **given}
     _check_divisible(rung, names, fields, head_dim_given=names.head_dim in given)
     if fields["vocab_size"] < vocab_size:
@@ -142,21 +121,40 @@ def rung_model_config(
         raise ValueError(f"rung {rung.name}: {' '.join(str(error).split())}") from error
 
 
-def dial_sizes(model: ModelConfig, rung: RungConfig, depth: int, names: DialFields) -> dict[str, int]:
-    """Return the sizes that a depth stands for.
+def larger_model_config(model: ModelConfig, rung: RungConfig, before: PretrainedConfig) -> PretrainedConfig:
+    """Return the configuration of a rung that continues an architecture which was trained elsewhere.
 
-    Args:
-        model: Width per layer, and width per head.
-        rung: The rung, for error messages.
-        depth: Its layers.
-        names: The family's names of the sizes.
-
-    Returns:
-        Layers, width and heads.
+    What the rung does not name is kept from the rung before it, as growth keeps it, whatever this package would have
+    chosen itself. MLP width and key/value heads follow the family's rule where the rung before follows it, and
+    otherwise keep their ratio to width and heads.
 
     Raises:
-        ValueError: The heads do not divide the width.
+        ValueError: A field is unknown, would shrink, or would change the function.
     """
+    names = _dial_fields(model.family)
+    sizes = rung.fields if rung.depth is None else _dial_sizes(model, rung, rung.depth, names)
+    given = {**names.defaults, **model.fields, **sizes}
+    derived = {}
+    width, heads = given.get(names.width), given.get(names.heads)
+    if names.mlp is not None and width is not None:
+        old, mlp = getattr(before, names.width), getattr(before, names.mlp)
+        derived[names.mlp] = names.mlp_width(width) if mlp == names.mlp_width(old) else -(-mlp * width // old)
+    if names.key_value_heads is not None and heads is not None:
+        derived[names.key_value_heads] = heads * getattr(before, names.key_value_heads) // getattr(before, names.heads)
+    try:
+        config: PretrainedConfig = complete_target(family_of(before), before, derived | given)
+    except ValueError as error:
+        raise ValueError(f"rung {rung.name}: {error}") from None
+    return config
+
+
+def _dial_fields(family: str) -> DialFields:
+    if family not in DIAL_FIELDS:
+        raise ValueError(f"model.family: {family!r} is not a family; {strict_yaml.nearest(family, DIAL_FIELDS)}")
+    return DIAL_FIELDS[family]
+
+
+def _dial_sizes(model: ModelConfig, rung: RungConfig, depth: int, names: DialFields) -> dict[str, int]:
     width = model.aspect_ratio * depth
     if width % model.head_dim:
         raise ValueError(
@@ -243,12 +241,6 @@ class ParameterCount:
 def count_parameters(config: PretrainedConfig) -> ParameterCount:
     """Count a model's parameters on its stock class, without allocating them.
 
-    Args:
-        config: The model's configuration.
-
-    Returns:
-        The counts.
-
     >>> config = rung_model_config(ModelConfig(context=32), RungConfig(name="d1", depth=1), vocab_size=300)
     >>> count = count_parameters(config)
     >>> count.total == count.embedding + count.non_embedding == (300 + 32) * 64 + 12 * 64**2 + 13 * 64 + 2 * 64
@@ -272,15 +264,7 @@ def token_budget(
     tokens_per_parameter: float,
     which: Literal["scaling", "non_embedding", "total"] = "scaling",
 ) -> int:
-    """Return the tokens of a cold run's full budget.
-
-    Args:
-        config: The model's configuration.
-        tokens_per_parameter: Tokens per counted parameter.
-        which: The parameters that count (see `ParameterCount`).
-
-    Returns:
-        Tokens, rounded to the nearest whole one.
+    """Return the tokens of a cold run's full budget, by the parameters that count (see `ParameterCount`).
 
     >>> config = rung_model_config(ModelConfig(context=32), RungConfig(name="d1", depth=1), vocab_size=300)
     >>> token_budget(config, 8.0) == 8 * count_parameters(config).scaling
@@ -324,16 +308,13 @@ class RungSize:
 
 
 def size_rung(name: str, config: PretrainedConfig, training: TrainingConfig, context: int | None = None) -> RungSize:
-    """Size a rung's full cold run.
+    """Size a rung's full cold run, of at least one step.
 
     Args:
         name: The rung's name.
         config: The model's configuration.
         training: The budget and the batch.
         context: Tokens of a sequence; None takes the configuration's largest number of positions.
-
-    Returns:
-        The size; at least one step.
     """
     tokens = token_budget(config, training.tokens_per_parameter, training.budget_parameters)
     return RungSize(

@@ -74,11 +74,7 @@ class Measurement:
     """Where that was measured."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the measurement as plain values.
-
-        Returns:
-            The fields, and each rung's share of the peak where that is known.
-        """
+        """Return the fields, and each rung's share of the peak where that is known."""
         value = dataclasses.asdict(self)
         for entry, rung in zip(value["rungs"], self.rungs, strict=True):
             peak = self.device.peak_flops
@@ -105,28 +101,12 @@ class Speed:
     mfu: float | None = None
     """`training` as a share of the peak; None where that is not known."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the speed as plain values.
-
-        Returns:
-            The fields.
-        """
-        return dataclasses.asdict(self)
-
 
 def speeds(plan: LadderPlan, cluster: Cluster, measurement: Measurement | None) -> list[Speed]:
     """Return the speed of every rung.
 
     A rung that was not measured is taken to compute as many FLOPs per second as the measured one that is nearest in
     FLOPs per token, which is the same MFU. On another kind of accelerator than the measured one, the MFU is kept.
-
-    Args:
-        plan: The ladder.
-        cluster: What it will run on.
-        measurement: What was measured; None assumes the cluster's MFU.
-
-    Returns:
-        A speed per rung, per accelerator.
 
     Raises:
         ValueError: The cluster's accelerators are of another kind than the measured device, whose peak is not known.

@@ -23,8 +23,10 @@ from hf_progressive.config import LadderConfig, load_ladder_config, strict_yaml
 from hf_progressive.data import train_tokenizer
 from hf_progressive.ladder import estimates as inheritance
 from hf_progressive.ladder.rung_loop import run_ladder
+from hf_progressive.planning.cluster import Cluster
+from hf_progressive.planning.evidence import Evidence
 from hf_progressive.planning.ladder_plan import plan_ladder
-from hf_progressive.planning.pricing import Cluster, Evidence, LadderPrice
+from hf_progressive.planning.pricing import LadderPrice
 from hf_progressive.planning.sizing import DIAL_FIELDS
 from hf_progressive.publishing import prepare_publication
 from hf_progressive.records.reading import read_run

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from hf_progressive import storage
 from hf_progressive.config import load_ladder_config
 from hf_progressive.ladder.rung_loop import run_ladder
+from hf_progressive.planning.cluster import Cluster
 from hf_progressive.planning.ladder_plan import plan_ladder
-from hf_progressive.planning.pricing import Cluster, LadderPrice
+from hf_progressive.planning.pricing import LadderPrice
 from hf_progressive.publishing import prepare_publication
 from hf_progressive.records.reading import read_run
 

@@ -6,9 +6,9 @@ import pytest
 
 from hf_progressive import cli
 from hf_progressive.config import load_ladder_config
+from hf_progressive.planning.evidence import inherited_flops, read_evidence
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.overhead import Validation
-from hf_progressive.planning.pricing import inherited_flops, read_evidence
 from hf_progressive.report import price_table
 
 # Cold runs of nanochat's miniseries of January 2026, 1e18 FLOPs.

@@ -9,11 +9,11 @@ from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig
 from hf_progressive.planning.sizing import (
     DIAL_FIELDS,
     count_parameters,
-    flops_per_token,
     rung_model_config,
     size_rung,
     token_budget,
 )
+from hf_progressive.training.flops import flops_per_token
 
 
 def build(family: str = "gpt2", *, depth=None, vocab_size=320, context=64, head_dim=16, fields=None, rung=None):
@@ -83,10 +83,8 @@ def test_gpt2_has_no_dropout_unless_asked_for():
     assert build(depth=1, fields={"resid_pdrop": 0.1}).resid_pdrop == 0.1
 
 
-def test_special_tokens_reach_the_configuration():
-    config = rung_model_config(
-        ModelConfig(), RungConfig(name="d1", depth=1), vocab_size=300, bos_token_id=256, eos_token_id=256
-    )
+def test_special_tokens_are_those_that_the_fields_name_and_no_other_tokenizer_s():
+    config = build(depth=1, vocab_size=300, fields={"bos_token_id": 256, "eos_token_id": 256})
     assert (config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id) == (300, 256, 256, None)
 
 
