@@ -20,7 +20,7 @@ _BASELINE_KEYS = ("training.tokens_per_parameter", "training.budget_parameters",
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
-    """One recipe for the grown rungs. The first rung and all baselines come from the ladder as it stands."""
+    """One recipe for the grown rungs; the first rung and all baselines are trained as the ladder says."""
 
     name: str
     """The recipe's name, in tables and plots."""
@@ -29,23 +29,23 @@ class RecipeConfig:
     """Dotted overrides of the ladder below `growth`, `phi` and `training` (`phi.gamma: 1e-4`)."""
 
     parent_fraction: float = 0.5
-    """Share of a grown parent's cold budget after which its finished model is grown from; 1 is the whole budget. The
-    first rung always trains for its whole budget."""
+    """Share of its baseline's budget that a grown parent trains for, decay included, before a child is grown from it.
+    The first rung always trains for its whole budget."""
 
     parent_recipe: str | None = None
-    """A recipe named above whose models are the parents on every rung; None grows from this recipe's own."""
+    """A recipe named above, whose models are the parents on every rung; None takes this recipe's own."""
 
     carry_moments: bool = False
-    """Grow Adam's moments along with the weights, instead of starting from none."""
+    """Grow Adam's moments along with the weights; otherwise they begin at 0."""
 
     rungs: tuple[str, ...] | None = None
-    """Grown rungs to measure; None measures all. What their parents need is trained besides."""
+    """Grown rungs to measure; None measures all. The parents that these need are trained in any case."""
 
     seeds: tuple[int, ...] | None = None
     """Seeds to measure; None takes the study's."""
 
     child_fractions: tuple[float, ...] | None = None
-    """Fractions to finish; None takes the study's."""
+    """Shares of the baseline's budget at which a child is finished; None takes the study's."""
 
     reference: str | None = None
     """The recipe without Φ that this one, with Φ, is compared with; None takes the study's."""
@@ -57,8 +57,8 @@ class RecipeConfig:
             section = key.partition(".")[0]
             require(
                 section in _RECIPE_SECTIONS and "." in key,
-                f"set.{key}: a recipe changes keys below {', '.join(_RECIPE_SECTIONS)} alone; change the "
-                "ladder instead",
+                f"set.{key}: a recipe changes keys below {', '.join(_RECIPE_SECTIONS)} alone; "
+                "change the ladder instead",
             )
             require(key not in _BASELINE_KEYS, f"set.{key}: it sizes the baseline too; change the ladder instead")
 
@@ -71,7 +71,7 @@ class LearningRatesConfig:
     """Rates of the baseline, each on its whole budget."""
 
     child: tuple[float, ...] = ()
-    """Rates of the headline recipe's child, each at the recipe's `parent_fraction`."""
+    """Rates of the headline recipe's child, each finished at the recipe's `parent_fraction`."""
 
     rung: str | None = None
     """The grown rung; None takes the first."""
@@ -96,10 +96,10 @@ class StudyConfig:
     """Seeds of initial weights, of growth, and of the order of the data; validation and tokenizer stay the same."""
 
     cold_fractions: tuple[float, ...] = (0.5, 0.65, 0.8, 1.0)
-    """Shares of the cold budget at which a baseline is finished; 1 must be among them."""
+    """Shares of its budget at which a baseline is finished; 1 must be among them."""
 
     child_fractions: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8)
-    """Shares of the cold budget at which a child is finished."""
+    """Shares of its baseline's budget at which a child is finished."""
 
     recipes: tuple[RecipeConfig, ...]
     """The recipes."""
@@ -108,10 +108,10 @@ class StudyConfig:
     """The recipe whose result is the study's; None takes the first."""
 
     reference: str | None = None
-    """The recipe without Φ that recipes with it are compared with; None makes no comparison."""
+    """The recipe without Φ that recipes with Φ are compared with; None makes no comparison."""
 
     learning_rates: LearningRatesConfig = field(default_factory=LearningRatesConfig)
-    """A sweep of learning rates."""
+    """A sweep of peak learning rates."""
 
     def __post_init__(self) -> None:
         require(len(self.ladder.rungs) > 1, "ladder.rungs: a study needs two rungs or more")
@@ -130,8 +130,10 @@ class StudyConfig:
         for key, name in {"headline": self.headline, "reference": self.reference, **references}.items():
             require(name is None or name in names, f"{key}: there is no recipe {name!r}; {_nearest(name, names)}")
             if name is not None and key != "headline":
-                phi = self.recipe_ladder(name).phi
-                require(phi.ewc_lambda == phi.gamma == 0, f"{key}: the recipe {name!r} has Φ on; name one without")
+                require(
+                    self.ladder_of(self.recipe(name)).phi.is_off,
+                    f"{key}: the recipe {name!r} has Φ on; name one without",
+                )
         if self.learning_rates.rung is not None:
             self._check_rung(self.learning_rates.rung, "learning_rates.rung")
 
@@ -149,14 +151,14 @@ class StudyConfig:
         if recipe.child_fractions is not None:
             _check_fractions(f"{where}.child_fractions", recipe.child_fractions)
         try:
-            ladder = self._recipe_ladder(recipe)
+            ladder = self.ladder_of(recipe)
         except ValueError as error:
             raise ValueError(f"{where}.set.{error}") from None
         shortest = min(*self.fractions_of(recipe), recipe.parent_fraction)
         warmup = ladder.training.warmup_fraction
         require(
             warmup < shortest,
-            f"{where}: the warm-up takes {warmup} of the cold budget, the shortest child has {shortest}; "
+            f"{where}: the warm-up takes {warmup} of the baseline's budget, the shortest child has {shortest}; "
             f"lower training.warmup_fraction",
         )
 
@@ -175,48 +177,20 @@ class StudyConfig:
         return self.recipes[0] if self.headline is None else self.recipe(self.headline)
 
     def recipe(self, name: str) -> RecipeConfig:
-        """Return a recipe.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            The recipe.
-        """
+        """Return the recipe of a name."""
         return next(recipe for recipe in self.recipes if recipe.name == name)
 
-    def recipe_ladder(self, name: str) -> LadderConfig:
-        """Return the ladder with a recipe's overrides in it.
-
-        Args:
-            name: The recipe's name.
-
-        Returns:
-            The ladder, of which the recipe's grown rungs are a part.
-        """
-        return self._recipe_ladder(self.recipe(name))
-
-    def _recipe_ladder(self, recipe: RecipeConfig) -> LadderConfig:
+    def ladder_of(self, recipe: RecipeConfig) -> LadderConfig:
+        """Return the ladder with a recipe's overrides in it."""
         items = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in recipe.set.items()]
         return strict_yaml.build(LadderConfig, strict_yaml.apply_overrides(self.ladder.to_dict(), items))
 
     def fractions_of(self, recipe: RecipeConfig) -> tuple[float, ...]:
-        """Return the fractions at which a recipe's children are measured.
-
-        Args:
-            recipe: The recipe.
-
-        Returns:
-            Shares of the cold budget.
-        """
+        """Return the shares of the baseline's budget at which a recipe's children are finished."""
         return self.child_fractions if recipe.child_fractions is None else recipe.child_fractions
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain values, such that reading them back gives an equal one.
-
-        Returns:
-            Nested dictionaries and lists.
-        """
+        """Return the configuration as plain values, such that reading them back gives an equal one."""
         recipes = [{key: _plain(value) for key, value in vars(recipe).items()} for recipe in self.recipes]
         rates = {key: _plain(value) for key, value in vars(self.learning_rates).items()}
         rest = {key: _plain(value) for key, value in vars(self).items()}
@@ -240,14 +214,11 @@ def _nearest(name: str | None, known: Iterable[str]) -> str:
 
 
 def load_study_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> StudyConfig:
-    """Read a study's YAML file.
+    """Read a study's YAML file and check it.
 
     Args:
         path: The file, or the name of a configuration that ships with the package.
         overrides: Dotted overrides, `ladder.training.learning_rate=1e-3`, whose values are YAML.
-
-    Returns:
-        The checked configuration.
 
     Raises:
         FileNotFoundError: There is no such file, or the ladder's `base` is none.

@@ -43,9 +43,6 @@ class Interval:
     bootstrap_high: float | None
     """Upper end by the percentile bootstrap."""
 
-    count: int
-    """Values."""
-
 
 def t_quantile(degrees: int) -> float:
     """Return the 97.5 % quantile of Student's t.
@@ -80,10 +77,10 @@ def mean_interval(values: Sequence[float]) -> Interval:
         raise ValueError("values: none are given; a mean needs one at least")
     count, mean = len(values), statistics.fmean(values)
     if count == 1:
-        return Interval(mean=mean, low=None, high=None, bootstrap_low=None, bootstrap_high=None, count=1)
+        return Interval(mean=mean, low=None, high=None, bootstrap_low=None, bootstrap_high=None)
     half = t_quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
     low, high = _percentile_bootstrap(values)
-    return Interval(mean=mean, low=mean - half, high=mean + half, bootstrap_low=low, bootstrap_high=high, count=count)
+    return Interval(mean=mean, low=mean - half, high=mean + half, bootstrap_low=low, bootstrap_high=high)
 
 
 def _percentile_bootstrap(values: Sequence[float]) -> tuple[float, float]:

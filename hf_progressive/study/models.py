@@ -67,7 +67,7 @@ class InitialModel:
     @property
     def estimates_inheritance(self) -> bool:
         """Whether Φ is on, so that its estimates have to be made of the parent."""
-        return self.parent is not None and (self.ladder.phi.ewc_lambda > 0 or self.ladder.phi.gamma > 0)
+        return self.parent is not None and not self.ladder.phi.is_off
 
     @property
     def lineage(self) -> list["FinishedModel"]:

@@ -46,7 +46,7 @@ def rung_outcome(results: StudyResults, recipe: RecipeConfig, rung: str) -> dict
         "matched": sum(item.eta is not None for item in transfers),
         "seeds": len(seeds),
         "gap_bits_per_byte": mean_interval([item.crossing.gap_bits_per_byte for item in transfers]).mean,
-        "gap_as_trained": _interval_values(mean_interval(as_trained)),
+        "gap_as_trained": _with_ends("mean", as_trained),
         "c_cold": sizes[1],
         "c_parent": _mean([item.parent_flops for item in transfers]),
         "c_child": _mean([item.crossing.flops for item in transfers if item.crossing.flops]) if matched else None,
@@ -97,8 +97,9 @@ def _named(
     return values
 
 
-def _interval_values(interval: Interval) -> dict[str, Any]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+def _with_ends(name: str, values: Sequence[float]) -> dict[str, Any]:
+    interval = mean_interval(values)
+    return {name: interval.mean, "low": interval.low, "high": interval.high}
 
 
 def _seed_values(seed: int, item: Transfer) -> dict[str, Any]:
@@ -175,8 +176,8 @@ def phi_outcome(results: StudyResults) -> dict[str, Any]:
     """
     config, recipes = results.plan.config, []
     for recipe in config.recipes:
-        phi, reference = config.recipe_ladder(recipe.name).phi, recipe.reference or config.reference
-        if reference is None or (phi.ewc_lambda == 0 and phi.gamma == 0):
+        phi, reference = config.ladder_of(recipe).phi, recipe.reference or config.reference
+        if reference is None or phi.is_off:
             continue
         rungs = [
             {"rung": rung, "points": _phi_points(results, recipe.name, reference, rung)} for rung in results.plan.rungs
@@ -197,7 +198,7 @@ def phi_outcome(results: StudyResults) -> dict[str, Any]:
 
 def _phi_points(results: StudyResults, recipe: str, reference: str, rung: str) -> list[dict[str, Any]]:
     differences: dict[float, list[float]] = {}
-    at_equal_tokens: dict[float, list[float]] = {}
+    tokens: dict[float, list[float]] = {}  # at equal ones
     flops: dict[float, float] = {}
     for seed in results.plan.config.seeds:
         models = [results.plan.children.get((name, rung, seed)) for name in (recipe, reference)]
@@ -213,19 +214,14 @@ def _phi_points(results: StudyResults, recipe: str, reference: str, rung: str) -
             flops[point.fraction] = point.flops
             if point.fraction in of_same_length:
                 difference = point.bits_per_byte - of_same_length[point.fraction]
-                at_equal_tokens.setdefault(point.fraction, []).append(difference)
+                tokens.setdefault(point.fraction, []).append(difference)
     return [
         {
             "fraction": fraction,
             "flops": flops[fraction],
             "seeds": len(values),
-            **_difference(values),
-            "at_equal_tokens": _difference(at_equal_tokens[fraction]) if fraction in at_equal_tokens else None,
+            **_with_ends("difference", values),
+            "at_equal_tokens": _with_ends("difference", tokens[fraction]) if fraction in tokens else None,
         }
         for fraction, values in sorted(differences.items())
     ]
-
-
-def _difference(values: Sequence[float]) -> dict[str, Any]:
-    interval = mean_interval(values)
-    return {"difference": interval.mean, "low": interval.low, "high": interval.high}

@@ -60,7 +60,7 @@ class _Planner:
     def __init__(self, config: StudyConfig, fingerprint: str) -> None:
         self.config, self.fingerprint = config, fingerprint
         self.ladder = plan_ladder(config.ladder)
-        self.ladders = {recipe.name: config.recipe_ladder(recipe.name) for recipe in config.recipes}
+        self.ladders = {recipe.name: config.ladder_of(recipe) for recipe in config.recipes}
         self.plans = {recipe.name: self._planned(recipe) for recipe in config.recipes}
         self.first_blocks = self._first_blocks()
 

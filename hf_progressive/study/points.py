@@ -16,7 +16,7 @@ class Point:
     """One finished model."""
 
     fraction: float
-    """Share of the cold budget that it trained for."""
+    """Share of the baseline's budget that it trained for."""
 
     flops: float
     """FLOPs that it would cost alone: its estimates, and all of its training steps."""
@@ -98,17 +98,14 @@ class Transfer:
     crossing: Crossing
     """Where it matched."""
 
-    cold_flops: float
-    """FLOPs of the baseline's whole budget."""
-
     parent_flops: float
     """FLOPs of everything that went into the parent, its own ancestors included."""
 
     saving: float | None
-    """1 − C_child / C_cold; a lower bound where the crossing is at most."""
+    """1 − C_child / C_scratch; a lower bound where the crossing is at most."""
 
     eta: float | None
-    """(C_cold − C_child) / C_parent; a lower bound where the crossing is at most."""
+    """(C_scratch − C_child) / C_lineage; a lower bound where the crossing is at most."""
 
 
 def target_of(cold: Sequence[Point]) -> Point:
@@ -135,4 +132,4 @@ def transfer(child: Sequence[Point], cold: Sequence[Point], parent_flops: float)
     if found.flops is not None:
         share = saving(child_flops=found.flops, cold_flops=target.flops)
         eta = transfer_efficiency(child_flops=found.flops, cold_flops=target.flops, lineage_flops=parent_flops)
-    return Transfer(crossing=found, cold_flops=target.flops, parent_flops=parent_flops, saving=share, eta=eta)
+    return Transfer(crossing=found, parent_flops=parent_flops, saving=share, eta=eta)

@@ -25,11 +25,11 @@ def test_plain_values_read_back_as_an_equal_configuration(corpus_file: Path, tmp
 def test_an_recipe_changes_the_ladder_under_its_dotted_keys(corpus_file: Path) -> None:
     overrides = {"phi.gamma": 1e-5, "growth.options": {"init_std": 1e-4}, "training.inherited_learning_rate": 1e-3}
     config = study_config(corpus_file, recipes=[{"name": "plain"}, {"name": "a", "set": overrides}])
-    ladder = config.recipe_ladder("a")
+    ladder = config.ladder_of(config.recipe("a"))
     assert ladder.phi.gamma == 1e-5
     assert ladder.growth.options == {"init_std": 1e-4}
     assert ladder.training.inherited_learning_rate == 1e-3
-    assert config.recipe_ladder("plain") == config.ladder
+    assert config.ladder_of(config.recipe("plain")) == config.ladder
 
 
 def test_a_ladder_stands_on_its_base_and_overrides_go_last(tmp_path: Path) -> None:
