@@ -45,13 +45,7 @@ _SAME_PEAK = frozenset({("a100", "pcie")})
 
 
 def gpu_named(device: str) -> Gpu | None:
-    """Tell an accelerator's entry in `GPUS` from the name that its driver gives.
-
-    Args:
-        device: Such as `torch.cuda.get_device_name` returns.
-
-    Returns:
-        The entry; None for a device, a slice of one, or a variant that the table does not have.
+    """Tell an accelerator's entry in `GPUS` from its driver's name; None for a slice or variant that it does not have.
 
     >>> gpu_named("NVIDIA H100 80GB HBM3").name, gpu_named("NVIDIA A100-PCIE-40GB").name
     ('h100', 'a100')
@@ -67,13 +61,7 @@ def gpu_named(device: str) -> Gpu | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a device calls itself.
-
-    Args:
-        device: A device of this process.
-
-    Returns:
-        The name that the driver gives a GPU; the type of any other device.
+    """Return the name that the driver gives a GPU; the type of any other device.
 
     >>> device_name(torch.device("cpu"))
     'cpu'
@@ -82,13 +70,6 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return a device's dense bfloat16 matrix FLOPs per second, by its data sheet.
-
-    Args:
-        device: A device of this process.
-
-    Returns:
-        FLOPs per second; None where `GPUS` does not have it, as for a CPU.
-    """
+    """Return a device's dense bfloat16 matrix FLOPs per second, by its data sheet; None where `GPUS` lacks it."""
     gpu = gpu_named(device_name(device))
     return None if gpu is None else gpu.peak_flops

@@ -24,15 +24,13 @@ _USED_SHARE = 0.5
 
 
 def token_budget(device: torch.device, bytes_per_token: int, *, on_cpu: int) -> int:
-    """Choose how many tokens a forward pass without gradients reads or holds.
+    """Choose how many tokens, at least 1, a forward pass without gradients reads or holds.
 
     Args:
         device: Where it runs.
         bytes_per_token: What it holds for each token at its peak.
-        on_cpu: Tokens that suffice on a CPU, where larger batches gain nothing.
-
-    Returns:
-        Tokens, at least 1: elsewhere than on a CPU as many as fit into what is free of the memory.
+        on_cpu: Tokens that suffice on a CPU, where larger batches gain nothing. Elsewhere it is as many as fit into
+            what is free of the memory.
     """
     if device.type != "cuda":
         return max(1, min(on_cpu, _CPU_BYTES // max(1, bytes_per_token)))
@@ -43,9 +41,6 @@ def token_budget(device: torch.device, bytes_per_token: int, *, on_cpu: int) -> 
 
 def bytes_per_token(model: PreTrainedModel) -> tuple[int, int]:
     """Estimate what a forward pass without gradients holds for each token.
-
-    Args:
-        model: A causal language model.
 
     Returns:
         Bytes as keys and values of all layers, and those of the widest activations, logits left out.
@@ -58,16 +53,13 @@ def bytes_per_token(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def sequences_that_fit(model: PreTrainedModel, length: int, *, on_cpu: int, gradients: bool = False) -> int:
-    """Choose how many sequences to read at once, with the logits of every token.
+    """Choose how many sequences, at least 1, to read at once, with the logits of every token.
 
     Args:
         model: The model, on its device.
         length: Tokens of a sequence.
         on_cpu: The number on a CPU.
         gradients: Whether a backward pass follows, which needs every layer's activations.
-
-    Returns:
-        A number, at least 1.
     """
     if model.device.type != "cuda":
         return on_cpu
@@ -82,13 +74,6 @@ def with_fewer(compute: Callable[[int], Result], most: int) -> Result:
     """Compute with so many sequences at a time, or where memory does not suffice with half as many, and so on.
 
     For what cannot be continued in the middle: it starts again from the beginning.
-
-    Args:
-        compute: Computes everything, with the number of sequences at a time that it is given.
-        most: The number to begin with.
-
-    Returns:
-        What it returned.
 
     Raises:
         torch.OutOfMemoryError: Memory does not suffice for one sequence at a time.

@@ -10,14 +10,7 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def compiles_on(device_type: str) -> bool:
-    """Say whether compiled code runs on a device, by compiling and running some.
-
-    Args:
-        device_type: Such as "cuda".
-
-    Returns:
-        Whether it does; a warning says why not.
-    """
+    """Say whether compiled code runs on a type of device, by running some; a warning says why not."""
     try:
         torch.compile(_some_code, dynamic=False)(torch.ones(64, device=device_type))
     except (RuntimeError, ImportError, OSError) as error:

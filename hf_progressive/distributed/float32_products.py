@@ -10,14 +10,7 @@ _NEWER = "fp32_precision"  # since PyTorch 2.9
 
 @contextlib.contextmanager
 def float32_products(*, tf32: bool) -> Iterator[None]:
-    """Round the factors of float32 products to TF32, or do not, for a while.
-
-    Args:
-        tf32: Whether.
-
-    Yields:
-        Nothing.
-    """
+    """Round the factors of float32 products to TF32, or do not, for a while."""
     with own_float32_products():
         allow_tf32(tf32)
         yield
@@ -25,11 +18,7 @@ def float32_products(*, tf32: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_float32_products() -> Iterator[None]:
-    """Put back, at the end, how float32 products are computed: Trainer's arguments and `allow_tf32` set it for all.
-
-    Yields:
-        Nothing.
-    """
+    """Put back, at the end, how float32 products are computed: Trainer's arguments and `allow_tf32` set it for all."""
     if not torch.cuda.is_available():
         yield
         return
@@ -51,9 +40,6 @@ def allow_tf32(allowed: bool) -> None:
 
     Trainer sets it by PyTorch's newer interface, after which PyTorch's compiler raises where it reads the older one
     (https://github.com/pytorch/pytorch/issues/166387): so that is undone, and the older one used.
-
-    Args:
-        allowed: Whether.
     """
     if not torch.cuda.is_available():
         return

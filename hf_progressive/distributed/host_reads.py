@@ -55,9 +55,6 @@ def host_reads(device: torch.device) -> Iterator[Counter[str]]:
     Two things are left out on a CPU, because on a GPU they read memory of the host: the data loader's work, and the
     step counters of PyTorch's optimizers. Code that is run compiled elsewhere is run uncompiled there.
 
-    Args:
-        device: What the program computes on.
-
     Yields:
         How often, by place: `FILE:LINE FUNCTION` of the innermost caller outside PyTorch.
 

@@ -23,13 +23,10 @@ class MainProcessFailedError(ValueError):
 
 
 def current_processes() -> PartialState:
-    """Return the state of this launch's processes.
+    """Return Accelerate's state of this launch's processes: rank, number of processes, device.
 
     Without an accelerator, Accelerate joins several processes only when told to compute on the CPU; otherwise each
     would believe it is alone.
-
-    Returns:
-        Accelerate's shared state: rank, number of processes, device.
     """
     return PartialState(cpu=not torch.accelerator.is_available())
 
@@ -41,13 +38,7 @@ def main_process_first(state: PartialState) -> Iterator[None]:
     The others wait without a collective. In one, NCCL gives up after ten minutes, and Accelerate's own
     `main_process_first` is one; the limit cannot be raised once the processes have met, which is before a Trainer's
     `ddp_timeout` is read. So they look at the store through which they met, a few times a second. All meet when the
-    first has left the block, before the others enter it.
-
-    Args:
-        state: The processes. One alone has nothing to wait for.
-
-    Yields:
-        Nothing: on the first process at once, on the others when it has left the block.
+    first has left the block, before the others enter it. One process alone has nothing to wait for.
 
     Raises:
         MainProcessFailedError: On the others, where the block raised an error on the first process, or that is gone.

@@ -22,11 +22,7 @@ class Sigterm:
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
-        """Notice the signal instead of ending the process.
-
-        Yields:
-            Nothing.
-        """
+        """Notice the signal instead of ending the process."""
         # Only a process's first thread may handle signals; in another, SIGTERM keeps its meaning.
         self.came = False
         if threading.current_thread() is not threading.main_thread():
@@ -60,14 +56,9 @@ class StopVote:
         self._copied: torch.Event | None = None
 
     def stops(self, step: int, told: bool) -> bool:
-        """Say whether to stop after this step; every process calls it once in every step, with the same step.
+        """Say whether to stop after this step: the same on every process.
 
-        Args:
-            step: The step's number.
-            told: Whether this process was told to stop.
-
-        Returns:
-            The same on every process.
+        Every process calls it once in every step, with the step's number and whether it was told to stop.
         """
         if self._accelerator.num_processes == 1:
             return told
@@ -77,14 +68,7 @@ class StopVote:
         return stops
 
     def at_the_end(self, told: bool) -> bool:
-        """Say whether any process was told, waiting for all of them.
-
-        Args:
-            told: Whether this process was told to stop.
-
-        Returns:
-            The same on every process.
-        """
+        """Say whether any process was told, waiting for all of them."""
         if self._accelerator.num_processes == 1:
             return told
         self._vote(told)

@@ -30,8 +30,7 @@ class Terminated(SystemExit):
 def ended_by_sigterm() -> Iterator[None]:
     """Let SIGTERM end a block, and the process, with exit code 143.
 
-    Yields:
-        Nothing. In a thread other than the first, where SIGTERM has a meaning already, and on Windows, it keeps that.
+    In a thread other than the first, where SIGTERM has a meaning already, and on Windows, it keeps that.
 
     Raises:
         SystemExit: SIGTERM came, as `Terminated`.

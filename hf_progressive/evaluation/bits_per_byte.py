@@ -27,6 +27,7 @@ from hf_progressive.data.blocks import NOT_PREDICTED
 from hf_progressive.data.tokenizer import encode_documents
 from hf_progressive.distributed.batching import in_halves, sequences_that_fit
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
+from hf_progressive.distributed.working_dtype import working_dtype
 
 _DESCRIPTION = "Bits per byte: summed negative log-likelihood, in bits, over UTF-8 bytes of text."
 
@@ -284,8 +285,7 @@ def _summed_nats(model: PreTrainedModel, inputs: Tensor, targets: Tensor) -> lis
 def _token_nats(model: PreTrainedModel, inputs: Tensor, targets: Tensor) -> Tensor:
     # Negative log-likelihood of each target, (B, T), float64 on the CPU; 0 where nothing is predicted.
     logits = model(input_ids=inputs.to(model.device), use_cache=False).logits  # (B, T, vocabulary)
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    logits = logits.to(working_dtype(logits.dtype))
     nats = functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten().to(logits.device), ignore_index=NOT_PREDICTED, reduction="none"
     )

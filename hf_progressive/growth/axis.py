@@ -44,19 +44,11 @@ class Segment:
 
     @property
     def first(self) -> int:
-        """The parent's unit that the first one inherits from; only inherited segments have one."""
         assert self.source is not None
         return self.source
 
     def follows(self, other: "Segment") -> bool:
-        """Tell whether this segment continues another one, so that the two can be one.
-
-        Args:
-            other: The segment before this one.
-
-        Returns:
-            True if the factors, the fills and the order of the sources agree.
-        """
+        # Whether it continues another segment, so that the two can be one.
         expected = None if other.source is None else other.source + other.size
         return self.source == expected and replace(self, size=other.size, source=other.source) == other
 
@@ -79,15 +71,7 @@ class Axis:
 
     @classmethod
     def of(cls, parent_size: int, segments: Sequence[Segment]) -> "Axis":
-        """Build an axis, merging neighbouring segments.
-
-        Args:
-            parent_size: Number of the parent's units.
-            segments: The child's units in order; empty ones are dropped.
-
-        Returns:
-            The axis.
-        """
+        """Build an axis; empty segments are dropped, and neighbours that continue one another merged."""
         merged: list[Segment] = []
         for segment in segments:
             if segment.size == 0:
@@ -100,14 +84,7 @@ class Axis:
 
     @classmethod
     def unchanged(cls, size: int) -> "Axis":
-        """Build the axis on which parent and child agree.
-
-        Args:
-            size: Number of units.
-
-        Returns:
-            The identity.
-        """
+        """Build the axis on which parent and child agree."""
         return cls.of(size, [Segment(size, source=0)])
 
     @property
@@ -125,55 +102,27 @@ class Axis:
         return all(math.isclose(total, 1.0, rel_tol=1e-12) for total in totals)
 
     def inherited(self) -> Iterator[tuple[int, Segment]]:
-        """Iterate over the segments that have a parent.
-
-        Yields:
-            The first unit of the segment and the segment.
-        """
+        """Iterate over the segments that have a parent, each with its first unit."""
         yield from ((start, segment) for start, segment in self._placed() if segment.source is not None)
 
     def new(self) -> Iterator[tuple[int, Segment]]:
-        """Iterate over the segments that have none.
-
-        Yields:
-            The first unit of the segment and the segment.
-        """
+        """Iterate over the segments that have none, each with its first unit."""
         yield from ((start, segment) for start, segment in self._placed() if segment.source is None)
 
     def unit_sources(self) -> tuple[list[int], list[int]]:
-        """List the inherited units one by one.
-
-        Returns:
-            The child's units, and the parent's unit of each.
-        """
+        """List the child's inherited units one by one, and the parent's unit of each."""
         units = [start + unit for start, segment in self.inherited() for unit in range(segment.size)]
         sources = [segment.first + unit for _, segment in self.inherited() for unit in range(segment.size)]
         return units, sources
 
     def scaled(self, write: float, read: float) -> "Axis":
-        """Multiply the factors of the inherited units.
-
-        Args:
-            write: Multiplies what a tensor writes.
-            read: Multiplies what a tensor reads.
-
-        Returns:
-            The scaled axis.
-        """
+        """Multiply the factors of the inherited units."""
         return replace(
             self, segments=tuple(replace(s, write=s.write * write, read=s.read * read) for s in self.segments)
         )
 
     def filled(self, written_as: Fill, read_as: Fill = "fresh") -> "Axis":
-        """Set how entries of new units are filled.
-
-        Args:
-            written_as: By a tensor that writes them.
-            read_as: By a tensor that reads them.
-
-        Returns:
-            The axis with the fills of its new units replaced.
-        """
+        """Set how tensors that write and that read new units fill their entries."""
         return Axis.of(
             self.parent_size,
             [s if s.source is not None else replace(s, written_as=written_as, read_as=read_as) for s in self.segments],
@@ -188,12 +137,6 @@ class Axis:
 
 def joined(axes: Sequence[Axis]) -> Axis:
     """Join axes that a fused tensor stores one after the other, such as query, key and value.
-
-    Args:
-        axes: The axes in the order of storage.
-
-    Returns:
-        The joined axis.
 
     >>> joined([Axis.unchanged(2), Axis.unchanged(3)]) == Axis.unchanged(5)
     True
@@ -219,34 +162,13 @@ class Dim:
     role: Role
 
     def value_factor(self, segment: Segment) -> float:
-        """Return the factor of a value.
-
-        Args:
-            segment: An inherited segment of the axis.
-
-        Returns:
-            `write` or `read`, after the role.
-        """
+        """Return the factor of a value along an inherited segment."""
         return segment.write if self.role == "write" else segment.read
 
     def gradient_factor(self, segment: Segment) -> float:
-        """Return the factor of a gradient.
-
-        Args:
-            segment: An inherited segment of the axis.
-
-        Returns:
-            `read` or `write`, the opposite of the role.
-        """
+        """Return the factor of a gradient along an inherited segment."""
         return segment.read if self.role == "write" else segment.write
 
     def fill(self, segment: Segment) -> Fill:
-        """Return how the entries of new units are filled.
-
-        Args:
-            segment: A new segment of the axis.
-
-        Returns:
-            The rule.
-        """
+        """Return how the entries of a new segment are filled."""
         return segment.written_as if self.role == "write" else segment.read_as

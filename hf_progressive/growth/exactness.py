@@ -44,16 +44,7 @@ Head = tuple[int | None, float]
 
 
 def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple[dict[AxisName, Axis], float]:
-    """Work out every axis of the child.
-
-    Args:
-        family: The family of both configs.
-        source: The parent's config.
-        target: The child's config.
-        method: The growth method.
-
-    Returns:
-        The axes by name, and the factor of the norms' epsilon.
+    """Work out every axis of the child by name, and the factor of the norms' epsilon.
 
     Raises:
         ValueError: The sizes cannot be reached exactly; the message says why.
@@ -78,15 +69,7 @@ def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple
 
 
 def scores_fall_with_head_dim(family: Family, config: Any) -> bool:
-    """Tell whether attention scores are divided by √head_dim.
-
-    Args:
-        family: The family of the config.
-        config: A model's config.
-
-    Returns:
-        What the family says, or the config field that it names.
-    """
+    """Tell whether attention scores are divided by √head_dim, by the family or by the field it names."""
     if isinstance(family.scaled_scores, str):
         return bool(getattr(config, family.scaled_scores))
     return family.scaled_scores

@@ -44,26 +44,12 @@ class DimRule:
 
 
 def reads(*axes: AxisName) -> DimRule:
-    """Describe an input dimension.
-
-    Args:
-        *axes: Names of the axes read.
-
-    Returns:
-        The rule.
-    """
+    """Describe an input dimension by the axes it reads."""
     return DimRule("read", axes)
 
 
 def writes(*axes: AxisName) -> DimRule:
-    """Describe an output dimension.
-
-    Args:
-        *axes: Names of the axes written.
-
-    Returns:
-        The rule.
-    """
+    """Describe an output dimension by the axes it writes."""
     return DimRule("write", axes)
 
 
@@ -96,28 +82,13 @@ class WeightRule:
         return "{layer}" in self.name
 
     def exists(self, config: Any) -> bool:
-        """Tell whether a model has this tensor as one of its own.
-
-        Args:
-            config: The model's config.
-
-        Returns:
-            False if the config does without it or ties it to another.
-        """
+        """Tell whether a model has this tensor as one of its own, neither switched off nor tied to another."""
         if self.tied_to and config.tie_word_embeddings:
             return False
         return not self.when or bool(getattr(config, self.when))
 
     def fresh(self, std: float, layers: int) -> Fresh:
-        """Return the distribution that a new model draws the tensor from.
-
-        Args:
-            std: Standard deviation of the model's weights.
-            layers: Number of layers.
-
-        Returns:
-            The distribution, of working values.
-        """
+        """Return the distribution of working values that a new model draws the tensor from."""
         match self.init:
             case "normal":
                 return Fresh(std=std)
@@ -154,11 +125,7 @@ class Sizes:
     positions: int
 
     def items(self) -> Iterator[tuple[str, int]]:
-        """Iterate over the sizes.
-
-        Yields:
-            Name and value.
-        """
+        """Iterate over the sizes with their names."""
         yield from ((entry.name, getattr(self, entry.name)) for entry in fields(self))
 
 
@@ -203,14 +170,7 @@ class Family:
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
     def sizes(self, config: Any) -> Sizes:
-        """Read the sizes from a config.
-
-        Args:
-            config: A config of the family.
-
-        Returns:
-            The sizes; an MLP width of None stands for 4 · width, a missing head_dim for width / heads.
-        """
+        """Read the sizes: an MLP width of None stands for 4 · width, a missing head_dim for width / heads."""
         values: dict[str, Any] = {
             name: getattr(config, config_field, None) for name, config_field in self.size_fields.items()
         }
@@ -220,14 +180,7 @@ class Family:
         return Sizes(**values)
 
     def tensors(self, config: Any) -> Iterator[tuple[str, WeightRule, int | None]]:
-        """Iterate over the tensors of a model.
-
-        Args:
-            config: The model's config.
-
-        Yields:
-            The name, the rule and the layer (None outside the layers).
-        """
+        """Iterate over a model's tensors: the name, the rule and the layer (None outside the layers)."""
         rules = [rule for rule in self.rules if rule.exists(config)]
         layered = [rule for rule in rules if rule.per_layer]
         first = rules.index(layered[0])
@@ -237,39 +190,20 @@ class Family:
         yield from ((rule.name, rule, None) for rule in rules[first:] if not rule.per_layer)
 
     def shape(self, rule: WeightRule, config: Any) -> tuple[int, ...]:
-        """Return the shape of a tensor.
-
-        Args:
-            rule: Its line in the table.
-            config: The model's config.
-
-        Returns:
-            The shape.
-        """
+        """Return the shape of a rule's tensor."""
         lengths = axis_lengths(self.sizes(config))
         return tuple(sum(lengths[axis] for axis in dim.axes) for dim in rule.dims)
 
     def canonical_name(self, key: str) -> str:
-        """Return the name that `save_pretrained` of the stock class gives a tensor.
-
-        Args:
-            key: A name found in a file; files of the base model alone, such as the Hub's GPT-2, lack the prefix.
-
-        Returns:
-            The name with the prefix.
-        """
+        """Return the name that the stock class saves a tensor by; files of the base model lack its prefix."""
         if key.startswith((self.prefix, *self.head_prefixes)):
             return key
         return self.prefix + key
 
     def ignored_names(self, config: Any) -> Iterator[str]:
-        """Iterate over the names that a checkpoint may hold and growth does without.
+        """Iterate over the canonical names that a checkpoint may hold and growth does without.
 
-        Args:
-            config: The model's config.
-
-        Yields:
-            Canonical names: causal masks and rotary frequencies of old files, and an output head that is tied.
+        These are causal masks and rotary frequencies of old files, and an output head that is tied.
         """
         for name in self.ignored:
             yield from dict.fromkeys(name.format(layer=layer) for layer in range(self.sizes(config).layers))
@@ -277,14 +211,7 @@ class Family:
 
 
 def axis_lengths(sizes: Sizes) -> dict[AxisName, int]:
-    """Return the number of units along every axis.
-
-    Args:
-        sizes: A model's sizes.
-
-    Returns:
-        The lengths by axis.
-    """
+    """Return the number of units along every axis."""
     channels: dict[AxisName, int] = dict.fromkeys(
         ("embedding", "residual", "normed", "gain", "shift", "final", "final_gain", "final_shift"), sizes.width
     )

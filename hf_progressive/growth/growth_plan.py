@@ -67,8 +67,7 @@ class GrowthPlan:
             keys_with_shapes: Names as found in the files, and shapes.
 
         Raises:
-            ValueError: Lists every tensor that is unmapped, missing, there twice or of another shape than the config
-                says.
+            ValueError: Lists every tensor that is unmapped, missing, there twice or of another shape than stated.
         """
         family, config = self.family, self.source_config
         expected = {name: family.shape(rule, config) for name, rule, _ in family.tensors(config)}

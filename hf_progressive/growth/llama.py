@@ -7,6 +7,18 @@ from typing import Any
 
 from hf_progressive.growth.family_table import Family, WeightRule, reads, writes
 
+SIZE_FIELDS = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp": "intermediate_size",
+    "vocab": "vocab_size",
+    "positions": "max_position_embeddings",
+}
+"""Config fields of the sizes, as Llama and many families after it name them."""
+
 _BLOCK = "model.layers.{layer}."
 _EMBEDDING = "model.embed_tokens.weight"
 _ALWAYS = "num_hidden_layers"  # a field that is true in every model
@@ -45,16 +57,7 @@ def _rules(
 def _family(model_type: str, rules: tuple[WeightRule, ...], **options: Any) -> Family:
     return Family(
         model_type=model_type,
-        size_fields={
-            "width": "hidden_size",
-            "layers": "num_hidden_layers",
-            "heads": "num_attention_heads",
-            "kv_heads": "num_key_value_heads",
-            "head_dim": "head_dim",
-            "mlp": "intermediate_size",
-            "vocab": "vocab_size",
-            "positions": "max_position_embeddings",
-        },
+        size_fields=SIZE_FIELDS,
         rules=rules,
         norm="rms",
         eps_field="rms_norm_eps",

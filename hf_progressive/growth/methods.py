@@ -85,11 +85,6 @@ class GrowthOptions:
     vocab_multiple: int = 1
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: A value is not one of those documented.
-        """
         if isinstance(self.depth_position, str) and self.depth_position not in {"append", "spread"}:
             raise ValueError(
                 f"depth_position={self.depth_position!r}: expected 'append', 'spread' or a list of the parent's layers"
@@ -114,13 +109,6 @@ DepthRule = Callable[[int, int, GrowthOptions], Sequence[LayerOrigin]]
 def append_units(old: int, new: int) -> list[UnitOrigin]:
     """Keep the parent's units and add new ones behind them.
 
-    Args:
-        old: Number of the parent's units.
-        new: Number of the child's units.
-
-    Returns:
-        One origin per unit of the child.
-
     >>> [unit.source for unit in append_units(2, 3)]
     [0, 1, None]
     """
@@ -129,13 +117,6 @@ def append_units(old: int, new: int) -> list[UnitOrigin]:
 
 def tile_units(old: int, new: int) -> list[UnitOrigin]:
     """Repeat all the parent's units a whole number of times, every copy read by the same share.
-
-    Args:
-        old: Number of the parent's units.
-        new: Number of the child's units.
-
-    Returns:
-        One origin per unit of the child.
 
     Raises:
         ValueError: `new` is not a multiple of `old`.
@@ -154,13 +135,6 @@ def tile_units(old: int, new: int) -> list[UnitOrigin]:
 def split_units(old: int, new: int) -> list[UnitOrigin]:
     """Repeat the parent's units in turn, the copies of each read by shares in the ratio 1 : 2 : 3 and so on.
 
-    Args:
-        old: Number of the parent's units.
-        new: Number of the child's units.
-
-    Returns:
-        One origin per unit of the child.
-
     >>> [(unit.source, round(unit.share, 2)) for unit in split_units(2, 3)]
     [(0, 0.33), (1, 1.0), (0, 0.67)]
     """
@@ -175,15 +149,7 @@ def insert_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigi
     """Keep the parent's layers in order and insert silent ones among them.
 
     A copied layer takes the weights of the layer it follows; layers appended behind the last take those of the last
-    layers in order, so that none is like its neighbour.
-
-    Args:
-        old: Number of the parent's layers.
-        new: Number of the child's layers.
-        options: `depth_position` and `new_layers`.
-
-    Returns:
-        One origin per layer of the child.
+    layers in order, so that none is a copy of its neighbour.
 
     Raises:
         ValueError: The positions asked for do not fit the number of layers.
@@ -222,14 +188,6 @@ def _positions(old: int, added: int, position: DepthPosition) -> list[int]:
 def stack_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigin]:
     """Repeat the parent's whole stack on top of itself; a remainder repeats its first layers.
 
-    Args:
-        old: Number of the parent's layers.
-        new: Number of the child's layers.
-        options: Left as they are by default: the order is the method's own.
-
-    Returns:
-        One origin per layer of the child.
-
     Raises:
         ValueError: An option asks for another order, or for fresh layers.
 
@@ -242,14 +200,6 @@ def stack_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigin
 
 def interleave_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigin]:
     """Repeat each of the parent's layers in place, as evenly as the numbers allow.
-
-    Args:
-        old: Number of the parent's layers.
-        new: Number of the child's layers.
-        options: Left as they are by default: the order is the method's own.
-
-    Returns:
-        One origin per layer of the child.
 
     Raises:
         ValueError: An option asks for another order, or for fresh layers.
@@ -363,17 +313,7 @@ def register_method(
 
 
 def method_named(name: str) -> Method:
-    """Return a method.
-
-    Args:
-        name: Its name.
-
-    Returns:
-        The method.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
+    """Return a method by its name, or raise a ValueError that lists them."""
     if name not in METHODS:
         raise ValueError(f"growth method {name!r} is not known; choose one of {', '.join(METHODS)}")
     return METHODS[name]

@@ -1,6 +1,7 @@
 """NanoChat: RMSNorm without weights (of queries and keys too), rotary positions, squared ReLU, softcapped logits."""
 
 from hf_progressive.growth.family_table import Family, WeightRule, reads, writes
+from hf_progressive.growth.llama import SIZE_FIELDS
 
 _ATTENTION = "model.layers.{layer}.self_attn."
 _MLP = "model.layers.{layer}.mlp."
@@ -8,16 +9,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 NANOCHAT = Family(
     model_type="nanochat",
-    size_fields={
-        "width": "hidden_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "kv_heads": "num_key_value_heads",
-        "head_dim": "head_dim",
-        "mlp": "intermediate_size",
-        "vocab": "vocab_size",
-        "positions": "max_position_embeddings",
-    },
+    size_fields=SIZE_FIELDS,
     rules=(
         # The embedding is normalised before it enters the stream, which does not see the factor it is written with.
         WeightRule(_EMBEDDING, (reads("vocab"), writes("embedding"))),

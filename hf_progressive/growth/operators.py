@@ -32,29 +32,20 @@ class Fresh:
     std: float = 0.0
 
     def draw(self, shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-        """Draw a tensor.
-
-        Args:
-            shape: Its shape.
-            dtype: Its dtype.
-            generator: Source of random numbers.
-
-        Returns:
-            The tensor, contiguous: drawing into a strided view is ten times slower.
-        """
+        """Draw a tensor, contiguous: drawing into a strided view is ten times slower."""
         if self.std == 0.0:
             return torch.full(tuple(shape), self.mean, dtype=dtype)
         return torch.empty(tuple(shape), dtype=dtype).normal_(self.mean, self.std, generator=generator)
 
 
 def place(parent: Tensor, dims: Sequence[Dim], *, power: int, out: Tensor) -> None:
-    """Write the inherited entries of a tensor in place.
+    """Write the inherited entries of a tensor in place; entries of new units are left alone.
 
     Args:
         parent: The parent's tensor.
         dims: Its dimensions.
         power: 0 to scale values, 1 to scale gradients, 2 to scale squared gradients (equation 1).
-        out: The child's tensor; entries of new units are left alone.
+        out: The child's tensor.
     """
     for blocks in product(*(list(dim.axis.inherited()) for dim in dims)):
         target, source, factor = out, parent, 1.0
@@ -68,16 +59,10 @@ def place(parent: Tensor, dims: Sequence[Dim], *, power: int, out: Tensor) -> No
 
 
 def fill_new(out: Tensor, dims: Sequence[Dim], *, fresh: Fresh, generator: torch.Generator) -> None:
-    """Fill the entries of new units in place.
+    """Fill the entries of new units in place, once the inherited ones stand.
 
     Dimensions that are read come first, those that are written last: a new output unit holds what its own rule says
     for every input, new inputs included, and a mean over outputs is taken when all of them stand.
-
-    Args:
-        out: The child's tensor, its inherited entries in place.
-        dims: Its dimensions.
-        fresh: How the tensor is initialised in a new model.
-        generator: Source of random numbers.
     """
     for role in ("read", "write"):
         for index, dim in enumerate(dims):
@@ -106,11 +91,7 @@ def _mean_unit(out: Tensor, index: int, axis: Axis) -> Tensor:
 def add_noise(out: Tensor, dims: Sequence[Dim], std: float, generator: torch.Generator) -> None:
     """Tell the copies of a unit apart: add noise in place where they are read, zero in sum over the copies of a unit.
 
-    Args:
-        out: The child's tensor, its inherited entries in place.
-        dims: Its dimensions; only what reads copies is changed.
-        std: Standard deviation of the noise before its mean over the copies of a unit is taken off.
-        generator: Source of random numbers.
+    `std` is that of the noise before its mean over the copies of a unit is taken off.
     """
     for index, dim in enumerate(dims):
         if dim.role != "read":

@@ -24,13 +24,9 @@ _POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 
 
 def read_optimizer_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read an optimizer's state dict without running any code that the file may carry.
+    """Read an optimizer's state dict, such as Trainer's `optimizer.pt`, without running code that the file may carry.
 
-    Args:
-        path: `optimizer.pt` of a Trainer checkpoint, or a file of the same layout.
-
-    Returns:
-        The state dict, its tensors mapped from the file and not yet in memory.
+    The tensors are mapped from the file and not yet in memory.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -86,14 +82,7 @@ def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str
 
 
 def parameter_groups(config: Any) -> tuple[list[str], list[str]]:
-    """Name the parameters of a model in the groups and the order of Trainer's optimizer.
-
-    Args:
-        config: The model's config.
-
-    Returns:
-        The parameters with weight decay and those without.
-    """
+    """Name a model's parameters as Trainer's optimizer orders them: those with weight decay, those without."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     # A method of Trainer that does not look at the instance; asking it keeps in step with the installed version.

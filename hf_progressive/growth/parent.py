@@ -8,36 +8,20 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_progressive.growth.growth_plan import GrowthPlan
-from hf_progressive.growth.reader import TensorSpec, is_finite
+from hf_progressive.growth.reader import CheckpointReader, TensorSpec, is_finite
 from hf_progressive.growth.tensor_plan import TensorPlan
 
 _LAYER = re.compile(r"\d+(?=\.)")
 
 
-class TensorStore(Protocol):
-    """Tensors by the names that a checkpoint or a model gives them; `CheckpointReader` is one."""
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Shape and dtype of every tensor, by name."""
-
-    def read(self, name: str) -> Tensor:
-        """Return one tensor, on the CPU."""
-
-
 class ModelTensors:
-    """The tensors of a model in memory.
-
-    Args:
-        model: The model.
-    """
+    """The tensors of a model in memory, read as those of a `CheckpointReader` are."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._state: dict[str, Tensor] = model.state_dict()
@@ -45,17 +29,7 @@ class ModelTensors:
         """Shape and dtype of every tensor, by name."""
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor.
-
-        Args:
-            name: Its name in the state dict.
-
-        Returns:
-            The tensor on the CPU; it may share memory with the model.
-
-        Raises:
-            ValueError: The tensor holds NaN or an infinity.
-        """
+        """Return one tensor on the CPU, which may share memory with the model; NaN or an infinity is a ValueError."""
         tensor = self._state[name].cpu()
         if not is_finite(tensor):
             raise ValueError(f"tensor {name} holds NaN or infinite values; a sound model is needed")
@@ -73,7 +47,7 @@ class ParentTensors:
         ValueError: Tensors are unmapped, missing, there twice or of another shape than the config says.
     """
 
-    def __init__(self, plan: GrowthPlan, tensors: TensorStore) -> None:
+    def __init__(self, plan: GrowthPlan, tensors: CheckpointReader | ModelTensors) -> None:
         plan.check_source_keys({key: spec.shape for key, spec in tensors.specs.items()})
         names = {key: plan.family.canonical_name(key) for key in tensors.specs}
         self._tensors = tensors
@@ -101,25 +75,15 @@ class ParentTensors:
         return sum(math.prod(spec.shape) for spec in self.specs.values())
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor.
-
-        Args:
-            name: Its canonical name.
-
-        Returns:
-            The tensor on the CPU.
-        """
+        """Return one tensor on the CPU by its canonical name."""
         return self._tensors.read(self._keys[name])
 
     def child_specs(self, dtype: torch.dtype | None = None) -> dict[str, TensorSpec]:
-        """Return the shapes and dtypes of the child's tensors.
+        """Return the shapes and dtypes of the child's tensors, by name, in the order of the plan.
 
         Args:
             dtype: The dtype of all; None keeps that of the tensor that each is made from. A new one takes that of the
                 same tensor of another layer.
-
-        Returns:
-            By name, in the order of the plan.
         """
         of_any_layer = {_LAYER.sub("", name): spec.dtype for name, spec in self.specs.items()}
         main = next(iter(of_any_layer.values()))
@@ -132,15 +96,7 @@ class ParentTensors:
         return {t.name: TensorSpec(shape=t.shape, dtype=dtype or kept(t)) for t in self._plan.tensors}
 
     def grow(self, tensor: TensorPlan, *, seed: int, dtype: torch.dtype) -> Tensor:
-        """Make a tensor of the child.
-
-        Args:
-            tensor: Its plan.
-            seed: Seed of the growth.
-            dtype: The dtype to round to, once.
-
-        Returns:
-            The tensor; it may share memory with the parent's.
+        """Make a tensor of the child, rounded once to `dtype`; it may share memory with the parent's.
 
         Raises:
             ValueError: The parent's tensor holds NaN or an infinity, or the result overflows the dtype.

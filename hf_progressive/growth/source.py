@@ -38,10 +38,7 @@ class GrowthSource:
     revision: str | None = None
 
     def read_config(self) -> Any:
-        """Return the model's configuration.
-
-        Returns:
-            A `PreTrainedConfig`.
+        """Return the model's `PreTrainedConfig`.
 
         Raises:
             FileNotFoundError: There is no config.json.
@@ -67,10 +64,7 @@ class GrowthSource:
         return config
 
     def companions(self) -> list[str]:
-        """Return the files that the grown checkpoint takes over.
-
-        Returns:
-            Names relative to the folder.
+        """Return the names of the files that the grown checkpoint takes over.
 
         Raises:
             ValueError: One is a link to a file outside the checkpoint.
@@ -89,23 +83,12 @@ class GrowthSource:
             raise ValueError(f"{path}: is a link to {real}, outside its checkpoint; put a copy of the file there")
 
     def copy_companions(self, folder: Path) -> None:
-        """Copy those files.
-
-        Args:
-            folder: Where to.
-        """
         for name in self.companions():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(self.folder / name, folder / name)
 
     def sizes(self, files: Iterable[str]) -> dict[str, int]:
-        """Measure files and compare them with the source's manifest, if it has one.
-
-        Args:
-            files: Names relative to the folder; those that the manifest does not list pass.
-
-        Returns:
-            The size of each file in bytes.
+        """Measure files, in bytes, and compare them with the source's manifest, if it has one that lists them.
 
         Raises:
             ValueError: A file is truncated or altered.
@@ -120,16 +103,10 @@ class GrowthSource:
         return sizes
 
     def digest(self, files: Iterable[str]) -> dict[str, str]:
-        """Read files whole and compare them with what is known of them.
+        """Return the SHA-256 of files, compared with what is known of them.
 
-        Known are the SHA-256 of the source's manifest, if it has one, and of large files in the Hub's cache, where it
-        is the name of the file that a snapshot links to.
-
-        Args:
-            files: Names relative to the folder.
-
-        Returns:
-            The SHA-256 of each file.
+        Known are those of the source's manifest, if it has one, and of large files in the Hub's cache, where it is the
+        name of the file that a snapshot links to.
 
         Raises:
             ValueError: A file is not what it was.
@@ -160,9 +137,6 @@ def locate_source(source: str | os.PathLike[str], revision: str | None = None) -
     Args:
         source: A local folder, which goes first, or a Hub id.
         revision: Branch, tag or commit of a Hub id.
-
-    Returns:
-        The source.
 
     Raises:
         FileNotFoundError: It is neither a folder nor a repository within reach.

@@ -27,16 +27,13 @@ _NEUTRAL_ENDINGS = ("_token_id",)
 
 
 def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]) -> Any:
-    """Return the child's config, before its epsilon is rescaled.
+    """Return the child's config, of the source's class, before its epsilon is rescaled.
 
     Args:
         family: The family of the source.
         source: The parent's config; not changed.
         target: A whole config of the same family, or some of its fields; the others are kept, or derived where the
             family derives them. Not changed.
-
-    Returns:
-        A new config of the source's class.
 
     Raises:
         ValueError: A field is unknown, would shrink, or would change the function; or the config is not valid.

@@ -48,15 +48,11 @@ class TensorPlan:
         return bool(self.sources) and all(dim.axis == Axis.unchanged(dim.axis.parent_size) for dim in self.dims)
 
     def produce(self, read: Callable[[str], Tensor], generator: torch.Generator) -> Tensor:
-        """Make the tensor.
+        """Make the tensor, in float64 if its source is float64, else in float32.
 
         Args:
-            read: Returns a tensor of the parent by its canonical name.
+            read: Returns a tensor of the parent by its canonical name; the result may share memory with it.
             generator: Source of random numbers; seed it by the tensor's name, and the order does not matter.
-
-        Returns:
-            The tensor in float64 if its source is float64, else in float32. It may share memory with what `read`
-            returned.
 
         Raises:
             ValueError: What `read` returned has another shape than the parent's config says.
@@ -64,9 +60,7 @@ class TensorPlan:
         if not self.sources:
             return self.fresh.draw(self.shape, torch.float32, generator) - self.offset
         parent = read(self.sources[0])
-        expected = tuple(dim.axis.parent_size for dim in self.dims)
-        if tuple(parent.shape) != expected:
-            raise ValueError(f"{self.sources[0]} has shape {tuple(parent.shape)}, the config says {expected}")
+        self._require_parents_shape(parent)
         dtype = working_dtype(parent.dtype)
         if self.is_copy:
             return parent.to(dtype)
@@ -79,33 +73,32 @@ class TensorPlan:
         fill_new(child, self.dims, fresh=self.fresh, generator=generator)
         return child - self.offset if self.offset else child
 
+    def _require_parents_shape(self, tensor: Tensor, what: str = "") -> None:
+        expected = tuple(dim.axis.parent_size for dim in self.dims)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"{what}{self.sources[0]} has shape {tuple(tensor.shape)}, the config says {expected}")
+
     def carry(self, statistic: Tensor, power: int) -> Tensor:
         """Carry a gradient statistic of the parent's tensor into the child's coordinates.
+
+        Where W' = a·W, it is divided by a to that power, and copies of a unit get their share; 0 where nothing is
+        inherited.
 
         Args:
             statistic: Of the shape of the parent's tensor.
             power: 1 if it scales as a gradient does, 2 as a squared gradient.
 
-        Returns:
-            A tensor of the child's shape, 0 where nothing is inherited; where W' = a·W, the statistic is divided by
-            a to that power, and copies of a unit get their share.
-
         Raises:
             ValueError: The statistic has another shape than the parent's tensor.
         """
-        expected = tuple(dim.axis.parent_size for dim in self.dims)
-        if tuple(statistic.shape) != expected:
-            raise ValueError(f"statistic of {self.sources[0]}: shape {tuple(statistic.shape)}, expected {expected}")
+        self._require_parents_shape(statistic, "the statistic of ")
         child = statistic.new_zeros(self.shape)
         if self.heir:
             place(statistic, self.dims, power=power, out=child)
         return child
 
     def carry_basis(self, basis: Tensor) -> Tensor:
-        """Carry an orthonormal basis of the output side of the parent's weight into the child's coordinates.
-
-        Args:
-            basis: (out, r), orthonormal columns.
+        """Carry an orthonormal basis (out, r) of the output side of the parent's weight into the child's coordinates.
 
         Returns:
             (out', r), orthonormal columns, rows zero for new output units; (out', 0) if this tensor is no heir.
@@ -130,11 +123,7 @@ class TensorPlan:
         return orthonormal.to(basis.dtype)
 
     def inherited(self) -> Tensor:
-        """Tell which entries come from the parent.
-
-        Returns:
-            A boolean tensor of the child's shape; False throughout if this tensor is no heir.
-        """
+        """Tell which entries come from the parent: none if this tensor is no heir."""
         mask = torch.zeros(self.shape, dtype=torch.bool)
         if self.heir:
             parent = torch.ones((), dtype=torch.bool).expand([dim.axis.parent_size for dim in self.dims])
@@ -151,20 +140,7 @@ def plan_tensors(
     method: Method,
     options: GrowthOptions,
 ) -> Iterator[TensorPlan]:
-    """Plan every tensor of the child.
-
-    Args:
-        family: The family of both configs.
-        source: The parent's config.
-        target: The child's config.
-        axes: The axes by name.
-        layers: The origin of every layer.
-        method: The growth method.
-        options: What the method leaves open.
-
-    Yields:
-        The plans, in the order of the stock class's parameters.
-    """
+    """Plan every tensor of the child, in the order of the stock class's parameters."""
     std = target.initializer_range if options.init_std is None else options.init_std
     noise = method.noise if options.noise is None else options.noise
     layered = bool(family.layered_scores and getattr(source, family.layered_scores))

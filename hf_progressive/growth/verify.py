@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive.distributed.batching import release_memory
+from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.float32_products import float32_products
 from hf_progressive.growth.reader import CheckpointReader, is_finite
 from hf_progressive.growth.source import locate_source
@@ -180,8 +181,8 @@ def _compare(
     )
 
 
-# The model in evaluation mode, with its arithmetic in `dtype`, and the dtype its weights had before. One that is not
-# in memory yet is put on the device.
+# The model with its arithmetic in `dtype`, and the dtype its weights had before; one that is not in memory yet goes on
+# the device.
 def _load(
     source: ModelSource, dtype: torch.dtype, device: torch.device, revision: str | None
 ) -> tuple[PreTrainedModel, torch.dtype]:
@@ -190,11 +191,10 @@ def _load(
         CheckpointReader(located.folder)  # says what is wrong with weights that are damaged
         model = AutoModelForCausalLM.from_pretrained(located.folder, config=located.read_config(), dtype="auto")
         stored_in = model.dtype
-        return model.to(device, dtype).eval(), stored_in
-    stored_in = source.dtype
-    if source.training or stored_in != dtype:
-        source = copy.deepcopy(source).to(dtype).eval()
-    return source, stored_in
+        return model.to(device, dtype), stored_in
+    # Some buffers, such as rotary frequencies, stay in float32 beside weights in float64.
+    values = (value for value in (*source.parameters(), *source.buffers()) if value.is_floating_point())
+    return source if all(value.dtype == dtype for value in values) else copy.deepcopy(source).to(dtype), source.dtype
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
@@ -231,9 +231,8 @@ class _KeepFloat64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@torch.no_grad()
 def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    with _KeepFloat64():
+    with evaluation_mode(model), _KeepFloat64():
         logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
     if not is_finite(logits):
         raise ValueError(f"the logits of {model.name_or_path or type(model).__name__} are not finite; it is damaged")

@@ -1,8 +1,7 @@
 """Write safetensors checkpoints one tensor at a time.
 
 `CheckpointWriter` knows the shape of every tensor before the first one is computed, so it can write a file's header
-first and append the tensors as they come, computing the file's SHA-256 on the way. It never holds more than a few
-tensors, whatever the size of the model. The format is described in `hf_progressive.growth.reader`.
+first and append the tensors as they come. The format is described in `hf_progressive.growth.reader`.
 """
 
 import hashlib
@@ -108,15 +107,7 @@ class CheckpointWriter:
             write_json(self.folder / INDEX_NAME, index)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Append a tensor; it must not be changed afterwards.
-
-        Args:
-            name: The next name of `order`.
-            tensor: The values, with the shape and dtype stated for them.
-
-        Raises:
-            OSError: A write failed, this one or an earlier one.
-        """
+        """Append the next tensor of `order`, as its shape and dtype were stated; it must not change afterwards."""
         assert name == self._remaining.popleft(), f"{name} is out of order"
         planned = self.specs[name]
         assert TensorSpec(shape=tuple(tensor.shape), dtype=tensor.dtype) == planned, f"{name} is not as planned"
