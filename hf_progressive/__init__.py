@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hf_progressive.penalty import InheritancePenalty
     from hf_progressive.planning.ladder_plan import LadderPlan, plan_ladder
     from hf_progressive.publishing.publish import publish_rung
-    from hf_progressive.report.ladder_page import write_report
+    from hf_progressive.report.report import write_report
     from hf_progressive.study.run import run_study
     from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
@@ -94,7 +94,7 @@ _MODULES = {
     "ladder": ("RungResult", "run_ladder"),
     "ladder.rung_penalty": ("load_penalty",),
     "study.run": ("run_study",),
-    "report.ladder_page": ("write_report",),
+    "report.report": ("write_report",),
     "publishing.publish": ("publish_rung",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

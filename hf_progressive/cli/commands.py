@@ -167,10 +167,10 @@ def study_command(options: argparse.Namespace) -> Outcome:
         check = check_instrument(config, output_dir)
         say(check.describe())
         return (EXIT_DONE if check.passed else EXIT_CHECK_FAILED), check.to_dict()
-    from hf_progressive.report import write_study_report
+    from hf_progressive.report import write_report
 
     record = run_study(config, output_dir)
-    say(f"report: {write_study_report(output_dir).html}")
+    say(f"report: {write_report(output_dir).html}")
     for failure in record["failed"]:
         say(f"{failure['task']} failed: {failure['reason']}")
     outcome = {"study": str(output_dir), "complete": record["complete"], "headline": record["headline"]}
@@ -179,14 +179,13 @@ def study_command(options: argparse.Namespace) -> Outcome:
 
 def report_command(options: argparse.Namespace) -> Outcome:
     """Write a report again."""
-    from hf_progressive.report import write_report, write_section, write_study_report
+    from hf_progressive.report import write_report, write_section
 
-    is_study = (Path(options.run_dir) / "study.json").is_file()
     if options.into:
         write_section(options.run_dir, options.into)
         say(f"result of {options.run_dir} written into {options.into}")
         return EXIT_DONE, {"document": options.into}
-    paths = write_study_report(options.run_dir) if is_study else write_report(options.run_dir)
+    paths = write_report(options.run_dir)
     say(f"report: {paths.html}")
     return EXIT_DONE, {"html": str(paths.html), "markdown": str(paths.markdown)}
 

@@ -1,11 +1,10 @@
 """The reports of a ladder, a study and a plan: tables, figures and pages, made from their records alone."""
 
 from hf_progressive.report.figures.prices import write_prices
-from hf_progressive.report.ladder_page import write_report
 from hf_progressive.report.ladder_tables import results_table
 from hf_progressive.report.page import ReportPaths
 from hf_progressive.report.price_table import price_table
-from hf_progressive.report.study_page import write_study_report
+from hf_progressive.report.report import write_report
 from hf_progressive.report.study_section import study_section, write_section
 
 __all__ = [
@@ -16,5 +15,4 @@ __all__ = [
     "write_prices",
     "write_report",
     "write_section",
-    "write_study_report",
 ]

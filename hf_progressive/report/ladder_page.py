@@ -20,19 +20,8 @@ from hf_progressive.report.speed import PLAN_NAME, priced_table, read_prices, sp
 from hf_progressive.report.table import Table
 
 
-def write_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
-    """Write the report of a run folder, finished or not, from its records.
-
-    Args:
-        run_dir: The run folder.
-
-    Returns:
-        Where the files are: `report.html`, `report.md` and `plots/*.png` in the run folder. Each is replaced whole.
-
-    Raises:
-        FileNotFoundError: The folder has no `ladder.json`.
-        ValueError: A record is damaged; the message names file and value.
-    """
+def write_ladder_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
+    """Write the report of a run folder, finished or not, from its records."""
     folder = Path(run_dir)
     run = read_run(folder)
     findings, rungs, facts = find_in_run(run), run.rungs, [run.family, f"{len(run.planned)} rungs", f"seed {run.seed}"]

@@ -18,18 +18,7 @@ _KEYS = ("headline", "rungs", "cold", "recipes", "learning_rates", "failed", "co
 
 
 def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
-    """Write the report of a study, finished or not.
-
-    Args:
-        study_dir: The study's folder.
-
-    Returns:
-        Where the files are: `study.html`, `study.md` and `plots/*.png` in the folder. Each is replaced whole.
-
-    Raises:
-        FileNotFoundError: The folder has no `study.json`.
-        ValueError: The record is damaged, or no study's.
-    """
+    """Write the report of a study, finished or not, from its record."""
     folder = Path(study_dir)
     study = read_study(folder)
     steps, unit = steps_table(study), study_unit(study)

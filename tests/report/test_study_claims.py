@@ -13,7 +13,7 @@ from study_facts import StudyFacts, interval
 from study_fixtures import study_config, study_mapping
 from study_pretence import pretend
 
-from hf_progressive.report import write_study_report
+from hf_progressive.report import write_report
 from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_page import read_study
 from hf_progressive.study.run import run_study
@@ -148,7 +148,7 @@ def test_every_figure_in_a_studys_report_is_what_its_models_say(
     (tmp_path / "study.json").write_text(json.dumps(study))
     monkeypatch.setattr("hf_progressive.report.figures.style.write_png", lambda figure, path: None)
     monkeypatch.setattr("hf_progressive.report.figures.style.svg", lambda figure, name: "")
-    text = write_study_report(tmp_path).markdown.read_text()
+    text = write_report(tmp_path).markdown.read_text()
     facts, document = StudyFacts(study), take_apart(text)
     tiles = [f"{tile.title}: {tile.value}; {tile.note}" for tile in find_in_study(study).tiles]
     found = list(faults([*document.sentences, *tiles], (CLAIMS, list(all_facts(study, facts, text)))))

@@ -12,7 +12,7 @@ from study_pretence import pretend
 
 from hf_progressive import cli
 from hf_progressive.config import StudyConfig, load_study_config, strict_yaml
-from hf_progressive.report import study_section, write_study_report
+from hf_progressive.report import study_section, write_report
 from hf_progressive.report.figures.study import draw_penalties, draw_recipes
 from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_page import read_study
@@ -44,7 +44,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 def test_the_page_answers_first_and_holds_nothing_from_elsewhere(study: tuple[Path, dict[str, Any]]) -> None:
     folder, record = study
-    paths = write_study_report(folder)
+    paths = write_report(folder)
     html, markdown = paths.html.read_text(), paths.markdown.read_text()
     family = record["headline"]["family"]
     answer = (
