@@ -24,9 +24,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive.distributed.accelerators import device_name, peak_flops
 from hf_progressive.storage import write_json
-from hf_progressive.training import causal_loss
-from hf_progressive.training.block_attention import attend_without_masks
+from hf_progressive.training import loss as loss_module
 from hf_progressive.training.flops import flops_per_token
+from hf_progressive.training.precision import attend_without_masks
 
 ACCUMULATION = 8
 REPEATS = 3
@@ -44,11 +44,11 @@ def stock(model: PreTrainedModel, context: int) -> Forward:
 def ours(model: PreTrainedModel, context: int) -> Forward:
     """Change the model as a ladder's trainer does."""
     attend_without_masks(model, context)
-    causal_loss.return_loss_alone(model)
+    loss_module.return_loss_alone(model)
     return lambda run, ids, labels: run(input_ids=ids, labels=labels, loss_alone=True).loss
 
 
-WAYS = {"ours": (ours, causal_loss.LARGE_LOGITS_BYTES), "ours, whole logits": (ours, NEVER), "stock": (stock, NEVER)}
+WAYS = {"ours": (ours, loss_module.LARGE_LOGITS_BYTES), "ours, whole logits": (ours, NEVER), "stock": (stock, NEVER)}
 
 
 def measure(size: Size, way: str, device: torch.device, *, compiled: bool) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def main() -> None:
     size, report = size_named(options.size), {"device": device_name(device), "torch": torch.__version__}
     report |= {"size": options.size, "ways": {}}
     for way in options.ways:
-        with mock.patch.object(causal_loss, "LARGE_LOGITS_BYTES", WAYS[way][1]):
+        with mock.patch.object(loss_module, "LARGE_LOGITS_BYTES", WAYS[way][1]):
             report["ways"][way] = measure(size, way, device, compiled=not options.eager)
         line = {key: value for key, value in report["ways"][way].items() if key != "top"}
         sys.stdout.write(f"{options.size} {way}: {line}\n")

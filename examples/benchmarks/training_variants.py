@@ -35,11 +35,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_progressive.config import DataConfig, TrainingConfig
 from hf_progressive.data import Corpus, TokenBlocks, rung_blocks
+from hf_progressive.distributed.float32_products import allow_tf32
 from hf_progressive.distributed.host_reads import host_reads
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.penalty.validation import output_dimension
 from hf_progressive.training.flops import flops_per_token
-from hf_progressive.training.precision import allow_tf32
 from hf_progressive.training.training_run import TrainingRun, train_run, training_arguments
 
 LOGS_PER_RUN = 50  # what a ladder's training run does; between two of them lies a turn

@@ -25,16 +25,16 @@ from hf_progressive import storage
 from hf_progressive.config import LadderConfig
 from hf_progressive.data.blocks import Block, as_block
 from hf_progressive.distributed.accelerators import Gpu, device_name, gpu_named
+from hf_progressive.distributed.float32_products import own_float32_products
 from hf_progressive.distributed.processes import current_processes
 from hf_progressive.estimation.subspace import select_weights
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.planning.memory import checkpoint_bytes, penalty_state, sequence_bytes, training_bytes
 from hf_progressive.planning.speed import MeasuredRung, Measurement
-from hf_progressive.training.block_trainer import block_trainer
-from hf_progressive.training.precision import blocks_of_one_size, own_float32_products
+from hf_progressive.training.precision import blocks_of_one_size
 from hf_progressive.training.trainer import ProgressiveTrainer
-from hf_progressive.training.training_run import TrainingRun, micro_batches, training_arguments
+from hf_progressive.training.training_run import TrainingRun, block_trainer, micro_batches, training_arguments
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,10 @@ from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.study.models import FinishedModel, InitialModel, TrainingSetup
 from hf_progressive.study.runner import TaskFolder
 from hf_progressive.study.tasks import Task
+from hf_progressive.training.callbacks import evenly_spaced
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.trainer import ProgressiveTrainer
-from hf_progressive.training.training_run import TrainingRun, evenly_spaced, train_run
+from hf_progressive.training.training_run import TrainingRun, train_run
 
 
 class CarriedMoments(TrainerCallback):

@@ -7,8 +7,8 @@ import torch
 from transformers import TrainingArguments
 
 from hf_progressive.config import strict_yaml
+from hf_progressive.distributed.float32_products import allow_tf32
 from hf_progressive.penalty.schedule import schedule_factor
-from hf_progressive.training.precision import allow_tf32
 
 _OWN_ARGUMENTS = {
     "output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -63,14 +63,7 @@ class ProgressiveTrainingArguments(TrainingArguments):
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raise if a ladder's `training.arguments` cannot be handed to Trainer.
-
-    Args:
-        arguments: The mapping from the configuration.
-
-    Raises:
-        ValueError: An argument is unknown, or is one that the ladder sets itself.
-    """
+    """Raise a ValueError if one of a ladder's `training.arguments` is unknown, or one that the ladder sets itself."""
     known = {field.name for field in dataclasses.fields(ProgressiveTrainingArguments)}
     for name in arguments:
         if name in _OWN_ARGUMENTS:

@@ -1,10 +1,11 @@
-"""A training run's checkpoints: the fresh one, which are complete, which may go, the penalty that travels along."""
+"""A training run's checkpoints: how they are written, which are complete, which may go, the penalty in each."""
 
 import logging
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, save_penalty
 from hf_progressive.penalty.specification import InheritancePenalty
 from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete, link_or_copy, read_json
+from hf_progressive.storage.full_disk import FullDiskNamed
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +30,7 @@ _CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 
 
 def write_fresh(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, *, seed: int) -> None:
-    """Write a stock checkpoint of fresh weights, in float32.
-
-    Args:
-        config: The model's configuration; the special tokens are taken from the tokenizer.
-        tokenizer: The corpus's tokenizer, saved beside the weights.
-        folder: The folder to create or replace.
-        seed: Seed of the weights.
-    """
+    """Write a stock checkpoint of fresh weights, in float32, with the tokenizer's special tokens; an old one goes."""
     config = type(config).from_dict(config.to_dict())
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(tokenizer, name))
@@ -46,14 +41,40 @@ def write_fresh(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, fo
         tokenizer.save_pretrained(temporary)
 
 
-def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """Return the checkpoint of the highest step whose manifest is there and whose files have its sizes.
+@contextmanager
+def written_whole(target: Path, *, writes: bool) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Let all processes write a checkpoint into a folder aside, which one then moves into place with a manifest.
 
     Args:
-        folder: A Trainer's `output_dir`.
+        target: Where to; replaced if it exists.
+        writes: Whether this process is the one, or the one of its disk.
 
-    Returns:
-        A `checkpoint-N` folder, or None where there is none.
+    Yields:
+        The folder aside, and where to put SHA-256 digests that are known already, by file.
+    """
+    staged, state = target.parent / STAGING_NAME / target.name, PartialState()
+    known: dict[str, str] = {}
+    if writes:
+        shutil.rmtree(staged, ignore_errors=True)
+    state.wait_for_everyone()
+    try:
+        with FullDiskNamed(target):
+            yield staged, known
+    except OSError:
+        shutil.rmtree(staged.parent, ignore_errors=True)  # what does not fit must not fill the disk
+        raise
+    state.wait_for_everyone()
+    with main_process_first(state):  # reads all that was written, for its digests
+        if writes:
+            with atomic_folder(target, overwrite=True, sha256=known) as empty:
+                for path in staged.iterdir():
+                    os.replace(path, empty / path.name)
+            shutil.rmtree(staged.parent)
+    state.wait_for_everyone()
+
+
+def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """Return the `checkpoint-N` of the highest step whose manifest is there and whose files have its sizes, if any.
 
     >>> import tempfile
     >>> from hf_progressive.storage import write_manifest
@@ -69,17 +90,7 @@ def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def existing_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """Return the newest complete checkpoint of a run that must have one.
-
-    Args:
-        folder: A Trainer's `output_dir`.
-
-    Returns:
-        A `checkpoint-N` folder.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Return the newest complete checkpoint of a run, or raise a ValueError."""
     checkpoint = newest_complete_checkpoint(folder)
     if checkpoint is None:
         raise ValueError(f"{folder}: holds no complete checkpoint to resume from; train without resuming")
@@ -120,14 +131,10 @@ def check_checkpoint(
 
 
 def rotate(written: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest complete checkpoints beyond a limit.
+    """Delete the oldest complete checkpoints beyond a limit, None or 0 being none.
 
-    Only complete ones count, and only they are deleted: those of a plain Trainer have no manifest, and stay.
-
-    Args:
-        written: The checkpoint just written, which stays whatever else an earlier run left there.
-        limit: How many to keep; None or 0 for all.
-        best: One to keep besides.
+    Only complete ones count, and only they are deleted: those of a plain Trainer have no manifest, and stay. So do the
+    one just written, whatever else an earlier run left there, and the best.
     """
     if limit is None or limit <= 0:
         return
@@ -152,12 +159,7 @@ def remove_leftovers(folder: Path, *, spared: Collection[str] = ()) -> None:
 
 
 def keep_penalty(penalty: InheritancePenalty, folder: Path) -> None:
-    """Write a run's penalty once beside its checkpoints, to be linked into each.
-
-    Args:
-        penalty: The penalty.
-        folder: A Trainer's `output_dir`.
-    """
+    """Write a run's penalty once beside its checkpoints, to be linked into each."""
     kept = folder / PENALTY_NAME
     if is_complete(kept) and read_json(kept / DESCRIPTION_NAME)["fingerprint"] == penalty.fingerprint():
         return
@@ -166,10 +168,6 @@ def keep_penalty(penalty: InheritancePenalty, folder: Path) -> None:
 
 def link_penalty(folder: Path, checkpoint: Path) -> dict[str, str]:
     """Put the penalty kept beside the checkpoints into one, as hard links where the file system has them.
-
-    Args:
-        folder: A Trainer's `output_dir`.
-        checkpoint: The checkpoint being written.
 
     Returns:
         SHA-256 of the files, by name relative to the checkpoint.

@@ -28,12 +28,7 @@ class FiniteWatch:
         self._noted: Tensor | None = None  # (4,): 0, or NaN from a figure's first bad value on
 
     def note(self, figure: str, value: Tensor) -> None:
-        """Take a value in.
-
-        Args:
-            figure: Which: `LOSS`, `PENALTY`, `GRADIENT` or `WEIGHTS`.
-            value: The value; of several, their mean.
-        """
+        """Take a value of `LOSS`, `PENALTY`, `GRADIENT` or `WEIGHTS` in; of several, their mean."""
         value = value.detach()
         if isinstance(value, DTensor):
             value = value.full_tensor()
@@ -44,11 +39,7 @@ class FiniteWatch:
         self._noted[_FIGURES.index(figure)].add_(value.to(self._noted.device), alpha=0)  # 0 · ∞ is NaN
 
     def note_weights(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Take a model's weights in, those that this process holds.
-
-        Args:
-            parameters: The model's parameters.
-        """
+        """Take in, of a model's weights, those that this process holds."""
         held = [p.detach() for p in parameters if p.is_floating_point()]
         held = [p.to_local() if isinstance(p, DTensor) else p for p in held]
         held = [p for p in held if p.numel()]
@@ -56,11 +47,7 @@ class FiniteWatch:
             self.note(WEIGHTS, nn.utils.get_total_norm(held, norm_type=float("inf")))
 
     def read(self) -> str | None:
-        """Wait for what was noted, on every process, and begin anew.
-
-        Returns:
-            The first figure that was not finite, the same on every process; None where all were.
-        """
+        """Wait for what was noted, on every process, and begin anew; return the first figure that was not finite."""
         noted = torch.zeros(len(_FIGURES), device=self._accelerator.device) if self._noted is None else self._noted
         self._noted = None
         sums = self._accelerator.reduce(noted, reduction="sum").tolist()

@@ -12,14 +12,7 @@ FORWARD_SHARE = 1 / 3
 
 
 def meta_model(config: PretrainedConfig) -> Any:
-    """Build a model's stock class on the meta device, which allocates nothing.
-
-    Args:
-        config: The model's configuration.
-
-    Returns:
-        The model, without data.
-    """
+    """Build a model's stock class on the meta device, which allocates nothing."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
@@ -38,9 +31,6 @@ def flops_per_token(config: PretrainedConfig, context: int | None = None) -> int
     Args:
         config: The model's configuration.
         context: Tokens of a sequence; None takes the configuration's largest number of positions.
-
-    Returns:
-        FLOPs per token.
 
     >>> from transformers import GPT2Config
     >>> config = GPT2Config(n_layer=1, n_embd=64, n_head=1, n_positions=32, vocab_size=300)

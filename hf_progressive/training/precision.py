@@ -1,4 +1,4 @@
-"""What a training run computes in: precision, and compiled or not, chosen by device unless the configuration does."""
+"""What a training run computes in: precision, compiled or not, and kind of attention, by device and configuration."""
 
 import contextlib
 import os
@@ -6,20 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import AttentionInterface, PreTrainedModel, Trainer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_progressive.config import TrainingConfig
 from hf_progressive.distributed.compilation import compiles_on
-from hf_progressive.distributed.float32_products import allow_tf32, own_float32_products
+from hf_progressive.distributed.float32_products import allow_tf32
 
-__all__ = [
-    "allow_tf32",
-    "blocks_of_one_size",
-    "describe",
-    "device_settings",
-    "evaluation_precision",
-    "own_float32_products",
-]
+BLOCK_ATTENTION = "sdpa_without_masks"
+"""The name under which Transformers knows the attention over whole blocks of text."""
 
 _NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _DIVIDING_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
@@ -63,9 +58,6 @@ def device_settings(training: TrainingConfig) -> dict[str, Any]:
 def describe(trainer: Trainer) -> dict[str, Any]:
     """Say what a trainer computes in.
 
-    Args:
-        trainer: The trainer.
-
     Returns:
         `precision` (`float32`, `bfloat16` or `float16`, of the products; weights are float32), `compiled`, `tf32`
         (whether float32 products are rounded to it) and `attention`.
@@ -84,12 +76,8 @@ def describe(trainer: Trainer) -> dict[str, Any]:
 def blocks_of_one_size(trainer: Trainer) -> Iterator[None]:
     """Set up compiled code and float32 products for a training run of which all micro-batches have one size.
 
-    Args:
-        trainer: The trainer, not yet trained.
-
-    Yields:
-        Nothing, while it trains. What was compiled for it is let go then: PyTorch keeps what it compiled of a class's
-        forward pass for a few models only, and compiles no more from there on. The files of its cache stay.
+    At the end what was compiled is let go: PyTorch keeps what it compiled of a class's forward pass for a few models
+    only, and compiles no more from there on. The files of its cache stay.
     """
     asked = trainer.args.tf32
     allow_tf32(trainer.accelerator.mixed_precision != "no" if asked is None else bool(asked))
@@ -105,20 +93,39 @@ def blocks_of_one_size(trainer: Trainer) -> Iterator[None]:
 
 
 def evaluation_precision(training: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Compute outside of training as training does: in bfloat16 autocast on a CUDA device where that is so.
-
-    Args:
-        training: The configuration.
-        device: Where the model is.
-
-    Returns:
-        A context for the model's forward passes; on a CPU it changes nothing.
-    """
+    """Compute outside of training as training does: in bfloat16 autocast on a CUDA device where that is so."""
     launched = _NAMES.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "float32")
     chosen = {"bf16": launched == "bfloat16", **training.arguments, **device_settings(training)}
     if device.type != "cuda" or not chosen["bf16"]:
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def attend_without_masks(model: PreTrainedModel, context: int) -> bool:
+    """Let a model attend over blocks by SDPA's causal flag alone, if that is the same.
+
+    It is where every block is one stretch of text without padding, and no layer looks back by less than a block.
+    Transformers builds a mask from the positions, to tell packed sequences apart. Whether one is needed it reads from
+    the device, once in every forward pass; in compiled code it cannot read, and always passes a full mask, with which
+    SDPA's flash kernels do not run. An attention function without a mask function gets none
+    (https://huggingface.co/docs/transformers/attention_interface).
+
+    Args:
+        model: A causal language model; from now on it must see such blocks alone.
+        context: Tokens of a block.
+
+    Returns:
+        Whether it does; no where the model does not use SDPA or has a window.
+    """
+    config = model.config
+    if config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
+        return False
+    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if any(limit is not None and limit < context for limit in limits):
+        return False
+    AttentionInterface.register(BLOCK_ATTENTION, sdpa_attention_forward)
+    model.set_attn_implementation(BLOCK_ATTENTION)
+    return bool(config._attn_implementation == BLOCK_ATTENTION)
 
 
 def _has_bfloat16() -> bool:

@@ -50,82 +50,38 @@ class ThroughputMeter(TrainerCallback):
         self._logged = (0, 0.0)  # step and seconds of training at the last log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock.
-
-        Args:
-            args: As for any callback.
-            state: As for any callback.
-            control: As for any callback.
-            **kwargs: As for any callback.
-        """
+        """Start the clock."""
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         self._mark, self._saved = self._clock(), 0.0
         self._first_step, self._steps, self._logged = state.global_step, 0, (state.global_step, 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End a stretch of training where something else follows.
-
-        Args:
-            args: As for any callback.
-            state: As for any callback.
-            control: As for any callback.
-            **kwargs: As for any callback.
-        """
+        """End a stretch of training where something else follows."""
         if control.should_log or control.should_evaluate or control.should_save:
             self._steps = state.global_step - self._first_step
             self._count("training")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End an evaluation.
-
-        Args:
-            args: As for any callback.
-            state: As for any callback.
-            control: As for any callback.
-            **kwargs: As for any callback.
-        """
+        """End an evaluation."""
         self._count("evaluation")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the writing of a checkpoint.
-
-        Args:
-            args: As for any callback.
-            state: As for any callback.
-            control: As for any callback.
-            **kwargs: As for any callback.
-        """
+        """End the writing of a checkpoint."""
         self._count("saving")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock.
-
-        Args:
-            args: As for any callback.
-            state: As for any callback.
-            control: As for any callback.
-            **kwargs: As for any callback.
-        """
+        """Stop the clock."""
         self._steps = state.global_step - self._first_step
         self._count("training")
 
     def saving(self, seconds: float) -> None:
-        """Take note of weights saved at another moment than a checkpoint's.
-
-        Args:
-            seconds: How long it took.
-        """
+        """Take note of seconds in which weights were saved at another moment than a checkpoint's."""
         self._saved += seconds
 
     def at_log(self, step: int) -> dict[str, float]:
-        """Return the speed since the last log.
+        """Return the speed since the last log, in steps until now; nothing where no step was made since.
 
-        Args:
-            step: Optimizer steps so far.
-
-        Returns:
-            `tokens_per_second` over all processes and, where the devices' peak is known, `mfu`; nothing where no step
-            was made since.
+        It is `tokens_per_second` over all processes and, where the devices' peak is known, `mfu`.
         """
         self._count("training")
         before, seconds_before = self._logged
@@ -133,11 +89,9 @@ class ThroughputMeter(TrainerCallback):
         return self._speed(step - before, self.seconds["training"] - seconds_before)
 
     def summary(self) -> dict[str, Any]:
-        """Return the speed of the whole run.
+        """Return `tokens_per_second` and `mfu` (None where not known) of the run, `tokens`, `seconds` and the devices.
 
-        Returns:
-            `tokens_per_second` and `mfu` (None where they are not known), `tokens` trained on in `seconds`, and
-            `device` and `processes`. Only what this process has done counts: of a run that was continued, the rest.
+        Only what this process has done counts: of a run that was continued, the rest.
         """
         speed = self._speed(self._steps, self.seconds["training"])
         return {

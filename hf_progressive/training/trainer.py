@@ -10,33 +10,26 @@ evaluation and whatever is saved.
 
 import math
 import os
-import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import is_compiled_module
+from accelerate.utils.deepspeed import DeepSpeedEngineWrapper  # `accelerate.utils` has it only beside DeepSpeed
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.distributed.stopping import STEPS_BETWEEN, Sigterm, StopVote
 from hf_progressive.distributed.termination import EXIT_CODE
 from hf_progressive.penalty import BoundPenalty, InheritancePenalty
 from hf_progressive.penalty.schedule import schedule_factor
 from hf_progressive.penalty.step_log import StepLog
-from hf_progressive.storage import atomic_folder
-from hf_progressive.storage.full_disk import FullDiskNamed
 from hf_progressive.training.arguments import ProgressiveTrainingArguments
-from hf_progressive.training.causal_loss import filled_up, return_loss_alone
 from hf_progressive.training.checkpoints import (
-    STAGING_NAME,
     check_checkpoint,
     existing_checkpoint,
     keep_penalty,
@@ -44,19 +37,13 @@ from hf_progressive.training.checkpoints import (
     newest_complete_checkpoint,
     remove_leftovers,
     rotate,
+    written_whole,
 )
 from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, FiniteWatch
-from hf_progressive.training.last_batch import LastBatch
-from hf_progressive.training.penalized_engine import PenalizedEngine
+from hf_progressive.training.loss import LastBatch, filled_up, return_loss_alone
 from hf_progressive.training.throughput import ThroughputMeter
 
-__all__ = [
-    "NonFiniteLossError",
-    "ProgressiveTrainer",
-    "ProgressiveTrainingArguments",
-    "TrainingInterrupted",
-    "newest_complete_checkpoint",
-]
+__all__ = ["NonFiniteLossError", "ProgressiveTrainer", "ProgressiveTrainingArguments", "TrainingInterrupted"]
 
 _TRAINER_STATE_NAME = "trainer_state.json"
 _TRAINING_ARGUMENTS_NAME = "training_args.bin"
@@ -167,17 +154,7 @@ class ProgressiveTrainer(Trainer):
         return StopVote(self.accelerator, every=1 if self.args.gradient_accumulation_steps > 1 else STEPS_BETWEEN)
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """Compute the task's loss as `Trainer` does; the model returns no logits unless someone takes them.
-
-        Args:
-            model: The wrapped model.
-            inputs: A micro-batch.
-            return_outputs: Return the model's outputs too.
-            **kwargs: As for `Trainer.compute_loss`.
-
-        Returns:
-            The loss, or the loss and the outputs.
-        """
+        """Compute the task's loss as `Trainer` does; the model returns no logits unless someone takes them."""
         if self._leaves_logits and (not return_outputs or self._predicts_loss_only) and "labels" in inputs:
             inputs = {**inputs, "loss_alone": True}
         if self._last_batch is not None:
@@ -189,17 +166,7 @@ class ProgressiveTrainer(Trainer):
     ) -> Any:
         """Evaluate a micro-batch as `Trainer` does; compiled while training is, and then always of one size.
 
-        On several processes, a loss that is wanted alone counts every sequence once (see `last_batch`).
-
-        Args:
-            model: The model.
-            inputs: A micro-batch.
-            prediction_loss_only: Return the loss alone.
-            *args: As for `Trainer.prediction_step`.
-            **kwargs: As for `Trainer.prediction_step`.
-
-        Returns:
-            The loss, and the logits and labels where they are wanted.
+        On several processes, a loss that is wanted alone counts every sequence once (see `LastBatch`).
         """
         self._predicts_loss_only = prediction_loss_only
         last = self._last_batch = LastBatch.of(self.accelerator, inputs) if prediction_loss_only else None
@@ -224,17 +191,7 @@ class ProgressiveTrainer(Trainer):
         return self._compiled_for_evaluation
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Run one micro-batch; on the last before an optimizer step, add Φ's gradient once.
-
-        Args:
-            model: The wrapped model.
-            inputs: A micro-batch.
-            *args: As for `Trainer.training_step`.
-            **kwargs: As for `Trainer.training_step`.
-
-        Returns:
-            The micro-batch's share of the loss, with Φ on the last one.
-        """
+        """Run one micro-batch; on the last of an optimizer step, add Φ's gradient once, and Φ to the loss returned."""
         last = self.accelerator.sync_gradients
         if last and self._vote.stops(self.state.global_step, self._sigterm.came):
             self._stop_asked = self.control.should_training_stop = True
@@ -248,13 +205,7 @@ class ProgressiveTrainer(Trainer):
         return loss + self._phi_log.last_value.to(loss)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with Φ's figures beside the training loss.
-
-        Args:
-            logs: Figures by name.
-            *args: As for `Trainer.log`.
-            **kwargs: As for `Trainer.log`.
-        """
+        """Log, with Φ's figures and the speed beside the training loss."""
         if "loss" in logs:
             logs.update(self._phi_log.drain())
             if self.meter is not None:
@@ -267,7 +218,7 @@ class ProgressiveTrainer(Trainer):
         if self.penalty is None:
             return prepared
         if self.is_deepspeed_enabled:
-            self.accelerator.deepspeed_engine_wrapped = PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
+            self.accelerator.deepspeed_engine_wrapped = _PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
         if self.args.should_save and self._saves_state:
             keep_penalty(self.penalty, Path(self.args.output_dir))
         self.bound_penalty = self.penalty.bind(self._bare_model())
@@ -312,14 +263,7 @@ class ProgressiveTrainer(Trainer):
         return norm
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Count as `Trainer` does, once for each size of micro-batch: it walks through all modules.
-
-        Args:
-            inputs: A micro-batch.
-
-        Returns:
-            FLOPs of its forward and backward pass.
-        """
+        """Count as `Trainer` does, once for each size of micro-batch: it walks through all modules."""
         main_input = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
         tokens = main_input.numel() if isinstance(main_input, Tensor) else 0
         if tokens not in self._flops_per_batch:
@@ -342,9 +286,6 @@ class ProgressiveTrainer(Trainer):
         """Raise unless all that was computed since the last call is finite, and the weights; every process must call.
 
         The host waits for the device here.
-
-        Raises:
-            NonFiniteLossError: They are not.
         """
         self._watch.note_weights(self.model.parameters())
         spoiled, step = self._watch.read(), self.state.global_step
@@ -368,7 +309,7 @@ class ProgressiveTrainer(Trainer):
         self._require_finite()
         run_dir = Path(self._get_output_dir(trial))
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        with self._saved_whole(target) as (staged, known):
+        with written_whole(target, writes=self.args.should_save) as (staged, known):
             self._save_root = str(staged.parent)
             try:
                 super()._save_checkpoint(model, trial)
@@ -396,32 +337,24 @@ class ProgressiveTrainer(Trainer):
         """
         started = time.monotonic()
         self._require_finite()
-        with self._saved_whole(Path(folder)) as (staged, _):
+        with written_whole(Path(folder), writes=self.args.should_save) as (staged, _):
             self.save_model(str(staged), _internal_call=True)
             if self.args.should_save:
                 (staged / _TRAINING_ARGUMENTS_NAME).unlink(missing_ok=True)
         if self.meter is not None:
             self.meter.saving(time.monotonic() - started)
 
-    @contextmanager
-    def _saved_whole(self, target: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-        # yields where to write, and where to put SHA-256 digests that are known already
-        staged = target.parent / STAGING_NAME / target.name
-        known: dict[str, str] = {}
-        if self.args.should_save:
-            shutil.rmtree(staged, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            with FullDiskNamed(target):
-                yield staged, known
-        except OSError:
-            shutil.rmtree(staged.parent, ignore_errors=True)  # what does not fit must not fill the disk
-            raise
-        self.accelerator.wait_for_everyone()
-        with main_process_first(PartialState()):  # reads all that was written, for its digests
-            if self.args.should_save:
-                with atomic_folder(target, overwrite=True, sha256=known) as empty:
-                    for path in staged.iterdir():
-                        os.replace(path, empty / path.name)
-                shutil.rmtree(staged.parent)
-        self.accelerator.wait_for_everyone()
+
+class _PenalizedEngine(DeepSpeedEngineWrapper):
+    """Accelerate's wrapper, whose backward takes the optimizer's step, with Φ added before it."""
+
+    def __init__(self, engine: Any, add_penalty_gradient: Callable[[], None]) -> None:
+        super().__init__(engine)
+        self._add_penalty_gradient = add_penalty_gradient
+
+    def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
+        self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
+        self.engine.backward(loss, **kwargs)
+        if sync_gradients:
+            self._add_penalty_gradient()
+            self.engine.step()

@@ -1,7 +1,7 @@
 """One training run of a ladder: an initial checkpoint, a stretch of the corpus, a schedule; out comes a curve.
 
 A rung and its baseline are two runs: they differ in their initial checkpoint, their penalty and how long they train,
-and in nothing else. An run stopped at any moment continues from its newest complete checkpoint.
+and in nothing else. A run stopped at any moment continues from its newest complete checkpoint.
 """
 
 import dataclasses
@@ -15,24 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, default_data_collator
+from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
 from hf_progressive import storage
 from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, rung_blocks
+from hf_progressive.distributed.float32_products import own_float32_products
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.training.arguments import ProgressiveTrainingArguments, check_arguments
-from hf_progressive.training.block_trainer import block_trainer
+from hf_progressive.training.callbacks import KeepStableCheckpoint, Milestones, ProgressBar, evenly_spaced
+from hf_progressive.training.checkpoints import newest_complete_checkpoint
 from hf_progressive.training.flops import FORWARD_SHARE
-from hf_progressive.training.precision import blocks_of_one_size, describe, device_settings, own_float32_products
-from hf_progressive.training.progress_bar import ProgressBar
-from hf_progressive.training.stable_checkpoint import KeepStableCheckpoint
+from hf_progressive.training.precision import attend_without_masks, blocks_of_one_size, describe, device_settings
 from hf_progressive.training.throughput import ThroughputMeter
-from hf_progressive.training.trainer import ProgressiveTrainer, newest_complete_checkpoint
+from hf_progressive.training.trainer import ProgressiveTrainer
 
 logger = logging.getLogger(__name__)
 
-_LOGS_PER_RUN = 50
 _SPEEDS = ("tokens_per_second", "mfu")
 
 
@@ -130,51 +130,8 @@ class TrainingResult:
     """Tokens per second, MFU and where the time went (see `ThroughputMeter.summary`), with the speed at every log."""
 
 
-class _Milestones(TrainerCallback):
-    """Evaluate, save and log at chosen steps, the last one included; in place of Trainer's `DefaultFlowCallback`."""
-
-    def __init__(self, run: TrainingRun) -> None:
-        self.evaluations = evenly_spaced(run.steps, run.training.evaluations)
-        spaced = frozenset(evenly_spaced(run.steps, run.training.checkpoints))
-        self.checkpoints = spaced if run.checkpoint_steps is None else run.checkpoint_steps
-        self.logs = evenly_spaced(run.steps, _LOGS_PER_RUN)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_evaluate = state.global_step in self.evaluations
-        # A request to save that came from elsewhere, such as a signal to stop, stands.
-        control.should_save = control.should_save or state.global_step in self.checkpoints
-        control.should_log = state.global_step in self.logs
-        control.should_training_stop = control.should_training_stop or state.global_step >= state.max_steps
-        return control
-
-
-def evenly_spaced(steps: int, count: int) -> set[int]:
-    """Choose steps, evenly spaced up to and including the last.
-
-    Args:
-        steps: All steps.
-        count: How many to choose; all where there are fewer.
-
-    Returns:
-        The steps, counted from 1.
-
-    >>> sorted(evenly_spaced(10, 4))
-    [3, 5, 8, 10]
-    """
-    count = min(count, steps)
-    return {math.ceil(steps * i / count) for i in range(1, count + 1)}
-
-
 def micro_batches(training: TrainingConfig, context: int, processes: int) -> tuple[int, int]:
-    """Split a step's blocks over processes and micro-batches.
-
-    Args:
-        training: Tokens per step and the largest micro-batch.
-        context: Tokens per block.
-        processes: Processes that train together.
-
-    Returns:
-        Blocks per micro-batch and process, and micro-batches per step: the fewest that fit.
+    """Return blocks per micro-batch and process, and micro-batches per step: the fewest that fit.
 
     Raises:
         ValueError: The step's blocks do not divide among the processes.
@@ -194,15 +151,9 @@ def micro_batches(training: TrainingConfig, context: int, processes: int) -> tup
 
 
 def training_arguments(run: TrainingRun, context: int) -> ProgressiveTrainingArguments:
-    """Translate an run into Trainer's arguments.
+    """Return Trainer's arguments for a run: warm-up, constant rate, linear decay; blocks in order.
 
-    Args:
-        run: The run.
-        context: Tokens per block.
-
-    Returns:
-        The arguments: warm-up, constant rate, linear decay; blocks in order; evaluation and saving left to the
-        run's own milestones.
+    Evaluation and saving are left to the run's own `Milestones`.
 
     Raises:
         ValueError: The configuration's `training.arguments` name an unknown argument, or one that the ladder sets.
@@ -262,9 +213,6 @@ def keep_to_one_gpu(args: ProgressiveTrainingArguments) -> None:
 
     Trainer would copy the model to each of them in every step (`DataParallel`) and make the step that many times as
     large, so that tokens, schedule and curve would be others than the ladder's.
-
-    Args:
-        args: Trainer's arguments; changed.
     """
     if args.n_gpu > 1:
         logger.warning("one of %d GPUs is used; start with accelerate launch to use all of them", args.n_gpu)
@@ -272,15 +220,7 @@ def keep_to_one_gpu(args: ProgressiveTrainingArguments) -> None:
 
 
 def schedule_steps(training: TrainingConfig, steps: int, warmup: int | None = None) -> tuple[int, int]:
-    """Return the steps of warm-up and of decay.
-
-    Args:
-        training: Their shares.
-        steps: All steps.
-        warmup: Steps of warm-up, where they are not a share of the steps.
-
-    Returns:
-        Warm-up and decay steps, at least one of each where the share is not 0.
+    """Return the steps of warm-up, by their share unless they are given, and of decay; at least one of each if any.
 
     >>> schedule_steps(TrainingConfig(warmup_fraction=0.02, decay_fraction=0.5), 200)
     (4, 100)
@@ -289,13 +229,49 @@ def schedule_steps(training: TrainingConfig, steps: int, warmup: int | None = No
     return warmup, min(math.ceil(training.decay_fraction * steps), steps - warmup)
 
 
+def block_trainer(
+    args: ProgressiveTrainingArguments,
+    model: PreTrainedModel,
+    blocks: Any,
+    *,
+    context: int,
+    penalty: InheritancePenalty | None,
+    callbacks: Sequence[TrainerCallback],
+    **options: Any,
+) -> ProgressiveTrainer:
+    """Build the trainer of a run: a model that learns from blocks of one length.
+
+    Args:
+        args: From `training_arguments`.
+        model: The initial model; from now on it must see such blocks alone.
+        blocks: What it trains on.
+        context: Tokens per block.
+        penalty: Φ, in the coordinates of the model; None for none.
+        callbacks: What evaluates, saves, logs and stops it: nothing else does.
+        **options: As for `Trainer`.
+    """
+    attend_without_masks(model, context)
+    trainer = ProgressiveTrainer(
+        model=model,
+        args=args,
+        train_dataset=blocks,
+        data_collator=default_data_collator,  # blocks are of one length: nothing to pad, and GPT-2 has no pad token
+        penalty=penalty,
+        callbacks=list(callbacks),
+        **options,
+    )
+    for stock in (DefaultFlowCallback, ProgressCallback, PrinterCallback):
+        trainer.remove_callback(stock)
+    return trainer
+
+
 def train_run(
     run: TrainingRun,
     corpus: Corpus,
     penalty: InheritancePenalty | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[TrainingResult, ProgressiveTrainer]:
-    """Train one run, from its start or from its newest complete checkpoint.
+    """Train one run, from its initial checkpoint or from its newest complete one.
 
     Args:
         run: The run.
@@ -320,6 +296,8 @@ def _train(
     context = corpus.context
     args = training_arguments(run, context)
     blocks_per_step = run.training.batch_tokens // context
+    spaced = evenly_spaced(run.steps, run.training.checkpoints)
+    checkpoints = spaced if run.checkpoint_steps is None else run.checkpoint_steps
     trainer = block_trainer(
         args,
         AutoModelForCausalLM.from_pretrained(run.init, dtype=torch.float32),
@@ -329,7 +307,7 @@ def _train(
         eval_dataset=corpus.validation,
         processing_class=corpus.tokenizer,
         callbacks=[
-            _Milestones(run),
+            Milestones(steps=run.steps, evaluations=run.training.evaluations, checkpoints=checkpoints),
             ProgressBar(run.title, corpus.bits_per_nat_token),
             *callbacks,
         ],
@@ -343,7 +321,7 @@ def _train(
     trainer.add_callback(meter)
     if run.stable is not None:
         _, decay = schedule_steps(run.training, run.steps, run.warmup_steps)
-        trainer.add_callback(KeepStableCheckpoint(trainer, run.stable, step=run.steps - decay))
+        trainer.add_callback(KeepStableCheckpoint(trainer.save_pretrained_whole, run.stable, run.steps - decay))
     own = newest_complete_checkpoint(run.folder / "checkpoints")
     checkpoint = own or run.branch_from
     if checkpoint is None:

@@ -15,7 +15,7 @@ from hf_progressive.config import DataConfig, TokenizerConfig, TrainingConfig
 from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.distributed.host_reads import host_reads
 from hf_progressive.penalty import InheritancePenalty
-from hf_progressive.training import training_run
+from hf_progressive.training import callbacks
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.training_run import TrainingRun, train_run
 
@@ -129,7 +129,7 @@ def full_penalty(init: Path) -> InheritancePenalty:
 def test_between_two_logs_a_ladder_s_training_reads_nothing(
     corpus: Corpus, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, with_phi: bool
 ) -> None:
-    monkeypatch.setattr(training_run, "_LOGS_PER_RUN", LOGS)
+    monkeypatch.setattr(callbacks, "LOGS_PER_RUN", LOGS)
     run = TrainingRun(
         title="reads",
         init=init,

@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 
-from hf_progressive.training.precision import allow_tf32
+from hf_progressive.distributed.float32_products import allow_tf32
 
 ON_CPU = os.environ.get("HF_PROGRESSIVE_GPU_TESTS") == "cpu"
 REASON = "no CUDA device is visible; where there is one, set CUDA_VISIBLE_DEVICES=0"

@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 import hf_progressive
 from hf_progressive.config import DataConfig, TokenizerConfig, TrainingConfig
 from hf_progressive.data import prepare_corpus, rung_blocks
+from hf_progressive.distributed.float32_products import allow_tf32
 from hf_progressive.training.checkpoints import write_fresh
-from hf_progressive.training.precision import allow_tf32
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 from hf_progressive.training.training_run import TrainingRun, train_run
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_progressive.config import TrainingConfig
+from hf_progressive.training.callbacks import evenly_spaced
 from hf_progressive.training.training_run import (
     TrainingRun,
-    evenly_spaced,
     keep_to_one_gpu,
     micro_batches,
     schedule_steps,

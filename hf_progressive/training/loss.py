@@ -1,4 +1,4 @@
-"""A causal language model's loss without the logits that a training step does not need.
+"""The loss: a causal language model's, without the logits that a training step does not need; and its mean.
 
 A stock model returns logits beside the loss: compiled code must write them, and Accelerate copies them to float32. The
 stock loss makes a float32 copy of its own, and its gradient another. Where only the loss is asked for, the logits are
@@ -8,10 +8,12 @@ that no more than those rows' logits exist.
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
@@ -33,10 +35,7 @@ _NOT_PREDICTED = -100
 
 
 def return_loss_alone(model: nn.Module) -> bool:
-    """Give a model's forward pass the option `loss_alone`, with which it returns the loss and nothing else.
-
-    Args:
-        model: A stock causal language model.
+    """Give a stock model's forward pass the option `loss_alone`, with which it returns the loss and nothing else.
 
     Returns:
         Whether it has the option now; no where something has already changed its forward pass.
@@ -64,12 +63,11 @@ def filled_up(inputs: dict[str, Any], *, rows: int) -> dict[str, Any]:
     """Fill a micro-batch up with sequences that predict nothing, so that compiled code meets one size.
 
     Args:
-        inputs: Tensors of equally many rows, `labels` among them.
+        inputs: Tensors of equally many rows, `labels` among them; anything else is returned as it is.
         rows: Rows wanted.
 
     Returns:
-        The micro-batch, or as it is where it is not smaller or holds anything else. The mean loss is the same, but for
-        rounding.
+        The micro-batch, whose mean loss is the same but for rounding.
 
     >>> filled_up({"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[5, 6]])}, rows=2)["labels"].tolist()
     [[5, 6], [-100, -100]]
@@ -119,6 +117,53 @@ def causal_loss(
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
     loss: Tensor = _loss_in_rows(hidden, head, targets, dtype, rows, divisor, soft_cap, needs_gradient)
     return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastBatch:
+    """What one process reads of an evaluation's last batch on several processes, each sequence counting once.
+
+    Where sequences do not fill the last batch, Accelerate fills it up with the first ones again, so that all processes
+    read as many. Trainer then takes a process's mean, repetitions included, for the loss of each that is none.
+    """
+
+    accelerator: Accelerator
+    """The processes."""
+
+    inputs: dict[str, Tensor]
+    """This process's sequences without repetitions; where it has no others, those, for engines whose processes must
+    all compute."""
+
+    rows: int
+    """How many of them are no repetitions."""
+
+    @classmethod
+    def of(cls, accelerator: Accelerator, inputs: dict[str, Any]) -> "LastBatch | None":
+        """Take the repetitions out of a micro-batch that a data loader of the accelerator has just given out.
+
+        Returns:
+            The batch; None where it has no repetitions, or holds anything but tensors of equally many rows.
+        """
+        state = accelerator.gradient_state
+        if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return None
+        if getattr(accelerator, "parallelism_config", None) is not None:  # several processes may read the same
+            return None
+        if not all(isinstance(value, Tensor) and value.ndim for value in inputs.values()):
+            return None
+        sizes = {len(value) for value in inputs.values()}
+        if len(sizes) != 1:
+            return None
+        size = sizes.pop()
+        rows = min(max(state.remainder - accelerator.process_index * size, 0), size)
+        own = {name: value[: rows or size] for name, value in inputs.items()}
+        return cls(accelerator=accelerator, inputs=own, rows=rows)
+
+    def mean(self, loss: Tensor) -> Tensor:
+        """Average this process's mean loss over the sequences of all processes; every one must call it."""
+        rows = torch.full_like(loss, self.rows)
+        sums: Tensor = self.accelerator.reduce(torch.stack([loss * rows, rows]), reduction="sum")
+        return sums[0] / sums[1]
 
 
 class _LossInParts(torch.autograd.Function):

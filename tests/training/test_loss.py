@@ -9,10 +9,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, set_seed
 
-from hf_progressive.training import causal_loss as module
-from hf_progressive.training.block_attention import BLOCK_ATTENTION, attend_without_masks
-from hf_progressive.training.causal_loss import causal_loss, return_loss_alone
-from hf_progressive.training.precision import blocks_of_one_size
+from hf_progressive.training import loss as module
+from hf_progressive.training.loss import causal_loss, return_loss_alone
+from hf_progressive.training.precision import BLOCK_ATTENTION, attend_without_masks, blocks_of_one_size
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 VOCABULARY, CONTEXT = 61, 12

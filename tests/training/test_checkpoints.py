@@ -1,0 +1,160 @@
+"""A run's checkpoints: resumed to the same bits, complete or ignored, and as many as wanted."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from trainer_fixtures import (
+    RESUMABLE,
+    Blocks,
+    arguments,
+    assert_same_weights,
+    build_model,
+    build_penalty,
+    logged,
+    resumable_trainer,
+    weights,
+)
+from transformers import GPT2LMHeadModel
+
+from hf_progressive.penalty import load_saved_penalty
+from hf_progressive.storage import is_complete
+from hf_progressive.training.callbacks import KeepStableCheckpoint
+from hf_progressive.training.checkpoints import STAGING_NAME, newest_complete_checkpoint
+from hf_progressive.training.trainer import ProgressiveTrainer
+
+
+def test_resuming_gives_the_same_bits(tmp_path):
+    """9 steps of 8 sequences over 40: the second epoch begins within the run."""
+    whole = resumable_trainer(tmp_path / "whole")
+    whole.train()
+    for stop in (4, 6):
+        folder = tmp_path / f"stopped-{stop}"
+        folder.mkdir()
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{stop}", folder / f"checkpoint-{stop}")
+        resumed = resumable_trainer(folder)
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == 9
+        assert_same_weights(weights(resumed.model), weights(whole.model))
+        assert logged(resumed, "loss") == logged(whole, "loss")
+
+
+def test_a_checkpoint_is_complete_or_ignored(tmp_path):
+    trainer = resumable_trainer(tmp_path)
+    trainer.train()
+    assert newest_complete_checkpoint(tmp_path).name == "checkpoint-9"
+    assert json.loads((tmp_path / "checkpoint-9" / "manifest.json").read_text())["files"].keys() >= {
+        "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
+    }  # fmt: skip
+    (tmp_path / "checkpoint-9" / "manifest.json").unlink()  # as if killed before the end
+    with open(tmp_path / "checkpoint-8" / "optimizer.pt", "r+b") as file:
+        file.truncate(100)
+    (tmp_path / "checkpoint-100").mkdir()
+    (tmp_path / ".saving" / "checkpoint-7").mkdir(parents=True)
+    assert newest_complete_checkpoint(tmp_path).name == "checkpoint-6"
+    again = resumable_trainer(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert is_complete(tmp_path / "checkpoint-8")
+    assert is_complete(tmp_path / "checkpoint-9")
+    assert not (tmp_path / ".saving").exists()
+
+
+def test_the_penalty_travels_with_the_checkpoint(tmp_path):
+    """A run goes on from what its checkpoint holds, and not with another penalty."""
+    whole = resumable_trainer(tmp_path)
+    whole.train()
+    shutil.rmtree(tmp_path / "checkpoint-9")
+    shutil.rmtree(tmp_path / "checkpoint-8")
+    stored = tmp_path / "checkpoint-6" / "phi"
+    assert (stored / "penalty.json").samefile(tmp_path / "phi" / "penalty.json")  # once on the disk
+    model = build_model(dropout=0.1)
+    others = {None: None, "fisher and subspace": build_penalty(model, seed=13)}
+    for kinds, penalty in others.items():
+        message = f"its {kinds} differ; pass" if kinds else "was trained with a penalty; pass"
+        trainer = ProgressiveTrainer(
+            model, arguments(tmp_path, **RESUMABLE), train_dataset=Blocks(40), penalty=penalty
+        )
+        with pytest.raises(ValueError, match=rf"{message} penalty=load_penalty\('{stored}'\)"):
+            trainer.train(resume_from_checkpoint=True)
+    trainer = ProgressiveTrainer(
+        model, arguments(tmp_path, **RESUMABLE), train_dataset=Blocks(40), penalty=load_saved_penalty(stored)
+    )
+    trainer.train(resume_from_checkpoint=True)
+    assert_same_weights(weights(trainer.model), weights(whole.model))
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_nothing_for_good(tmp_path, monkeypatch):
+    run = resumable_trainer(tmp_path, max_steps=7, save_steps=2, save_total_limit=2)
+    delete = shutil.rmtree
+
+    def killed(path, *args, **kwargs):
+        weights = Path(path) / "model.safetensors"
+        if "checkpoint-2" in str(path) and STAGING_NAME not in Path(path).parts and weights.exists():
+            weights.unlink()
+            raise KeyboardInterrupt
+        delete(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    monkeypatch.undo()
+    resumable_trainer(tmp_path, max_steps=7, save_steps=2, save_total_limit=2).train(resume_from_checkpoint=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-7", "phi"]
+
+
+def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path):
+    """6 steps end within the second epoch."""
+    whole = resumable_trainer(tmp_path, max_steps=6)
+    whole.train()
+    again = resumable_trainer(tmp_path, max_steps=6)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+    assert_same_weights(weights(again.model), weights(whole.model))
+
+
+def test_a_flipped_bit_is_found_on_resuming(tmp_path):
+    resumable_trainer(tmp_path, max_steps=2).train()
+    file = tmp_path / "checkpoint-2" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors: its SHA-256 differs"):
+        resumable_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_save_total_limit_spares_the_complete_ones(tmp_path):
+    (tmp_path / "checkpoint-70").mkdir(parents=True)  # newer by its number, and incomplete
+    resumable_trainer(tmp_path, save_total_limit=1).train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-70", "checkpoint-9", "phi"]
+    assert is_complete(tmp_path / "checkpoint-9")
+
+
+def test_what_was_just_written_stays_beside_an_earlier_runs_higher_number(tmp_path):
+    resumable_trainer(tmp_path, save_steps=9).train()
+    resumable_trainer(tmp_path, save_total_limit=1, max_steps=2).train()
+    assert newest_complete_checkpoint(tmp_path).name == "checkpoint-2"
+
+
+def test_the_best_checkpoint_is_named_where_it_stands(tmp_path):
+    model = build_model()
+    args = arguments(
+        tmp_path, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="loss", save_total_limit=1,
+    )  # fmt: skip
+    trainer = ProgressiveTrainer(model, args, train_dataset=Blocks(8), eval_dataset=Blocks(8))
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best == str(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
+    assert json.loads((tmp_path / best / "trainer_state.json").read_text())["best_model_checkpoint"] == best
+
+
+def test_the_stable_checkpoint_is_the_model_where_the_decay_begins(tmp_path):
+    trainer = resumable_trainer(tmp_path, save_steps=5)
+    trainer.add_callback(KeepStableCheckpoint(trainer.save_pretrained_whole, tmp_path / "stable", 5))
+    trainer.train()
+    assert is_complete(tmp_path / "stable")
+    assert not (tmp_path / "stable" / "training_args.bin").exists()
+    stable = GPT2LMHeadModel.from_pretrained(tmp_path / "stable")
+    at_step = GPT2LMHeadModel.from_pretrained(tmp_path / "checkpoint-5")
+    assert_same_weights(weights(stable), weights(at_step))
