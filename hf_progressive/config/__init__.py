@@ -4,10 +4,10 @@ Every field is documented once, in the text under it, with its unit. Unknown key
 raise a `ValueError` of one line that names the dotted path. This module imports neither torch nor transformers.
 """
 
+from hf_progressive.config.after_training import CoreConfig, PublishConfig
 from hf_progressive.config.data import DataConfig, TokenizerConfig
 from hf_progressive.config.ladder import LadderConfig, find_config, load_ladder_config
 from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
-from hf_progressive.config.outcome import CoreConfig, PublishConfig
 from hf_progressive.config.phi import FisherConfig, PhiConfig, SubspaceConfig
 from hf_progressive.config.study import LearningRatesConfig, RecipeConfig, StudyConfig, load_study_config
 from hf_progressive.config.training import TrainingConfig

@@ -17,14 +17,9 @@ _ADVICE = (
 
 
 def refuse_credentials(value: Any, path: str = "") -> None:
-    """Raise if plain values hold a Hub token or another credential; the message does not repeat it.
+    """Raise if plain values, at a dotted path, hold a Hub token or another credential; the message does not repeat it.
 
-    Args:
-        value: Plain values, as read from YAML.
-        path: Their dotted path, for the message.
-
-    Raises:
-        ValueError: A key is that of a credential and has text for a value, or a text holds what looks like a token.
+    A key that is a credential's with text for a value is refused, and any text that holds what looks like a token.
 
     >>> refuse_credentials({"training": {"arguments": {"hub_token": "very secret"}}})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -48,12 +43,6 @@ def refuse_credentials(value: Any, path: str = "") -> None:
 
 def without_tokens(text: str) -> str:
     """Return a text in which Hub tokens are blacked out.
-
-    Args:
-        text: A message.
-
-    Returns:
-        The message, safe to show.
 
     >>> without_tokens("no access with hf_" + "a" * 34)
     'no access with hf_***'

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_progressive.config import strict_yaml
+from hf_progressive.config.after_training import CoreConfig, PublishConfig
 from hf_progressive.config.checks import require
 from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.data import DataConfig
 from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
-from hf_progressive.config.outcome import CoreConfig, PublishConfig
 from hf_progressive.config.phi import PhiConfig
 from hf_progressive.config.training import TrainingConfig
 
@@ -82,14 +82,7 @@ class LadderConfig:
             yield f"training.batch_tokens: {blocks} is not a multiple of the context, {context} tokens"
 
     def trains_baseline(self, name: str) -> bool:
-        """Tell whether a grown rung has a baseline.
-
-        Args:
-            name: The rung's name.
-
-        Returns:
-            False for the first rung, which is cold itself.
-        """
+        """Tell whether a rung has a baseline; the first, which is cold itself, has none."""
         if name == self.rungs[0].name:
             return False
         return self.cold == "all" or (self.cold != "none" and name in self.cold)
@@ -131,17 +124,7 @@ def _plain(value: Any) -> Any:
 
 
 def find_config(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a configuration: a file, or the name of one that ships with the package.
-
-    Args:
-        path: A path, or a name such as `ladder_small`.
-
-    Returns:
-        The path of the YAML file.
-
-    Raises:
-        FileNotFoundError: Neither exists.
-    """
+    """Return the file of a configuration: of a path, or of the name of one that ships with the package."""
     given = Path(path)
     if given.is_file():
         return given

@@ -76,18 +76,7 @@ class RungConfig:
 
     @classmethod
     def from_yaml(cls, value: Any, path: str) -> "RungConfig":
-        """Read a rung: `d11`, `{depth: 11, …}`, `{name: …, n_layer: …, …}` or `{name: …, source: …, revision: …}`.
-
-        Args:
-            value: The YAML value.
-            path: Its dotted path, for error messages.
-
-        Returns:
-            The rung.
-
-        Raises:
-            ValueError: The value has none of these forms.
-        """
+        """Read a rung: `d11`, `{depth: 11, …}`, `{name: …, n_layer: …, …}` or `{name: …, source: …, revision: …}`."""
         if isinstance(value, str):
             match = re.fullmatch(r"d(\d+)", value)
             require(
@@ -97,23 +86,20 @@ class RungConfig:
             return cls(name=value, depth=int(match[1]))
         require(isinstance(value, Mapping), f"{path}: expected d11 or a mapping, got {value!r}")
         fields = {str(key): item for key, item in value.items()}
-        depth = strict_yaml.convert(int | None, fields.pop("depth", None), f"{path}.depth")
-        name = strict_yaml.convert(str | None, fields.pop("name", None), f"{path}.name")
-        source = strict_yaml.convert(str | None, fields.pop("source", None), f"{path}.source")
-        revision = strict_yaml.convert(str | None, fields.pop("revision", None), f"{path}.revision")
-        kind = "explicit fields" if source is None else "a source"
+        own = {"depth": int, "name": str, "source": str, "revision": str}
+        given = {
+            key: strict_yaml.convert(hint | None, fields.pop(key, None), f"{path}.{key}") for key, hint in own.items()
+        }
+        name, depth = given.pop("name"), given["depth"]
+        kind = "explicit fields" if given["source"] is None else "a source"
         require(name is not None or depth is not None, f"{path}: a rung with {kind} needs a name")
         try:
-            return cls(name=name or f"d{depth}", depth=depth, fields=fields, source=source, revision=revision)
+            return cls(name=name or f"d{depth}", fields=fields, **given)
         except ValueError as error:
             raise ValueError(f"{path}.{error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rung as `from_yaml` reads it.
-
-        Returns:
-            Plain values.
-        """
+        """Return the rung as `from_yaml` reads it."""
         given = {"depth": self.depth, "source": self.source, "revision": self.revision}
         return {"name": self.name, **{key: value for key, value in given.items() if value is not None}, **self.fields}
 

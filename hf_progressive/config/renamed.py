@@ -17,16 +17,9 @@ _noted: set[str] = set()
 
 
 def with_current_names(value: Any) -> Any:
-    """Return plain values with every renamed key under its new name; each is noted once in a process.
+    """Return a copy of plain values with every renamed key under its new name; each is noted once in a process.
 
-    Args:
-        value: What was read from YAML or JSON.
-
-    Returns:
-        A copy.
-
-    Raises:
-        ValueError: A key is given under both names.
+    A key that is given under both names raises a `ValueError`.
 
     >>> with_current_names({"training": {"warmdown_fraction": 0.5}, "set": {"training.warmdown_fraction": 0.1}})
     {'training': {'decay_fraction': 0.5}, 'set': {'training.decay_fraction': 0.1}}
@@ -46,12 +39,6 @@ def with_current_names(value: Any) -> Any:
 
 def current_path(path: str) -> str:
     """Return a dotted path with every renamed key in it under its new name.
-
-    Args:
-        path: Keys, joined by dots.
-
-    Returns:
-        The path.
 
     >>> current_path("ladder.training.warmdown_fraction")
     'ladder.training.decay_fraction'

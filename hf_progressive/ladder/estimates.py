@@ -70,19 +70,23 @@ def estimate_inheritance(
         return costs
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(state.device)
     estimator = _Estimator(
-        model=model, phi=phi, corpus=corpus, span=span, flops_per_token=flops_per_token, state=state
+        model=model,
+        model_hash=weights,
+        phi=phi,
+        corpus=corpus,
+        span=span,
+        flops_per_token=flops_per_token,
+        state=state,
     )
     if wants_fisher:
-        fisher, fisher_record, flops = estimator.fisher()
-        costs["fisher"] = {**_described(fisher_record), "flops": flops}
-        made = dataclasses.replace(fisher_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
+        fisher, made, flops = estimator.fisher()
+        costs["fisher"] = {**_described(made), "flops": flops}
         with main_process_first(state):
             if state.is_main_process:
                 save_fisher(checkpoint / FISHER_FILE, fisher, made)
     if wants_subspace:
-        bases, subspace_record, flops = estimator.subspace()
-        costs["subspace"] = {**_described(subspace_record), "flops": flops}
-        learned = dataclasses.replace(subspace_record, model_hash=weights, data_fingerprint=corpus.fingerprint)
+        bases, learned, flops = estimator.subspace()
+        costs["subspace"] = {**_described(learned), "flops": flops}
         with main_process_first(state):
             if state.is_main_process:
                 save_subspace(checkpoint / SUBSPACE_FILE, bases, learned)
@@ -126,6 +130,7 @@ class _Estimator:
     """The two estimates of one model, with what they cost."""
 
     model: PreTrainedModel
+    model_hash: str
     phi: PhiConfig
     corpus: Corpus
     span: range
@@ -155,7 +160,14 @@ class _Estimator:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             training_flops_per_token=self.flops_per_token,
         )
-        record = FisherRecord(kind=options.kind, definition=options.definition, sequences=count, tokens=tokens)
+        record = FisherRecord(
+            kind=options.kind,
+            definition=options.definition,
+            sequences=count,
+            tokens=tokens,
+            model_hash=self.model_hash,
+            data_fingerprint=self.corpus.fingerprint,
+        )
         return fisher, record, flops
 
     def subspace(self) -> tuple[dict[str, torch.Tensor], SubspaceRecord, float]:
@@ -178,7 +190,14 @@ class _Estimator:
         flops = subspace_flops(
             self.model, source=options.source, tokens=tokens, training_flops_per_token=self.flops_per_token
         )
-        record = SubspaceRecord(source=options.source, energy=options.energy, sequences=count, tokens=tokens)
+        record = SubspaceRecord(
+            source=options.source,
+            energy=options.energy,
+            sequences=count,
+            tokens=tokens,
+            model_hash=self.model_hash,
+            data_fingerprint=self.corpus.fingerprint,
+        )
         return bases, record, flops
 
     @property
@@ -192,17 +211,12 @@ class _Estimator:
 
     def _last(self, wanted: int) -> tuple[int, list[torch.Tensor]]:
         # The number of blocks over all processes, and this process's share of them, token ids (T,) each.
-        indices = self.span[len(self.span) - min(wanted, len(self.span)) :]
-        rows = _read(self.corpus, indices)[self.state.process_index :: self.state.num_processes]
-        return len(indices), rows
+        count = min(wanted, len(self.span))
+        blocks = rung_blocks(self.corpus, self.span.stop - count, count)
+        rows = [blocks[i]["input_ids"] for i in range(count)]
+        return count, rows[self.state.process_index :: self.state.num_processes]
 
 
 def _batches(rows: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
     # Token ids (B, T) of at most `size` sequences each.
     return [torch.stack([*rows[i : i + size]]) for i in range(0, len(rows), size)]
-
-
-def _read(corpus: Corpus, indices: range) -> list[torch.Tensor]:
-    # Token ids of consecutive blocks, each (T,), of a corpus at hand or a streamed one.
-    blocks = rung_blocks(corpus, indices.start, len(indices))
-    return [blocks[i]["input_ids"] for i in range(len(indices))]

@@ -38,11 +38,6 @@ class Preparation:
     """What this call took, 0 or little where the work had been done."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what there is as plain values.
-
-        Returns:
-            The folder, the corpus's summary, tokens and seconds.
-        """
         return {
             "folder": str(self.folder),
             "wanted_tokens": self.wanted_tokens,
@@ -52,11 +47,7 @@ class Preparation:
         }
 
     def describe(self) -> str:
-        """Return one line for a person.
-
-        Returns:
-            Tokens, and how often the ladder reads them.
-        """
+        """Return one line for a person."""
         line = f"{self.train_tokens:,} tokens to train on in {self.folder}, {self.seconds:.0f} s"
         rounds = self.wanted_tokens / self.train_tokens
         return line if rounds <= 1 else f"{line}; the ladder reads them {rounds:.1f} times"
@@ -74,14 +65,6 @@ def prepare_ladder(
         output_dir: The run folder.
         num_proc: Processes that tokenize, one core each; None uses the threads of this one, on all cores. The result
             is the same.
-
-    Returns:
-        The corpus.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: The configuration is wrong, the source is unusable, or the folder holds another corpus.
-        OSError: A file could not be read or written.
     """
     if num_proc is not None and num_proc < 1:
         raise ValueError(f"num_proc: {num_proc} processes cannot tokenize; use 1 or more, or leave it out")

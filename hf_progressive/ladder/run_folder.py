@@ -18,19 +18,7 @@ from hf_progressive.training.checkpoints import remove_leftovers
 
 @contextlib.contextmanager
 def exclusive(folder: Path, state: PartialState) -> Iterator[None]:
-    """Keep a second run out of the same folder; the lock goes with the process, however it ends.
-
-    Args:
-        folder: The run folder.
-        state: The processes, of which the first holds the lock.
-
-    Yields:
-        Nothing, while the lock is held.
-
-    Raises:
-        ValueError: Another run holds it.
-        OSError: There can be no such folder.
-    """
+    """Keep a second run out of the same folder; the lock goes with the first process, however it ends."""
     with contextlib.ExitStack() as stack:
         with main_process_first(state):
             if state.is_main_process:
@@ -51,16 +39,7 @@ def _make(folder: Path) -> None:
 
 
 def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
-    """Write the configuration into a new run folder, or compare it with the one that is there.
-
-    Args:
-        folder: The run folder.
-        config: The ladder.
-        state: The processes.
-
-    Raises:
-        ValueError: The folder holds a run of another configuration; all differences are named.
-    """
+    """Write the configuration into a new run folder, or refuse one that differs from what is there, naming it all."""
     with main_process_first(state):
         _claim(folder / "ladder.json", config, state)
 
