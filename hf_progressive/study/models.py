@@ -136,6 +136,10 @@ class TrainingSetup:
         """Steps of warm-up."""
         return schedule_steps(self.training, self.cold_steps)[0]
 
+    def finished(self, fraction: float) -> "FinishedModel":
+        """Return the model that is finished at a share of the baseline's full budget."""
+        return FinishedModel(setup=self, fraction=fraction)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinishedModel:

@@ -1,6 +1,6 @@
 """The whole of a study, laid out before any compute: who needs which models, and in which order they are trained."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
@@ -85,47 +85,39 @@ class _Planner:
 
     def cold(self, index: int, seed: int, learning_rate: float | None = None) -> TrainingSetup:
         rung, ladder = self.ladder.rungs[index], self.config.ladder
-        return self._setup(
-            self._initial(rung, seed, ladder), rung, learning_rate or ladder.training.learning_rate, ladder
-        )
+        return self._setup(rung, seed, ladder, learning_rate or ladder.training.learning_rate)
 
     def child(self, recipe: RecipeConfig, index: int, seed: int, learning_rate: float | None = None) -> TrainingSetup:
-        ladder, rung = self.ladders[recipe.name], self.plans[recipe.name].rungs[index]
-        training = ladder.training
-        initial = self._initial(rung, seed, ladder, self._parent(recipe, index - 1, seed), recipe.carry_moments)
-        rate = learning_rate or training.inherited_learning_rate or training.learning_rate
-        return self._setup(initial, rung, rate, ladder)
+        rung, ladder = self.plans[recipe.name].rungs[index], self.ladders[recipe.name]
+        rate = learning_rate or ladder.training.inherited_learning_rate or ladder.training.learning_rate
+        return self._setup(rung, seed, ladder, rate, self._parent(recipe, index - 1, seed), recipe.carry_moments)
 
-    def _initial(
+    def _parent(self, recipe: RecipeConfig, index: int, seed: int) -> FinishedModel:
+        # What a recipe's children on the next rung grow from.
+        if index == 0:
+            return self.cold(0, seed).finished(1.0)
+        source = recipe if recipe.parent_recipe is None else self.config.recipe(recipe.parent_recipe)
+        return self.child(source, index, seed).finished(recipe.parent_fraction)
+
+    def _setup(
         self,
         rung: RungPlan,
         seed: int,
         ladder: LadderConfig,
+        learning_rate: float,
         parent: FinishedModel | None = None,
         carry_moments: bool = False,
-    ) -> InitialModel:
-        return InitialModel(
+    ) -> TrainingSetup:
+        study, shuffle_seed = self.config.ladder, self.config.ladder.data.shuffle_seed
+        initial = InitialModel(
             rung=rung,
             seed=seed,
-            draw=self.config.ladder.seed + _SEED_STRIDE * seed + rung.index,
+            draw=study.seed + _SEED_STRIDE * seed + rung.index,
             fingerprint=self.fingerprint,
             ladder=ladder,
             parent=parent,
             carry_moments=carry_moments,
         )
-
-    def _parent(self, recipe: RecipeConfig, index: int, seed: int) -> FinishedModel:
-        # What a recipe's children on the next rung grow from.
-        if index == 0:
-            return FinishedModel(setup=self.cold(0, seed), fraction=1.0)
-        source = recipe if recipe.parent_recipe is None else self.config.recipe(recipe.parent_recipe)
-        return FinishedModel(setup=self.child(source, index, seed), fraction=recipe.parent_fraction)
-
-    def _setup(
-        self, initial: InitialModel, rung: RungPlan, learning_rate: float, ladder: LadderConfig
-    ) -> TrainingSetup:
-        # Everything is the recipe's own, nothing the initial model's, which recipes that differ in this alone share.
-        shuffle_seed = self.config.ladder.data.shuffle_seed
         return TrainingSetup(
             initial=initial,
             training=ladder.training,
@@ -133,7 +125,7 @@ class _Planner:
             learning_rate=learning_rate,
             cold_steps=rung.size.steps,
             first_block=self.first_blocks[rung.index],
-            order=None if shuffle_seed is None else shuffle_seed + initial.seed,
+            order=None if shuffle_seed is None else shuffle_seed + seed,
         )
 
     def plan(self) -> StudyPlan:
@@ -144,12 +136,15 @@ class _Planner:
         for seed in config.seeds:
             for index, rung in enumerate(self.ladder.rungs):  # a step is measured before the next one begins
                 fractions = config.cold_fractions if index else (1.0,)
-                asked += cold.setdefault((rung.name, seed), _finished(self.cold(index, seed), fractions))
+                setup = self.cold(index, seed)
+                cold[rung.name, seed] = [setup.finished(fraction) for fraction in fractions]
+                asked += cold[rung.name, seed]
                 for recipe in config.recipes if index else ():
                     if _measures(recipe, rung.name, seed):
-                        models = _finished(self.child(recipe, index, seed), config.fractions_of(recipe))
-                        asked += children.setdefault((recipe.name, rung.name, seed), models)
-        swept = self._swept()
+                        setup, key = self.child(recipe, index, seed), (recipe.name, rung.name, seed)
+                        children[key] = [setup.finished(fraction) for fraction in config.fractions_of(recipe)]
+                        asked += children[key]
+        swept = list(self._swept())
         labels = {models[0].setup.name: recipe for (recipe, _, _), models in reversed(children.items())}
         rates = {model.name: f"rate {rate:g}" for _, rate, model in swept}
 
@@ -161,24 +156,13 @@ class _Planner:
         tasks = model_tasks([*asked, *(model for _, _, model in swept)], title)
         return StudyPlan(config=config, ladder=self.ladder, cold=cold, children=children, swept=swept, tasks=tasks)
 
-    def _swept(self) -> list[tuple[str, float, FinishedModel]]:
+    def _swept(self) -> Iterator[tuple[str, float, FinishedModel]]:
         rates, seed, recipe = self.config.learning_rates, self.config.seeds[0], self.config.headline_recipe
-        names = [rung.name for rung in self.ladder.rungs]
-        index = 1 if rates.rung is None else names.index(rates.rung)
-        cold = [("cold", rate, FinishedModel(setup=self.cold(index, seed, rate), fraction=1.0)) for rate in rates.cold]
-        child = [
-            (
-                "child",
-                rate,
-                FinishedModel(setup=self.child(recipe, index, seed, rate), fraction=recipe.parent_fraction),
-            )
-            for rate in rates.child
-        ]
-        return cold + child
-
-
-def _finished(setup: TrainingSetup, fractions: Iterable[float]) -> list[FinishedModel]:
-    return [FinishedModel(setup=setup, fraction=fraction) for fraction in fractions]
+        index = 1 if rates.rung is None else [rung.name for rung in self.ladder.rungs].index(rates.rung)
+        for rate in rates.cold:
+            yield "cold", rate, self.cold(index, seed, rate).finished(1.0)
+        for rate in rates.child:
+            yield "child", rate, self.child(recipe, index, seed, rate).finished(recipe.parent_fraction)
 
 
 def _measures(recipe: RecipeConfig, rung: str, seed: int) -> bool:
