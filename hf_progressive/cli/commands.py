@@ -120,7 +120,7 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
     """Train the ladder that the options name; `examples/run_ladder.py` runs the same."""
     from hf_progressive.config import load_ladder_config
     from hf_progressive.ladder.rung_loop import run_ladder
-    from hf_progressive.records.reading import read_run
+    from hf_progressive.records.ladder import read_run
     from hf_progressive.report import results_table, write_report
 
     config = load_ladder_config(options.config, options.set)

@@ -1,4 +1,8 @@
-"""YAML to frozen dataclasses: every key known, every value of its declared type, every error with its dotted path.
+"""Plain values to frozen dataclasses: every value of its declared type, every error with its dotted path.
+
+Configurations are read from YAML, where every key must be known. Records are read from JSON by the same functions,
+`exact`: JSON keeps types, so that a string is no number there and a whole number stays one; and what a newer version
+wrote beside the known keys is kept, unread, in the class's field `others`.
 
 This module imports neither torch nor transformers.
 """
@@ -6,12 +10,13 @@ This module imports neither torch nor transformers.
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import yaml
 
@@ -23,6 +28,23 @@ class _Dataclass(Protocol):
 
 
 T = TypeVar("T", bound=_Dataclass)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a number may be, in a field's `Annotated` type."""
+
+    minimum: float
+    """The smallest value."""
+
+    maximum: float = math.inf
+    """The largest value."""
+
+    def check(self, value: float, path: str) -> None:
+        """Raise a `ValueError` that names the path unless the value lies in the range."""
+        if not self.minimum <= value <= self.maximum:
+            limit = "or more" if self.maximum == math.inf else f"to {self.maximum:g}"
+            raise ValueError(f"{path}: expected {self.minimum:g} {limit}, got {value!r}")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -146,7 +168,7 @@ def _child(node: Any, key: str, path: str, item: str) -> Any:
     raise ValueError(f"override {item!r}: {path} lies below a single value, which has no keys")
 
 
-def build(cls: type[T], value: Any, path: str = "") -> T:
+def build(cls: type[T], value: Any, path: str = "", *, exact: bool = False) -> T:
     """Build a dataclass from a mapping, checking every key and the type of every value.
 
     A class may define `from_yaml(value, path)` to accept other forms than a mapping.
@@ -155,53 +177,65 @@ def build(cls: type[T], value: Any, path: str = "") -> T:
         cls: A dataclass.
         value: The mapping.
         path: The dotted path to this mapping, for error messages.
+        exact: Read a record from JSON rather than a configuration from YAML.
 
     Returns:
         The dataclass.
 
     Raises:
         ValueError: A key is unknown or missing, or a value has the wrong type or is refused by the class; all such
-            keys are listed, in one line.
+            keys are listed, in one line; of a record the first alone, since a damaged one may lack them all.
     """
     where = path or "the top level"
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: expected a mapping of keys to values, got {value!r}")
-    if not path:
+    if not path and not exact:
         value = with_current_names(dict(value))
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    arguments = {}
+    arguments: dict[str, Any] = {"others": {}} if exact else {}
     problems = []
     for key, item in value.items():
         here = f"{path}.{key}" if path else str(key)
+        if key not in fields and exact:
+            _require_finite(item, here)
+            arguments["others"][key] = item
+            continue
         if key not in fields:
             problems.append(f"{here}: unknown key; {nearest(str(key), fields)}")
             continue
         try:
-            arguments[key] = convert(hints[key], item, here)
+            arguments[key] = convert(hints[key], item, here, exact=exact)
         except ValueError as error:
             problems.append(str(error))
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
-            problems.append(f"{where}: {name} is missing; it has no default")
+            problems.append(f"{f'{path}.{name}' if path else name} is missing; it has no default")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ValueError(problems[0] if exact else "; ".join(problems))
     try:
         return cls(**arguments)
     except ValueError as error:
         raise ValueError(f"{path}.{error}" if path else str(error)) from None
 
 
-def convert(hint: Any, value: Any, path: str) -> Any:
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def convert(hint: Any, value: Any, path: str, *, exact: bool = False) -> Any:
     """Convert a plain value to a declared type, strictly.
 
     Integers pass for floats, and so do strings such as `1e-3`, which YAML 1.1 takes for text.
 
     Args:
-        hint: The type: a scalar, `Literal`, union, `tuple[X, ...]`, `dict[str, X]`, dataclass or `Any`.
+        hint: The type: a scalar, `Annotated` with a `Range` or not, `Literal`, union, `tuple[X, ...]`, `dict[str, X]`,
+            dataclass or `Any`.
         value: The value.
         path: Its dotted path, for error messages.
+        exact: Read a record from JSON rather than a configuration from YAML.
 
     Returns:
         The converted value.
@@ -213,24 +247,28 @@ def convert(hint: Any, value: Any, path: str) -> Any:
         _require_finite(value, path)
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = convert(arguments[0], value, path, exact=exact)
+        arguments[1].check(value, path)
+        return value
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             raise ValueError(f"{path}: {value!r} is not one of {', '.join(map(str, arguments))}")
         return value
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(arguments, value, path)
+        return _convert_union(arguments, value, path, exact=exact)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{path}: expected a list, got {value!r}")
-        return tuple(convert(arguments[0], item, f"{path}.{i}") for i, item in enumerate(value))
+        return tuple(convert(arguments[0], item, f"{path}.{i}", exact=exact) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ValueError(f"{path}: expected a mapping, got {value!r}")
-        return {str(key): convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
+        return {str(key): convert(arguments[1], item, f"{path}.{key}", exact=exact) for key, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         from_yaml = getattr(hint, "from_yaml", None)
-        return from_yaml(value, path) if from_yaml else build(hint, value, path)
-    return _convert_scalar(hint, value, path)
+        return from_yaml(value, path) if from_yaml else build(hint, value, path, exact=exact)
+    return _convert_scalar(hint, value, path, exact=exact)
 
 
 def _require_finite(value: Any, path: str) -> None:
@@ -244,26 +282,30 @@ def _require_finite(value: Any, path: str) -> None:
             _require_finite(item, f"{path}.{index}")
 
 
-def _convert_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
+def _convert_union(members: tuple[Any, ...], value: Any, path: str, *, exact: bool) -> Any:
     if value is None and type(None) in members:
         return None
+    if exact and isinstance(value, Mapping):  # of several dataclasses, the one whose keys are most alike
+        records = [member for member in members if isinstance(member, type) and dataclasses.is_dataclass(member)]
+        alike = sorted(records, key=lambda record: len(_type_hints(record).keys() & value.keys()))
+        members = tuple(alike[-1:]) or members
     errors = []
     for member in members:
         if member is type(None):
             continue
         try:
-            return convert(member, value, path)
+            return convert(member, value, path, exact=exact)
         except ValueError as error:
             errors.append(str(error))
     raise ValueError(errors[0] if len(errors) == 1 else f"{path}: {value!r} fits none of the accepted forms")
 
 
-def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
-    if hint is float and isinstance(value, str):
+def _convert_scalar(hint: Any, value: Any, path: str, *, exact: bool) -> Any:
+    if hint is float and isinstance(value, str) and not exact:
         with contextlib.suppress(ValueError):
             value = float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return value if exact else float(value)
     if type(value) is not hint:
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise ValueError(f"{path}: expected {names.get(hint, hint.__name__)}, got {value!r}")

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from hf_progressive.data import Corpus, token_byte_lengths
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.hub.names import RECORD_NAME
-from hf_progressive.ladder.record import origin_record
+from hf_progressive.ladder.record_builder import origin_record
 from hf_progressive.ladder.work import RungWork
 from hf_progressive.planning.ladder_plan import LadderPlan
 from hf_progressive.records.origin import Origin, locate_origin
+from hf_progressive.records.rung import DataUse
 from hf_progressive.training.precision import evaluation_precision
 
 logger = logging.getLogger(__name__)
@@ -90,16 +90,17 @@ def record(work: RungWork) -> None:
     run.on_first_process(write)
 
 
-def _data_read(origin: Origin, corpus: Corpus) -> Mapping[str, Any]:
+def _data_read(origin: Origin, corpus: Corpus) -> DataUse:
     """Return what a model was trained on, as a rung's record does.
 
     Returns:
         The span of this corpus if it read that; otherwise what its own record says, or that nothing is known.
     """
     if origin.record is None:
-        return {**corpus.span(0, 0), **dict.fromkeys(_ORDER), "source": "unknown", "corpus_blocks": None}
-    data: Mapping[str, Any] = origin.record["data"]
-    return corpus.span(data["first_block"], data["blocks"]) if _is_same(data, corpus) else data
+        nothing = dict.fromkeys((*_ORDER, "corpus_blocks"))
+        return DataUse.from_dict({**corpus.span(0, 0), **nothing, "source": "unknown"})
+    data = origin.record.data
+    return DataUse.from_dict(corpus.span(data.first_block, data.blocks)) if _is_same(data, corpus) else data
 
 
 def first_new_block(origin: Origin, corpus: Corpus) -> int:
@@ -108,10 +109,9 @@ def first_new_block(origin: Origin, corpus: Corpus) -> int:
     Returns:
         The block; 0 where the model was trained on another corpus or an unknown one.
     """
-    if origin.record is None or not _is_same(origin.record["data"], corpus):
+    if origin.record is None or not _is_same(origin.record.data, corpus):
         return 0
-    data = origin.record["data"]
-    return int(data["first_block"] + data["blocks"])
+    return origin.record.data.first_block + origin.record.data.blocks
 
 
 def starting_behind(plan: LadderPlan, corpus: Corpus) -> LadderPlan:
@@ -120,6 +120,6 @@ def starting_behind(plan: LadderPlan, corpus: Corpus) -> LadderPlan:
     return plan if origin is None else plan.starting_at(first_new_block(origin, corpus))
 
 
-def _is_same(data: Mapping[str, Any], corpus: Corpus) -> bool:
+def _is_same(data: DataUse, corpus: Corpus) -> bool:
     own = corpus.span(0, 0)
-    return all(data.get(key) == own[key] for key in _ORDER)
+    return all(getattr(data, key) == own[key] for key in _ORDER)

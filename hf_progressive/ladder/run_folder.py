@@ -11,7 +11,7 @@ from accelerate import PartialState
 from hf_progressive import storage
 from hf_progressive.config import LadderConfig, strict_yaml
 from hf_progressive.distributed.processes import main_process_first
-from hf_progressive.ladder.record import ladder_record
+from hf_progressive.ladder.record_builder import ladder_record
 from hf_progressive.storage.locks import try_lock
 from hf_progressive.training.checkpoints import remove_leftovers
 
@@ -63,7 +63,7 @@ def _claim(path: Path, config: LadderConfig, state: PartialState) -> None:
             temporary.write_text(
                 yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
             )
-        storage.write_json(path, ladder_record(config, finished=[], state=state))
+        storage.write_json(path, ladder_record(config, finished=[], state=state).to_dict())
 
 
 def _completed(configuration: dict[str, Any]) -> dict[str, Any]:

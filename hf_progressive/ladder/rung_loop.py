@@ -130,9 +130,9 @@ def run_ladder(
                 elif state.is_main_process:
                     run.drop_trained(rung.name)
             for rung in plan.rungs:
-                if rung.trains_baseline and run.record(rung.name)["cold"] is None:
+                if rung.trains_baseline and run.record(rung.name).cold is None:
                     carry_out(BASELINE, RungWork(run=run, rung=rung, is_baseline=True))
-        return [RungResult(folder=run.final(rung.name), record=run.record(rung.name)) for rung in plan.rungs]
+        return [RungResult(folder=run.final(rung.name), record=run.record(rung.name).to_dict()) for rung in plan.rungs]
 
 
 def carry_out(order: tuple[Step, ...], work: RungWork) -> None:

@@ -12,9 +12,10 @@ from hf_progressive.evaluation.core.evaluate import evaluate_core
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.ladder.estimates import estimate_inheritance
 from hf_progressive.ladder.external_model import first_new_block
-from hf_progressive.ladder.record import matched, rung_record
+from hf_progressive.ladder.record_builder import baseline_record, rung_record
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.ladder.work import RungWork
+from hf_progressive.records.rung import CoreScore, Estimates, GrowthRecord
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.precision import evaluation_precision
 from hf_progressive.training.training_run import TrainingRun, train_run
@@ -49,15 +50,16 @@ def verify_growth(work: RungWork) -> None:
     """Read the growth's record, and stop unless the measured difference is what its method promises."""
     if work.parent is None:
         return
-    growth = storage.read_json(work.init / "growth.json")
-    check, limit = growth["verification"], work.run.config.growth.max_relative_logit_difference
-    if growth["preserves_function"] and check["max_abs_logit_diff"] > limit * check["max_abs_logit"]:
+    growth = GrowthRecord.read(work.init / "growth.json")
+    check, limit = growth.verification, work.run.config.growth.max_relative_logit_difference
+    assert check is not None
+    if growth.preserves_function and check.max_abs_logit_diff > limit * check.max_abs_logit:
         raise ValueError(
-            f"rung {work.rung.name}: its logits differ from its parent's by {check['max_abs_logit_diff']:.3g}"
-            f" at a scale of {check['max_abs_logit']:.3g}, above growth.max_relative_logit_difference {limit:.0e}"
+            f"rung {work.rung.name}: its logits differ from its parent's by {check.max_abs_logit_diff:.3g}"
+            f" at a scale of {check.max_abs_logit:.3g}, above growth.max_relative_logit_difference {limit:.0e}"
         )
     # The record is published, and says of the parent who it is, not where it lay on this machine.
-    work.growth = {**growth, "source": {**growth["source"], "name": work.rung.parent}}
+    work.growth = dataclasses.replace(growth, source={**growth.source, "name": work.rung.parent})
 
 
 def make_penalty(work: RungWork) -> None:
@@ -98,7 +100,7 @@ def _training_run(work: RungWork) -> TrainingRun:
     return dataclasses.replace(
         training_run,
         learning_rate=training.inherited_learning_rate or training.learning_rate,
-        flops_before=sum(estimate["flops"] for estimate in parent["estimates"].values()),
+        flops_before=parent.estimates.flops,
         phi_schedule=config.phi.schedule,
         phi_until=config.phi.until,
     )
@@ -113,8 +115,8 @@ def estimate(work: RungWork) -> None:
     if work.origin is not None:
         # What it read, or if that is not at hand, the start of the corpus.
         read = range(first_new_block(work.origin, run.corpus) or phi.most_sequences)
-        known = (work.origin.record or {}).get("estimates", {})
-    work.estimates = estimate_inheritance(
+        known = work.origin.record.estimates.to_dict() if work.origin.record else {}
+    estimates = estimate_inheritance(
         checkpoint,
         phi,
         run.corpus,
@@ -123,7 +125,8 @@ def estimate(work: RungWork) -> None:
         state=run.state,
         known=known,
     )
-    if work.estimates:
+    work.estimates = Estimates.from_dict(estimates)
+    if estimates:
         run.on_first_process(lambda: storage.write_manifest(checkpoint))
 
 
@@ -143,7 +146,7 @@ def evaluate_on_core(work: RungWork) -> None:
             batch_size=options.batch_size,
             resume_file=work.folder / "core.json",
         )
-    work.core = result.to_dict()
+    work.core = CoreScore.from_dict(result.to_dict())
 
 
 def record(work: RungWork) -> None:
@@ -177,7 +180,7 @@ def match(work: RungWork) -> None:
     assert parent is not None
 
     def write() -> None:
-        made = matched(run.record(name), cold=dataclasses.asdict(result), parent=parent)
+        made = run.record(name).with_baseline(baseline_record(result), parent)
         run.finish(name, source=run.final(name), record=made)
 
     run.on_first_process(write)

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 
@@ -12,10 +11,11 @@ from hf_progressive import storage
 from hf_progressive.config import LadderConfig
 from hf_progressive.data import Corpus
 from hf_progressive.distributed.processes import main_process_first
-from hf_progressive.ladder.record import ladder_record
+from hf_progressive.ladder.record_builder import ladder_record
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.records.origin import Origin
+from hf_progressive.records.rung import CoreScore, Estimates, GrowthRecord, RungRecord
 from hf_progressive.training.training_run import TrainingResult
 
 
@@ -35,8 +35,8 @@ class LadderRun:
     def final(self, name: str) -> Path:
         return self.folder / name / "final"
 
-    def record(self, name: str) -> dict[str, Any]:
-        return storage.read_json(self.final(name) / "rung.json")
+    def record(self, name: str) -> RungRecord:
+        return RungRecord.read(self.final(name) / "rung.json")
 
     def on_first_process(self, do: Callable[[], object]) -> None:
         """Let the first process do something for which the others wait."""
@@ -44,18 +44,18 @@ class LadderRun:
             if self.state.is_main_process:
                 do()
 
-    def finish(self, name: str, *, source: Path, record: Mapping[str, Any]) -> None:
+    def finish(self, name: str, *, source: Path, record: RungRecord) -> None:
         """Make a rung's final folder of a folder's files, linked and not copied, and a record; tell of it."""
         files = storage.read_json(source / storage.MANIFEST_NAME)["files"]
         hashes = {file: entry["sha256"] for file, entry in files.items() if file != "rung.json"}
         with storage.atomic_folder(self.final(name), overwrite=True, sha256=hashes) as temporary:
             shutil.copytree(source, temporary, copy_function=storage.link_or_copy, dirs_exist_ok=True)
             (temporary / storage.MANIFEST_NAME).unlink()
-            storage.write_json(temporary / "rung.json", record)
+            storage.write_json(temporary / "rung.json", record.to_dict())
         self.drop_trained(name)
         finished = [rung.name for rung in self.plan.rungs if storage.is_complete(self.final(rung.name))]
-        record = ladder_record(self.config, finished=finished, state=self.state)
-        storage.write_json(self.folder / "ladder.json", record)
+        ladder = ladder_record(self.config, finished=finished, state=self.state)
+        storage.write_json(self.folder / "ladder.json", ladder.to_dict())
         if self.on_record is not None:
             self.on_record(self.folder)
 
@@ -75,7 +75,7 @@ class RungWork:
     origin: Origin | None = None
     """The model trained elsewhere that the rung is, with its weights."""
 
-    growth: dict[str, Any] | None = None
+    growth: GrowthRecord | None = None
     """The record of the rung's growth."""
 
     penalty: InheritancePenalty | None = None
@@ -87,10 +87,10 @@ class RungWork:
     measured: Mapping[str, float] = field(default_factory=dict)
     """Loss and bits per byte of a model trained elsewhere."""
 
-    estimates: dict[str, Any] = field(default_factory=dict)
+    estimates: Estimates = field(default_factory=Estimates)
     """What was estimated for the next rung's Φ: how, and the FLOPs spent."""
 
-    core: dict[str, Any] | None = None
+    core: CoreScore | None = None
     """The result on CORE."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -119,5 +119,5 @@ class RungWork:
         return self.run.folder / self.rung.parent / self.run.config.growth.parent
 
     @property
-    def parent_record(self) -> dict[str, Any] | None:
+    def parent_record(self) -> RungRecord | None:
         return None if self.rung.parent is None else self.run.record(self.rung.parent)

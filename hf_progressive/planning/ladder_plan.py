@@ -83,7 +83,7 @@ class RungPlan:
         """FLOPs of its full cold budget; None for a model trained elsewhere whose budget is not recorded."""
         if self.origin is None:
             return float(self.size.flops)
-        return None if self.origin.record is None else self.origin.record["cold_flops"]
+        return None if self.origin.record is None else self.origin.record.cold_flops
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -101,7 +101,7 @@ class RungPlan:
             "cold_flops": self.size.flops,
             "trains_baseline": self.trains_baseline,
             "first_block": self.first_block,
-            "origin": None if self.origin is None else self.origin.to_dict(),
+            "origin": None if self.origin is None else self.origin.to_record().to_dict(),
             "growth": None if self.growth is None else self.growth.summary(),
         }
 

@@ -114,11 +114,11 @@ def evaluation_results(lineage: Lineage) -> list[dict[str, Any]]:
 
 
 def _metadata(lineage: Lineage, *, license: str | None, language: Sequence[str]) -> ModelCardData:
-    record, dataset = lineage.record, lineage.dataset_id
+    rung, dataset = lineage.rung, lineage.dataset_id
     tags = ["hf-progressive"]
-    if lineage.rung.grown:
+    if rung.grown:
         tags.append("model-growth")
-    if record["phi"] and record["phi"]["ewc_lambda"] > 0:
+    if rung.phi and rung.phi.ewc_lambda > 0:
         tags.append("elastic-weight-consolidation")
     metadata = ModelCardData(
         license=license,
@@ -149,7 +149,7 @@ def _model_index(lineage: Lineage) -> list[EvalResult]:
         metric_name=METRIC_TITLE,
         metric_value=lineage.rung.bits_per_byte,
     )
-    core = lineage.record.get("core")
+    core = lineage.rung.core
     if core is None:
         return [bits_per_byte]
     return [
@@ -157,10 +157,10 @@ def _model_index(lineage: Lineage) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             dataset_type="dclm-core",
-            dataset_name=core["name"],
+            dataset_name=core.name,
             metric_type="core",
             metric_name="Mean centred accuracy",
-            metric_value=core["score"],
+            metric_value=core.score,
         ),
     ]
 
@@ -184,20 +184,20 @@ def _plot_caption(lineage: Lineage) -> str:
 
 
 def _growth_example(lineage: Lineage, files: Sequence[str]) -> dict[str, Any]:
-    config, child = lineage.record["config"], lineage.child
+    config, child = lineage.rung.config, lineage.child
     if child is None:
         layer_field = next(name for name in _LAYER_FIELDS if name in config)
         fields = {layer_field: config[layer_field] + 1}
     else:
         names = (name for name in (*_LAYER_FIELDS, *_SIZE_FIELDS) if name in config)
-        fields = {name: child["config"][name] for name in names if child["config"][name] != config[name]}
+        fields = {name: child.config[name] for name in names if child.config[name] != config[name]}
     estimates = [
         text
         for name, text in (("fisher", "the Fisher information"), ("subspace", "the output subspaces"))
         if f"phi/{name}.safetensors" in files
     ]
     return {
-        "next_folder": child["name"] if child else "grown",
+        "next_folder": child.name if child else "grown",
         "next_fields": "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}",
         "next_settings": " ".join(f"{name}={value}" for name, value in fields.items()),
         "estimates": " and ".join(estimates),

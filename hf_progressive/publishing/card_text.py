@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from hf_progressive.publishing.lineage import Lineage
-from hf_progressive.records.rung import Rung
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, minus, percent, significant, small
 from hf_progressive.report.ladder_tables import flop_unit, spent
 from hf_progressive.report.table import Table, escape_markdown
@@ -24,7 +24,7 @@ _SCHEDULES = {"linear": "fell linearly", "cosine": "fell along a cosine"}
 
 def architecture(lineage: Lineage) -> str:
     """Return the name of the model's family, as people write it."""
-    model_type = str(lineage.record["config"]["model_type"])
+    model_type = str(lineage.rung.config["model_type"])
     return _FAMILY_NAMES.get(model_type, model_type)
 
 
@@ -33,7 +33,7 @@ def introduction(lineage: Lineage, link: Link) -> str:
     rung = lineage.rung
     ladder = f" of the ladder *{escape_markdown(lineage.title)}*" if lineage.title else ""
     place = f"rung {rung.index + 1} of {lineage.planned}{ladder}" if lineage.title else "one rung of a ladder"
-    what = f"A {architecture(lineage)} language model of {count(rung.parameters)} parameters, {place}"
+    what = f"A {architecture(lineage)} language model of {count(rung.parameters.total)} parameters, {place}"
     if rung.origin is not None:
         return f"{what}: the first, taken from {_origin(lineage)} and not trained further. The others inherit from it."
     if not rung.grown:
@@ -54,18 +54,18 @@ def _origin(lineage: Lineage) -> str:
 
 
 def _preservation(lineage: Lineage) -> str:
-    preserved = (lineage.record["growth"] or {}).get("preserves_function")
-    return "something close to it" if preserved is False else "the same function"
+    growth = lineage.rung.growth
+    return "something close to it" if growth and not growth.preserves_function else "the same function"
 
 
 def facts(lineage: Lineage, link: Link) -> list[tuple[str, str]]:
     """Return the model at a glance."""
-    rung, record, unit = lineage.rung, lineage.record, flop_unit([lineage.rung])
-    embedded = count(record["parameters"]["non_embedding"])
+    rung, unit = lineage.rung, flop_unit([lineage.rung])
+    embedded = count(rung.parameters.non_embedding)
     size = f"{rung.layers} layers of width {rung.width}, " if rung.layers and rung.width else ""
     rows = [
-        ("Model", f"{architecture(lineage)}, {size}context {_context(record['config'])}"),
-        ("Parameters", f"{count(rung.parameters)}, of which {embedded} outside the embeddings"),
+        ("Model", f"{architecture(lineage)}, {size}context {_context(rung.config)}"),
+        ("Parameters", f"{count(rung.parameters.total)}, of which {embedded} outside the embeddings"),
     ]
     if rung.origin is not None:
         rows.append(("Taken from", _origin(lineage)))
@@ -78,10 +78,10 @@ def facts(lineage: Lineage, link: Link) -> list[tuple[str, str]]:
     part = "" if rung.lineage_complete else "; what went into the first of them is not known"
     if rung.origin is None:
         rows.append(("FLOPs of its own", _own_flops(rung, unit)))
-    elif rung.train_flops:
-        rows.append(("FLOPs that went into it", f"{unit.text(rung.train_flops)}, its ancestors' included{part}"))
+    elif rung.flops.train:
+        rows.append(("FLOPs that went into it", f"{unit.text(rung.flops.train)}, its ancestors' included{part}"))
     if rung.grown:
-        rows.append(("FLOPs inherited", f"{unit.text(record['flops']['inherited'])}, spent on its ancestors{part}"))
+        rows.append(("FLOPs inherited", f"{unit.text(rung.flops.inherited)}, spent on its ancestors{part}"))
     if rung.cold is not None:
         rows.append(("FLOPs of its baseline", unit.text(rung.cold.flops)))
         rows.append(("FLOPs to match", _match(rung, unit)))
@@ -92,21 +92,21 @@ def _context(config: Mapping[str, Any]) -> str:
     return f"{config.get('n_positions') or config['max_position_embeddings']:,}"
 
 
-def _own_against_cold(rung: Rung) -> str:
+def _own_against_cold(rung: RungRecord) -> str:
     baseline = "" if rung.cold is None else f"; its baseline, trained from scratch: {rung.cold.bits_per_byte:.4f}"
     return f"{rung.bits_per_byte:.4f} on validation documents{baseline}"
 
 
-def _own_flops(rung: Rung, unit: FlopUnit) -> str:
-    parts = [unit.text(rung.train_flops)]
-    if rung.fisher_flops:
-        parts.append(f"{unit.number(rung.fisher_flops)} for its parent's Fisher information")
-    if rung.subspace_flops:
-        parts.append(f"{unit.number(rung.subspace_flops)} for its parent's subspace")
+def _own_flops(rung: RungRecord, unit: FlopUnit) -> str:
+    parts = [unit.text(rung.flops.train)]
+    if rung.flops.fisher:
+        parts.append(f"{unit.number(rung.flops.fisher)} for its parent's Fisher information")
+    if rung.flops.subspace:
+        parts.append(f"{unit.number(rung.flops.subspace)} for its parent's subspace")
     return ", and ".join(parts)
 
 
-def _match(rung: Rung, unit: FlopUnit) -> str:
+def _match(rung: RungRecord, unit: FlopUnit) -> str:
     if rung.flops_to_match is None:
         return "not matched"
     saved = "" if rung.saving is None else f", {percent(rung.saving)} saved"
@@ -116,26 +116,27 @@ def _match(rung: Rung, unit: FlopUnit) -> str:
 
 def growth_story(lineage: Lineage, link: Link) -> str:
     """Say how the model was grown and what was checked."""
-    growth, rung = lineage.record["growth"], lineage.rung
+    growth, rung = lineage.rung.growth, lineage.rung
     if growth is None or rung.parent is None:
         return ""
-    before = f"{count(growth['parameters_source'])} parameters, " if "parameters_source" in growth else ""
-    text = f"Grown from {link(lineage, rung.parent)} ({before}method `{growth['method']}`, seed {growth['seed']})."
-    check = growth.get("verification")
+    size = growth.others.get("parameters_source")
+    before = f"{count(size)} parameters, " if size else ""
+    text = f"Grown from {link(lineage, rung.parent)} ({before}method `{growth.method}`, seed {growth.seed})."
+    check = growth.verification
     if check is None:
         return text
-    verdict = "the same function" if check["preserved"] else "**not** the same function"
-    change, divergence = small(check["max_abs_logit_diff"]), small(check["kl"])
+    verdict = "the same function" if check.preserved else "**not** the same function"
+    change, divergence = small(check.max_abs_logit_diff), small(check.kl)
     return (
-        f"{text} Before its first step it computed {verdict}: on {check['sequences']} sequences of {check['length']}"
-        f" random tokens in {check['dtype']}, the largest difference of two logits was {change}, at a scale of"
-        f" {significant(check['max_abs_logit'])}, and the Kullback-Leibler divergence was {divergence} nat."
+        f"{text} Before its first step it computed {verdict}: on {check.sequences} sequences of {check.length}"
+        f" random tokens in {check.dtype}, the largest difference of two logits was {change}, at a scale of"
+        f" {significant(check.max_abs_logit)}, and the Kullback-Leibler divergence was {divergence} nat."
     )
 
 
 def training_budget(lineage: Lineage) -> str:
     """Say how much the model was trained."""
-    rung, environment = lineage.rung, lineage.record["environment"]
+    rung, environment = lineage.rung, lineage.rung.environment
     if rung.origin is not None:
         return f"Not trained by this ladder{f': it had read {count(rung.tokens)} tokens' if rung.tokens else ''}."
     budget = f"{count(rung.tokens)} tokens, {significant(rung.tokens_per_parameter)} per parameter of the budget"
@@ -158,7 +159,8 @@ def cold_comparison(lineage: Lineage) -> str:
         f" {rung.bits_per_byte:.4f} with {unit.text(rung.curve[-1].flops)} of its own."
     )
     if rung.flops_to_match is None:
-        gap = "" if rung.gap is None else f"; {minus(f'{rung.gap:.4f}')} bits per byte were missing"
+        missing = rung.gap_bits_per_byte
+        gap = "" if missing is None else f"; {minus(f'{missing:.4f}')} bits per byte were missing"
         return f"{text} It did not reach the baseline{gap}."
     text += f" It reached the baseline's figure after {unit.text(rung.flops_to_match)}"
     if rung.saving is not None:
@@ -167,54 +169,55 @@ def cold_comparison(lineage: Lineage) -> str:
         return f"{text}."
     return (
         f"{text}. All that had gone into its parent, ancestors included, was"
-        f" {unit.text(lineage.record['flops']['inherited'])}; the saving is {minus(f'{rung.eta:.2f}')} of that: the"
+        f" {unit.text(rung.flops.inherited)}; the saving is {minus(f'{rung.eta:.2f}')} of that: the"
         f" transfer efficiency η."
     )
 
 
 def core_results(lineage: Lineage) -> str:
     """Lay out the model's results on CORE, the collection of tasks of DCLM."""
-    core = lineage.record.get("core")
+    core = lineage.rung.core
     if core is None:
         return ""
     rows = []
-    for task in core["tasks"]:
-        accuracy = f"{task['accuracy']:.4f} ± {task['standard_error']:.4f}"
-        centred = minus(f"{task['centred']:.4f} ± {task['centred_standard_error']:.4f}")
-        rows.append((task["label"], f"{task['examples']:,}", accuracy, centred))
-    score = minus(f"{core['score']:.4f} ± {core['standard_error']:.4f}")
+    for task in core.tasks:
+        accuracy = f"{task.accuracy:.4f} ± {task.standard_error:.4f}"
+        centred = minus(f"{task.centred:.4f} ± {task.centred_standard_error:.4f}")
+        rows.append((task.label, f"{task.examples:,}", accuracy, centred))
+    score = minus(f"{core.score:.4f} ± {core.standard_error:.4f}")
     table = Table(header=("task", "examples", "accuracy", "centred accuracy"), rows=tuple(rows))
-    return f"{core['name']}: {score}, the mean of the centred accuracies (arXiv 2406.11794).\n\n{table.markdown()}"
+    return f"{core.name}: {score}, the mean of the centred accuracies (arXiv 2406.11794).\n\n{table.markdown()}"
 
 
 def penalty(lineage: Lineage) -> str:
     """Say how the inheritance penalty was set and how strong it was."""
-    phi = lineage.record["phi"]
+    phi = lineage.rung.phi
     if phi is None:
         return ""
     terms = []
-    if phi["ewc_lambda"] > 0:
-        how = f" ({fisher['kind']}, from {fisher['sequences']:,} sequences)" if (fisher := phi.get("fisher")) else ""
+    if phi.ewc_lambda > 0:
+        how = f" ({phi.fisher.kind}, from {phi.fisher.sequences:,} sequences)" if phi.fisher else ""
         terms.append(
-            f"λ = {phi['ewc_lambda']:g} on the squared distance from the grown weights, weighted by the parent's"
+            f"λ = {phi.ewc_lambda:g} on the squared distance from the grown weights, weighted by the parent's"
             f" Fisher information{how}"
         )
-    if phi["gamma"] > 0:
-        subspace = phi.get("subspace")
-        how = f" (from {subspace['source']}, {percent(subspace['energy'])} of the energy)" if subspace else ""
-        terms.append(f"γ = {phi['gamma']:g} on the squared distance outside the parent's output subspace{how}")
-    if phi["schedule"] not in _SCHEDULES:
+    if phi.gamma > 0:
+        subspace, how = phi.subspace, ""
+        if subspace is not None and subspace.energy is not None:
+            how = f" (from {subspace.source}, {percent(subspace.energy)} of the energy)"
+        terms.append(f"γ = {phi.gamma:g} on the squared distance outside the parent's output subspace{how}")
+    if phi.schedule not in _SCHEDULES:
         schedule = "stayed the same throughout"
-    elif phi["until"] <= 1:
-        schedule = f"{_SCHEDULES[phi['schedule']]} to nothing over the first {percent(phi['until'])} of the steps"
+    elif phi.until <= 1:
+        schedule = f"{_SCHEDULES[phi.schedule]} to nothing over the first {percent(phi.until)} of the steps"
     else:
-        schedule = f"{_SCHEDULES[phi['schedule']]} as if to nothing at {percent(phi['until'])} of the steps"
+        schedule = f"{_SCHEDULES[phi.schedule]} as if to nothing at {percent(phi.until)} of the steps"
     them = "Both" if len(terms) > 1 else "It"
     return f"While training, the loss carried {' and '.join(terms)}. {them} {schedule}.{_effect(lineage)}"
 
 
 def _effect(lineage: Lineage) -> str:
-    logged = [entry["phi/grad_ratio"] for entry in lineage.record["training_log"] if "phi/grad_ratio" in entry]
+    logged = [ratio for entry in lineage.rung.training_log if (ratio := entry.get("phi/grad_ratio")) is not None]
     if not logged:
         return ""
     first, last = (significant(value) for value in (logged[0], logged[-1]))
@@ -223,20 +226,20 @@ def _effect(lineage: Lineage) -> str:
 
 def data_use(lineage: Lineage) -> str:
     """Say what the model was trained on."""
-    data, rung = lineage.record["data"], lineage.rung
-    if rung.origin is not None and data["source"] == "unknown":
+    data, rung = lineage.rung.data, lineage.rung
+    if rung.origin is not None and data.source == "unknown":
         return "What it was trained on is not recorded."
     source = escape_markdown(str(lineage.data["source"]))
     if lineage.dataset_id is not None:
         source = f"[{source}](https://huggingface.co/datasets/{lineage.dataset_id})"
     elif source == "stdlib":
         source = "the source text of Python's standard library"
-    length = f" of {data['block_tokens']:,} tokens" if "block_tokens" in data else ""
-    whole = f" of {data['corpus_blocks']:,}" if data.get("corpus_blocks") else ""  # a stream's end is not known
-    identity = f" (fingerprint `{data['fingerprint']}`)" if "fingerprint" in data else ""
+    length = f" of {data.block_tokens:,} tokens" if data.block_tokens else ""
+    whole = f" of {data.corpus_blocks:,}" if data.corpus_blocks else ""  # a stream's end is not known
+    identity = f" (fingerprint `{data.fingerprint}`)" if data.fingerprint else ""
     text = (
-        f"Source: {source}{identity}. The model read {data['blocks']:,} blocks{length}{whole}, from block"
-        f" {data['first_block']:,} on."
+        f"Source: {source}{identity}. The model read {data.blocks:,} blocks{length}{whole}, from block"
+        f" {data.first_block:,} on."
     )
     repeats = rung.data.repeats_from_token
     if repeats is None and not rung.lineage_complete:
@@ -261,9 +264,9 @@ def family_table(lineage: Lineage, link: Link) -> str:
     return f"{Table(header=header, rows=tuple(rows)).markdown(escape=False)}\n\n{unit.definition}."
 
 
-def _family_cells(rung: Rung, unit: FlopUnit) -> list[str]:
+def _family_cells(rung: RungRecord, unit: FlopUnit) -> list[str]:
     return [
-        count(rung.parameters),
+        count(rung.parameters.total),
         count(rung.tokens),
         f"{rung.bits_per_byte:.4f}",
         decimals(None if rung.cold is None else rung.cold.bits_per_byte, 4),

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_progressive.hub.names import RECORD_NAME, check_repo_id
-from hf_progressive.records.reading import read_run, read_rung
-from hf_progressive.records.rung import Rung
-from hf_progressive.storage import read_json
+from hf_progressive.records.ladder import read_run
+from hf_progressive.records.rung import RungRecord
 
 NAME_FIELD = "{name}"
 """What stands for a rung's name in a pattern of repository names."""
@@ -26,16 +25,13 @@ class Lineage:
     repo_id: str
     """The rung's repository, ORG/NAME."""
 
-    record: Mapping[str, Any]
+    rung: RungRecord
     """What its `rung.json` holds."""
 
-    rung: Rung
-    """The same, checked."""
-
-    family: tuple[Rung, ...]
+    family: tuple[RungRecord, ...]
     """The finished rungs of its ladder, from the smallest; the rung alone where its run folder is not at hand."""
 
-    child: Mapping[str, Any] | None
+    child: RungRecord | None
     """The record of the rung that was grown from this one; None if there is none yet."""
 
     planned: int
@@ -68,23 +64,21 @@ class Lineage:
         if not path.is_file():
             raise FileNotFoundError(f"{folder}: holds no {RECORD_NAME}; give a finished rung's folder, RUN/NAME/final")
         check_repo_id(repo_id)
-        rung, record = read_rung(path), read_json(path)
-        family: tuple[Rung, ...] = (rung,)
+        rung = RungRecord.read(path)
+        family: tuple[RungRecord, ...] = (rung,)
         data: Mapping[str, Any] = {"source": rung.data.source}
         planned, title, child = 1, None, None
         run_dir = folder.parent.parent
         if folder.name == "final" and (run_dir / "ladder.json").is_file():
             run = read_run(run_dir)
-            family, planned, title, data = run.rungs, len(run.planned), run.name, run.config["data"]
-            children = [other.name for other in run.rungs if other.parent == rung.name]
-            child = read_json(run_dir / children[0] / "final" / RECORD_NAME) if children else None
+            family, planned, title, data = run.rungs, len(run.ladder.rungs), run.ladder.name, run.ladder.config["data"]
+            child = next((other for other in run.rungs if other.parent == rung.name), None)
         pattern = name_pattern(repo_id, rung.name)
         names = [other.name for other in family] + ([rung.parent] if rung.parent else [])
         others = {} if pattern is None else {name: pattern.replace(NAME_FIELD, name) for name in names}
         others |= {other.name: other.origin.name for other in family if other.origin and other.origin.commit}
         return cls(
             repo_id=repo_id,
-            record=record,
             rung=rung,
             family=family,
             child=child,

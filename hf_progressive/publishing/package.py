@@ -16,7 +16,7 @@ from huggingface_hub import get_token
 from hf_progressive.hub.names import CARD, GROWTH, PLOT, RESULTS, RUNG_FILES
 from hf_progressive.publishing.card import evaluation_results, model_card
 from hf_progressive.publishing.lineage import Lineage
-from hf_progressive.records.rung import Rung
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.figures.curves import draw_curves
 from hf_progressive.report.figures.style import figure_style
 from hf_progressive.storage import MANIFEST_NAME, check_manifest, read_json
@@ -98,8 +98,8 @@ def prepare_publication(
     lineage = Lineage.read(folder, repo_id)
     check_manifest(folder)
     files = _rung_files(folder)
-    if lineage.record["growth"] is not None and GROWTH not in files:
-        files[GROWTH] = PublishedFile.from_bytes(_json(lineage.record["growth"]))
+    if (growth := lineage.rung.growth) is not None and GROWTH not in files:
+        files[GROWTH] = PublishedFile.from_bytes(_json(growth.to_dict()))
     _require_weights(folder, files)
     tag = "rung-" + hashlib.sha256(_json({name: file.sha256 for name, file in files.items()})).hexdigest()[:12]
     if results := evaluation_results(lineage):
@@ -125,7 +125,7 @@ def _rung_files(folder: Path) -> dict[str, PublishedFile]:
     return files
 
 
-def _curve_plot(rung: Rung) -> bytes:
+def _curve_plot(rung: RungRecord) -> bytes:
     picture = io.BytesIO()
     figure = draw_curves([rung])
     with figure_style():

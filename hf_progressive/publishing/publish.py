@@ -14,7 +14,7 @@ from hf_progressive.hub.names import check_repo_id, is_published
 from hf_progressive.hub.transport import HubError, patiently
 from hf_progressive.publishing.lineage import NAME_FIELD
 from hf_progressive.publishing.package import Publication, PublishedFile, prepare_publication
-from hf_progressive.records.reading import read_run
+from hf_progressive.records.ladder import read_run
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def publish_family(
             publish_rung(final, repo_id, private=private, license=license, language=language, dry_run=dry_run)
         )
     if collection is not None and not dry_run:
-        items = {repo_ids[rung.name]: f"Rung {rung.index + 1} of {len(run.planned)}" for rung in run.rungs}
+        items = {repo_ids[rung.name]: f"Rung {rung.index + 1} of {len(run.ladder.rungs)}" for rung in run.rungs}
         namespace = pattern.partition("/")[0]  # a rung taken from the Hub may be in another
         gather = partial(_gather, _api(), items, title=collection, namespace=namespace, private=private)
         addresses.append(f"{constants.ENDPOINT}/collections/{patiently(gather, f'the collection {collection!r}')}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_progressive.records.rung import Rung
+from hf_progressive.records.rung import RungRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Count:
         return any(part.kind == "planned" for part in self.parts)
 
 
-def count_four_ways(rungs: Sequence[Rung]) -> tuple[Count, Count, Count, Count]:
+def count_four_ways(rungs: Sequence[RungRecord]) -> tuple[Count, Count, Count, Count]:
     """Count what a family costs in the four ways that must not be mistaken for one another.
 
     Args:
@@ -56,11 +56,15 @@ def count_four_ways(rungs: Sequence[Rung]) -> tuple[Count, Count, Count, Count]:
         cold. A sum without what is not known of a first rung that was trained elsewhere is a lower bound.
     """
     cold = tuple(
-        Part(name=rung.name, flops=rung.cold_flops, kind="planned" if rung.cold_is_planned else "cold")
+        Part(name=rung.name, flops=rung.cold_cost, kind="planned" if rung.cold_is_planned else "cold")
         for rung in rungs
     )
     trained = tuple(
-        Part(name=rung.name, flops=rung.flops, kind="inherited" if rung.grown or rung.cold_is_planned else "cold")
+        Part(
+            name=rung.name,
+            flops=rung.flops.spent,
+            kind="inherited" if rung.grown or rung.cold_is_planned else "cold",
+        )
         for rung in rungs
     )
     unknown_cold, unknown_spent = not rungs[0].cold_is_known, not all(rung.lineage_complete for rung in rungs)
@@ -127,7 +131,7 @@ class FamilyTotals:
         return 1 - self.inherited_to_match / self.all_cold
 
 
-def family_totals(rungs: Sequence[Rung]) -> FamilyTotals:
+def family_totals(rungs: Sequence[RungRecord]) -> FamilyTotals:
     """Add up what a family costs.
 
     Args:

@@ -1,6 +1,6 @@
 """FLOPs to match: where a model's validation curve reaches a target, and what inheritance saved by it.
 
-A child *matches* its baseline, the same architecture trained from nothing on its full budget, at the training FLOPs
+A child *matches* its baseline, the same architecture trained from scratch on its full budget, at the training FLOPs
 at which the child's validation bits per byte first come down to the baseline's final ones. The child's FLOPs start
 with what estimating its parent's Fisher information and subspace cost; they do not include the parent's training, to
 which `transfer_efficiency` relates them.
@@ -9,72 +9,77 @@ This module imports neither torch nor transformers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 
-def crossing_interval(
-    curve: Sequence[Mapping[str, float]], target_bits_per_byte: float
-) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
-    """Return the two evaluations between which a curve first reaches a target.
+class Measured(Protocol):
+    """A point of a validation curve, or a finished model."""
+
+    @property
+    def flops(self) -> float:
+        """FLOPs that it took."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """What it reached."""
+
+
+Point = TypeVar("Point", bound=Measured)
+
+
+def crossing_interval(curve: Sequence[Point], target_bits_per_byte: float) -> tuple[Point, Point] | None:
+    """Return the two points between which a curve first reaches a target, or goes below it.
 
     Args:
-        curve: Evaluations in the order of training, each with `flops` (not falling) and `bits_per_byte`. Other keys
-            are ignored.
-        target_bits_per_byte: The value to reach, or to go below.
+        curve: Points in the order of training, whose FLOPs do not fall.
+        target_bits_per_byte: The value to reach.
 
     Returns:
-        The last evaluation above the target and the one after it; the first evaluation twice if it is not above the
-        target; None if the curve ends before it reaches the target.
+        The last point above the target and the one after it; the first point twice if it is not above the target;
+        None if the curve ends before it reaches the target.
 
     Raises:
         ValueError: The curve has no points, a value is not finite, or the FLOPs are negative or fall.
-
-    >>> curve = [{"flops": 1.0, "bits_per_byte": 3.0}, {"flops": 4.0, "bits_per_byte": 2.0}]
-    >>> [point["flops"] for point in crossing_interval(curve, 2.5)]
-    [1.0, 4.0]
     """
-    _check_curve(curve)
+    check_curve(curve)
     if not math.isfinite(target_bits_per_byte):
         raise ValueError(f"target_bits_per_byte: {target_bits_per_byte} is not a finite number")
     before = curve[0]
     for point in curve:
-        if point["bits_per_byte"] <= target_bits_per_byte:
+        if point.bits_per_byte <= target_bits_per_byte:
             return before, point
         before = point
     return None
 
 
-def flops_to_match(curve: Sequence[Mapping[str, float]], target_bits_per_byte: float) -> float | None:
-    """Return the FLOPs at which a validation curve first reaches a target.
+def flops_to_match(curve: Sequence[Measured], target_bits_per_byte: float) -> float | None:
+    """Return the FLOPs at which a validation curve first reaches a target; None if it ends before.
 
-    Between two evaluations the bits per byte are taken to be linear in log FLOPs, since learning curves are nearly
+    Between two points the bits per byte are taken to be linear in log FLOPs, since learning curves are nearly
     straight there. An interval that starts at 0 FLOPs has no logarithm and is interpolated linearly in FLOPs, which
     on a falling, convex curve puts the crossing later, not earlier. A curve that comes down to the target, leaves it
     and returns counts from its first arrival.
 
     Args:
-        curve: Evaluations in the order of training, each with `flops` (not falling) and `bits_per_byte`.
+        curve: Points in the order of training, whose FLOPs do not fall.
         target_bits_per_byte: The baseline's final bits per byte.
-
-    Returns:
-        FLOPs, or None if the curve ends before it reaches the target.
 
     Raises:
         ValueError: The curve has no points, a value is not finite, or the FLOPs are negative or fall.
 
-    >>> curve = [{"flops": 1.0, "bits_per_byte": 3.0}, {"flops": 4.0, "bits_per_byte": 2.0}]
-    >>> flops_to_match(curve, 2.5)
-    2.0
-    >>> flops_to_match(curve, 1.9) is None
-    True
+    >>> from types import SimpleNamespace as Point
+    >>> curve = [Point(flops=1.0, bits_per_byte=3.0), Point(flops=4.0, bits_per_byte=2.0)]
+    >>> flops_to_match(curve, 2.5), flops_to_match(curve, 1.9)
+    (2.0, None)
     """
     interval = crossing_interval(curve, target_bits_per_byte)
     if interval is None:
         return None
     before, after = interval
-    start, end = before["flops"], after["flops"]
-    fall = before["bits_per_byte"] - after["bits_per_byte"]
-    share = (before["bits_per_byte"] - target_bits_per_byte) / fall if fall > 0 else 1.0
+    start, end = before.flops, after.flops
+    fall = before.bits_per_byte - after.bits_per_byte
+    share = (before.bits_per_byte - target_bits_per_byte) / fall if fall > 0 else 1.0
     crossing = start ** (1 - share) * end**share if start > 0 else end * share
     return min(max(crossing, start), end)  # rounding must not carry it out of the interval
 
@@ -132,17 +137,18 @@ def _require_flops(name: str, value: float, *, positive: bool) -> None:
         raise ValueError(f"{name}: {value} is not a finite number {'above 0' if positive else 'of 0 or more'}")
 
 
-def _check_curve(curve: Sequence[Mapping[str, float]]) -> None:
+def check_curve(curve: Sequence[Measured]) -> None:
+    """Raise a `ValueError` unless a curve has points, finite values and FLOPs that do not fall."""
     if not curve:
         raise ValueError("curve: it has no points; evaluate at least once")
     reached = 0.0
     for index, point in enumerate(curve):
-        if not math.isfinite(point["bits_per_byte"]):
-            raise ValueError(f"curve: point {index} has {point['bits_per_byte']} bits per byte; drop unfinished runs")
-        _require_flops(f"curve: FLOPs of point {index}", point["flops"], positive=False)
-        if point["flops"] < reached:
+        if not math.isfinite(point.bits_per_byte):
+            raise ValueError(f"curve: point {index} has {point.bits_per_byte} bits per byte; drop unfinished runs")
+        _require_flops(f"curve: FLOPs of point {index}", point.flops, positive=False)
+        if point.flops < reached:
             raise ValueError(
-                f"curve: FLOPs fall from {reached:g} to {point['flops']:g} at point {index}; "
+                f"curve: FLOPs fall from {reached:g} to {point.flops:g} at point {index}; "
                 f"give the evaluations in the order of training"
             )
-        reached = point["flops"]
+        reached = point.flops

@@ -1,6 +1,5 @@
 """A model trained elsewhere that a ladder begins with: a published rung, a rung's folder, or any other checkpoint."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,8 @@ from transformers import AutoTokenizer
 from hf_progressive.growth.source import GrowthSource
 from hf_progressive.hub.fetch import fetch_files
 from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME, PUBLISHED, RECORD_NAME, RUNG_FILES, check_repo_id
-from hf_progressive.storage import check_manifest, read_json
-
-RECORD_FORMAT = 1
-"""The layout of `rung.json` that this version reads."""
-
-_NEEDED = ("name", "tokens", "cold_tokens", "cold_flops", "flops", "bits_per_byte", "data", "estimates")
+from hf_progressive.records.rung import OriginRecord, RungRecord
+from hf_progressive.storage import check_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +26,7 @@ class Origin:
     commit: str | None
     """The commit, for one from the Hub."""
 
-    record: Mapping[str, Any] | None
+    record: RungRecord | None
     """Its `rung.json`; None for a checkpoint that no ladder trained, of which nothing is known."""
 
     def __str__(self) -> str:
@@ -46,34 +41,34 @@ class Origin:
         if self.record is None or not self.flops:
             history = "what went into it is not recorded, so that its FLOPs count as 0"
         else:
-            read = f"{self.record['tokens']:,} tokens" if self.record["tokens"] else "tokens not recorded"
+            read = f"{self.record.tokens:,} tokens" if self.record.tokens else "tokens not recorded"
             history = f"{read} and {self.flops:.3g} FLOPs went into it, as its record says"
             if not self.is_complete:
                 history += ", those of its first ancestor unknown"
         return f"{self}, which is taken over and not trained; {history}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return who it is and what went into it, as plain values."""
-        known = self.record or {"tokens": 0, "bits_per_byte": None}
-        return {
-            "name": self.name,
-            "commit": self.commit,
-            "rung": known.get("name"),
-            "tokens": known["tokens"],
-            "bits_per_byte": known["bits_per_byte"],
-            "flops": self.flops,
-            "is_complete": self.is_complete,
-        }
+    def to_record(self) -> OriginRecord:
+        """Return who it is and what went into it."""
+        known = self.record
+        return OriginRecord(
+            name=self.name,
+            commit=self.commit,
+            rung=known.name if known else None,
+            tokens=known.tokens if known else 0,
+            bits_per_byte=known.bits_per_byte if known else None,
+            flops=self.flops,
+            is_complete=self.is_complete,
+        )
 
     @property
     def flops(self) -> float:
         """All FLOPs that went into its weights, as far as they are recorded."""
-        return 0.0 if self.record is None else lineage_flops(self.record)
+        return 0.0 if self.record is None else self.record.flops.lineage
 
     @property
     def is_complete(self) -> bool:
         """Whether `flops` is all that went into it, its ancestors included."""
-        return self.record is not None and bool(self.record.get("lineage_complete", True))
+        return self.record is not None and self.record.lineage_complete
 
     @property
     def checkpoint(self) -> GrowthSource:
@@ -132,42 +127,14 @@ def locate_origin(source: str, revision: str | None = None, *, weights: bool = T
         commit = folder.name
     if not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(f"{source}: holds no {CONFIG_NAME}; give a rung's final/ folder or another checkpoint")
-    record = _read_record(folder)
+    path = folder / RECORD_NAME
+    record = RungRecord.read(path) if path.is_file() else None
     if weights and record is not None:
         check_manifest(folder)
     return Origin(name=source if commit else _local_name(folder, record), folder=folder, commit=commit, record=record)
 
 
-def lineage_flops(record: Mapping[str, Any]) -> float:
-    """Return all FLOPs that went into a rung's weights.
-
-    Args:
-        record: The rung's record.
-
-    Returns:
-        Its own training and estimates, and those of its ancestors.
-    """
-    flops = record["flops"]
-    return float(flops["train"] + flops["fisher"] + flops["subspace"] + flops["inherited"])
-
-
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    path = folder / RECORD_NAME
-    if not path.is_file():
-        return None
-    record = read_json(path)
-    if record.get("format") != RECORD_FORMAT:
-        raise ValueError(
-            f"{path}: format: {record.get('format')!r} is not {RECORD_FORMAT}, which this version reads; update"
-            " hf_progressive"
-        )
-    for key in _NEEDED:
-        if key not in record:
-            raise ValueError(f"{path}: {key} is missing; the record is damaged, fetch or train the rung again")
-    return record
-
-
-def _local_name(folder: Path, record: Mapping[str, Any] | None) -> str:
+def _local_name(folder: Path, record: RungRecord | None) -> str:
     if record is None:
         return folder.resolve().name
-    return str((record.get("origin") or {}).get("name") or record["name"])
+    return record.origin.name if record.origin else record.name

@@ -1,55 +1,174 @@
-"""What is known of a run: its settings and, of each finished rung, what was trained and measured."""
+"""`rung.json`: what is known of one finished rung."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from hf_progressive.records.matching import check_curve, flops_to_match, saving, transfer_efficiency
+from hf_progressive.records.typed import FORMAT, Amount, Count, Record
+
+_LAYER_FIELDS = ("n_layer", "num_hidden_layers")  # what the families call them
+_WIDTH_FIELDS = ("n_embd", "hidden_size")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One point of a validation curve."""
+class CurvePoint(Record):
+    """One validation of a training run."""
 
-    flops: float
-    """FLOPs of the run so far; for a grown rung, those of Fisher and subspace included."""
+    step: Count | None = None
+    """Optimizer steps before it."""
 
-    bits_per_byte: float
+    tokens: Amount | None = None
+    """Tokens trained on before it."""
+
+    flops: Amount
+    """FLOPs of the run so far; of a grown rung, those of Fisher and subspace included."""
+
+    loss: float | None = None
+    """Validation loss, in nats per token."""
+
+    bits_per_byte: Amount
     """Validation bits per byte."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """The same architecture trained from nothing on its full budget."""
+class Throughput(Record):
+    """How fast a rung trained, evaluations and saving left out."""
 
-    bits_per_byte: float
-    """Final validation bits per byte."""
+    tokens_per_second: Amount | None
+    """Training tokens per second, over all processes; None of a run that was continued after its last step."""
 
-    flops: float
-    """Training FLOPs."""
+    mfu: Amount | None
+    """Model FLOPs utilisation: the share of the devices' peak; None where that is not known."""
 
-    curve: tuple[Evaluation, ...]
-    """Evaluations in the order of training."""
+    seconds: dict[str, Amount]
+    """Seconds of training, of evaluation and of saving; of a run that was continued, since then."""
 
-    evaluation_flops: float | None = None
-    """FLOPs of validating while it trained, which `flops` leaves out; None in older records."""
+    device: str
+    """What one process computed on, by its driver's name."""
+
+    processes: Count
+    """Processes that trained together."""
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second, where they are known."""
+        assert self.tokens_per_second is not None
+        return self.tokens_per_second
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataUse:
+class Baseline(Record):
+    """The same architecture trained from scratch on its full budget."""
+
+    loss: float | None = None
+    """Final validation loss, in nats per token."""
+
+    bits_per_byte: Amount
+    """Final validation bits per byte."""
+
+    tokens: Count | None = None
+    """Tokens trained on."""
+
+    flops: Amount
+    """Training FLOPs."""
+
+    curve: tuple[CurvePoint, ...]
+    """Validations in the order of training."""
+
+    evaluation_flops: Amount | None = None
+    """FLOPs of validating while it trained, which `flops` leaves out; None in older records."""
+
+    def __post_init__(self) -> None:
+        check_curve(self.curve)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataUse(Record):
     """Which part of the corpus a rung trained on."""
 
     source: str
-    """The corpus."""
+    """The corpus; `unknown` for a model of which no record tells."""
 
-    first_epoch: int
-    """Epoch of the rung's first block, counted from 0 over all rungs."""
+    first_block: Count
+    """The rung's first block, counted over all rungs."""
 
-    repeats_from_token: int | None
+    blocks: Count
+    """Blocks that it read."""
+
+    first_epoch: Count
+    """Epoch of its first block, from 0."""
+
+    last_epoch: Count = 0
+    """Epoch of its last block, from 0."""
+
+    repeats_from_token: Count | None
     """The rung's token from which on it trained on blocks that it or an earlier rung had read; None if on none."""
+
+    block_tokens: Count | None = None
+    """Tokens of a block."""
+
+    corpus_blocks: Count | None = None
+    """Blocks of the corpus; None for a stream, whose end is not known."""
+
+    shuffle_seed: int | None = None
+    """Seed of the blocks' order; None where they are not shuffled."""
+
+    fingerprint: str | None = None
+    """Digest of tokenizer and blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TakenFrom:
+class RungFlops(Record):
+    """FLOPs of a rung, by what they were spent on."""
+
+    per_token: Amount
+    """Training FLOPs per token."""
+
+    train: Amount
+    """Of its own training; of a model trained elsewhere, of all that is known to have gone into it."""
+
+    fisher: Amount
+    """Of estimating its parent's Fisher information."""
+
+    subspace: Amount
+    """Of learning its parent's subspace."""
+
+    inherited: Amount = 0.0
+    """Of all that went into its parent, ancestors included."""
+
+    evaluation: Amount | None = None
+    """Of validating while it trained, which no figure of efficiency counts; None in older records."""
+
+    @property
+    def spent(self) -> float:
+        """FLOPs spent on the rung itself: training, Fisher and subspace."""
+        return self.train + self.fisher + self.subspace
+
+    @property
+    def lineage(self) -> float:
+        """All FLOPs that went into its weights: its own and its ancestors'."""
+        return float(self.spent + self.inherited)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungParameters(Record):
+    """A rung's parameters, tied ones counted once."""
+
+    total: Count
+    """All of them."""
+
+    non_embedding: Count
+    """Without the embeddings."""
+
+    scaling: Count
+    """Those that nanochat's scaling counts: the matrices and the head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginRecord(Record):
     """The model trained elsewhere that a ladder began with."""
 
     name: str
@@ -58,7 +177,16 @@ class TakenFrom:
     commit: str | None
     """The commit on the Hub."""
 
-    flops: float
+    rung: str | None = None
+    """The rung's name in its own ladder; None for a checkpoint that no ladder trained."""
+
+    tokens: Count = 0
+    """Tokens it was trained on; 0 where that is not recorded."""
+
+    bits_per_byte: Amount | None = None
+    """What its own record says; None without one."""
+
+    flops: Amount
     """All FLOPs that went into it, as far as they are recorded."""
 
     is_complete: bool
@@ -66,7 +194,30 @@ class TakenFrom:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoreScore:
+class CoreTask(Record):
+    """The result on one task of CORE."""
+
+    label: str
+    """The task."""
+
+    examples: Count | None = None
+    """How many were asked."""
+
+    accuracy: Amount | None = None
+    """Share of right answers."""
+
+    standard_error: Amount | None = None
+    """Of the accuracy."""
+
+    centred: float
+    """Accuracy on a scale where a random guess is 0."""
+
+    centred_standard_error: Amount
+    """Of the centred accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreScore(Record):
     """A result on CORE, or on the tasks of it that had data."""
 
     name: str
@@ -75,133 +226,273 @@ class CoreScore:
     score: float
     """Mean centred accuracy."""
 
-    standard_error: float
+    standard_error: Amount
     """Of the score."""
 
-    tasks: Mapping[str, tuple[float, float]]
-    """Centred accuracy and its standard error, by task."""
+    tasks: tuple[CoreTask, ...]
+    """The tasks that had data."""
+
+    @property
+    def by_task(self) -> dict[str, tuple[float, float]]:
+        """Centred accuracy and its standard error, by task."""
+        return {task.label: (task.centred, task.centred_standard_error) for task in self.tasks}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Throughput:
-    """How fast a rung trained, evaluations and saving left out."""
+class LogitComparison(Record):
+    """How a grown, untrained rung's logits compare with its parent's."""
 
-    tokens_per_second: float
-    """Training tokens per second, over all processes."""
+    max_abs_logit_diff: Amount
+    """Largest |Δlogit|."""
 
-    mfu: float | None
-    """Model FLOPs utilisation: the share of the devices' peak; None where that is not known."""
+    max_abs_logit: Amount
+    """Largest |logit|."""
 
-    device: str
-    """What one process computed on, by its driver's name."""
+    kl: float
+    """Mean Kullback-Leibler divergence of the two predictions, in nats."""
 
-    processes: int
-    """Processes that trained together."""
+    tolerance: Amount | None = None
+    """Largest |Δlogit|, in units of the largest |logit|, that counts as rounding."""
 
-    seconds: Mapping[str, float]
-    """Seconds of training, of evaluation and of saving; of a run that was continued, since then."""
+    dtype: str
+    """Of the arithmetic."""
+
+    sequences: Count
+    """Sequences of random tokens that were compared."""
+
+    length: Count
+    """Tokens of each."""
+
+    preserved: bool
+    """Whether the logits agree within the tolerance."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
-    """One trained model of the ladder."""
+class GrowthRecord(Record):
+    """How a rung was grown from its parent."""
 
-    index: int
+    format: int = 1
+    """The layout's version."""
+
+    version: str | None = None
+    """This package's version."""
+
+    source: dict[str, Any] = field(default_factory=dict)
+    """The parent: name, revision and files."""
+
+    target: dict[str, Any] = field(default_factory=dict)
+    """What was asked for."""
+
+    method: str
+    """The growth method."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """The method's options."""
+
+    seed: int | None = None
+    """Seed of the new entries."""
+
+    preserves_function: bool = True
+    """Whether the method keeps the parent's function by construction."""
+
+    plan: dict[str, Any] = field(default_factory=dict)
+    """What was done to the tensors."""
+
+    verification: LogitComparison | None = None
+    """What was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Record):
+    """How Fisher information or a subspace was estimated of a rung for its successor; `others` says more."""
+
+    flops: Amount
+    """FLOPs spent on it."""
+
+    sequences: Count = 0
+    """Sequences read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FisherEstimate(Estimate):
+    """How Fisher information was estimated."""
+
+    kind: str
+    """Empirical, or with labels sampled from the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubspaceEstimate(Estimate):
+    """How a subspace was learned."""
+
+    source: str
+    """From weights, gradients or activations."""
+
+    energy: float | None = None
+    """Share of the spectrum's energy that it holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimates(Record):
+    """What was estimated of a rung for its successor; what was not has no key in the file."""
+
+    fisher: FisherEstimate | None = None
+    """Fisher information."""
+
+    subspace: SubspaceEstimate | None = None
+    """Output subspaces."""
+
+    @property
+    def flops(self) -> float:
+        """FLOPs spent on both."""
+        return sum(estimate.flops for estimate in (self.fisher, self.subspace) if estimate is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_dict().items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyRecord(Estimates):
+    """The inheritance penalty that a rung was trained with, and the estimates of its parent that it rests on."""
+
+    ewc_lambda: Amount
+    """λ, the weight of the Fisher term."""
+
+    gamma: Amount
+    """γ, the weight of the subspace term."""
+
+    schedule: str
+    """How the weights go on over the training."""
+
+    until: Amount
+    """The share of the steps at which they are 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungRecord(Record):
+    """One trained model of a ladder. FLOPs are the rung's own unless the key says `inherited`."""
+
+    format: Literal[1] = FORMAT
+    """The layout's version."""
+
+    index: Count
     """Place in the ladder, from 0."""
 
     name: str
     """The rung's name, which is its folder's too."""
 
     parent: str | None
-    """The rung it was grown from; None for the first, which was trained from nothing or taken over."""
+    """The rung it was grown from; None for the first, which was trained from scratch or elsewhere."""
 
-    origin: TakenFrom | None = None
+    origin: OriginRecord | None = None
     """The model trained elsewhere that it is; None for a rung that was trained here."""
+
+    family: str = ""
+    """Its `model_type`."""
+
+    config: dict[str, Any]
+    """The model's configuration, as in its config.json."""
+
+    parameters: RungParameters
+    """Its parameters."""
+
+    tokens: Count
+    """Tokens trained on; 0 where that is not recorded."""
+
+    cold_tokens: Count
+    """Tokens of a full budget from scratch; 0 where that is not known."""
+
+    tokens_per_parameter: Amount
+    """Tokens trained on per parameter of the budget."""
+
+    data: DataUse
+    """What it trained on."""
+
+    flops: RungFlops
+    """FLOPs by what they were spent on."""
 
     lineage_complete: bool = True
     """Whether all FLOPs that went into it and its ancestors are recorded."""
 
-    layers: int | None
-    """Layers; None where the configuration does not tell."""
-
-    width: int | None
-    """Width of the residual stream; None where the configuration does not tell."""
-
-    parameters: int
-    """Distinct parameters."""
-
-    tokens: int
-    """Tokens trained on."""
-
-    tokens_per_parameter: float
-    """Tokens trained on per parameter of the budget."""
-
-    cold_tokens: int
-    """Tokens of a full cold budget."""
-
-    flops_per_token: float
-    """Training FLOPs per token."""
-
-    train_flops: float
-    """FLOPs of the rung's own training."""
-
-    fisher_flops: float
-    """FLOPs of estimating the parent's Fisher information."""
-
-    subspace_flops: float
-    """FLOPs of learning the parent's subspace."""
-
-    bits_per_byte: float
+    bits_per_byte: Amount
     """Final validation bits per byte."""
 
-    curve: tuple[Evaluation, ...]
-    """Evaluations in the order of training."""
+    loss: float | None = None
+    """Final validation loss, in nats per token."""
 
-    training_log: tuple[Mapping[str, float], ...]
-    """Logged steps: `step` and whatever numbers the trainer logged there."""
+    core: CoreScore | None = None
+    """Its result on CORE; None if it was not evaluated."""
+
+    curve: tuple[CurvePoint, ...]
+    """Validations in the order of training."""
+
+    training_log: tuple[dict[str, float | None], ...] = ()
+    """Logged steps: `step` and whatever the trainer logged there; None for what was not finite."""
+
+    computed_in: dict[str, Any] = field(default_factory=dict)
+    """Precision, compiled or not, TF32 or not, and kind of attention."""
 
     cold: Baseline | None
-    """The baseline; None if none was trained."""
+    """Its baseline; None if none was trained."""
 
-    flops_to_match: float | None
+    flops_to_match: Amount | None
     """Own FLOPs at which the curve first reaches the baseline's final bits per byte; None if it does not."""
 
-    gap: float | None
+    gap_bits_per_byte: float | None
     """Final bits per byte less the baseline's: negative if the rung ended better."""
 
     saving: float | None
     """1 − flops_to_match / the baseline's FLOPs."""
 
     eta: float | None
-    """Transfer efficiency, as `evaluation.matching.transfer_efficiency` defines it; None where it is not known what
-    went into the parent."""
+    """Transfer efficiency (see `matching.transfer_efficiency`); None where it is not known what went into the
+    parent."""
 
-    parent_share: float | None
-    """The parent's full cold budget over the rung's own, in FLOPs."""
+    c_parent_over_c_cold: Amount | None
+    """The parent's full budget from scratch over the rung's own, in FLOPs."""
 
-    max_abs_logit_diff: float | None
+    cold_flops: Amount | None = None
+    """FLOPs of the full budget from scratch, as planned; None where that is not known (see `cold_cost`)."""
+
+    max_abs_logit_diff: Amount | None
     """Largest |Δlogit| between the parent and the grown, untrained rung."""
 
-    max_abs_logit: float | None
+    max_abs_logit: Amount | None
     """Largest |logit| in that comparison."""
 
-    phi: Mapping[str, Any] | None
-    """The inheritance penalty's settings; None without one."""
+    growth: GrowthRecord | None = None
+    """How it was grown; None for the first rung."""
 
-    data: DataUse
-    """What it trained on."""
+    estimates: Estimates = field(default_factory=Estimates)
+    """What was estimated of it for its successor."""
 
-    core: CoreScore | None = None
-    """Its result on CORE; None if it was not evaluated."""
-
-    evaluation_flops: float | None = None
-    """FLOPs of validating while it trained, which `flops` leaves out; None in older records."""
+    phi: PenaltyRecord | None
+    """The inheritance penalty; None without one."""
 
     throughput: Throughput | None = None
-    """How fast it trained; None where the record does not say, or where it was trained elsewhere."""
+    """How fast it trained; None in older records, and for a rung that was trained elsewhere."""
 
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: dict[str, Amount] = field(default_factory=dict)
     """Wall-clock seconds by step of the work."""
+
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Versions and machine."""
+
+    def __post_init__(self) -> None:
+        check_curve(self.curve)
+
+    @property
+    def layers(self) -> int | None:
+        """Layers; None where the configuration does not tell."""
+        return self._size(_LAYER_FIELDS)
+
+    @property
+    def width(self) -> int | None:
+        """Width of the residual stream; None where the configuration does not tell."""
+        return self._size(_WIDTH_FIELDS)
+
+    def _size(self, names: Sequence[str]) -> int | None:
+        return next((self.config[name] for name in names if isinstance(self.config.get(name), int)), None)
 
     @property
     def grown(self) -> bool:
@@ -214,70 +505,46 @@ class Rung:
         return f"{self.parent} → {self.name}" if self.grown else self.name
 
     @property
-    def flops(self) -> float:
-        """FLOPs spent on the rung itself: training, Fisher and subspace."""
-        return self.train_flops + self.fisher_flops + self.subspace_flops
+    def speed(self) -> Throughput | None:
+        """How fast it trained; None where no rate was measured."""
+        return self.throughput if self.throughput and self.throughput.tokens_per_second is not None else None
 
     @property
-    def cold_flops(self) -> float:
-        """FLOPs of the full cold budget: the baseline's, the first rung's own, or else as planned; 0 if not known."""
+    def cold_cost(self) -> float:
+        """FLOPs from scratch on the full budget: the baseline's, the first rung's own, or as planned; 0 if unknown."""
         if self.cold is not None:
             return self.cold.flops
-        return self.cold_tokens * self.flops_per_token if self.grown or self.origin else self.train_flops
+        return self.cold_tokens * self.flops.per_token if self.grown or self.origin else self.flops.train
 
     @property
     def cold_is_planned(self) -> bool:
-        """Whether `cold_flops` is a plan, because no baseline was trained."""
+        """Whether `cold_cost` is a plan, because no baseline was trained."""
         if self.origin is not None:
-            return self.cold_is_known and not math.isclose(self.train_flops, self.cold_flops)
+            return self.cold_is_known and not math.isclose(self.flops.train, self.cold_cost)
         return self.grown and self.cold is None
 
     @property
     def cold_is_known(self) -> bool:
-        """Whether `cold_flops` is known; it is not of a model of which no record tells the budget."""
+        """Whether `cold_cost` is known; it is not of a model of which no record tells the budget."""
         return self.origin is None or self.cold_tokens > 0
 
+    def with_baseline(self, cold: Baseline, parent: "RungRecord") -> "RungRecord":
+        """Return the record with its baseline in it, and what inheritance saved.
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run folder's records."""
-
-    name: str
-    """The ladder's name."""
-
-    family: str
-    """The `model_type` of its models."""
-
-    created: str | None
-    """When the run began; None where the record does not say."""
-
-    seed: int
-    """The one seed of all its rungs."""
-
-    planned: tuple[str, ...]
-    """Names of all rungs, in order."""
-
-    rungs: tuple[Rung, ...]
-    """The finished rungs, in order."""
-
-    config: Mapping[str, Any]
-    """The ladder's configuration."""
-
-    environment: Mapping[str, Any]
-    """Versions and machine."""
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Names of the planned rungs that are not finished."""
-        finished = {rung.name for rung in self.rungs}
-        return tuple(name for name in self.planned if name not in finished)
-
-    @property
-    def pending_baselines(self) -> tuple[str, ...]:
-        """Names of finished, grown rungs whose baseline the configuration asks for and no record holds yet."""
-        asked = self.config.get("cold", "none")
-        return tuple(
-            rung.name
-            for rung in self.rungs
-            if rung.grown and rung.cold_is_planned and (asked == "all" or rung.name in asked)
+        `flops_to_match`, `saving` and `eta` stay None where the rung did not reach its baseline's final bits per byte;
+        `eta` does too where what went into the parent is not known.
+        """
+        found = flops_to_match(self.curve, cold.bits_per_byte)
+        share = eta = None
+        if found is not None:
+            share = saving(child_flops=found, cold_flops=cold.flops)
+        if found is not None and parent.lineage_complete:
+            eta = transfer_efficiency(child_flops=found, cold_flops=cold.flops, lineage_flops=parent.flops.lineage)
+        return dataclasses.replace(
+            self,
+            cold=cold,
+            gap_bits_per_byte=self.bits_per_byte - cold.bits_per_byte,
+            flops_to_match=found,
+            saving=share,
+            eta=eta,
         )

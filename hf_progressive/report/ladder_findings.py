@@ -6,8 +6,9 @@ The sentences come from the records alone. A run has one seed, so none of them g
 from collections.abc import Sequence
 
 from hf_progressive.records.family import FamilyTotals, family_totals
+from hf_progressive.records.ladder import Run
 from hf_progressive.records.matching import crossing_interval
-from hf_progressive.records.rung import Run, Rung
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.findings import Findings, Tile
 from hf_progressive.report.formatting import NOTHING, FlopUnit, decimals, join_names, minus, percent, span
 from hf_progressive.report.ladder_tables import data_repetition, flop_unit
@@ -40,13 +41,15 @@ def find_in_run(run: Run) -> Findings:
 def _unfinished(run: Run) -> str | None:
     parts = []
     if run.missing:
-        parts.append(f"{len(run.rungs)} of {len(run.planned)} rungs are finished, {join_names(run.missing)} not yet")
+        parts.append(
+            f"{len(run.rungs)} of {len(run.ladder.rungs)} rungs are finished, {join_names(run.missing)} not yet"
+        )
     if run.pending_baselines:
         parts.append(f"still to be trained from scratch: {join_names(run.pending_baselines)}")
     return f"This run is not finished: {'; '.join(parts)}." if parts else None
 
 
-def _answer(grown: Sequence[Rung], totals: FamilyTotals, unit: FlopUnit) -> tuple[str, str]:
+def _answer(grown: Sequence[RungRecord], totals: FamilyTotals, unit: FlopUnit) -> tuple[str, str]:
     compared = [rung for rung in grown if rung.cold is not None]
     if totals.inherited_to_match is not None and totals.saving is not None:
         return _family_answer(totals, totals.inherited_to_match, totals.saving, unit)
@@ -87,7 +90,7 @@ def _planned(totals: FamilyTotals) -> str:
     return " (partly as planned, not as trained)" if totals.planned_cold else ""
 
 
-def _outcomes(compared: Sequence[Rung]) -> list[str]:
+def _outcomes(compared: Sequence[RungRecord]) -> list[str]:
     sentences = []
     matched = [rung for rung in compared if rung.saving is not None]
     short = [rung for rung in compared if rung.flops_to_match is None]
@@ -96,8 +99,9 @@ def _outcomes(compared: Sequence[Rung]) -> list[str]:
         names = join_names([rung.name for rung in matched])
         sentences.append(f"{names} matched at {shares} of the baseline's FLOPs.")
     if short:
-        gaps = span([rung.gap for rung in short if rung.gap is not None], lambda gap: decimals(gap, 4))
-        shares = span([rung.flops / rung.cold_flops for rung in short], percent)
+        missing = [rung.gap_bits_per_byte for rung in short if rung.gap_bits_per_byte is not None]
+        gaps = span(missing, lambda gap: decimals(gap, 4))
+        shares = span([rung.flops.spent / rung.cold_cost for rung in short], percent)
         names = join_names([rung.name for rung in short])
         sentences.append(f"{names} ended {gaps} bits per byte short, after {shares} of the baseline's FLOPs.")
     return sentences
@@ -137,8 +141,8 @@ def _tiles(totals: FamilyTotals, unit: FlopUnit) -> tuple[Tile, ...]:
     )
 
 
-def _certainty(run: Run, grown: Sequence[Rung]) -> tuple[str, ...]:
-    sentences = [f"One seed ({run.seed}): each figure is a single measurement, and no interval is given."]
+def _certainty(run: Run, grown: Sequence[RungRecord]) -> tuple[str, ...]:
+    sentences = [f"One seed ({run.ladder.seed}): each figure is a single measurement, and no interval is given."]
     grid = [share for rung in grown if (share := _grid(rung)) is not None]
     if grid:
         sentences.append(
@@ -155,17 +159,16 @@ def _certainty(run: Run, grown: Sequence[Rung]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _grid(rung: Rung) -> float | None:
+def _grid(rung: RungRecord) -> float | None:
     # The distance of the two evaluations around a crossing, as a share of the baseline's FLOPs.
     if rung.cold is None or rung.flops_to_match is None:
         return None
-    curve = [{"flops": point.flops, "bits_per_byte": point.bits_per_byte} for point in rung.curve]
-    interval = crossing_interval(curve, rung.cold.bits_per_byte)
-    return None if interval is None else (interval[1]["flops"] - interval[0]["flops"]) / rung.cold.flops
+    interval = crossing_interval(rung.curve, rung.cold.bits_per_byte)
+    return None if interval is None else (interval[1].flops - interval[0].flops) / rung.cold.flops
 
 
 def _learning_rates(run: Run) -> str | None:
-    training = run.config.get("training", {})
+    training = run.ladder.config.get("training", {})
     cold = training.get("learning_rate")
     if cold is None:
         return None

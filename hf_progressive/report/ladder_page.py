@@ -1,12 +1,11 @@
 """The report of a run: a page to look at, the same in Markdown, and the figures as PNG."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from hf_progressive.records.reading import read_run
-from hf_progressive.records.rung import Run, Rung
+from hf_progressive.records.ladder import Run, read_run
+from hf_progressive.records.rung import PenaltyRecord, RungRecord
 from hf_progressive.report.figures.costs import draw_costs
 from hf_progressive.report.figures.curves import draw_curves
 from hf_progressive.report.figures.overview import draw_overview
@@ -24,15 +23,15 @@ def write_ladder_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     """Write the report of a run folder, finished or not, from its records."""
     folder = Path(run_dir)
     run = read_run(folder)
-    findings, rungs, facts = find_in_run(run), run.rungs, [run.family, f"{len(run.planned)} rungs", f"seed {run.seed}"]
+    findings, ladder, rungs = find_in_run(run), run.ladder, run.rungs
     answer = overview = None
     if any(rung.grown for rung in rungs):
         answer = Section(title="The family, counted four ways", table=totals_table(rungs))
-        caption = f"{run.name}: {run.family}, {len(rungs)} rungs on {rungs[0].data.source}, one seed"
+        caption = f"{ladder.name}: {ladder.family}, {len(rungs)} rungs on {rungs[0].data.source}, one seed"
         overview = Plot(name="overview", figure=draw_overview(rungs, findings.headline, caption))
     page = Page(
-        name=run.name,
-        facts=(*facts, *([] if run.created is None else [run.created[:10]])),
+        name=ladder.name,
+        facts=(ladder.family, f"{len(ladder.rungs)} rungs", f"seed {ladder.seed}"),
         findings=findings,
         answer=answer,
         sections=(
@@ -46,7 +45,7 @@ def write_ladder_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     return write_page(page, folder, "report")
 
 
-def _results(rungs: Sequence[Rung]) -> Iterator[Section]:
+def _results(rungs: Sequence[RungRecord]) -> Iterator[Section]:
     # Whatever the records allow to show.
     grown = any(rung.grown for rung in rungs)
     if grown:
@@ -76,10 +75,10 @@ def _results(rungs: Sequence[Rung]) -> Iterator[Section]:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    settings = {"family": run.family, "seed": str(run.seed)}
+    settings = {"family": run.ladder.family, "seed": str(run.ladder.seed)}
     if run.rungs:
         settings["corpus"] = run.rungs[0].data.source
-    training = run.config.get("training", {})
+    training = run.ladder.config.get("training", {})
     names = (
         ("tokens_per_parameter", "tokens per parameter, cold"),
         ("inherited_fraction", "share of it for grown rungs"),
@@ -92,19 +91,16 @@ def _settings(run: Run) -> dict[str, str]:
         value = training.get(key)
         if isinstance(value, int | float):
             settings[title] = f"{value:,}" if isinstance(value, int) else f"{value:g}"
-    settings["growth"] = str(run.config.get("growth", {}).get("method", NOTHING))
+    settings["growth"] = str(run.ladder.config.get("growth", {}).get("method", NOTHING))
     settings["penalty Φ"] = next((_penalty(rung.phi) for rung in run.rungs if rung.phi is not None), "none")
-    return settings | {key.replace("_", " "): str(value) for key, value in run.environment.items()}
+    return settings | {key.replace("_", " "): str(value) for key, value in run.ladder.environment.items()}
 
 
-def _penalty(phi: Mapping[str, Any]) -> str:
-    return (
-        f"λ {phi.get('ewc_lambda', 0):g}, γ {phi.get('gamma', 0):g}, {phi.get('schedule', 'constant')}, "
-        f"until {phi.get('until', 1):g} of the steps"
-    )
+def _penalty(phi: PenaltyRecord) -> str:
+    return f"λ {phi.ewc_lambda:g}, γ {phi.gamma:g}, {phi.schedule}, until {phi.until:g} of the steps"
 
 
-def _times(rungs: Sequence[Rung], plan: Path) -> Iterator[Section]:
+def _times(rungs: Sequence[RungRecord], plan: Path) -> Iterator[Section]:
     steps = tuple(dict.fromkeys(step for rung in rungs for step in rung.seconds))
     if rungs:
         rows = tuple(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hf_progressive.records.family import Count, Part, count_four_ways
-from hf_progressive.records.rung import Rung
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, minus, percent, signed, small
 from hf_progressive.report.table import Table
 
@@ -14,12 +14,12 @@ AT_LEAST = "≥ "
 """Marks a sum that lacks what is not known of a model trained elsewhere."""
 
 
-def flop_unit(rungs: Sequence[Rung]) -> FlopUnit:
+def flop_unit(rungs: Sequence[RungRecord]) -> FlopUnit:
     """Return the unit for all FLOPs of a run, which suits its dearest rung."""
-    return FlopUnit.for_values(max(rung.cold_flops, rung.flops) for rung in rungs)
+    return FlopUnit.for_values(max(rung.cold_cost, rung.flops.spent) for rung in rungs)
 
 
-def rung_table(rungs: Sequence[Rung]) -> Table:
+def rung_table(rungs: Sequence[RungRecord]) -> Table:
     """Lay out what was measured on every rung, a row each."""
     unit = flop_unit(rungs)
     return Table(
@@ -35,40 +35,40 @@ def rung_table(rungs: Sequence[Rung]) -> Table:
     )
 
 
-def _rung_row(rung: Rung, unit: FlopUnit) -> tuple[str, ...]:
+def _rung_row(rung: RungRecord, unit: FlopUnit) -> tuple[str, ...]:
     return (
         rung.name,
         rung.parent or NOTHING,
         f"{rung.layers or '?'}×{rung.width or '?'}",
-        count(rung.parameters),
+        count(rung.parameters.total),
         f"{rung.tokens_per_parameter:.2f}" if rung.tokens else NOTHING,
         NOTHING if rung.max_abs_logit_diff is None else small(rung.max_abs_logit_diff),
         f"{rung.bits_per_byte:.4f}",
         decimals(None if rung.cold is None else rung.cold.bits_per_byte, 4),
-        NOTHING if rung.gap is None else signed(rung.gap),
+        NOTHING if rung.gap_bits_per_byte is None else signed(rung.gap_bits_per_byte),
         spent(rung, unit),
         _to_match(rung, unit),
-        unit.number(rung.cold_flops) + PLANNED * rung.cold_is_planned if rung.cold_is_known else NOTHING,
+        unit.number(rung.cold_cost) + PLANNED * rung.cold_is_planned if rung.cold_is_known else NOTHING,
         NOTHING if rung.saving is None else percent(rung.saving),
         decimals(rung.eta),
-        decimals(rung.parent_share),
+        decimals(rung.c_parent_over_c_cold),
     )
 
 
-def spent(rung: Rung, unit: FlopUnit) -> str:
+def spent(rung: RungRecord, unit: FlopUnit) -> str:
     """Write what was spent on a rung, as a lower bound where it was trained elsewhere and not all is known."""
     if rung.origin is None or rung.origin.is_complete:
-        return unit.number(rung.flops)
-    return AT_LEAST + unit.number(rung.flops) if rung.flops else NOTHING
+        return unit.number(rung.flops.spent)
+    return AT_LEAST + unit.number(rung.flops.spent) if rung.flops.spent else NOTHING
 
 
-def _to_match(rung: Rung, unit: FlopUnit) -> str:
+def _to_match(rung: RungRecord, unit: FlopUnit) -> str:
     if rung.flops_to_match is not None:
         return unit.number(rung.flops_to_match)
     return NOTHING if rung.cold is None else "not matched"
 
 
-def totals_table(rungs: Sequence[Rung]) -> Table:
+def totals_table(rungs: Sequence[RungRecord]) -> Table:
     """Lay out what the family of one rung or more costs, a row for each way of counting."""
     counts, unit, spent = count_four_ways(rungs), flop_unit(rungs), validation_flops(rungs)
     rows = [_totals_row(count, counts[0], counts[-1], unit) for count in counts]
@@ -92,7 +92,7 @@ def _totals_row(count: Count, all_cold: Count, last_alone: Count, unit: FlopUnit
     )
 
 
-def validation_flops(rungs: Sequence[Rung]) -> dict[str, tuple[float, float]] | None:
+def validation_flops(rungs: Sequence[RungRecord]) -> dict[str, tuple[float, float]] | None:
     """Add up what validating took.
 
     Returns:
@@ -102,7 +102,7 @@ def validation_flops(rungs: Sequence[Rung]) -> dict[str, tuple[float, float]] | 
     sums = {"grown": (0.0, 0.0), "from scratch": (0.0, 0.0)}
     for rung in rungs:
         side = "grown" if rung.grown else "from scratch"
-        runs = [] if rung.origin is not None else [(side, rung.evaluation_flops, rung.train_flops)]
+        runs = [] if rung.origin is not None else [(side, rung.flops.evaluation, rung.flops.train)]
         if rung.cold is not None:
             runs.append(("from scratch", rung.cold.evaluation_flops, rung.cold.flops))
         for name, validating, training in runs:
@@ -112,7 +112,7 @@ def validation_flops(rungs: Sequence[Rung]) -> dict[str, tuple[float, float]] | 
     return {name: pair for name, pair in sums.items() if pair[1]}
 
 
-def core_table(rungs: Sequence[Rung]) -> Table | None:
+def core_table(rungs: Sequence[RungRecord]) -> Table | None:
     """Lay out what the rungs reach on CORE, with standard errors.
 
     Returns:
@@ -127,8 +127,8 @@ def core_table(rungs: Sequence[Rung]) -> Table | None:
         known = [rung.core if rung.core and rung.core.name == name else None for rung in rungs]
         pairs = (None if core is None else (core.score, core.standard_error) for core in known)
         rows.append((name, *map(_with_error, pairs)))
-    for label in dict.fromkeys(label for score in scores for label in score.tasks):
-        found = (None if rung.core is None else rung.core.tasks.get(label) for rung in rungs)
+    for label in dict.fromkeys(label for score in scores for label in score.by_task):
+        found = (None if rung.core is None else rung.core.by_task.get(label) for rung in rungs)
         rows.append((label, *map(_with_error, found)))
     return Table(header=("centred accuracy", *(rung.name for rung in rungs)), rows=tuple(rows))
 
@@ -137,7 +137,7 @@ def _with_error(measured: tuple[float, float] | None) -> str:
     return NOTHING if measured is None else minus(f"{measured[0]:.3f} ± {measured[1]:.3f}")
 
 
-def table_notes(rungs: Sequence[Rung]) -> list[str]:
+def table_notes(rungs: Sequence[RungRecord]) -> list[str]:
     """Return what must be said under the table: the unit, what is planned, and from where on data repeat."""
     notes = [f"{flop_unit(rungs).definition}; those of Fisher and subspace are counted."]
     planned = [rung.name for rung in rungs if rung.cold_is_planned]
@@ -153,7 +153,7 @@ def table_notes(rungs: Sequence[Rung]) -> list[str]:
     return [*notes, *taken, data_repetition(rungs)]
 
 
-def _origin_note(rung: Rung) -> str:
+def _origin_note(rung: RungRecord) -> str:
     assert rung.origin is not None
     origin, unit = rung.origin, FlopUnit.for_values([rung.origin.flops])
     where = origin.name if origin.commit is None else f"{origin.name} at {origin.commit[:12]}"
@@ -169,7 +169,7 @@ def _origin_note(rung: Rung) -> str:
     return f"{taken}; all {unit.text(origin.flops)} that went into it count as its cost."
 
 
-def data_repetition(rungs: Sequence[Rung]) -> str:
+def data_repetition(rungs: Sequence[RungRecord]) -> str:
     """Say from which epoch on data repeat."""
     for rung in rungs:
         token = rung.data.repeats_from_token
@@ -183,7 +183,7 @@ def data_repetition(rungs: Sequence[Rung]) -> str:
     return "No rung trained on a block of the corpus that it or an earlier rung had read."
 
 
-def results_table(rungs: Sequence[Rung]) -> str:
+def results_table(rungs: Sequence[RungRecord]) -> str:
     """Return the results for the terminal: a row per rung, the family's totals, and what must be said about both."""
     tables = [table.plain() for table in (rung_table(rungs), totals_table(rungs), core_table(rungs)) if table]
     return "\n\n".join([*tables, "\n".join(table_notes(rungs))])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_progressive.records.rung import Rung
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.formatting import NOTHING, FlopUnit, count, duration, percent, significant
 from hf_progressive.report.table import Table
 from hf_progressive.storage import read_json
@@ -20,18 +20,18 @@ def _share(mfu: float | None) -> str:
     return NOTHING if mfu is None else percent(mfu, 1)
 
 
-def speed_table(rungs: Sequence[Rung]) -> Table | None:
+def speed_table(rungs: Sequence[RungRecord]) -> Table | None:
     """Lay out how fast each rung trained whose record has its speed, and on what; None where none has."""
     rows = tuple(
         (
             rung.name,
-            count(round(speed.tokens_per_second)),
+            count(round(speed.rate)),
             _share(speed.mfu),
             *(duration(speed.seconds.get(part, 0.0)) for part in ("training", "evaluation", "saving")),
             speed.device if speed.processes == 1 else f"{speed.processes} × {speed.device}",
         )
         for rung in rungs
-        if (speed := rung.throughput) is not None
+        if (speed := rung.speed) is not None
     )
     header = ("rung", "tokens per second", "of the peak (MFU)", "training", "evaluation", "saving", "on")
     return Table(header=header, rows=rows) if rows else None
@@ -73,13 +73,13 @@ def _price(rung: Mapping[str, Any], mfu: float | None) -> PricedRung:
     )
 
 
-def priced_table(rungs: Sequence[Rung], prices: Mapping[str, PricedRung]) -> Table | None:
+def priced_table(rungs: Sequence[RungRecord], prices: Mapping[str, PricedRung]) -> Table | None:
     """Set what every rung's training was priced at beside what it took: its tokens at its measured speed.
 
     Returns:
         A row per rung that has a price and whose record has its speed; None where there is none.
     """
-    pairs = [(rung, prices[rung.name]) for rung in rungs if rung.throughput is not None and rung.name in prices]
+    pairs = [(rung, prices[rung.name]) for rung in rungs if rung.speed is not None and rung.name in prices]
     if not pairs:
         return None
     unit = FlopUnit.for_values(price.flops for _, price in pairs)
@@ -90,14 +90,14 @@ def priced_table(rungs: Sequence[Rung], prices: Mapping[str, PricedRung]) -> Tab
     )
 
 
-def _priced_row(rung: Rung, price: PricedRung, unit: FlopUnit) -> tuple[str, ...]:
-    speed = rung.throughput
+def _priced_row(rung: RungRecord, price: PricedRung, unit: FlopUnit) -> tuple[str, ...]:
+    speed = rung.speed
     assert speed is not None
-    hours = rung.tokens / speed.tokens_per_second / _SECONDS_PER_HOUR
+    hours = rung.tokens / speed.rate / _SECONDS_PER_HOUR
     return (
         rung.name,
         unit.number(price.flops),
-        unit.number(rung.train_flops),
+        unit.number(rung.flops.train),
         significant(price.hours),
         significant(hours),
         _share(price.mfu),

@@ -55,9 +55,8 @@ def crossing(child: Sequence[Point], target_bits_per_byte: float) -> Crossing:
     0.707107
     """
     ordered = sorted(child, key=lambda point: point.flops)
-    curve = [{"flops": point.flops, "bits_per_byte": point.bits_per_byte} for point in ordered]
     gap = ordered[-1].bits_per_byte - target_bits_per_byte
-    flops = flops_to_match(curve, target_bits_per_byte)
+    flops = flops_to_match(ordered, target_bits_per_byte)
     if flops is None:
         return Crossing(flops=None, reached="no", gap_bits_per_byte=gap)
     at_most = ordered[0].bits_per_byte <= target_bits_per_byte

@@ -6,7 +6,7 @@ from accelerate import PartialState
 
 from hf_progressive.config import RecipeConfig
 from hf_progressive.data import Corpus
-from hf_progressive.ladder.record import environment
+from hf_progressive.records.environment import environment
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.outcome import family_outcome, phi_outcome, rung_outcome
 from hf_progressive.study.plan import StudyPlan

@@ -29,7 +29,7 @@ from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.pricing import LadderPrice
 from hf_progressive.planning.sizing import DIAL_FIELDS
 from hf_progressive.publishing import prepare_publication
-from hf_progressive.records.reading import read_run
+from hf_progressive.records.ladder import read_run
 from hf_progressive.report import results_table, write_report
 from hf_progressive.training.flops import flops_per_token
 

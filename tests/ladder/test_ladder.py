@@ -15,7 +15,7 @@ from hf_progressive.planning.cluster import Cluster
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.pricing import LadderPrice
 from hf_progressive.publishing import prepare_publication
-from hf_progressive.records.reading import read_run
+from hf_progressive.records.ladder import read_run
 
 ROOT = Path(__file__).parents[2]
 

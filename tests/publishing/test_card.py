@@ -196,5 +196,5 @@ def test_lineage_of_the_first_rung(run_dir: Path) -> None:
     lineage = Lineage.read(run_dir / "d4" / "final", "org/d4")
     assert lineage.parent_repo_id is None
     assert lineage.child is not None
-    assert lineage.child["name"] == "d5"
+    assert lineage.child.name == "d5"
     assert [rung.name for rung in lineage.family] == NAMES

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from hf_progressive.records.matching import flops_to_match, saving, transfer_efficiency
+from hf_progressive.records.rung import CurvePoint
 
 SIZES = [("l5w96", 5, 96, 664_320), ("l6w96", 6, 96, 776_064), ("l6w112", 6, 112, 1_022_784)]
 TOKENS_PER_PARAMETER = 6
@@ -122,7 +123,7 @@ def grown_record(parent, name, layers, width, parameters, *, floor, cold=True, f
     }
     if cold:
         baseline = cold_curve(parent["bits_per_byte"] - 0.03, cold_flops, cold_tokens)
-        match = flops_to_match(curve, baseline[-1]["bits_per_byte"])
+        match = flops_to_match([CurvePoint.from_dict(point) for point in curve], baseline[-1]["bits_per_byte"])
         parent_cold = parent["cold_tokens"] * parent["flops"]["per_token"]
         record |= {
             "cold": {
@@ -152,8 +153,8 @@ def phi_settings():
         "gamma": 1e-3,
         "schedule": "linear",
         "until": 0.5,
-        "fisher": {"kind": "empirical", "sequences": 128},
-        "subspace": {"source": "weights", "energy": 0.95},
+        "fisher": {"kind": "empirical", "sequences": 128, "flops": 1.0},
+        "subspace": {"source": "weights", "energy": 0.95, "flops": 1.0},
     }
 
 

@@ -5,26 +5,23 @@ import dataclasses
 import pytest
 
 from hf_progressive.records.family import family_totals
-from hf_progressive.records.rung import Baseline, DataUse, Evaluation, Rung
+from hf_progressive.records.rung import Baseline, CurvePoint, DataUse, RungFlops, RungParameters, RungRecord
 
-POINT = (Evaluation(flops=0.0, bits_per_byte=2.0),)
-FIRST = Rung(
-    **dict.fromkeys(("layers", "width", "flops_to_match", "gap", "saving", "eta", "parent_share", "phi"), None),
+POINT = (CurvePoint(flops=0.0, bits_per_byte=2.0),)
+FIRST = RungRecord(
+    **dict.fromkeys(("flops_to_match", "gap_bits_per_byte", "saving", "eta", "c_parent_over_c_cold", "phi"), None),
     **dict.fromkeys(("max_abs_logit_diff", "max_abs_logit", "cold", "parent"), None),
     index=0,
     name="a",
-    parameters=10,
+    config={},
+    parameters=RungParameters(total=10, non_embedding=8, scaling=9),
     tokens=100,
     tokens_per_parameter=10.0,
     cold_tokens=100,
-    flops_per_token=6.0,
-    train_flops=600.0,
-    fisher_flops=0.0,
-    subspace_flops=0.0,
+    flops=RungFlops(per_token=6.0, train=600.0, fisher=0.0, subspace=0.0),
     bits_per_byte=2.0,
     curve=POINT,
-    training_log=(),
-    data=DataUse(source="x", first_epoch=0, repeats_from_token=None),
+    data=DataUse(source="x", first_block=0, blocks=1, first_epoch=0, repeats_from_token=None),
 )
 
 
@@ -33,14 +30,11 @@ def grown(name, *, train, fisher, subspace, cold=None, to_match=None, eta=None, 
         FIRST,
         name=name,
         parent="a",
-        train_flops=train,
-        fisher_flops=fisher,
-        subspace_flops=subspace,
+        flops=RungFlops(per_token=per_token, train=train, fisher=fisher, subspace=subspace),
         cold=None if cold is None else Baseline(bits_per_byte=1.9, flops=cold, curve=POINT),
         flops_to_match=to_match,
         eta=eta,
         cold_tokens=cold_tokens,
-        flops_per_token=per_token,
     )
 
 

@@ -1,37 +1,56 @@
-"""What a record says inheritance saved, worked out by hand."""
+"""What a record says inheritance saved, worked out by hand; and what it says it ran on."""
 
+import dataclasses
 from importlib import metadata
 
 import pytest
+from family_records import family
 
-from hf_progressive.ladder.record import lineage_flops, matched, own_version
+from hf_progressive.records.environment import own_version
+from hf_progressive.records.rung import Baseline, CurvePoint, RungFlops, RungRecord
 
-PARENT = {"flops": {"train": 60.0, "fisher": 3.0, "subspace": 1.0, "inherited": 36.0}}
-CURVE = [
-    {"flops": 4.0, "bits_per_byte": 3.0},
-    {"flops": 25.0, "bits_per_byte": 2.0},
-    {"flops": 100.0, "bits_per_byte": 1.0},
-]
-COLD = {"bits_per_byte": 1.5, "flops": 200.0}
+CURVE = tuple(CurvePoint(flops=flops, bits_per_byte=bits) for flops, bits in ((4.0, 3.0), (25.0, 2.0), (100.0, 1.0)))
+FIRST, SECOND = (RungRecord.from_dict(record) for record in family(2, without_baseline=(1,)))
+PARENT = dataclasses.replace(
+    FIRST, flops=RungFlops(per_token=1.0, train=60.0, fisher=3.0, subspace=1.0, inherited=36.0)
+)
+CHILD = dataclasses.replace(SECOND, curve=CURVE, bits_per_byte=1.0)
+PHI = {"ewc_lambda": 0.1, "gamma": 0.0, "schedule": "linear", "until": 1.0}
+COLD = Baseline(bits_per_byte=1.5, flops=200.0, curve=CURVE[-1:])
 
 
 def test_lineage_counts_everything_that_went_into_the_weights() -> None:
-    assert lineage_flops(PARENT) == 100.0
+    assert PARENT.flops.lineage == 100.0
 
 
 def test_a_match_is_interpolated_in_log_flops_and_related_to_the_parents_whole_cost() -> None:
-    record = matched({"curve": CURVE, "bits_per_byte": 1.0, "flops_to_match": None}, cold=COLD, parent=PARENT)
-    assert record["flops_to_match"] == pytest.approx(50.0)  # half-way from 25 to 100 on a log scale
-    assert record["saving"] == pytest.approx(0.75)
-    assert record["eta"] == pytest.approx((200 - 50) / 100)
-    assert record["gap_bits_per_byte"] == pytest.approx(-0.5)
+    record = CHILD.with_baseline(COLD, PARENT)
+    assert record.flops_to_match == pytest.approx(50.0)  # half-way from 25 to 100 on a log scale
+    assert record.saving == pytest.approx(0.75)
+    assert record.eta == pytest.approx((200 - 50) / 100)
+    assert record.gap_bits_per_byte == pytest.approx(-0.5)
+
+
+def test_no_eta_where_it_is_not_known_what_went_into_the_parent() -> None:
+    record = CHILD.with_baseline(COLD, dataclasses.replace(PARENT, lineage_complete=False))
+    assert (record.saving, record.eta) == (pytest.approx(0.75), None)
 
 
 def test_no_match_says_by_how_much_it_missed() -> None:
-    empty = {"flops_to_match": None, "saving": None, "eta": None}
-    record = matched({"curve": CURVE[:2], "bits_per_byte": 2.0, **empty}, cold=COLD, parent=PARENT)
-    assert (record["flops_to_match"], record["saving"], record["eta"]) == (None, None, None)
-    assert record["gap_bits_per_byte"] == pytest.approx(0.5)
+    record = dataclasses.replace(CHILD, curve=CURVE[:2], bits_per_byte=2.0).with_baseline(COLD, PARENT)
+    assert (record.flops_to_match, record.saving, record.eta) == (None, None, None)
+    assert record.gap_bits_per_byte == pytest.approx(0.5)
+
+
+def test_a_record_is_written_as_it_was_read() -> None:
+    for written in family(
+        3, origin="taken", phi={"ewc_lambda": 0.1, "gamma": 0.0, "schedule": "linear", "until": 1.0}
+    ):
+        read = RungRecord.from_dict(written).to_dict()
+        assert {key: read[key] for key in ("curve", "tokens", "flops_to_match", "phi", "config")} == {
+            key: written[key] for key in ("curve", "tokens", "flops_to_match", "phi", "config")
+        }
+        assert RungRecord.from_dict(read).to_dict() == read
 
 
 def test_a_checkout_that_is_not_installed_has_a_version_to_record(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from family_facts import family_facts, rung_facts
 from family_records import ORIGINS, Record, family, write_family
 from matplotlib.text import Text
 
-from hf_progressive.records.reading import read_run
+from hf_progressive.records.ladder import read_run
 from hf_progressive.report import write_report
 from hf_progressive.report.figures import style
 from hf_progressive.report.ladder_findings import find_in_run

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hf_progressive.records.family import family_totals
-from hf_progressive.records.reading import read_run
+from hf_progressive.records.ladder import read_run
 from hf_progressive.report.ladder_findings import find_in_run
 
 

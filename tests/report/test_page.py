@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hf_progressive.records.reading import read_run
+from hf_progressive.records.ladder import read_run
 from hf_progressive.report import write_report
 from hf_progressive.report.figures.style import CSS_NAMES
 from hf_progressive.report.ladder_tables import rung_table

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from hf_progressive.records.reading import read_run
+from hf_progressive.records.ladder import read_run
 from hf_progressive.report.figures.costs import draw_costs
 from hf_progressive.report.figures.curves import draw_curves
 from hf_progressive.report.figures.overview import draw_overview
@@ -30,7 +30,8 @@ def long_ladder(rungs, count):
             flops=rung.cold.flops * factor,
             curve=tuple(dataclasses.replace(p, flops=p.flops * factor) for p in rung.cold.curve),
         )
-        return {**point, "cold": cold, "train_flops": rung.train_flops * factor}
+        flops = dataclasses.replace(rung.flops, train=rung.flops.train * factor)
+        return {**point, "cold": cold, "flops": flops}
 
     grown = rungs[1]
     others = [
@@ -59,8 +60,8 @@ def test_bars_are_as_long_as_the_flops(rungs):
     left, right = draw_costs(rungs).axes
     widths = [patch.get_width() * TERA for patch in left.patches]
     for rung in rungs:
-        expected = [rung.cold_flops]
-        expected += [rung.fisher_flops + rung.subspace_flops, rung.train_flops] if rung.grown else []
+        expected = [rung.cold_cost]
+        expected += [rung.flops.fisher + rung.flops.subspace, rung.flops.train] if rung.grown else []
         for flops in expected:
             assert any(width == pytest.approx(flops) for width in widths)
     ends = {}
@@ -68,9 +69,9 @@ def test_bars_are_as_long_as_the_flops(rungs):
         row = round(patch.get_y() + patch.get_height() / 2)
         ends[row] = max(ends.get(row, 0.0), patch.get_x() + patch.get_width())
     cold, trained, to_match, alone = (ends[row] * TERA for row in range(4))
-    assert cold == pytest.approx(sum(rung.cold_flops for rung in rungs))
-    assert trained == pytest.approx(sum(rung.flops for rung in rungs))
-    assert to_match == pytest.approx(sum(rung.flops for rung in rungs[:-1]) + rungs[-1].flops_to_match)
+    assert cold == pytest.approx(sum(rung.cold_cost for rung in rungs))
+    assert trained == pytest.approx(sum(rung.flops.spent for rung in rungs))
+    assert to_match == pytest.approx(sum(rung.flops.spent for rung in rungs[:-1]) + rungs[-1].flops_to_match)
     assert alone == pytest.approx(rungs[-1].cold.flops)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hf_progressive.records.reading import read_run
+from hf_progressive.records.ladder import read_run
 from hf_progressive.report import write_report
 from hf_progressive.report.speed import priced_table, read_prices, speed_table
 

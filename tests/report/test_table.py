@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hf_progressive.records.reading import read_run
+from hf_progressive.records.ladder import read_run
 from hf_progressive.report import results_table, write_report
 from hf_progressive.report.ladder_tables import core_table, data_repetition, rung_table
 from hf_progressive.report.table import Table
@@ -126,7 +126,8 @@ def test_validation_is_stated_beside_what_is_compared(run, records):
     assert f"Validation, {100 * spent / training:.1f} % on top of all training" in text
     assert "3.0 % on models grown" in text
     assert "is not counted on either side" in text
-    older = [*rungs[:-1], dataclasses.replace(rungs[-1], evaluation_flops=None)]
+    flops = dataclasses.replace(rungs[-1].flops, evaluation=None)
+    older = [*rungs[:-1], dataclasses.replace(rungs[-1], flops=flops)]
     assert "counted on either side" not in results_table(older)
     assert "validation on top" not in results_table(older)
 

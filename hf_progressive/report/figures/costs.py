@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_progressive.records.family import count_four_ways
-from hf_progressive.records.rung import Rung
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.figures.style import (
     COLD,
     INHERITED,
@@ -34,7 +34,7 @@ _BAR_STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def draw_costs(rungs: Sequence[Rung]) -> "Figure":
+def draw_costs(rungs: Sequence[RungRecord]) -> "Figure":
     """Draw FLOPs as bars: each rung cold and inherited, and the family counted four ways."""
     unit = flop_unit(rungs)
     height = max(_FAMILY_HEIGHT, 1.1 + 0.62 * len(rungs))
@@ -50,32 +50,32 @@ def draw_costs(rungs: Sequence[Rung]) -> "Figure":
     return figure
 
 
-def _rung_bars(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit) -> None:
+def _rung_bars(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit) -> None:
     for row, rung in enumerate(rungs):
         axes.annotate(rung.name, (0, row - 0.36), xytext=(0, 1), textcoords="offset points", va="bottom", color=INK)
         axes.barh(
-            row - 0.21, rung.cold_flops / unit.size, _BAR, **_BAR_STYLES["planned" if rung.cold_is_planned else "cold"]
+            row - 0.21, rung.cold_cost / unit.size, _BAR, **_BAR_STYLES["planned" if rung.cold_is_planned else "cold"]
         )
         planned = " planned" if rung.cold_is_planned else ""
-        cold = unit.number(rung.cold_flops) + planned if rung.cold_is_known else "not known"
-        _beside(axes, rung.cold_flops / unit.size, row - 0.21, cold)
+        cold = unit.number(rung.cold_cost) + planned if rung.cold_is_known else "not known"
+        _beside(axes, rung.cold_cost / unit.size, row - 0.21, cold)
         if rung.grown:
             _inherited_bar(axes, row + 0.09, rung, unit)
     axes.set_ylim(len(rungs) - 0.6, -0.85)
-    axes.set_xlim(0, 1.28 * max(max(rung.cold_flops, rung.flops) for rung in rungs) / unit.size)
+    axes.set_xlim(0, 1.28 * max(max(rung.cold_cost, rung.flops.spent) for rung in rungs) / unit.size)
     _only_x_axis(axes, unit)
     panel_title(axes, "Each rung")
     _bar_legend(axes, rungs)
 
 
-def _bar_legend(axes: "Axes", rungs: Sequence[Rung]) -> None:
+def _bar_legend(axes: "Axes", rungs: Sequence[RungRecord]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Patch | Line2D] = [Patch(color=COLD, label="cold")]
     if any(rung.grown for rung in rungs):
         handles.append(Patch(color=INHERITED, label="inherited"))
-    if any(rung.fisher_flops + rung.subspace_flops > 0 for rung in rungs):
+    if any(rung.flops.fisher + rung.flops.subspace > 0 for rung in rungs):
         handles.append(Patch(color=OVERHEAD, label="Fisher, subspace"))
     if any(rung.flops_to_match is not None for rung in rungs):
         tick = Line2D([], [], color=INK, marker="|", linestyle="", markersize=8, markeredgewidth=1.6)
@@ -95,21 +95,21 @@ def _bar_legend(axes: "Axes", rungs: Sequence[Rung]) -> None:
     )
 
 
-def _inherited_bar(axes: "Axes", y: float, rung: Rung, unit: FlopUnit) -> None:
-    before = (rung.fisher_flops + rung.subspace_flops) / unit.size
+def _inherited_bar(axes: "Axes", y: float, rung: RungRecord, unit: FlopUnit) -> None:
+    before = (rung.flops.fisher + rung.flops.subspace) / unit.size
     axes.barh(y, before, _BAR, color=OVERHEAD)
-    axes.barh(y, rung.train_flops / unit.size, _BAR, left=before, color=INHERITED)
-    text = unit.number(rung.flops)
+    axes.barh(y, rung.flops.train / unit.size, _BAR, left=before, color=INHERITED)
+    text = unit.number(rung.flops.spent)
     if rung.flops_to_match is not None:
         place = rung.flops_to_match / unit.size
         axes.vlines(place, y - _BAR / 2 - 0.05, y + _BAR / 2 + 0.05, color=INK, linewidth=1.8)
         text += f", matches at {unit.number(rung.flops_to_match)}"
     elif rung.cold is not None:
         text += ", not matched"
-    _beside(axes, rung.flops / unit.size, y, text)
+    _beside(axes, rung.flops.spent / unit.size, y, text)
 
 
-def draw_family(axes: "Axes", rungs: Sequence[Rung], unit: FlopUnit, inches: float) -> None:
+def draw_family(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit, inches: float) -> None:
     """Draw what the family costs, counted four ways, as bars stacked by rung.
 
     Args:

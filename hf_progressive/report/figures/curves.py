@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hf_progressive.records.rung import Evaluation, Rung
+from hf_progressive.records.rung import CurvePoint, RungRecord
 from hf_progressive.report.figures.style import (
     COLD,
     DASHED,
@@ -28,7 +28,7 @@ BITS_PER_BYTE = "validation bits per byte"
 _LABEL_DISTANCE = 0.15  # between the labels of two line ends, as a share of the panel's height
 
 
-def draw_curves(rungs: Sequence[Rung]) -> "Figure":
+def draw_curves(rungs: Sequence[RungRecord]) -> "Figure":
     """Draw validation bits per byte against FLOPs, a panel per rung."""
     unit = flop_unit(rungs)
     with figure_style():
@@ -38,7 +38,7 @@ def draw_curves(rungs: Sequence[Rung]) -> "Figure":
     return figure
 
 
-def draw_curve_panel(axes: "Axes", rung: Rung, unit: FlopUnit) -> None:
+def draw_curve_panel(axes: "Axes", rung: RungRecord, unit: FlopUnit) -> None:
     """Draw one rung's curve, and its baseline's, with the place where they match."""
     cold = rung.cold.curve if rung.cold else () if rung.grown else rung.curve
     inherited = rung.curve if rung.grown else ()
@@ -65,7 +65,7 @@ def draw_curve_panel(axes: "Axes", rung: Rung, unit: FlopUnit) -> None:
     axes.set_xlabel(f"FLOPs spent on this rung ({unit.name})")
 
 
-def _visible_range(cold: Sequence[Evaluation], inherited: Sequence[Evaluation]) -> tuple[float, float]:
+def _visible_range(cold: Sequence[CurvePoint], inherited: Sequence[CurvePoint]) -> tuple[float, float]:
     # All of the grown curve, and the later part of the cold one.
     bottom = min(point.bits_per_byte for point in (*cold, *inherited))
     late = [point.bits_per_byte for point in cold[len(cold) // 4 :]]
@@ -76,7 +76,7 @@ def _visible_range(cold: Sequence[Evaluation], inherited: Sequence[Evaluation]) 
     return bottom - 0.12 * height, top + 0.05 * height
 
 
-def _mark_crossing(axes: "Axes", rung: Rung, target: float, unit: FlopUnit) -> None:
+def _mark_crossing(axes: "Axes", rung: RungRecord, target: float, unit: FlopUnit) -> None:
     if rung.flops_to_match is None:
         return
     place = rung.flops_to_match / unit.size
@@ -115,7 +115,7 @@ def _label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
         )
 
 
-def _verdict(rung: Rung) -> str:
+def _verdict(rung: RungRecord) -> str:
     if rung.origin is not None:
         return f"taken from {rung.origin.name}"
     if not rung.grown:
@@ -123,6 +123,6 @@ def _verdict(rung: Rung) -> str:
     if rung.cold is None:
         return "no baseline trained"
     if rung.saving is None:
-        return f"not matched, {rung.gap or 0:.4f} bits per byte short"
+        return f"not matched, {rung.gap_bits_per_byte or 0:.4f} bits per byte short"
     saved = f"saves {percent(rung.saving)}" if rung.saving >= 0 else f"costs {percent(-rung.saving)} more"
     return saved if rung.eta is None else f"{saved}, η {decimals(rung.eta)}"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hf_progressive.records.rung import Rung
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.figures.costs import draw_family
 from hf_progressive.report.figures.curves import BITS_PER_BYTE, draw_curve_panel
 from hf_progressive.report.figures.style import INK, MUTED, WIDTH, figure_style, new_figure
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _CURVES = 2  # panels beside the totals
 
 
-def draw_overview(rungs: Sequence[Rung], headline: str, caption: str) -> "Figure":
+def draw_overview(rungs: Sequence[RungRecord], headline: str, caption: str) -> "Figure":
     """Draw the family's totals and the last grown rungs' curves, between a headline and a caption."""
     unit = flop_unit(rungs)
     shown = [rung for rung in rungs if rung.grown][-_CURVES:]

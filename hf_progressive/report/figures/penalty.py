@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hf_progressive.records.rung import Rung
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.figures.style import INHERITED, SECOND_TERM, figure_style, panel_title, panels
 
 if TYPE_CHECKING:
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def penalized(rungs: Sequence[Rung]) -> list[Rung]:
+def penalized(rungs: Sequence[RungRecord]) -> list[RungRecord]:
     """Return the rungs whose training log holds parts of the inheritance penalty."""
     return [rung for rung in rungs if any(any(_series(rung, key)[1]) for key in ("phi/ewc", "phi/subspace"))]
 
 
-def draw_penalty(rungs: Sequence[Rung]) -> "Figure":
+def draw_penalty(rungs: Sequence[RungRecord]) -> "Figure":
     """Draw the parts of Φ, and λ and γ, over the steps of each of the rungs that `penalized` returned."""
     with figure_style():
         figure, grid = panels(len(rungs), 3.9, ("part of the loss (nats)", "share of\nfull weight"), shares=(2, 1))
@@ -26,7 +26,7 @@ def draw_penalty(rungs: Sequence[Rung]) -> "Figure":
     return figure
 
 
-def _penalty_parts(axes: "Axes", rung: Rung) -> None:
+def _penalty_parts(axes: "Axes", rung: RungRecord) -> None:
     for key, colour, name in (("phi/ewc", INHERITED, "λ·EWC"), ("phi/subspace", SECOND_TERM, "γ·subspace")):
         steps, values = _series(rung, key)
         if any(values):
@@ -39,13 +39,14 @@ def _penalty_parts(axes: "Axes", rung: Rung) -> None:
     panel_title(axes, rung.lineage, "the two parts of Φ")
 
 
-def _penalty_weights(axes: "Axes", rung: Rung) -> None:
-    for key, setting, colour, dashes, name in (
-        ("phi/lambda", "ewc_lambda", INHERITED, "-", "λ"),
-        ("phi/gamma", "gamma", SECOND_TERM, (0, (3, 2)), "γ"),
+def _penalty_weights(axes: "Axes", rung: RungRecord) -> None:
+    phi = rung.phi
+    for key, weight, colour, dashes, name in (
+        ("phi/lambda", phi and phi.ewc_lambda, INHERITED, "-", "λ"),
+        ("phi/gamma", phi and phi.gamma, SECOND_TERM, (0, (3, 2)), "γ"),
     ):
         steps, values = _series(rung, key)
-        full = (rung.phi or {}).get(setting) or max(values, default=0.0)
+        full = weight or max(values, default=0.0)
         if full and values:
             shares = [value / full for value in values]
             axes.plot(steps, shares, color=colour, linestyle=dashes, label=f"{name}, of {full:g}")
@@ -57,6 +58,7 @@ def _penalty_weights(axes: "Axes", rung: Rung) -> None:
         axes.legend(labelcolor="linecolor", handlelength=1.4, loc="upper right")
 
 
-def _series(rung: Rung, key: str) -> tuple[list[float], list[float]]:
-    entries = [entry for entry in rung.training_log if key in entry and "step" in entry]
-    return [entry["step"] for entry in entries], [entry[key] for entry in entries]
+def _series(rung: RungRecord, key: str) -> tuple[list[float], list[float]]:
+    pairs = ((entry.get("step"), entry.get(key)) for entry in rung.training_log)
+    known = [(step, value) for step, value in pairs if step is not None and value is not None]
+    return [step for step, _ in known], [value for _, value in known]

@@ -1,0 +1,32 @@
+"""What a run ran on, as its records say."""
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+
+def environment(state: PartialState) -> dict[str, Any]:
+    """Return the versions of the packages that decide results, and the machine."""
+    packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
+    return {
+        "hf_progressive": own_version(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(state.device),
+        "processes": state.num_processes,
+    }
+
+
+def own_version() -> str:
+    """Return this package's version, or that it runs from a checkout that is not installed."""
+    try:
+        return metadata.version("hf-progressive")
+    except metadata.PackageNotFoundError:
+        return "a checkout, not installed"
