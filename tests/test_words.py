@@ -3,10 +3,12 @@
 docs/glossary.md has each word's meaning and, at its end, what the old ones are called now.
 """
 
+import importlib
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,3 +78,26 @@ def test_the_readme_shows_every_folder_of_the_package() -> None:
     shown = re.findall(r"^      (\w+)/ ", text, re.MULTILINE)
     folders = {path.parent.name for path in (ROOT / "hf_progressive").glob("*/__init__.py")}
     assert set(shown) == folders
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a dotted name is a module of the package, or something in one."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        return all((found := getattr(found, part, None)) is not None for part in parts[length:])
+    return False
+
+
+def test_every_dotted_name_in_a_text_exists() -> None:
+    named = {
+        (name, match[0])
+        for name, text in tracked_texts()
+        if name != "CHANGELOG.md" and name.startswith(("hf_progressive/", "docs/", "examples/", "configs/", "README"))
+        for match in re.finditer(r"\bhf_progressive(\.[A-Za-z_]\w*)+", text)
+    }
+    assert len(named) > 50
+    assert [(name, dotted) for name, dotted in sorted(named) if not resolves(dotted)] == []

@@ -1,4 +1,4 @@
-"""Part 2: the training benchmark, whose results are taken over one by one as it writes them."""
+"""Part 2: the training benchmark, whose results are collected one by one as it writes them."""
 
 import subprocess
 import sys

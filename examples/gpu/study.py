@@ -2,7 +2,7 @@
 
 Models are trained from scratch, and inherited: grown in depth, exactly, from a parent half as deep that was trained on
 its own budget. All finish at stated shares of the from-scratch budget of 12 tokens per parameter. Several processes
-share the device. Results are taken over as runs finish, so that the study can end at any moment.
+share the device. Results are collected as runs finish, so that the study can end at any moment.
 """
 
 import argparse
