@@ -220,6 +220,9 @@ def load_study_config(path: str | os.PathLike[str], overrides: Iterable[str] = (
         path: The file, or the name of a configuration that ships with the package.
         overrides: Dotted overrides, `ladder.training.learning_rate=1e-3`, whose values are YAML.
 
+    Returns:
+        The checked configuration, its ladder whole.
+
     Raises:
         FileNotFoundError: There is no such file, or the ladder's `base` is none.
         ValueError: A key is unknown, or a value has the wrong type or range; the message names its dotted path.
