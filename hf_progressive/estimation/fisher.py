@@ -42,13 +42,11 @@ from hf_progressive.estimation.hooks import UnfitLayerError
 from hf_progressive.estimation.likelihood import (
     LabelKind,
     SequenceBatch,
-    forward_logits,
     read_batch,
-    sample_targets,
     sampling_generator,
-    token_nll,
+    target_nll,
 )
-from hf_progressive.estimation.per_sample import PerSequenceSquares
+from hf_progressive.estimation.per_sample import PerSampleSquares
 from hf_progressive.estimation.sharded_sums import sum_over_processes, whole_tensor
 
 logger = logging.getLogger(__name__)
@@ -104,7 +102,7 @@ def estimate_fisher(
     torch.Size([8, 32])
     """
     _check_options(kind, definition, normalize)
-    squares = PerSequenceSquares(model)
+    squares = PerSampleSquares(model)
     if squares.divided and not batched:
         raise ValueError("the model is divided among processes, which needs batched=True; or gather it first")
     reduce = reduce or squares.divided
@@ -127,7 +125,7 @@ def estimate_fisher(
 
 
 def _add_together(
-    squares: PerSequenceSquares,
+    squares: PerSampleSquares,
     batch: SequenceBatch,
     loss: Callable[[SequenceBatch], Tensor],
     generator: torch.Generator,
@@ -180,11 +178,9 @@ def _signed_nll(
     model: nn.Module, batch: SequenceBatch, *, kind: LabelKind, definition: Definition, generator: torch.Generator
 ) -> Tensor:
     """Return the scalar whose gradient, one sequence at a time, is squared."""
-    logits = forward_logits(model, batch)  # (B, T, V)
-    targets = sample_targets(logits, batch.targets, generator) if kind == "true" else batch.targets
-    nll = token_nll(logits, targets)  # (B, T)
+    nll = target_nll(model, batch, kind, generator)  # (B, T)
     if definition == "token" and kind == "empirical":
-        signs = 2 * torch.randint(2, targets.shape, generator=generator) - 1
+        signs = 2 * torch.randint(2, nll.shape, generator=generator) - 1
         nll = nll * signs.to(nll)  # products of different tokens' gradients vanish on average
     return nll.sum()
 
@@ -210,9 +206,6 @@ def fisher_flops(*, tokens: int, sequences: int, parameters: int, training_flops
         sequences: Sequences read.
         parameters: Parameters of the model.
         training_flops_per_token: Forward and backward, as counted for training.
-
-    Returns:
-        Floating-point operations.
 
     >>> fisher_flops(tokens=1000, sequences=10, parameters=50, training_flops_per_token=300.0)
     301000.0

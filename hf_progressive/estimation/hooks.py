@@ -1,4 +1,4 @@
-"""What enters a layer and what gradient comes back to it, layer by layer, while one backward pass runs."""
+"""Hooks on a model's layers: what enters each, and what gradient comes back to it, while one backward pass runs."""
 
 import contextlib
 from collections import Counter
@@ -21,12 +21,6 @@ def untracked_parameters(model: nn.Module) -> Iterator[None]:
 
     A parameter is kept out only while the layer that holds it runs. Engines that gather parameters there are not
     disturbed, and one that is used elsewhere still receives its `grad`, which gives it away.
-
-    Args:
-        model: Any module.
-
-    Yields:
-        Nothing.
     """
     untracked: list[list[nn.Parameter]] = []
 
@@ -56,9 +50,7 @@ def untracked_parameters(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def captured_gradients(
-    modules: Iterable[nn.Module], receive: Receiver, sequences: int
-) -> Iterator[Counter[nn.Module]]:
+def gradient_hooks(modules: Iterable[nn.Module], receive: Receiver, sequences: int) -> Iterator[Counter[nn.Module]]:
     """Hand every layer's input and output gradient to a function as soon as the backward pass has them.
 
     A layer that ran once for all sequences, as one for positions does, is made to count for each of them.
@@ -120,14 +112,7 @@ def _check_layer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, 
 
 @contextlib.contextmanager
 def kept_gradients(model: nn.Module) -> Iterator[None]:
-    """Give every parameter back the `grad` it had before the block.
-
-    Args:
-        model: Any module.
-
-    Yields:
-        Nothing; within the block every `grad` starts as None.
-    """
+    """Give every parameter back, after the block, the `grad` it had before; within it every `grad` starts as None."""
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in before:
         parameter.grad = None

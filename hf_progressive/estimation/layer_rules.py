@@ -26,36 +26,24 @@ class GradientPart(Protocol):
 
 @dataclass(frozen=True)
 class ProductPart:
-    """Σ_t left_bt right_btᵀ.
+    """Σ_t left_bt right_btᵀ."""
 
-    Attributes:
-        left: (B, T, rows).
-        right: (B, T, columns).
-    """
-
-    left: Tensor
-    right: Tensor
+    left: Tensor  # (B, T, rows)
+    right: Tensor  # (B, T, columns)
 
     def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
-        """Add the part to a tile (sequences, rows, columns) of the gradients."""
         left, right = self.left[sequences, :, rows].to(tile.dtype), self.right[sequences].to(tile.dtype)
         torch.baddbmm(tile, left.mT, right, out=tile)
 
 
 @dataclass(frozen=True)
 class RowPart:
-    """Vectors added to single rows.
+    """Vectors added to single rows."""
 
-    Attributes:
-        rows: Row numbers, (B, T).
-        values: (B, T, columns).
-    """
-
-    rows: Tensor
-    values: Tensor
+    rows: Tensor  # their numbers, (B, T)
+    values: Tensor  # (B, T, columns)
 
     def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
-        """Add the part to a tile (sequences, rows, columns) of the gradients."""
         numbers = self.rows[sequences]
         inside = (numbers >= rows.start) & (numbers < rows.stop)  # (b, T)
         sequence = inside.nonzero()[:, 0]
@@ -65,16 +53,11 @@ class RowPart:
 
 @dataclass(frozen=True)
 class WholePart:
-    """The gradient itself.
+    """The gradient itself."""
 
-    Attributes:
-        values: (B, *shape of the parameter).
-    """
-
-    values: Tensor
+    values: Tensor  # (B, *shape of the parameter)
 
     def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
-        """Add the part to a tile (sequences, rows, columns) of the gradients."""
         tile += self.values[sequences, rows].reshape(tile.shape)
 
 

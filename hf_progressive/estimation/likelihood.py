@@ -26,17 +26,14 @@ LabelKind = Literal["empirical", "true"]
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceBatch:
-    """A batch of token sequences and the target of every position.
-
-    Attributes:
-        input_ids: Token ids, (B, T).
-        targets: Id of the token each position has to predict, -100 where there is none, (B, T).
-        attention_mask: 1 for tokens and 0 for padding, (B, T), or None.
-    """
+    """A batch of token sequences and the target of every position."""
 
     input_ids: Tensor
+    """(B, T)."""
     targets: Tensor
+    """Id of the token each position has to predict, -100 where there is none, (B, T)."""
     attention_mask: Tensor | None = None
+    """1 for tokens and 0 for padding, (B, T)."""
 
     @property
     def tokens_per_sequence(self) -> Tensor:
@@ -91,31 +88,22 @@ def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Se
 
 
 def forward_logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
-    """Run the model.
-
-    Args:
-        model: A causal language model of Transformers.
-        batch: B sequences of T tokens.
-
-    Returns:
-        Logits, (B, T, V), in float32 or, for a float64 model, float64.
-    """
+    """Run a causal language model of Transformers; logits are (B, T, V), in at least float32."""
     logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     return logits.to(working_dtype(logits.dtype))
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of every target.
-
-    Args:
-        logits: (B, T, V).
-        targets: (B, T), -100 where there is none.
-
-    Returns:
-        Nats, (B, T); 0 where there is no target.
-    """
+    """Return each target's negative log-likelihood, in nats, (B, T); 0 where there is none."""
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
     return nll.view_as(targets)
+
+
+def target_nll(model: nn.Module, batch: SequenceBatch, kind: LabelKind, generator: torch.Generator) -> Tensor:
+    """Return `token_nll` of the data's own targets, or of ones sampled from the model."""
+    logits = forward_logits(model, batch)
+    targets = sample_targets(logits, batch.targets, generator) if kind == "true" else batch.targets
+    return token_nll(logits, targets)
 
 
 @torch.no_grad()
@@ -146,15 +134,6 @@ def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator) 
 
 
 def sampling_generator(seed: int, *, apart: bool) -> torch.Generator:
-    """Make the generator of sampled targets.
-
-    Args:
-        seed: Any number.
-        apart: The processes of `torch.distributed` read different sequences, so that their draws should differ.
-            Otherwise they get the same ones.
-
-    Returns:
-        A CPU generator.
-    """
+    """Make the CPU generator of sampled targets, `apart` where processes read different sequences and draw apart."""
     rank = dist.get_rank() if apart and dist.is_initialized() else 0
     return torch.Generator().manual_seed(seed + rank)

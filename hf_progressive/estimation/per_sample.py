@@ -1,4 +1,4 @@
-"""Squares of the gradients of single sequences, for a whole batch in one backward pass.
+"""Squares of per-sample gradients, a sample being a sequence, for a whole batch in one backward pass.
 
 For a matrix the gradient of sequence b is a product, g_bᵀ x_b, and the products of all sequences together cost what
 the product for their sum costs in an ordinary backward pass, which is left out in exchange. Only the square is kept,
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hf_progressive.estimation.hooks import UnfitLayerError, captured_gradients, kept_gradients, untracked_parameters
+from hf_progressive.estimation.hooks import UnfitLayerError, gradient_hooks, kept_gradients, untracked_parameters
 from hf_progressive.estimation.layer_rules import GradientPart, RowPart, gradient_parts
 from hf_progressive.estimation.sharded_sums import add_to_total, zero_totals
 
@@ -61,20 +61,14 @@ def _add_row_squares(total: Tensor, part: RowPart) -> None:
     total.index_add_(0, places % len(total), gradients.square_())
 
 
-class PerSequenceSquares:
-    """Sums of the squares of single sequences' gradients, by parameter name.
-
-    Args:
-        model: A causal language model, every parameter of which requires a gradient.
-
-    Attributes:
-        totals: The sums, one per name of `model.named_parameters()`.
-        batches: How many batches they are over.
-    """
+class PerSampleSquares:
+    """Sums of the squares of a causal language model's per-sample gradients; every parameter requires a gradient."""
 
     def __init__(self, model: nn.Module):
         self.totals = zero_totals(model)
+        """The sums, one per name of `model.named_parameters()`."""
         self.batches = 0
+        """How many batches they are over."""
         self._model = model
         self._parameters = dict(model.named_parameters())
         names = {id(parameter): name for name, parameter in self._parameters.items()}
@@ -97,11 +91,7 @@ class PerSequenceSquares:
             total.zero_()
 
     def add_one(self, loss: Tensor) -> None:
-        """Add the square of one gradient.
-
-        Args:
-            loss: A scalar computed from one sequence.
-        """
+        """Add the square of the gradient of a scalar computed from one sequence."""
         gradients = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True)
         for name, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is not None:
@@ -134,7 +124,7 @@ class PerSequenceSquares:
         with (
             kept_gradients(self._model),
             untracked_parameters(self._model),
-            captured_gradients(self._names, receive, sequences) as outstanding,
+            gradient_hooks(self._names, receive, sequences) as outstanding,
         ):
             torch.autograd.backward(loss())
             for name, parameter in self._parameters.items():

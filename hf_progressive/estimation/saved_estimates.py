@@ -64,13 +64,9 @@ Record = TypeVar("Record", FisherRecord, SubspaceRecord)
 
 
 def save_fisher(path: str | os.PathLike[str], fisher: Mapping[str, Tensor], record: FisherRecord) -> None:
-    """Write a Fisher diagonal.
+    """Write a Fisher diagonal and how it was estimated to a file, whole or absent even if the process dies meanwhile.
 
-    Args:
-        path: The file, whole or absent even if the process dies meanwhile.
-        fisher: A tensor per parameter name. If they are divided among processes, each of these must call; the first
-            writes.
-        record: How it was estimated.
+    If the tensors are divided among processes, each of these must call; the first writes.
     """
     _save(path, fisher, record)
 
@@ -78,15 +74,12 @@ def save_fisher(path: str | os.PathLike[str], fisher: Mapping[str, Tensor], reco
 def load_fisher(
     path: str | os.PathLike[str], *, expected: Mapping[str, Tensor] | None = None, device: str = "cpu"
 ) -> tuple[dict[str, Tensor], FisherRecord]:
-    """Read a Fisher diagonal.
+    """Read a Fisher diagonal, and how it was estimated.
 
     Args:
         path: A file `save_fisher` wrote.
         expected: Tensors, parameters for instance, whose names and shapes the file must have exactly.
         device: Where to put the tensors.
-
-    Returns:
-        A tensor per parameter name, and how they were estimated.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -105,28 +98,19 @@ def load_fisher(
 
 
 def save_subspace(path: str | os.PathLike[str], subspace: Mapping[str, Tensor], record: SubspaceRecord) -> None:
-    """Write the bases of a subspace.
-
-    Args:
-        path: The file, whole or absent even if the process dies meanwhile.
-        subspace: U, (out, r), per parameter name.
-        record: How it was learned.
-    """
+    """Write the bases of a subspace, U (out, r) by name, and how it was learned, as `save_fisher` does."""
     _save(path, subspace, record)
 
 
 def load_subspace(
     path: str | os.PathLike[str], *, expected: Mapping[str, int] | None = None, device: str = "cpu"
 ) -> tuple[dict[str, Tensor], SubspaceRecord]:
-    """Read the bases of a subspace.
+    """Read the bases of a subspace, and how it was learned.
 
     Args:
         path: A file `save_subspace` wrote.
         expected: Outputs per parameter name; the file may hold fewer names, but no others, and must have as many rows.
         device: Where to put the tensors.
-
-    Returns:
-        U, (out, r), per parameter name, and how they were learned.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -145,18 +129,7 @@ def load_subspace(
 
 
 def read_record(path: str | os.PathLike[str], record_type: type[Record]) -> Record:
-    """Read how a file's estimate was made, without the estimate.
-
-    Args:
-        path: A file `save_fisher` or `save_subspace` wrote.
-        record_type: `FisherRecord` or `SubspaceRecord`.
-
-    Returns:
-        The record.
-
-    Raises:
-        ValueError: The file is damaged or of another sort.
-    """
+    """Read how a file's estimate was made, without the estimate."""
     try:
         with safe_open(path, framework="pt") as file:
             return _parse(path, file.metadata(), record_type)

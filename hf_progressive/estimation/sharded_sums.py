@@ -17,15 +17,7 @@ from hf_progressive.penalty.shards import whole_shape
 
 
 def zero_totals(model: nn.Module) -> dict[str, Tensor]:
-    """Make a sum of zeros for every parameter.
-
-    Args:
-        model: A model, perhaps divided by FSDP2 or ZeRO-3.
-
-    Returns:
-        By the names of `model.named_parameters()`, tensors of the parameters' full shapes; where the model is divided,
-        DTensors of which each process holds some rows.
-    """
+    """Return zeros of every parameter's full shape, by name; where the model is divided, DTensors of some rows."""
     return {name: _zero_total(parameter) for name, parameter in model.named_parameters()}
 
 
@@ -46,12 +38,9 @@ def _zero_total(parameter: nn.Parameter) -> Tensor:
 
 
 def add_to_total(total: Tensor, add: Callable[[Tensor], None]) -> None:
-    """Let a function add to a sum.
+    """Let a function add in place to a sum, or to a tensor of its full shape.
 
-    Args:
-        total: The sum, changed in place. If it is divided, all processes must call this for it in the same order, and
-            what each adds is summed.
-        add: Given a tensor of the sum's full shape, adds to it in place.
+    If the sum is divided, all processes must call this for it in the same order, and what each adds is summed.
     """
     if not isinstance(total, DTensor):
         add(total)
@@ -63,11 +52,7 @@ def add_to_total(total: Tensor, add: Callable[[Tensor], None]) -> None:
 
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Add up, in place, what the processes of `torch.distributed` each have; a process on its own has the sum already.
-
-    Args:
-        tensors: Whole tensors, or divided ones, which are sums over the processes already and are passed over.
-    """
+    """Add up, in place, what the processes of `torch.distributed` each have; a divided tensor is a sum already."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for tensor in tensors:
             if not isinstance(tensor, DTensor):
@@ -75,14 +60,7 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
 
 
 def whole_tensor(value: Tensor) -> Tensor:
-    """Return a copy of a tensor that FSDP2 or ZeRO-3 may have divided; all processes must call.
-
-    Args:
-        value: A parameter or a sum.
-
-    Returns:
-        The whole, without gradient; of an undivided tensor the tensor itself.
-    """
+    """Return the whole of a tensor that FSDP2 or ZeRO-3 may divide, without gradient; all processes must call."""
     if isinstance(value, DTensor):
         gathered: Tensor = value.full_tensor().detach()
         return gathered

@@ -21,18 +21,17 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.working_dtype import working_dtype
-from hf_progressive.estimation.hooks import captured_gradients, kept_gradients, untracked_parameters
+from hf_progressive.estimation.hooks import gradient_hooks, kept_gradients, untracked_parameters
 from hf_progressive.estimation.likelihood import (
     LabelKind,
-    SequenceBatch,
     forward_logits,
     read_batch,
-    sample_targets,
     sampling_generator,
-    token_nll,
+    target_nll,
 )
 from hf_progressive.estimation.sharded_sums import sum_over_processes, whole_tensor
 from hf_progressive.penalty.shards import whole_shape
+from hf_progressive.penalty.validation import weight_output_dimension
 
 SubspaceSource = Literal["weights", "gradients", "activations"]
 """What a layer's subspace is learned from."""
@@ -53,11 +52,6 @@ def _weighted_modules(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
             found.setdefault(names[id(module.get_parameter("weight"))], module)
     return found
-
-
-def _output_dimension(module: nn.Module) -> int:
-    """Return which dimension of a layer's weight runs over its outputs: (out, in), else (in, out) or (V, out)."""
-    return 0 if isinstance(module, nn.Linear) else 1
 
 
 def select_weights(model: nn.Module, patterns: Sequence[str] | str | None = None) -> dict[str, nn.Module]:
@@ -158,7 +152,7 @@ def _output_by_input(module: nn.Module) -> Tensor:
     """Return a layer's weight as an (out, in) matrix, gathered if it is sharded, in at least float32."""
     weight = whole_tensor(module.get_parameter("weight"))
     weight = weight.to(working_dtype(weight.dtype))
-    return weight if _output_dimension(module) == 0 else weight.T
+    return weight if weight_output_dimension(module) == 0 else weight.T
 
 
 def leading_directions(
@@ -236,7 +230,7 @@ def output_covariances(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    """Add up the uncentred covariance of layers' outputs, or of their gradients, over tokens.
+    """Add up the uncentred covariance of layers' outputs, or of their gradients, over tokens: (out, out) per name.
 
     Args:
         model: A causal language model of Transformers.
@@ -247,15 +241,12 @@ def output_covariances(
         reduce: Sum over the processes of `torch.distributed`.
         seed: For sampled targets.
         progress: Show a progress bar on stderr.
-
-    Returns:
-        A sum, (out, out), per name.
     """
     first = next(model.parameters())
     dtype = working_dtype(first.dtype)
     sums = {}
     for module in layers.values():
-        outputs = whole_shape(module.get_parameter("weight"))[_output_dimension(module)]
+        outputs = whole_shape(module.get_parameter("weight"))[weight_output_dimension(module)]
         sums[module] = torch.zeros(outputs, outputs, dtype=dtype, device=first.device)
     generator = sampling_generator(seed, apart=reduce)
 
@@ -273,25 +264,19 @@ def output_covariances(
                 with (
                     kept_gradients(model),
                     untracked_parameters(model),
-                    captured_gradients(sums, add_gradient, len(batch.input_ids)),
+                    gradient_hooks(sums, add_gradient, len(batch.input_ids)),
                 ):
-                    torch.autograd.backward(_summed_nll(model, batch, kind, generator))
+                    torch.autograd.backward(target_nll(model, batch, kind, generator).sum())
             else:
-                with _captured_outputs(sums, batch.attention_mask, add):
+                with _output_hooks(sums, batch.attention_mask, add):
                     forward_logits(model, batch)
     if reduce:
         sum_over_processes(sums.values())
     return {name: sums[module] for name, module in layers.items()}
 
 
-def _summed_nll(model: nn.Module, batch: SequenceBatch, kind: LabelKind, generator: torch.Generator) -> Tensor:
-    logits = forward_logits(model, batch)
-    targets = sample_targets(logits, batch.targets, generator) if kind == "true" else batch.targets
-    return token_nll(logits, targets).sum()
-
-
 @contextlib.contextmanager
-def _captured_outputs(
+def _output_hooks(
     modules: Iterable[nn.Module], mask: Tensor | None, receive: Callable[[nn.Module, Tensor], None]
 ) -> Iterator[None]:
     """Hand every layer's output at the tokens of the attention mask to a function."""
@@ -328,9 +313,6 @@ def subspace_flops(
         tokens: Tokens read, padding included; weights need none.
         training_flops_per_token: Forward and backward, as counted for training.
 
-    Returns:
-        Floating-point operations.
-
     >>> subspace_flops(nn.Sequential(nn.Linear(10, 20)))
     32000.0
     """
@@ -338,7 +320,7 @@ def subspace_flops(
     decompositions = 0.0
     for module in select_weights(model, parameters).values():
         shape = whole_shape(module.get_parameter("weight"))
-        outputs, longer, shorter = shape[_output_dimension(module)], max(shape), min(shape)
+        outputs, longer, shorter = shape[weight_output_dimension(module)], max(shape), min(shape)
         if source == "weights":
             decompositions += 6 * longer * shorter**2 + 20 * shorter**3
         else:

@@ -22,8 +22,12 @@ def output_dimension(model: nn.Module, name: str) -> int:
     >>> output_dimension(model, "0.weight"), output_dimension(model, "1.weight")
     (1, 0)
     """
-    owner = model.get_submodule(name.rpartition(".")[0])
-    return 1 if isinstance(owner, Conv1D | nn.Embedding) else 0
+    return weight_output_dimension(model.get_submodule(name.rpartition(".")[0]))
+
+
+def weight_output_dimension(module: nn.Module) -> int:
+    """Return the dimension of a module's own weight that runs over its outputs."""
+    return 1 if isinstance(module, Conv1D | nn.Embedding) else 0
 
 
 def canonical_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from hf_progressive.distributed.float32_products import own_float32_products
 from hf_progressive.distributed.processes import current_processes
 from hf_progressive.estimation.subspace import select_weights
 from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.penalty.validation import weight_output_dimension
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.planning.memory import checkpoint_bytes, penalty_state, sequence_bytes, training_bytes
 from hf_progressive.planning.speed import MeasuredRung, Measurement
@@ -363,6 +364,6 @@ class _Job:
 
 def _half_of_the_outputs(weight: Tensor, module: nn.Module) -> Tensor:
     # An orthonormal basis (out, out/2).
-    outputs = weight.shape[0 if isinstance(module, nn.Linear) else 1]
+    outputs = weight.shape[weight_output_dimension(module)]
     basis: Tensor = torch.linalg.qr(torch.randn(outputs, max(1, outputs // 2)))[0]
     return basis

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_progressive.estimation.hooks import UnfitLayerError, captured_gradients, kept_gradients, untracked_parameters
+from hf_progressive.estimation.hooks import UnfitLayerError, gradient_hooks, kept_gradients, untracked_parameters
 
 
 class Network(nn.Module):
@@ -32,7 +32,7 @@ def test_layers_and_gradients_arrive(network):
     layers = {network.tokens: [], network.positions: [], network.twice: [], network.unused: []}
     with (
         untracked_parameters(network),
-        captured_gradients(layers, lambda module, x, g: layers[module].append((x, g)), 3) as outstanding,
+        gradient_hooks(layers, lambda module, x, g: layers[module].append((x, g)), 3) as outstanding,
     ):
         torch.autograd.backward(network(ids).square().sum())
     assert {layer: outstanding[layer] for layer in layers} == {
@@ -54,11 +54,11 @@ def test_layers_and_gradients_arrive(network):
 
 def test_a_layer_without_sequences_is_refused(network):
     with (
-        captured_gradients([network.twice], print, 2),
+        gradient_hooks([network.twice], print, 2),
         pytest.raises(UnfitLayerError, match=r"shape \(3, 5, 4\), not"),
     ):
         network(torch.randint(11, (3, 5)))
-    with captured_gradients([network.twice], print, 4), pytest.raises(UnfitLayerError, match=r"shape \(4, 4\), not"):
+    with gradient_hooks([network.twice], print, 4), pytest.raises(UnfitLayerError, match=r"shape \(4, 4\), not"):
         network.twice(torch.ones(4, 4, dtype=torch.float64))
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_progressive.estimation import per_sample as per_sequence
+from hf_progressive.estimation import per_sample
 from hf_progressive.estimation.layer_rules import ProductPart, RowPart, WholePart
 from hf_progressive.estimation.per_sample import add_squares
 
@@ -42,7 +42,7 @@ def test_tiles_of_any_size_give_the_dense_result(kinds, sequences, length, rows,
     pairs = [part_and_gradient(kind, sequences, length, rows, columns, generator) for kind in kinds]
     total = torch.ones(rows, columns, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(per_sequence._TILE_ENTRIES, "cpu", entries)
+        patch.setitem(per_sample._TILE_ENTRIES, "cpu", entries)
         add_squares(total, [part for part, _ in pairs], sequences)
     expected = 1 + sum(dense for _, dense in pairs).square().sum(0)
     torch.testing.assert_close(total, expected)
@@ -64,4 +64,4 @@ def test_memory_stays_below_the_gradients_of_all_sequences():
     total = torch.zeros(width, width)
     with Watch():
         add_squares(total, [part], sequences)
-    assert largest <= per_sequence._TILE_ENTRIES["cpu"] < sequences * total.numel()
+    assert largest <= per_sample._TILE_ENTRIES["cpu"] < sequences * total.numel()
