@@ -36,7 +36,7 @@ def write_ahead(
     progress: bool = False,
     part_tokens: int = PART_TOKENS,
 ) -> int:
-    """Tokenize a stream from where its parts end, until there are tokens enough.
+    """Tokenize a stream from where its parts end, until there are tokens enough; return how many were added.
 
     Several processes may call this at once: one works, the others wait and find it done.
 
@@ -46,9 +46,6 @@ def write_ahead(
         num_proc: Processes that tokenize; None uses the threads of this one.
         progress: Show a bar on stderr.
         part_tokens: Tokens of a part.
-
-    Returns:
-        Tokens that were added.
 
     Raises:
         ValueError: The source cannot be read.
@@ -93,14 +90,7 @@ def _end_with_parent() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Read ahead as another process asked.
-
-    Args:
-        arguments: The corpus folder and the number of tokens.
-
-    Returns:
-        0 where the tokens are there, 2 where the source failed; the parts' folder says how.
-    """
+    """Read ahead as another process asked; 2 where the source failed, and the parts' folder says how."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a person's Ctrl-C is for the one that trains, which then ends this
     if hasattr(os, "nice"):
         os.nice(_NICENESS)

@@ -16,17 +16,11 @@ NOT_PREDICTED = -100
 
 
 def as_block(tokens: Any) -> Block:
-    """Make a training block of tokens.
+    """Make a training block, in int64, of token ids (context,).
 
     The first label is marked as no target. It never is one, since nothing stands before it; but Transformers' Trainer,
     up to 5.23 at least, counts it for models whose class name tells it no loss (GPT-2), and then divides the summed
     loss by one token per block too many (`Trainer._get_num_items_in_batch`). The mark can go when that count does.
-
-    Args:
-        tokens: Token ids, (context,).
-
-    Returns:
-        The block, in int64.
     """
     ids = torch.from_numpy(np.asarray(tokens).astype(np.int64))
     labels = ids.clone()
@@ -60,43 +54,20 @@ class TokenBlocks(Dataset[Block]):
         self._order = np.arange(len(self)) if drawn is None else drawn.permutation(len(self))
 
     def __len__(self) -> int:
-        """Return the number of whole blocks."""
         return len(self._tokens) // self.context
 
     def __getitem__(self, index: int) -> Block:
-        """Return a block.
-
-        Args:
-            index: From 0 to the number of blocks, exclusive.
-
-        Returns:
-            The block.
-
-        Raises:
-            IndexError: There is no such block.
-        """
         if not 0 <= index < len(self):
             raise IndexError(f"block {index} of {len(self)}")
         start = int(self._order[index]) * self.context
         return as_block(self._tokens[start : start + self.context])
 
     def block(self, index: int) -> Block:
-        """Return a block of the order, counted without end.
-
-        Args:
-            index: The block; `len(self)` is block 0 again.
-
-        Returns:
-            The block.
-        """
+        """Return a block of the order, counted without end: `len(self)` is block 0 again."""
         return self[index % len(self)]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the map: a data loader's worker maps the file itself instead of copying it.
-
-        Returns:
-            How to open the same blocks.
-        """
+        # Without the map: a data loader's worker maps the file itself instead of copying it.
         again = partial(TokenBlocks, self.path, dtype=self.dtype, context=self.context, shuffle_seed=self.shuffle_seed)
         return again, ()
 
@@ -123,21 +94,9 @@ class BlockRange(Dataset[Block]):
         self.count = count
 
     def __len__(self) -> int:
-        """Return the number of blocks in the range."""
         return self.count
 
     def __getitem__(self, index: int) -> Block:
-        """Return a block of the range.
-
-        Args:
-            index: From 0 to the length of the range, exclusive.
-
-        Returns:
-            The block.
-
-        Raises:
-            IndexError: There is no such block.
-        """
         if not 0 <= index < self.count:
             raise IndexError(f"block {index} of {self.count}")
         return self.blocks.block(self.first + index)

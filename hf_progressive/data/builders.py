@@ -69,9 +69,7 @@ class _TextAlone(ArrowBasedBuilder):
         column = getattr(self.config, "text_column", "text")
         self._require(column, pa_table.column_names)
         values = pa_table[column]
-        if not any(
-            is_kind(values.type) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
-        ):
+        if not any(is_kind(values.type) for is_kind in _KINDS):
             raise TextColumnError(f"the column {column!r} of {self._file} holds {values.type}, expected text")
         return pa.Table.from_arrays([values.cast(pa.string())], schema=_SCHEMA)
 
@@ -139,14 +137,9 @@ _OWN_BUILDERS: dict[type[DatasetBuilder], type[DatasetBuilder]] = {
 
 
 def reading_text_alone(builder: DatasetBuilder, text_column: str) -> DatasetBuilder:
-    """Return a builder that reads what a stock one would, but of the text alone.
+    """Return a builder that reads what a stock one would, but of the text alone, in a column `text`.
 
-    Args:
-        builder: What `datasets.load_dataset_builder` gives, for local files or a dataset of the Hub.
-        text_column: The column that holds the text.
-
-    Returns:
-        A builder whose one column is `text`; the same builder where its format has no counterpart here.
+    The same builder comes back where its format has no counterpart here.
     """
     own = next((own for stock, own in _OWN_BUILDERS.items() if isinstance(builder, stock)), None)
     if own is None:

@@ -83,10 +83,6 @@ class Corpus:
     def span(self, first_block: int, blocks: int) -> dict[str, Any]:
         """Tell where a rung reads, and from where on it reads what was read before.
 
-        Args:
-            first_block: The rung's first block.
-            blocks: Blocks that it reads.
-
         Returns:
             `source`; `first_block` and `blocks`; `first_epoch` and `last_epoch` of the corpus that it reads, from 0;
             `repeats_from_token`, counted from the rung's own start, or None where all is new; and what tells another
@@ -112,12 +108,7 @@ class Corpus:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Return what there is, for records and tables.
-
-        Returns:
-            Source, counts of documents, bytes, tokens and blocks, the vocabulary and the fingerprint; what a stream
-            does not know is None.
-        """
+        """Return what there is, for records and tables; what a stream does not know is None."""
         return {
             "source": self.config.source,
             "streaming": self.config.streaming,
@@ -133,14 +124,9 @@ class Corpus:
 
 @contextlib.contextmanager
 def reading_ahead(corpus: Corpus, blocks: int) -> Iterator[None]:
-    """Read a stream ahead of what is trained meanwhile, on the first process of a launch; stored corpora need nothing.
+    """Read a stream `blocks` from its start ahead of what is trained meanwhile, on the first process of a launch.
 
-    Args:
-        corpus: The corpus.
-        blocks: Blocks from its start that will be wanted.
-
-    Yields:
-        Nothing.
+    Stored corpora need nothing.
     """
     if not isinstance(corpus.train, TokenStream):
         yield
@@ -153,18 +139,10 @@ def reading_ahead(corpus: Corpus, blocks: int) -> Iterator[None]:
 
 
 def rung_blocks(corpus: Corpus, first_block: int, blocks: int) -> BlockRange:
-    """Return the blocks that a rung trains on.
+    """Return the blocks that a rung trains on; those of a stream are read ahead from now on.
 
     Every training run reads the one order of the corpus; past its end it begins again. Let the Trainer keep that order
     (`train_sampling_strategy="sequential"`): the global batches are then the same on any number of processes.
-
-    Args:
-        corpus: The corpus.
-        first_block: The first block, counted without end.
-        blocks: Blocks to read.
-
-    Returns:
-        The blocks by their number. Those of a stream are read ahead from now on.
     """
     if isinstance(corpus.train, TokenStream):
         corpus.train.read_ahead(first_block + blocks)
@@ -174,21 +152,15 @@ def rung_blocks(corpus: Corpus, first_block: int, blocks: int) -> BlockRange:
 def open_corpus(config: DataConfig, context: int, folder: Path) -> Corpus:
     """Open a corpus that `prepare_corpus` wrote.
 
-    Args:
-        config: What it should have been made from.
-        context: Tokens per block that it should have.
-        folder: Its folder.
-
-    Returns:
-        The corpus.
-
     Raises:
         ValueError: It was made from something else, or its tokenizer was changed since.
     """
     record = storage.read_json(folder / RECORD_NAME)
     wanted = corpus_identity(config, context)
-    changed = [f"{key} was {record['identity'].get(key)!r}, is {wanted[key]!r}" for key in wanted]
-    changed = [line for key, line in zip(wanted, changed, strict=True) if record["identity"].get(key) != wanted[key]]
+    before = record["identity"]
+    changed = [
+        f"{key} was {before.get(key)!r}, is {value!r}" for key, value in wanted.items() if before.get(key) != value
+    ]
     if changed:
         raise ValueError(
             f"{folder}: holds a corpus prepared otherwise ({'; '.join(changed)}); choose another folder or remove it"
@@ -219,29 +191,14 @@ def open_corpus(config: DataConfig, context: int, folder: Path) -> Corpus:
 
 
 def corpus_identity(config: DataConfig, context: int) -> dict[str, Any]:
-    """Return everything that decides a corpus, as plain values; where it is kept does not.
-
-    Args:
-        config: What it is made from.
-        context: Tokens per block.
-
-    Returns:
-        The fields by name.
-    """
+    """Return everything that decides a corpus, as plain values; where it is kept does not."""
     identity: dict[str, Any] = json.loads(json.dumps({"context": context, **dataclasses.asdict(config)}))
     del identity["prepared"]
     return identity
 
 
 def corpus_holdout(config: DataConfig) -> Holdout:
-    """Return the documents that a corpus keeps from training.
-
-    Args:
-        config: The corpus.
-
-    Returns:
-        The texts of `validation_files` where they are given, a share of all documents otherwise.
-    """
+    """Return the documents kept from training: `validation_files` where given, a share of all otherwise."""
     if config.validation_files:
         return Holdout(texts=read_validation_texts(config))
     return Holdout(config.validation_fraction)

@@ -62,14 +62,9 @@ def _digest(text: str) -> bytes:
 
 
 def cut_pieces(text: str, characters: int = PIECE_CHARACTERS) -> list[str]:
-    r"""Cut a long text, at line ends, into pieces.
+    r"""Cut a long text, at line ends, into pieces that join to it.
 
-    Args:
-        text: The text of a file.
-        characters: Characters after which a piece ends with the line; a line longer than that stays whole.
-
-    Returns:
-        The pieces, which join to the text.
+    A piece ends with the line in which it reaches so many characters; a line longer than that stays whole.
 
     >>> cut_pieces("one\ntwo\nthree\n", 5)
     ['one\ntwo\n', 'three\n']
@@ -91,9 +86,6 @@ def stdlib_texts() -> list[str]:
     installed (about 31 MB with them, 14 MB without). What is no part of the library (site-packages, dist-packages),
     what differs between builds of one version (the build's configuration) and the few files that are not UTF-8 are
     left out.
-
-    Returns:
-        The texts.
 
     Raises:
         FileNotFoundError: The library is installed without its sources.
@@ -121,13 +113,7 @@ def stdlib_texts() -> list[str]:
 
 
 def read_documents(config: DataConfig) -> datasets.Dataset:
-    """Read the corpus: every document that is not empty, in the one order of all runs.
-
-    Args:
-        config: The corpus.
-
-    Returns:
-        A dataset with the single column `text`, in the source's order where `shuffle_seed` is None.
+    """Read the corpus into a column `text`: every document that is not empty, in the one order of all runs.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -156,13 +142,7 @@ def read_documents(config: DataConfig) -> datasets.Dataset:
 
 
 def read_validation_texts(config: DataConfig) -> list[str]:
-    """Read the documents of `validation_files`.
-
-    Args:
-        config: The corpus.
-
-    Returns:
-        The texts that are not empty, in the files' order.
+    """Read the documents of `validation_files` that are not empty, in the files' order.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -186,11 +166,7 @@ class DocumentStream:
         self._rows = rows if config.max_documents is None else rows.take(config.max_documents)
 
     def __iter__(self) -> Iterator[list[str]]:
-        """Yield the documents row by row: a row of `text` files is several documents.
-
-        Yields:
-            Documents that are not empty.
-        """
+        # The documents that are not empty, row by row: a row of `text` files is several.
         with _reading(self._config, "files" if self._config.files else "source"):
             for row in self._rows:
                 text = row["text"]
@@ -198,14 +174,7 @@ class DocumentStream:
                     yield cut_pieces(text) if self._config.source == "text" else [text]
 
     def batches(self, size: int) -> Iterator[tuple[list[str], dict[str, Any]]]:
-        """Yield documents together.
-
-        Args:
-            size: Documents of a batch at the least, but for the last.
-
-        Yields:
-            The documents, and the position behind them.
-        """
+        """Yield documents together, at least `size` of them but for the last, with the position behind them."""
         batch: list[str] = []
         for texts in self:
             batch += texts
@@ -221,11 +190,7 @@ class DocumentStream:
         return state
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go to a position.
-
-        Args:
-            position: What `position` returned, on a stream of the same source.
-        """
+        """Go to a position, as `position` returned it on a stream of the same source."""
         self._rows.load_state_dict(position)
 
 
@@ -268,9 +233,8 @@ def _load(config: DataConfig, files: tuple[str, ...], *, streaming: bool, key: s
             rows = builder.as_streaming_dataset(split=split)
         else:
             builder.download_and_prepare()
-            if builder.info.splits is not None and all(
-                part.num_examples == 0 for part in builder.info.splits.values()
-            ):
+            splits = builder.info.splits
+            if splits is not None and all(part.num_examples == 0 for part in splits.values()):
                 raise EmptySourceError(f"data.{key if files else 'source'}: {_describe(config)} holds no document")
             rows = builder.as_dataset(split=split)
     return _text_column(rows, config)
@@ -319,14 +283,7 @@ def _features_of_first(rows: Any, config: DataConfig) -> Any:
 
 
 def take_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """Yield texts until they add up to a number of UTF-8 bytes.
-
-    Args:
-        texts: The texts.
-        limit: The number of bytes; the text that reaches it is the last.
-
-    Yields:
-        The texts.
+    """Yield texts until they add up to a number of UTF-8 bytes; the text that reaches it is the last.
 
     >>> list(take_bytes(["ab", "cd", "ef"], 3))
     ['ab', 'cd']

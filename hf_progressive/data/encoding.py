@@ -42,14 +42,7 @@ class DocumentEncoder:
         self._keeps_held_out = keeps_held_out
 
     def __call__(self, batch: Batch) -> tuple[Tokens, Tokens, dict[str, int]]:
-        """Tokenize a batch.
-
-        Args:
-            batch: The documents.
-
-        Returns:
-            Token ids to train on, those held out (empty where they are not kept), and counts.
-        """
+        # Token ids to train on, those held out (empty where they are not kept), and counts.
         texts = batch if isinstance(batch, list) else self._rows[batch.start : batch.stop]["text"]
         train: list[str] = []
         held_out: list[str] = []
@@ -78,9 +71,6 @@ def encode_in_order(
         batches: Documents, each batch with the position of the source behind it.
         num_proc: Processes that tokenize, one core each; None takes the tokenizer's own threads, one per core, in this
             process.
-
-    Yields:
-        The batches' tokens.
     """
     with _executor(encoder, num_proc) as (executor, encode):
         ahead = 2 * (num_proc or 1)

@@ -108,26 +108,11 @@ class TokenParts:
         return sum((Counter(record["counts"]) for record in self._records), Counter())
 
     def paths(self, kind: str = "part") -> list[Path]:
-        """Return the files of token ids, in order.
-
-        Args:
-            kind: `part` for those to train on, `held-out` for the others.
-
-        Returns:
-            The paths.
-        """
+        """Return the files of token ids in order: kind `part` for those to train on, `held-out` for the others."""
         return [self.folder / f"{kind}-{number:06d}.bin" for number in range(len(self._records))]
 
     def read(self, start: int, stop: int) -> Tokens:
-        """Return a stretch of tokens.
-
-        Args:
-            start: The first token, counted over all parts.
-            stop: The token behind the last; no more than `tokens`.
-
-        Returns:
-            The ids, (stop − start,).
-        """
+        """Return a stretch of tokens, (stop − start,), counted over all parts; `stop` is no more than `tokens`."""
         pieces = []
         while start < stop:
             number = bisect_right(self._ends, start)  # passes over parts without tokens
@@ -145,9 +130,7 @@ class TokenParts:
         return self._maps[number]
 
     def write(self, encoded: Iterable[Encoded], *, until: int | None = None) -> None:
-        """Write parts until the documents end or there are tokens enough.
-
-        No other process may write meanwhile.
+        """Write parts until the documents end or there are tokens enough; no other process may write meanwhile.
 
         Args:
             encoded: Documents from `position` on, in order.

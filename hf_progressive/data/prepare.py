@@ -48,9 +48,6 @@ def prepare_corpus(config: DataConfig, context: int, folder: str | Path, *, num_
         num_proc: Processes that tokenize, one core each; None uses the threads of this one, on all cores. The result
             is the same.
 
-    Returns:
-        The corpus.
-
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: The source is unusable or too small, the folder holds another corpus, or `config.prepared` names a
@@ -71,9 +68,7 @@ def prepare_corpus(config: DataConfig, context: int, folder: str | Path, *, num_
                 with storage.atomic_folder(target, overwrite=True) as temporary:
                     _write_corpus(config, context, temporary, unfinished, num_proc)
             except ValueError as error:
-                if (
-                    error.__cause__ is None
-                ):  # no failure of reading: the configuration must change, and with it the work
+                if error.__cause__ is None:  # not reading failed: the configuration must change, and with it the work
                     shutil.rmtree(unfinished, ignore_errors=True)
                 raise
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -189,21 +184,18 @@ def _encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterato
         yield np.concatenate(encode_documents(tokenizer, batch)).astype(np.uint32)
 
 
-def _write_tokens(arrays: Iterable[Tokens], path: Path, dtype: str, limit: int | None = None) -> int:
-    # Write token ids, of which no more than `limit`, and return how many.
-    written = 0
+def _write_tokens(arrays: Iterable[Tokens], path: Path, dtype: str, limit: int) -> None:
     with open(path, "wb") as file:
         for array in arrays:
-            kept = array if limit is None else array[: limit - written]
+            kept = array[:limit]
             kept.astype(np.dtype(dtype).newbyteorder("<")).tofile(file)
-            written += len(kept)
-            if written == limit:
+            limit -= len(kept)
+            if limit == 0:
                 break
-    return written
 
 
-def _check_train(tokens: int | None, context: int) -> None:
-    if tokens is not None and tokens < context:
+def _check_train(tokens: int, context: int) -> None:
+    if tokens < context:
         raise ValueError(
             f"data: the training part has {tokens} tokens, less than one block of {context}; "
             f"give more text or lower model.context"

@@ -55,11 +55,7 @@ class TokenStream:
         return self.parts.tokens // self.context
 
     def read_ahead(self, blocks: int) -> None:
-        """See to it that a process reads until there are so many blocks; done by the first process of a launch.
-
-        Args:
-            blocks: Blocks from the stream's start.
-        """
+        """See to it that a process reads so many blocks from the stream's start; done by the first of a launch."""
         self.parts.refresh()
         tokens = blocks * self.context
         if int(os.environ.get("RANK", "0")) != 0 or self.parts.is_whole or self.parts.tokens >= tokens:
@@ -84,13 +80,7 @@ class TokenStream:
             reader.communicate()
 
     def block(self, index: int) -> Block:
-        """Return a block, once it is there.
-
-        Args:
-            index: The block, counted without end: where the stream ends, it begins again.
-
-        Returns:
-            The block.
+        """Return a block, once it is there, counted without end: where the stream ends, it begins again.
 
         Raises:
             ValueError: The stream holds less than one block, or reading it failed.

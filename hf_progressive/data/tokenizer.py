@@ -30,14 +30,7 @@ _PROBE = "def f(x):\n\t  return 'naïve ½ €' # 漢字 🙂  \r\n\x00" + "z" *
 
 
 def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Load the tokenizer by name, or train it.
-
-    Args:
-        config: The tokenizer.
-        texts: Documents to train on; not read where the tokenizer is loaded.
-
-    Returns:
-        A tokenizer with an end-of-text token.
+    """Load the tokenizer by name, or train it on `texts`, which are read for that alone.
 
     Raises:
         ValueError: There is no such tokenizer, it is not a fast one or has no end-of-text token, or the texts are too
@@ -106,12 +99,6 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, training_bytes: in
 def cut_long_words(text: str) -> list[str]:
     """Cut a text where a word, as the tokenizer's pattern sees it, is longer than `LONGEST_WORD` characters.
 
-    Args:
-        text: A text.
-
-    Returns:
-        The pieces, which join to the text; the text alone where it has no such word.
-
     >>> [len(piece) for piece in cut_long_words("a" * 2500 + " dog")]
     [1000, 1000, 504]
     """
@@ -128,13 +115,6 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> li
     """Tokenize documents, each with an end-of-text token behind it.
 
     The name of a special token that occurs in a text is text like any other.
-
-    Args:
-        tokenizer: The tokenizer.
-        texts: The documents.
-
-    Returns:
-        Their token ids.
     """
     backend = tokenizer.backend_tokenizer
     # A call of the tokenizer sets these three each time, and costs a third more than going past it.
@@ -146,14 +126,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> li
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the rows that a model's token table needs.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        The largest token id, plus one: some tokenizers leave ids out, so that it is more than their entries.
-    """
+    """Return a token table's rows, the largest id plus one: some tokenizers leave ids out."""
     ids: list[int] = list(tokenizer.get_vocab().values())
     return max(ids) + 1
 
@@ -166,18 +139,12 @@ def _with_progress(texts: Iterable[str], total: int) -> Iterator[str]:
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int64]:
-    """Return how many UTF-8 bytes of text each token stands for.
+    """Return how many UTF-8 bytes of text each token stands for, (vocabulary,); 0 for special tokens.
 
     Byte-level tokens (GPT-2, Llama 3, Qwen) spell each byte as one character; SentencePiece tokens (Llama 2, Mistral)
     spell a space as `▁` and a lone byte as `<0x0A>`. Tokenizers of the second kind may put a space in front of a
     document, whose byte is counted with its first token. A tokenizer that normalises its input (Unicode NFC) is
     counted by the text as normalised.
-
-    Args:
-        tokenizer: A fast tokenizer.
-
-    Returns:
-        Bytes, (vocabulary,); 0 for special tokens, which stand for no text.
 
     Raises:
         ValueError: The tokenizer is of another kind, or loses text, so that bits per byte would be meaningless.
