@@ -29,17 +29,11 @@ def as_block(tokens: Any) -> Block:
 
 
 class TokenBlocks(Dataset[Block]):
-    """The blocks of a file of token ids.
+    """The blocks of a file of token ids, unsigned integers of `dtype`, little-endian.
 
     The file is mapped into memory, so that any number of processes shares it and none reads more than it needs. The
-    tokens after the last whole block are not used.
-
-    Args:
-        path: A file of unsigned integers, little-endian.
-        dtype: Their type, `uint16` or `uint32`.
-        context: Tokens per block.
-        shuffle_seed: Draws the order of the blocks; None keeps the file's. In the file's order, the blocks of a batch
-            would come from one or two documents, and the loss would jump with every document.
+    tokens after the last whole block are not used. `shuffle_seed` draws the blocks' order; None keeps the file's, in
+    which the blocks of a batch would come from one or two documents, and the loss would jump with every document.
     """
 
     def __init__(self, path: Path, *, dtype: str, context: int, shuffle_seed: int | None = None):
@@ -80,13 +74,7 @@ class BlockOrder(Protocol):
 
 
 class BlockRange(Dataset[Block]):
-    """Consecutive blocks of one order.
-
-    Args:
-        blocks: The order.
-        first: The first block of the range, counted without end.
-        count: Blocks in the range.
-    """
+    """Consecutive blocks of one order, from `first` on, which counts without end."""
 
     def __init__(self, blocks: BlockOrder, *, first: int, count: int):
         self.blocks = blocks

@@ -61,13 +61,7 @@ class _Unwritten:
 
 
 class TokenParts:
-    """The parts in a folder.
-
-    Args:
-        folder: The folder, created by the first part.
-        dtype: The type of the ids, `uint16` or `uint32`.
-        part_tokens: Tokens after which a part is written.
-    """
+    """The parts in a folder, which the first one creates: ids of `dtype`, `part_tokens` of them in each."""
 
     def __init__(self, folder: Path, *, dtype: str, part_tokens: int = PART_TOKENS):
         self.folder = folder

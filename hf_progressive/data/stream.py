@@ -32,13 +32,7 @@ class TokenStream:
     the source ahead of training and leaves token ids on the disk, part by part; whoever wants a block maps its part
     into memory, and waits where it has not been written yet. So the order is the same on any number of processes and
     of workers, a run that goes on reads on, and nothing is tokenized twice, for the next rung or a from-scratch
-    baseline.
-    A token takes two bytes on the disk, four with a vocabulary above 65,536.
-
-    Args:
-        folder: The corpus folder.
-        parts: Its parts.
-        context: Tokens per block.
+    baseline. A token takes two bytes on the disk, four with a vocabulary above 65,536.
     """
 
     def __init__(self, folder: Path, parts: TokenParts, *, context: int):

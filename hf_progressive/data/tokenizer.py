@@ -59,16 +59,13 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, training_bytes: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE, which can write every text and never meets an unknown character.
 
-    The same texts give the same tokenizer. Source: Radford et al. 2019 (GPT-2), section 2.2, with its pattern of
-    words.
+    The same texts give the same tokenizer; its end-of-text token is both `bos_token` and `eos_token`. Source: Radford
+    et al. 2019 (GPT-2), section 2.2, with its pattern of words.
 
     Args:
         texts: Documents, of which no more are read than needed.
         vocab_size: Entries, the 256 bytes and the end-of-text token included.
         training_bytes: UTF-8 bytes to read at the most.
-
-    Returns:
-        The tokenizer, whose end-of-text token is both `bos_token` and `eos_token`.
 
     Raises:
         ValueError: The texts do not yield that many entries.

@@ -26,11 +26,8 @@ _USED_SHARE = 0.5
 def token_budget(device: torch.device, bytes_per_token: int, *, on_cpu: int) -> int:
     """Choose how many tokens, at least 1, a forward pass without gradients reads or holds.
 
-    Args:
-        device: Where it runs.
-        bytes_per_token: What it holds for each token at its peak.
-        on_cpu: Tokens that suffice on a CPU, where larger batches gain nothing. Elsewhere it is as many as fit into
-            what is free of the memory.
+    On an accelerator they are as many as fit into what is free of the memory; on a CPU `on_cpu`, where larger batches
+    gain nothing, if they fit.
     """
     if device.type != "cuda":
         return max(1, min(on_cpu, _CPU_BYTES // max(1, bytes_per_token)))
@@ -55,11 +52,7 @@ def bytes_per_token(model: PreTrainedModel) -> tuple[int, int]:
 def sequences_that_fit(model: PreTrainedModel, length: int, *, on_cpu: int, gradients: bool = False) -> int:
     """Choose how many sequences, at least 1, to read at once, with the logits of every token.
 
-    Args:
-        model: The model, on its device.
-        length: Tokens of a sequence.
-        on_cpu: The number on a CPU.
-        gradients: Whether a backward pass follows, which needs every layer's activations.
+    `on_cpu` is the number on a CPU. A backward pass (`gradients`) needs every layer's activations.
     """
     if model.device.type != "cuda":
         return on_cpu

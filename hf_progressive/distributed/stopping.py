@@ -41,12 +41,8 @@ class Sigterm:
 class StopVote:
     """Whether any process was told to stop.
 
-    One process decides at once. Several vote every few steps, at the same ones everywhere, and read the result a step
-    later, when the device has long computed it: so all stop after the same step, and none waits.
-
-    Args:
-        accelerator: The processes.
-        every: Optimizer steps from one vote to the next.
+    One process decides at once. Several vote every few optimizer steps, at the same ones everywhere, and read the
+    result a step later, when the device has long computed it: so all stop after the same step, and none waits.
     """
 
     def __init__(self, accelerator: Accelerator, *, every: int = STEPS_BETWEEN) -> None:

@@ -1,7 +1,7 @@
 """Growth: from a checkpoint to a larger one that computes the same function."""
 
 from hf_progressive.growth.families import register_family
-from hf_progressive.growth.family_table import Family, WeightRule, reads, writes
+from hf_progressive.growth.family_table import Family, WeightRule, linear, norm, reads, writes
 from hf_progressive.growth.grow import GrowthReport, grow_checkpoint, grow_model
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.methods import register_method
@@ -17,6 +17,8 @@ __all__ = [
     "WeightRule",
     "grow_checkpoint",
     "grow_model",
+    "linear",
+    "norm",
     "plan_growth",
     "reads",
     "register_family",

@@ -55,11 +55,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Axis:
-    """The child's units along one dimension, in order.
-
-    Attributes:
-        parent_size: Number of the parent's units.
-        segments: The child's units; neighbours that continue one another are merged.
+    """The child's units along one dimension, in order; `parent_size` is the number of the parent's.
 
     >>> wider = Axis.of(4, [Segment(4, source=0), Segment(2, written_as="mean")])
     >>> wider.size, wider.keeps_function
@@ -151,12 +147,7 @@ def joined(axes: Sequence[Axis]) -> Axis:
 
 @dataclass(frozen=True)
 class Dim:
-    """One dimension of one tensor: an axis and what the tensor does with it.
-
-    Attributes:
-        axis: The units.
-        role: Whether the tensor reads or writes them.
-    """
+    """One dimension of one tensor: an axis, and whether the tensor reads or writes its units."""
 
     axis: Axis
     role: Role

@@ -3,17 +3,9 @@
 From outside of the package, `register_family` adds one for the running process:
 
     from hf_progressive import grow_checkpoint, register_family
-    from hf_progressive.growth import Family, WeightRule, reads, writes
+    from hf_progressive.growth import Family, WeightRule, linear, norm, reads, writes
 
-    BLOCK, EMBEDDING = "model.layers.{layer}.", "model.embed_tokens.weight"
-
-    def linear(name, *dims, **options):  # `Linear` stores (out, in)
-        yield WeightRule(name + ".weight", dims, **options)
-        yield WeightRule(name + ".bias", dims[:1], init="zeros", when="use_bias", **options)
-
-    def norm(name, gain, shift):
-        yield WeightRule(name + ".weight", (writes(gain),), init="ones")
-        yield WeightRule(name + ".bias", (writes(shift),), init="zeros")
+    BLOCK, EMBEDDING, BIAS = "model.layers.{layer}.", "model.embed_tokens.weight", "use_bias"
 
     register_family(
         Family(
@@ -29,12 +21,12 @@ From outside of the package, `register_family` adds one for the running process:
             },
             rules=(
                 WeightRule(EMBEDDING, (reads("vocab"), writes("embedding"))),
-                *linear(BLOCK + "self_attn.q_proj", writes("query"), reads("normed")),
-                *linear(BLOCK + "self_attn.k_proj", writes("key"), reads("normed")),
-                *linear(BLOCK + "self_attn.v_proj", writes("value"), reads("normed")),
-                *linear(BLOCK + "self_attn.o_proj", writes("residual"), reads("context"), closes=True),
-                *linear(BLOCK + "mlp.c_fc", writes("mlp"), reads("normed")),
-                *linear(BLOCK + "mlp.c_proj", writes("residual"), reads("mlp"), closes=True),
+                *linear(BLOCK + "self_attn.q_proj", writes("query"), reads("normed"), bias=BIAS),
+                *linear(BLOCK + "self_attn.k_proj", writes("key"), reads("normed"), bias=BIAS),
+                *linear(BLOCK + "self_attn.v_proj", writes("value"), reads("normed"), bias=BIAS),
+                *linear(BLOCK + "self_attn.o_proj", writes("residual"), reads("context"), bias=BIAS, closes=True),
+                *linear(BLOCK + "mlp.c_fc", writes("mlp"), reads("normed"), bias=BIAS),
+                *linear(BLOCK + "mlp.c_proj", writes("residual"), reads("mlp"), bias=BIAS, closes=True),
                 *norm(BLOCK + "input_layernorm", "gain", "shift"),
                 *norm(BLOCK + "post_attention_layernorm", "gain", "shift"),
                 *norm("model.norm", "final_gain", "final_shift"),

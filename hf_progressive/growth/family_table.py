@@ -32,12 +32,7 @@ Init = Literal["normal", "scaled_normal", "ones", "zeros"]
 
 @dataclass(frozen=True)
 class DimRule:
-    """One dimension in a family's table.
-
-    Attributes:
-        role: Whether the tensor reads or writes the units.
-        axes: The axis, or the axes that a fused tensor stores one after the other.
-    """
+    """One dimension in a family's table: one axis, or those that a fused tensor stores one after the other."""
 
     role: Role
     axes: tuple[AxisName, ...]
@@ -100,19 +95,28 @@ class WeightRule:
                 return Fresh()
 
 
+def linear(
+    name: str, *dims: DimRule, bias: str | None = "", init: Init = "normal", closes: bool = False
+) -> Iterator[WeightRule]:
+    """Describe a linear layer: its weight, and a bias always (""), by a config field of that name, or never (None)."""
+    yield WeightRule(name + ".weight", dims, init, closes)
+    if bias is not None:
+        yield WeightRule(name + ".bias", tuple(dim for dim in dims if dim.role == "write"), "zeros", closes, when=bias)
+
+
+def norm(name: str, gain: AxisName, shift: AxisName | None = None, *, offset: float = 0.0) -> Iterator[WeightRule]:
+    """Describe a norm: its gain, and where it has one its shift."""
+    yield WeightRule(name + ".weight", (writes(gain),), "ones", offset=offset)
+    if shift is not None:
+        yield WeightRule(name + ".bias", (writes(shift),), "zeros")
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What can grow, in the words every family shares.
 
-    Attributes:
-        width: Channels of the residual stream.
-        layers: Number of layers.
-        heads: Attention (query) heads.
-        kv_heads: Key/value heads.
-        head_dim: Dimensions per head.
-        mlp: Hidden units of the MLP.
-        vocab: Tokens.
-        positions: Longest context.
+    `width` counts channels of the residual stream, `heads` those of queries, `mlp` hidden units, `vocab` tokens, and
+    `positions` is the longest context.
     """
 
     width: int

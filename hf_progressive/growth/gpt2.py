@@ -1,6 +1,6 @@
 """GPT-2 (`GPT2LMHeadModel`): LayerNorm, learned positions, fused query|key|value, `Conv1D` weights (in, out)."""
 
-from hf_progressive.growth.family_table import Family, WeightRule, reads, writes
+from hf_progressive.growth.family_table import Family, WeightRule, linear, norm, reads, writes
 
 _BLOCK = "transformer.h.{layer}."
 
@@ -17,24 +17,13 @@ GPT2 = Family(
     rules=(
         WeightRule("transformer.wte.weight", (reads("vocab"), writes("embedding"))),
         WeightRule("transformer.wpe.weight", (reads("positions"), writes("embedding"))),
-        WeightRule(_BLOCK + "ln_1.weight", (writes("gain"),), init="ones"),
-        WeightRule(_BLOCK + "ln_1.bias", (writes("shift"),), init="zeros"),
-        WeightRule(_BLOCK + "attn.c_attn.weight", (reads("normed"), writes("query", "key", "value"))),
-        WeightRule(_BLOCK + "attn.c_attn.bias", (writes("query", "key", "value"),), init="zeros"),
-        WeightRule(
-            _BLOCK + "attn.c_proj.weight", (reads("context"), writes("residual")), init="scaled_normal", closes=True
-        ),
-        WeightRule(_BLOCK + "attn.c_proj.bias", (writes("residual"),), init="zeros", closes=True),
-        WeightRule(_BLOCK + "ln_2.weight", (writes("gain"),), init="ones"),
-        WeightRule(_BLOCK + "ln_2.bias", (writes("shift"),), init="zeros"),
-        WeightRule(_BLOCK + "mlp.c_fc.weight", (reads("normed"), writes("mlp"))),
-        WeightRule(_BLOCK + "mlp.c_fc.bias", (writes("mlp"),), init="zeros"),
-        WeightRule(
-            _BLOCK + "mlp.c_proj.weight", (reads("mlp"), writes("residual")), init="scaled_normal", closes=True
-        ),
-        WeightRule(_BLOCK + "mlp.c_proj.bias", (writes("residual"),), init="zeros", closes=True),
-        WeightRule("transformer.ln_f.weight", (writes("final_gain"),), init="ones"),
-        WeightRule("transformer.ln_f.bias", (writes("final_shift"),), init="zeros"),
+        *norm(_BLOCK + "ln_1", "gain", "shift"),
+        *linear(_BLOCK + "attn.c_attn", reads("normed"), writes("query", "key", "value")),
+        *linear(_BLOCK + "attn.c_proj", reads("context"), writes("residual"), init="scaled_normal", closes=True),
+        *norm(_BLOCK + "ln_2", "gain", "shift"),
+        *linear(_BLOCK + "mlp.c_fc", reads("normed"), writes("mlp")),
+        *linear(_BLOCK + "mlp.c_proj", reads("mlp"), writes("residual"), init="scaled_normal", closes=True),
+        *norm("transformer.ln_f", "final_gain", "final_shift"),
         WeightRule("lm_head.weight", (writes("vocab"), reads("final")), tied_to="transformer.wte.weight"),
     ),
     norm="layer",

@@ -231,12 +231,13 @@ def plan_growth(
         target_config: The child's config, or a dict of the family's own config fields; what a dict does not name is
             kept, or derived where the family derives it. Not changed.
         method: A growth method; see `hf_progressive.growth.methods`.
-        depth_position: Where new layers go: `append`, `spread`, or a list of the parent's layers after which to put
-            one each. Methods that repeat layers have their own order.
+        depth_position: Where new layers go: `append` after the last, `spread` evenly among the old, or a list of the
+            parent's layers (from 0; −1 is before the first) after which to put one each. Methods that repeat layers
+            have their own order.
         new_layers: `copy` a neighbour or draw `fresh` ones; both add nothing at first.
         init_std: Standard deviation of new entries; None takes the config's `initializer_range`.
         noise: Symmetry-breaking noise on what reads the copies of one unit, relative to the weight's root mean
-            square; the function is kept. None takes the method's own.
+            square; it adds up to zero over the copies, so the function is kept. None takes the method's own.
         vocab_multiple: The vocabulary is padded to a multiple of this.
 
     Returns:

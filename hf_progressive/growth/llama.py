@@ -5,7 +5,7 @@ They share one table; what sets them apart is said by option.
 
 from typing import Any
 
-from hf_progressive.growth.family_table import Family, WeightRule, reads, writes
+from hf_progressive.growth.family_table import Family, WeightRule, linear, norm, reads, writes
 
 SIZE_FIELDS = {
     "width": "hidden_size",
@@ -21,35 +21,31 @@ SIZE_FIELDS = {
 
 _BLOCK = "model.layers.{layer}."
 _EMBEDDING = "model.embed_tokens.weight"
-_ALWAYS = "num_hidden_layers"  # a field that is true in every model
 
 
 def _rules(
-    *, qkv_bias: str = "", output_bias: str = "", mlp_bias: str = "", normed_queries: bool = False, offset: float = 0.0
+    *,
+    qkv_bias: str | None = None,
+    output_bias: str | None = None,
+    mlp_bias: str | None = None,
+    normed_queries: bool = False,
+    offset: float = 0.0,
 ) -> tuple[WeightRule, ...]:
-    # A bias is named by the config field that switches it on; the empty string means there is none.
     attention, mlp = _BLOCK + "self_attn.", _BLOCK + "mlp."
-
-    def linear(name: str, *dims: Any, bias: str, closes: bool = False) -> list[WeightRule]:
-        weight = WeightRule(name + ".weight", dims, closes=closes)
-        return [weight, WeightRule(name + ".bias", dims[:1], init="zeros", closes=closes, when=bias)][: 1 + bool(bias)]
-
-    def gain(name: str, axis: Any) -> WeightRule:
-        return WeightRule(name + ".weight", (writes(axis),), init="ones", offset=offset)
-
+    query_norms = [*norm(attention + "q_norm", "head_dim"), *norm(attention + "k_norm", "head_dim")]
     return (
         WeightRule(_EMBEDDING, (reads("vocab"), writes("embedding"))),
         *linear(attention + "q_proj", writes("query"), reads("normed"), bias=qkv_bias),
         *linear(attention + "k_proj", writes("key"), reads("normed"), bias=qkv_bias),
         *linear(attention + "v_proj", writes("value"), reads("normed"), bias=qkv_bias),
         *linear(attention + "o_proj", writes("residual"), reads("context"), bias=output_bias, closes=True),
-        *([gain(attention + "q_norm", "head_dim"), gain(attention + "k_norm", "head_dim")] if normed_queries else []),
+        *(query_norms if normed_queries else ()),
         *linear(mlp + "gate_proj", writes("mlp"), reads("normed"), bias=mlp_bias),
         *linear(mlp + "up_proj", writes("mlp"), reads("normed"), bias=mlp_bias),
         *linear(mlp + "down_proj", writes("residual"), reads("mlp"), bias=mlp_bias, closes=True),
-        gain(_BLOCK + "input_layernorm", "gain"),
-        gain(_BLOCK + "post_attention_layernorm", "gain"),
-        gain("model.norm", "final_gain"),
+        *norm(_BLOCK + "input_layernorm", "gain", offset=offset),
+        *norm(_BLOCK + "post_attention_layernorm", "gain", offset=offset),
+        *norm("model.norm", "final_gain", offset=offset),
         WeightRule("lm_head.weight", (writes("vocab"), reads("final")), tied_to=_EMBEDDING),
     )
 
@@ -71,7 +67,7 @@ def _family(model_type: str, rules: tuple[WeightRule, ...], **options: Any) -> F
 LLAMA = _family("llama", _rules(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias"))
 MISTRAL = _family("mistral", _rules())
 QWEN2 = _family(
-    "qwen2", _rules(qkv_bias=_ALWAYS), layer_fields=("layer_types",), neutral_fields=frozenset({"max_window_layers"})
+    "qwen2", _rules(qkv_bias=""), layer_fields=("layer_types",), neutral_fields=frozenset({"max_window_layers"})
 )
 QWEN3 = _family(
     "qwen3",

@@ -66,17 +66,7 @@ class LayerOrigin:
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthOptions:
-    """What a method leaves open.
-
-    Attributes:
-        depth_position: Where `exact`, `tile`, `split` and `pad` put new layers: `append` after the last, `spread`
-            evenly among the old, or the parent's layers (from 0; −1 is before the first) after which to put one each.
-        new_layers: `copy` a neighbour or draw `fresh` ones; both are silent.
-        init_std: Standard deviation of new entries; None takes the config's `initializer_range`.
-        noise: Symmetry-breaking noise on what reads the copies of one unit, relative to the root mean square of the
-            weight; it adds up to zero over the copies, so the function is kept. None takes the method's own.
-        vocab_multiple: The vocabulary is padded to a multiple of this.
-    """
+    """What a method leaves open; `plan_growth` says what each field means."""
 
     depth_position: DepthPosition = "append"
     new_layers: NewLayers = "copy"
@@ -222,20 +212,7 @@ def _refuse_choice(options: GrowthOptions) -> None:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to grow.
-
-    Attributes:
-        name: What users call it.
-        summary: One line on what it does and where it comes from.
-        width: What the units of a wider axis inherit from.
-        depth: What the layers inherit from.
-        keeps_width: Growing in width keeps the function.
-        keeps_depth: Growing in depth keeps the function.
-        rescales: Norms, scores and readers are rescaled as exactness asks; otherwise new entries are zero and old
-            ones as they were.
-        inherits: Weights come from the parent at all.
-        noise: Symmetry-breaking noise, unless the options name another.
-    """
+    """A way to grow; `register_method` says what each field means."""
 
     name: str
     summary: str

@@ -1,10 +1,11 @@
 """NanoChat: RMSNorm without weights (of queries and keys too), rotary positions, squared ReLU, softcapped logits."""
 
-from hf_progressive.growth.family_table import Family, WeightRule, reads, writes
+from hf_progressive.growth.family_table import Family, WeightRule, linear, reads, writes
 from hf_progressive.growth.llama import SIZE_FIELDS
 
 _ATTENTION = "model.layers.{layer}.self_attn."
 _MLP = "model.layers.{layer}.mlp."
+_BIAS = "attention_bias"
 _EMBEDDING = "model.embed_tokens.weight"
 
 NANOCHAT = Family(
@@ -13,18 +14,14 @@ NANOCHAT = Family(
     rules=(
         # The embedding is normalised before it enters the stream, which does not see the factor it is written with.
         WeightRule(_EMBEDDING, (reads("vocab"), writes("embedding"))),
-        WeightRule(_ATTENTION + "q_proj.weight", (writes("query"), reads("normed"))),
-        WeightRule(_ATTENTION + "q_proj.bias", (writes("query"),), init="zeros", when="attention_bias"),
-        WeightRule(_ATTENTION + "k_proj.weight", (writes("key"), reads("normed"))),
-        WeightRule(_ATTENTION + "k_proj.bias", (writes("key"),), init="zeros", when="attention_bias"),
-        WeightRule(_ATTENTION + "v_proj.weight", (writes("value"), reads("normed"))),
-        WeightRule(_ATTENTION + "v_proj.bias", (writes("value"),), init="zeros", when="attention_bias"),
-        WeightRule(_ATTENTION + "o_proj.weight", (writes("residual"), reads("context")), "scaled_normal", closes=True),
-        WeightRule(
-            _ATTENTION + "o_proj.bias", (writes("residual"),), init="zeros", closes=True, when="attention_bias"
+        *linear(_ATTENTION + "q_proj", writes("query"), reads("normed"), bias=_BIAS),
+        *linear(_ATTENTION + "k_proj", writes("key"), reads("normed"), bias=_BIAS),
+        *linear(_ATTENTION + "v_proj", writes("value"), reads("normed"), bias=_BIAS),
+        *linear(
+            _ATTENTION + "o_proj", writes("residual"), reads("context"), bias=_BIAS, init="scaled_normal", closes=True
         ),
-        WeightRule(_MLP + "fc1.weight", (writes("mlp"), reads("normed"))),
-        WeightRule(_MLP + "fc2.weight", (writes("residual"), reads("mlp")), closes=True),
+        *linear(_MLP + "fc1", writes("mlp"), reads("normed"), bias=None),
+        *linear(_MLP + "fc2", writes("residual"), reads("mlp"), bias=None, closes=True),
         WeightRule("lm_head.weight", (writes("vocab"), reads("final")), tied_to=_EMBEDDING),
     ),
     norm="weightless_rms",

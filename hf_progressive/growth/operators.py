@@ -21,12 +21,7 @@ from hf_progressive.growth.axis import Axis, Dim
 
 @dataclass(frozen=True)
 class Fresh:
-    """How a tensor is initialised in a new model: normal with a mean and a standard deviation.
-
-    Attributes:
-        mean: 0 for weights and biases, 1 for the gains of norms.
-        std: Standard deviation; 0 draws nothing.
-    """
+    """How a new model initialises a tensor: normally distributed; the mean is 1 for the gains of norms."""
 
     mean: float = 0.0
     std: float = 0.0
@@ -41,11 +36,7 @@ class Fresh:
 def place(parent: Tensor, dims: Sequence[Dim], *, power: int, out: Tensor) -> None:
     """Write the inherited entries of a tensor in place; entries of new units are left alone.
 
-    Args:
-        parent: The parent's tensor.
-        dims: Its dimensions.
-        power: 0 to scale values, 1 to scale gradients, 2 to scale squared gradients (equation 1).
-        out: The child's tensor.
+    `power` is 0 to scale values, 1 to scale gradients, 2 to scale squared gradients (equation 1).
     """
     for blocks in product(*(list(dim.axis.inherited()) for dim in dims)):
         target, source, factor = out, parent, 1.0

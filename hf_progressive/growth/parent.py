@@ -39,10 +39,6 @@ class ModelTensors:
 class ParentTensors:
     """The parent's tensors by canonical name, once it is certain that each is there exactly once.
 
-    Args:
-        plan: The plan of the growth.
-        tensors: The tensors by the names they have in a file or a model.
-
     Raises:
         ValueError: Tensors are unmapped, missing, there twice or of another shape than the config says.
     """

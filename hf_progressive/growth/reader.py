@@ -67,10 +67,7 @@ class TensorSpec:
 
 
 class CheckpointReader:
-    """The tensors of a local safetensors checkpoint, read one at a time.
-
-    Args:
-        folder: A folder with `model.safetensors`, or with `model.safetensors.index.json` and the shards it names.
+    """The tensors of a local safetensors checkpoint, in one file or in shards with an index, read one at a time.
 
     Raises:
         FileNotFoundError: There are no weights, or a shard is missing.

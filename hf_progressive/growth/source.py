@@ -25,13 +25,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthSource:
-    """A checkpoint on this machine and where it came from.
-
-    Args:
-        name: The folder or Hub id, as it was given.
-        folder: Where its files are.
-        revision: The commit, for a Hub id.
-    """
+    """A checkpoint on this machine: its name as it was given, and the commit of one from the Hub."""
 
     name: str
     folder: Path

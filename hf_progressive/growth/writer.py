@@ -35,12 +35,9 @@ class CheckpointWriter:
 
     Args:
         folder: An existing folder.
-        specs: Shape and dtype of every tensor, by name.
+        specs: Shape and dtype of every tensor, by name; a dtype that the format does not have is a ValueError.
         max_shard_size: The size beyond which a new file begins, in bytes or as `"5GB"`.
         checksums: Compute the SHA-256 of the files.
-
-    Raises:
-        ValueError: A dtype that the format does not have.
 
     >>> import tempfile, torch
     >>> from safetensors.torch import load_file

@@ -36,10 +36,7 @@ class FullDiskError(OSError):
 
 
 class FullDiskNamed:
-    """A block of which an error that means a full disk leaves as a `FullDiskError`; others leave as they are.
-
-    Args:
-        path: What the block writes.
+    """A block that writes a path; an error that means a full disk leaves it as a `FullDiskError`, others as they are.
 
     >>> with FullDiskNamed("/tmp/x"):
     ...     raise RuntimeError("unexpected pos 64 vs 0")
