@@ -9,7 +9,6 @@ from typing import Any
 from hf_progressive.config import RecipeConfig, StudyConfig
 from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.distributed.processes import current_processes
-from hf_progressive.storage.locks import wait_lock
 from hf_progressive.study.model_tasks import model_tasks
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.plan import plan_study
@@ -122,8 +121,7 @@ def check_instrument(config: StudyConfig, output_dir: str | os.PathLike[str]) ->
         raise ValueError(f"{failure['task']}: {failure['reason']}; delete {root} and check again")
     corpus = prepare_corpus(ladder.data, ladder.model.context, root / "branches" / "data")
     shortest = plan_study(study, corpus.fingerprint).cold[ladder.rungs[1].name, 0][0]
-    with wait_lock(root / ".alone.lock"):
-        alone = _trained_alone(shortest, corpus, root / "alone")
+    alone = _trained_alone(shortest, corpus, root / "alone")
     baselines = next(
         row["points"] for row in record["cold"] if row["rung"] == ladder.rungs[1].name and row["seed"] == 0
     )

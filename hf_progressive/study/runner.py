@@ -101,7 +101,7 @@ class TaskFolder:
             unfinished: Names of all that are.
         """
         return all(maker_of(path) not in unfinished for path in task.needs) and all(
-            self.is_there(path) or self.result(maker_of(path)) is not None for path in task.uses
+            self.is_there(path) or maker_of(path) not in unfinished for path in task.uses
         )
 
     def prune(self) -> None:
