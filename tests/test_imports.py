@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -38,6 +39,12 @@ FOLDERS = [
 OF_EXTRAS = ["deepspeed", "tensorboard", "lm_eval", "hypothesis", "pytest", "_pytest"]
 OF_ONE_SYSTEM = {"fcntl", "grp", "msvcrt", "posix", "pwd", "resource", "termios", "winreg"}
 READ_BY_OTHERS = {"zstandard"}  # `datasets` opens .zst files with it
+MIRRORS = {
+    "__init__.py": "a folder's own",
+    "ladder.py": "a ladder's configuration, and its record",
+    "study.py": "a study's configuration, its record, and its figures",
+}
+"""Names of several modules: each is about the one thing that the name says."""
 STRANGERS = {("penalty", "growth"), ("estimation", "growth")}
 
 
@@ -85,6 +92,12 @@ def test_imports_point_up(path: Path) -> None:
 
 def test_the_list_names_every_folder() -> None:
     assert {folder_of(path) for path in MODULES} == set(FOLDERS)
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_no_two_modules_of_one_name_mean_different_things() -> None:
+    counts = Counter(path.name for path in PACKAGE.rglob("*.py"))
+    assert {name for name, count in counts.items() if count > 1} <= MIRRORS.keys()
 
 
 @pytest.mark.parametrize(

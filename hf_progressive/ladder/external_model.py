@@ -14,7 +14,7 @@ from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.hub.names import RECORD_NAME
 from hf_progressive.ladder.record_builder import origin_record
-from hf_progressive.ladder.work import RungWork
+from hf_progressive.ladder.rung_work import RungWork
 from hf_progressive.planning.ladder_plan import LadderPlan
 from hf_progressive.records.origin import Origin, locate_origin
 from hf_progressive.records.rung import DataUse

@@ -19,7 +19,7 @@ from hf_progressive.distributed.processes import current_processes, main_process
 from hf_progressive.ladder import external_model, steps
 from hf_progressive.ladder.preparation import CORPUS_NAME
 from hf_progressive.ladder.run_folder import claim, exclusive
-from hf_progressive.ladder.work import LadderRun, RungWork
+from hf_progressive.ladder.rung_work import LadderRun, RungWork
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.storage.full_disk import FullDiskNamed
 

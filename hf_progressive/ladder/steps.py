@@ -14,7 +14,7 @@ from hf_progressive.ladder.estimates import estimate_inheritance
 from hf_progressive.ladder.external_model import first_new_block
 from hf_progressive.ladder.record_builder import baseline_record, rung_record
 from hf_progressive.ladder.rung_penalty import rung_penalty
-from hf_progressive.ladder.work import RungWork
+from hf_progressive.ladder.rung_work import RungWork
 from hf_progressive.records.rung import CoreScore, Estimates, GrowthRecord
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.precision import evaluation_precision

@@ -15,7 +15,7 @@ from hf_progressive.report.glossary import OF_LADDERS
 from hf_progressive.report.ladder_findings import find_in_run
 from hf_progressive.report.ladder_tables import core_table, rung_table, table_notes, totals_table
 from hf_progressive.report.page import Page, Plot, ReportPaths, Section, settings_table, write_page
-from hf_progressive.report.speed import PLAN_NAME, priced_table, read_prices, speed_table
+from hf_progressive.report.speed_tables import PLAN_NAME, priced_table, read_prices, speed_table
 from hf_progressive.report.table import Table
 
 

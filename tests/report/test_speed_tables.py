@@ -6,7 +6,7 @@ import pytest
 
 from hf_progressive.records.ladder import read_run
 from hf_progressive.report import write_report
-from hf_progressive.report.speed import priced_table, read_prices, speed_table
+from hf_progressive.report.speed_tables import priced_table, read_prices, speed_table
 
 SPEED = {
     "tokens_per_second": 2_000_000.0,
