@@ -6,8 +6,7 @@ from hf_progressive.estimation.saved_estimates import (
     SubspaceRecord,
     load_fisher,
     load_subspace,
-    save_fisher,
-    save_subspace,
+    save_estimate,
 )
 from hf_progressive.estimation.subspace import learn_subspace
 
@@ -19,6 +18,5 @@ __all__ = [
     "learn_subspace",
     "load_fisher",
     "load_subspace",
-    "save_fisher",
-    "save_subspace",
+    "save_estimate",
 ]

@@ -63,29 +63,36 @@ class SubspaceRecord:
 Record = TypeVar("Record", FisherRecord, SubspaceRecord)
 
 
-def save_fisher(path: str | os.PathLike[str], fisher: Mapping[str, Tensor], record: FisherRecord) -> None:
-    """Write a Fisher diagonal and how it was estimated to a file, whole or absent even if the process dies meanwhile.
+def save_estimate(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: FisherRecord | SubspaceRecord
+) -> None:
+    """Write a Fisher diagonal or bases by name, and how they were made, whole or not at all even if the process dies.
 
     If the tensors are divided among processes, each of these must call; the first writes.
     """
-    _save(path, fisher, record)
+    content = {name: whole_tensor(value).cpu().contiguous() for name, value in tensors.items()}
+    if any(isinstance(value, DTensor) for value in tensors.values()) and dist.get_rank() > 0:
+        return
+    # One key: safetensors writes several in an order that changes from call to call, so that equal files would differ.
+    header = {_HEADER_KEY: json.dumps({"type": type(record).__name__} | dataclasses.asdict(record))}
+    with storage.atomic_file(path) as temporary:
+        save_file(content, temporary, metadata=header)
 
 
 def load_fisher(
-    path: str | os.PathLike[str], *, expected: Mapping[str, Tensor] | None = None, device: str = "cpu"
+    path: str | os.PathLike[str], *, expected: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], FisherRecord]:
     """Read a Fisher diagonal, and how it was estimated.
 
     Args:
-        path: A file `save_fisher` wrote.
+        path: A file `save_estimate` wrote.
         expected: Tensors, parameters for instance, whose names and shapes the file must have exactly.
-        device: Where to put the tensors.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or of another sort, or its names or shapes are not those expected.
     """
-    tensors, record = _load(path, FisherRecord, device)
+    tensors, record = _load(path, FisherRecord)
     if expected is not None:
         _check_names(path, set(tensors), set(expected), missing_allowed=False)
         for name, value in expected.items():
@@ -97,26 +104,20 @@ def load_fisher(
     return tensors, record
 
 
-def save_subspace(path: str | os.PathLike[str], subspace: Mapping[str, Tensor], record: SubspaceRecord) -> None:
-    """Write the bases of a subspace, U (out, r) by name, and how it was learned, as `save_fisher` does."""
-    _save(path, subspace, record)
-
-
 def load_subspace(
-    path: str | os.PathLike[str], *, expected: Mapping[str, int] | None = None, device: str = "cpu"
+    path: str | os.PathLike[str], *, expected: Mapping[str, int] | None = None
 ) -> tuple[dict[str, Tensor], SubspaceRecord]:
     """Read the bases of a subspace, and how it was learned.
 
     Args:
-        path: A file `save_subspace` wrote.
+        path: A file `save_estimate` wrote.
         expected: Outputs per parameter name; the file may hold fewer names, but no others, and must have as many rows.
-        device: Where to put the tensors.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or of another sort, or its names or rows are not those expected.
     """
-    tensors, record = _load(path, SubspaceRecord, device)
+    tensors, record = _load(path, SubspaceRecord)
     if expected is not None:
         _check_names(path, set(tensors), set(expected), missing_allowed=True)
         for name, basis in tensors.items():
@@ -137,22 +138,11 @@ def read_record(path: str | os.PathLike[str], record_type: type[Record]) -> Reco
         raise ValueError(f"{path}: not a sound safetensors file ({error}); write it again") from error
 
 
-def _save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: FisherRecord | SubspaceRecord) -> None:
-    # Gathering divided tensors takes every process; one of them writes.
-    content = {name: whole_tensor(value).cpu().contiguous() for name, value in tensors.items()}
-    if any(isinstance(value, DTensor) for value in tensors.values()) and dist.get_rank() > 0:
-        return
-    # One key: safetensors writes several in an order that changes from call to call, so that equal files would differ.
-    header = {_HEADER_KEY: json.dumps({"type": type(record).__name__} | dataclasses.asdict(record))}
-    with storage.atomic_file(path) as temporary:
-        save_file(content, temporary, metadata=header)
-
-
-def _load(path: str | os.PathLike[str], record_type: type[Record], device: str) -> tuple[dict[str, Tensor], Record]:
+def _load(path: str | os.PathLike[str], record_type: type[Record]) -> tuple[dict[str, Tensor], Record]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt", device=device) as file:
+        with safe_open(path, framework="pt") as file:
             record = _parse(path, file.metadata(), record_type)
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}

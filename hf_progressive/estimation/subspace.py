@@ -232,15 +232,7 @@ def output_covariances(
 ) -> dict[str, Tensor]:
     """Add up the uncentred covariance of layers' outputs, or of their gradients, over tokens: (out, out) per name.
 
-    Args:
-        model: A causal language model of Transformers.
-        batches: Batches as `estimate_fisher` takes them.
-        layers: The layers, by the names of their weights.
-        source: "gradients" of the summed negative log-likelihood, or "activations". Padding does not count.
-        kind: For gradients, targets from the data or sampled from the model.
-        reduce: Sum over the processes of `torch.distributed`.
-        seed: For sampled targets.
-        progress: Show a progress bar on stderr.
+    Of gradients, those of the summed negative log-likelihood; padding does not count. Options are `learn_subspace`'s.
     """
     first = next(model.parameters())
     dtype = working_dtype(first.dtype)

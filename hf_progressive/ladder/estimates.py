@@ -24,8 +24,7 @@ from hf_progressive.estimation.saved_estimates import (
     FisherRecord,
     SubspaceRecord,
     read_record,
-    save_fisher,
-    save_subspace,
+    save_estimate,
 )
 from hf_progressive.estimation.subspace import learn_subspace, subspace_flops
 from hf_progressive.ladder.rung_penalty import FISHER_FILE, SUBSPACE_FILE
@@ -83,13 +82,13 @@ def estimate_inheritance(
         costs["fisher"] = {**_described(made), "flops": flops}
         with main_process_first(state):
             if state.is_main_process:
-                save_fisher(checkpoint / FISHER_FILE, fisher, made)
+                save_estimate(checkpoint / FISHER_FILE, fisher, made)
     if wants_subspace:
         bases, learned, flops = estimator.subspace()
         costs["subspace"] = {**_described(learned), "flops": flops}
         with main_process_first(state):
             if state.is_main_process:
-                save_subspace(checkpoint / SUBSPACE_FILE, bases, learned)
+                save_estimate(checkpoint / SUBSPACE_FILE, bases, learned)
     return costs
 
 

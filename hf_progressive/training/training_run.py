@@ -265,6 +265,7 @@ def block_trainer(
     return trainer
 
 
+@own_float32_products()
 def train_run(
     run: TrainingRun,
     corpus: Corpus,
@@ -285,13 +286,6 @@ def train_run(
     Raises:
         FloatingPointError: The loss is no longer finite.
     """
-    with own_float32_products():
-        return _train(run, corpus, penalty, callbacks)
-
-
-def _train(
-    run: TrainingRun, corpus: Corpus, penalty: InheritancePenalty | None, callbacks: Sequence[TrainerCallback]
-) -> tuple[TrainingResult, ProgressiveTrainer]:
     started = time.monotonic()
     context = corpus.context
     args = training_arguments(run, context)

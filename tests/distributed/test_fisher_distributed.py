@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from hf_progressive.estimation.fisher import estimate_fisher
-from hf_progressive.estimation.saved_estimates import FisherRecord, load_fisher, save_fisher
+from hf_progressive.estimation.saved_estimates import FisherRecord, load_fisher, save_estimate
 from hf_progressive.estimation.subspace import learn_subspace
 
 WORLD = 2
@@ -77,7 +77,7 @@ def estimate_in_process(rank, folder):
         rows = {n: len(value.to_local()) for n, value in divided.items()}
         assert all(rows[n] <= -(-len(value) // WORLD) for n, value in divided.items())
         assert all(torch.equal(p.grad.full_tensor(), before[n]) for n, p in model.named_parameters())
-        save_fisher(f"{folder}/{name}.safetensors", divided, RECORD)
+        save_estimate(f"{folder}/{name}.safetensors", divided, RECORD)
         normalized = fisher_of(model, own_batches(rank), normalize="mean")
         results[name, "normalized"] = {n: value.full_tensor() for n, value in normalized.items()}
         results[name, "weights"] = learn_subspace(model, rank=3)
@@ -111,7 +111,7 @@ def estimate_under_zero(rank, folder):
         )
         divided = fisher_of(engine.module, own_batches(rank))
         assert all(len(value.to_local()) <= -(-len(value) // WORLD) for value in divided.values())
-        save_fisher(f"{folder}/{name}.safetensors", divided, RECORD)
+        save_estimate(f"{folder}/{name}.safetensors", divided, RECORD)
         for source in ("weights", "gradients"):
             results[name, source] = learn_subspace(
                 engine.module, own_batches(rank), source=source, rank=3, reduce=True

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from hf_progressive import InheritancePenalty, grow_checkpoint, learn_subspace, load_penalty, plan_growth, storage
-from hf_progressive.estimation import FisherRecord, SubspaceRecord, save_fisher, save_subspace
+from hf_progressive.estimation import FisherRecord, SubspaceRecord, save_estimate
 from hf_progressive.penalty import save_penalty
 
 WIDER = {"n_layer": 2, "n_embd": 24, "n_head": 3}
@@ -36,12 +36,12 @@ def write_rung(folder: Path, seed: int, fisher: dict[str, torch.Tensor]) -> None
     model = tiny_model(seed)
     with storage.atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
-    save_fisher(
+    save_estimate(
         folder / "phi/fisher.safetensors",
         fisher,
         FisherRecord(kind="empirical", definition="token", sequences=1, tokens=8),
     )
-    save_subspace(folder / "phi/subspace.safetensors", learn_subspace(model), SubspaceRecord(source="weights"))
+    save_estimate(folder / "phi/subspace.safetensors", learn_subspace(model), SubspaceRecord(source="weights"))
 
 
 def moved(folder: Path) -> GPT2LMHeadModel:
