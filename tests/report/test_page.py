@@ -11,7 +11,7 @@ import pytest
 
 from hf_progressive.records.ladder import read_run
 from hf_progressive.report import write_report
-from hf_progressive.report.figures.style import CSS_NAMES
+from hf_progressive.report.figures.colours import CSS_NAMES
 from hf_progressive.report.ladder_tables import rung_table
 
 HOSTILE = """<script>alert("1")</script> & 'x' | $y$ `z` --> {{ 7 * 7 }}"""

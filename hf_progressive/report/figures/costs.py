@@ -5,18 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_progressive.records.family import count_four_ways
 from hf_progressive.records.rung import RungRecord
-from hf_progressive.report.figures.style import (
-    COLD,
-    INHERITED,
-    INK,
-    MUTED,
-    OVERHEAD,
-    SURFACE,
-    WIDTH,
-    figure_style,
-    new_figure,
-    panel_title,
-)
+from hf_progressive.report.figures.colours import COLD, INHERITED, INK, MUTED, OVERHEAD, SURFACE
+from hf_progressive.report.figures.style import WIDTH, figure_style, new_figure, panel_title
 from hf_progressive.report.formatting import FlopUnit
 from hf_progressive.report.ladder_tables import AT_LEAST, flop_unit
 

@@ -4,17 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_progressive.records.rung import CurvePoint, RungRecord
-from hf_progressive.report.figures.style import (
-    COLD,
-    DASHED,
-    INHERITED,
-    MUTED,
-    SURFACE,
-    figure_style,
-    halo,
-    panel_title,
-    panels,
-)
+from hf_progressive.report.figures.colours import COLD, INHERITED, MUTED, SURFACE
+from hf_progressive.report.figures.style import DASHED, figure_style, halo, panel_title, panels
 from hf_progressive.report.formatting import FlopUnit, decimals, percent
 from hf_progressive.report.ladder_tables import flop_unit
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_progressive.records.rung import RungRecord
+from hf_progressive.report.figures.colours import INK, MUTED
 from hf_progressive.report.figures.costs import draw_family
 from hf_progressive.report.figures.curves import BITS_PER_BYTE, draw_curve_panel
-from hf_progressive.report.figures.style import INK, MUTED, WIDTH, figure_style, new_figure
+from hf_progressive.report.figures.style import WIDTH, figure_style, new_figure
 from hf_progressive.report.ladder_tables import flop_unit
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_progressive.records.rung import RungRecord
-from hf_progressive.report.figures.style import INHERITED, SECOND_TERM, figure_style, panel_title, panels
+from hf_progressive.report.figures.colours import INHERITED, SECOND_TERM
+from hf_progressive.report.figures.style import figure_style, panel_title, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

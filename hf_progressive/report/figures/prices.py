@@ -6,18 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_progressive.report.figures.style import (
-    COLD,
-    INHERITED,
-    INK,
-    MUTED,
-    WIDTH,
-    figure_style,
-    new_figure,
-    panel_title,
-    settle,
-    write_png,
-)
+from hf_progressive.report.figures.colours import COLD, INHERITED, INK, MUTED
+from hf_progressive.report.figures.style import WIDTH, figure_style, new_figure, panel_title, settle, write_png
 from hf_progressive.report.formatting import FlopUnit, significant
 
 if TYPE_CHECKING:

@@ -5,21 +5,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from hf_progressive.report.figures.colours import COLD, GRID, INHERITED, INK, MUTED, SURFACE
 from hf_progressive.report.figures.curves import BITS_PER_BYTE
-from hf_progressive.report.figures.style import (
-    COLD,
-    DASHED,
-    GRID,
-    INHERITED,
-    INK,
-    MUTED,
-    SURFACE,
-    WIDTH,
-    figure_style,
-    new_figure,
-    panel_title,
-    panels,
-)
+from hf_progressive.report.figures.style import DASHED, WIDTH, figure_style, new_figure, panel_title, panels
 from hf_progressive.report.formatting import FlopUnit, percent
 from hf_progressive.report.study_findings import Record, study_unit
 

@@ -9,48 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from hf_progressive.report.figures.colours import CSS_NAMES, GRID, INK, MUTED, SURFACE
 from hf_progressive.storage import atomic_file
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
-
-INK = "#1c2530"
-"""Text that is read first."""
-
-MUTED = "#5d6875"
-"""Text that is read second, and axes."""
-
-GRID = "#e2e6ea"
-"""Grid lines."""
-
-SURFACE = "#ffffff"
-"""The background."""
-
-COLD = "#6f8aa5"
-"""What was trained from scratch."""
-
-INHERITED = "#d4500f"
-"""What was grown."""
-
-OVERHEAD = "#f0b08a"
-"""What inheritance costs before training: Fisher information and subspace."""
-
-SECOND_TERM = "#0f766e"
-"""The second of two parts of one thing."""
-
-CSS_NAMES = {
-    INK: "ink",
-    MUTED: "muted",
-    GRID: "grid",
-    SURFACE: "surface",
-    COLD: "cold",
-    INHERITED: "inherited",
-    OVERHEAD: "overhead",
-    SECOND_TERM: "second",
-}
-"""Custom properties of the page that stand for these colours."""
 
 WIDTH = 10.0
 """Inches of a figure over the full width of a page."""
