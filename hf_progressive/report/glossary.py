@@ -1,6 +1,6 @@
-"""What the words of a report mean."""
+"""What the words of a report mean, as docs/glossary.md has them."""
 
-_BASELINE = "The same architecture trained from scratch on its full budget, reading the same corpus in the same order."
+_BASELINE = "The same architecture trained from scratch on its full budget, on the same data in the same order."
 _SAVING = "1 − FLOPs to match / FLOPs of the baseline."
 _TRANSFER_EFFICIENCY = (
     "(FLOPs of the baseline − FLOPs to match) / all FLOPs that went into the parent, its ancestors' included. At 1 "
@@ -18,7 +18,7 @@ OF_LADDERS = {
     "Saving": _SAVING,
     "Transfer efficiency η": _TRANSFER_EFFICIENCY,
     "Parent / cold": "FLOPs of the parent's budget from scratch / those of the rung's own: how large the step is.",
-    "FLOPs": "Those of training, forward and backward. Growing and validating are not counted.",
+    "FLOPs": "Those of training, forward and backward; growing and validating are not counted.",
 }
 """Each term, as a ladder's report uses it."""
 

@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from hf_progressive.records.ladder import read_run
 from hf_progressive.report import write_report
 from hf_progressive.report.figures.colours import CSS_NAMES
+from hf_progressive.report.glossary import OF_LADDERS, OF_STUDIES
 from hf_progressive.report.ladder_tables import rung_table
 
 HOSTILE = """<script>alert("1")</script> & 'x' | $y$ `z` --> {{ 7 * 7 }}"""
@@ -140,6 +142,14 @@ def test_a_damaged_record_leaves_the_last_report_alone(run, write, records):
     with pytest.raises(ValueError, match=r"rung\.json: tokens: expected a whole number, got 'all'"):
         write_report(folder)
     assert (folder / "report.html").read_bytes() == before
+
+
+def test_its_words_mean_what_the_glossary_says():
+    glossary = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8").lower()
+    for terms in (OF_LADDERS, OF_STUDIES):
+        assert terms["Baseline (cold)"].lower() in glossary
+        assert terms["Saving"].lower() in glossary
+    assert all(part in glossary for part in OF_LADDERS["FLOPs"].lower().split("; "))
 
 
 def test_importing_the_report_loads_no_heavy_library():
