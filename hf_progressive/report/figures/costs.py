@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hf_progressive.records.family import count_four_ways
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.figures.colours import COLD, INHERITED, INK, MUTED, OVERHEAD, SURFACE
-from hf_progressive.report.figures.style import WIDTH, figure_style, new_figure, panel_title
+from hf_progressive.report.figures.style import WIDTH, beside, figure_style, new_figure, panel_title
 from hf_progressive.report.formatting import FlopUnit
 from hf_progressive.report.ladder_tables import AT_LEAST, flop_unit
 
@@ -48,7 +48,7 @@ def _rung_bars(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit) -> Non
         )
         planned = " planned" if rung.cold_is_planned else ""
         cold = unit.number(rung.cold_cost) + planned if rung.cold_is_known else "not known"
-        _beside(axes, rung.cold_cost / unit.size, row - 0.21, cold)
+        beside(axes, rung.cold_cost / unit.size, row - 0.21, cold)
         if rung.grown:
             _inherited_bar(axes, row + 0.09, rung, unit)
     axes.set_ylim(len(rungs) - 0.6, -0.85)
@@ -96,7 +96,7 @@ def _inherited_bar(axes: "Axes", y: float, rung: RungRecord, unit: FlopUnit) -> 
         text += f", matches at {unit.number(rung.flops_to_match)}"
     elif rung.cold is not None:
         text += ", not matched"
-    _beside(axes, rung.flops.spent / unit.size, y, text)
+    beside(axes, rung.flops.spent / unit.size, y, text)
 
 
 def draw_family(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit, inches: float) -> None:
@@ -127,21 +127,15 @@ def draw_family(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit, inche
                 colour = COLD if part.kind == "planned" else SURFACE
                 axes.annotate(part.name, (left + width / 2, row), ha="center", va="center", color=colour, fontsize=7.5)
             left += width
-        _beside(axes, left, row, (AT_LEAST if count.at_least else "") + unit.text(count.flops))
+        beside(axes, left, row, (AT_LEAST if count.at_least else "") + unit.text(count.flops))
     axes.set_ylim(3.4, -0.75)
     axes.set_xlim(0, limit)
     _only_x_axis(axes, unit)
     panel_title(axes, "The family", "counted four ways")
 
 
-def _beside(axes: "Axes", x: float, y: float, text: str) -> None:
-    axes.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", color=MUTED, fontsize=8)
-
-
 def _only_x_axis(axes: "Axes", unit: FlopUnit) -> None:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.tick_params(length=3)
     axes.grid(axis="x")
-    axes.set_axisbelow(True)
     axes.set_xlabel(f"training FLOPs ({unit.name})")

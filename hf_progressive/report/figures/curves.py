@@ -51,7 +51,6 @@ def draw_curve_panel(axes: "Axes", rung: RungRecord, unit: FlopUnit) -> None:
     axes.set_ylim(*_visible_range(cold, inherited))
     _label_ends(axes, ends)
     axes.grid(axis="y")
-    axes.tick_params(length=3)
     panel_title(axes, rung.lineage, _verdict(rung), INHERITED if rung.saving is not None else MUTED)
     axes.set_xlabel(f"FLOPs spent on this rung ({unit.name})")
 

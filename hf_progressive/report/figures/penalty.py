@@ -34,7 +34,6 @@ def _penalty_parts(axes: "Axes", rung: RungRecord) -> None:
             axes.plot(steps, values, color=colour, linewidth=1.6, label=name)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.tick_params(length=3)
     axes.grid(axis="y")
     axes.legend(labelcolor="linecolor", handlelength=1, loc="upper right")
     panel_title(axes, rung.lineage, "the two parts of Φ")
@@ -53,7 +52,6 @@ def _penalty_weights(axes: "Axes", rung: RungRecord) -> None:
             axes.plot(steps, shares, color=colour, linestyle=dashes, label=f"{name}, of {full:g}")
     axes.set_ylim(0, 1.08)
     axes.set_yticks([0, 1])
-    axes.tick_params(length=3)
     axes.set_xlabel("optimizer step")
     if axes.lines:
         axes.legend(labelcolor="linecolor", handlelength=1.4, loc="upper right")

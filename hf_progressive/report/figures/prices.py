@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_progressive.report.figures.colours import COLD, INHERITED, INK, MUTED
-from hf_progressive.report.figures.style import WIDTH, figure_style, new_figure, panel_title, settle, write_png
+from hf_progressive.report.figures.style import WIDTH, beside, figure_style, new_figure, panel_title, settle, write_png
 from hf_progressive.report.formatting import FlopUnit, significant
 
 if TYPE_CHECKING:
@@ -18,15 +18,10 @@ _BAR = 0.34  # height of a bar where rungs are 1 apart
 
 
 def draw_prices(record: Mapping[str, Any]) -> "Figure":
-    """Draw a priced plan.
+    """Draw a priced plan, as `LadderPrice.to_dict` returns it.
 
-    Args:
-        record: What `LadderPrice.to_dict` returns. Bars are dollars if there is a price, and FLOPs if there is none;
-            inherited ones are what the named transfer efficiency says, with its interval, or what the configuration
-            trains for where none was named.
-
-    Returns:
-        The figure.
+    Bars are dollars if there is a price, and FLOPs if there is none; inherited ones are what the named transfer
+    efficiency says, with its interval, or what the configuration trains for where none was named.
     """
     rungs, family = record["rungs"], record["family"]
     scale = _Scale.of(record)
@@ -107,14 +102,7 @@ def _bar(
     edges = [scale.value(end) for end in ends]
     if edges:
         axes.plot(edges, [row, row], color=INK, linewidth=1, marker="|", markersize=5)
-    axes.annotate(
-        significant(value),
-        (max([value, *edges]), row),
-        xytext=(4, 0),
-        textcoords="offset points",
-        va="center",
-        color=INK,
-    )
+    beside(axes, max([value, *edges]), row, significant(value), INK)
 
 
 def _finish(axes: "Axes", labels: Sequence[str], scale: _Scale) -> None:
@@ -124,5 +112,4 @@ def _finish(axes: "Axes", labels: Sequence[str], scale: _Scale) -> None:
     axes.set_xlim(0, 1.16 * axes.get_xlim()[1])
     axes.set_xlabel(scale.label, color=MUTED)
     axes.grid(axis="x")
-    axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)

@@ -33,12 +33,15 @@ _STYLE: Any = {
     "axes.labelsize": 8.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
+    "axes.axisbelow": True,
     "axes.linewidth": 0.7,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.unicode_minus": True,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
     "grid.color": GRID,
@@ -144,6 +147,11 @@ def halo(text: "Text") -> None:
     from matplotlib.patheffects import withStroke
 
     text.set_path_effects([withStroke(linewidth=2.5, foreground=SURFACE)])
+
+
+def beside(axes: "Axes", x: float, y: float, text: str, colour: str = MUTED) -> None:
+    """Write to the right of a bar's end."""
+    axes.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", color=colour, fontsize=8)
 
 
 def panel_title(axes: "Axes", title: str, subtitle: str = "", colour: str = MUTED) -> None:
