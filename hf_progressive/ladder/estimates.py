@@ -52,7 +52,7 @@ def estimate_inheritance(
         corpus: The corpus that the model was trained on.
         span: The blocks of it that the model read; the last ones are used.
         flops_per_token: Training FLOPs per token of this model.
-        state: The processes.
+        state: The processes of the launch.
         known: What was recorded of estimates that came with the model. One made of these weights in the way that is
             wanted is kept, with its FLOPs; any other is made again.
 

@@ -40,6 +40,7 @@ from hf_progressive.training.training_run import TrainingRun, block_trainer, mic
 logger = logging.getLogger(__name__)
 
 _WARMUP_STEPS, _TIMED_STEPS, _FEWEST_TIMED_STEPS = 2, 20, 2
+_MORE_STEPS = 1000 * _TIMED_STEPS  # of a run that is stopped when enough were timed
 _MICRO_BATCHES = 2  # one that accumulates, and the last, which takes the optimizer's step
 _EVALUATION_BATCHES = 8
 _PROBE_WIDTH, _PROBE_WIDTH_ON_GPU, _PROBE_SECONDS = 1024, 8192, 0.5
@@ -62,13 +63,6 @@ def measure_ladder(
         processes: Processes that the plan is for: they decide the micro-batches of one.
         seconds: Time for each rung after its warm-up; a step under way is finished.
         folder: The run folder, which need not exist yet: saving is timed on its file system.
-
-    Returns:
-        What was measured, and why the rest was not.
-
-    Raises:
-        ValueError: The time is not positive, several processes run, or no rung fits.
-        OSError: The folder's file system cannot be written to.
     """
     if not 0 < seconds < float("inf"):
         raise ValueError(f"measure: {seconds:g} is not a number of seconds above 0")
@@ -299,6 +293,12 @@ class _Job:
             micro_batch_size=size,
             arguments={"per_device_eval_batch_size": given.micro_batch_size, **arguments},
         )
+        on_cuda = self.device.type == "cuda"
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(self.rung.config, dtype=torch.float32)
+        clock = _Clock(self.device, self.seconds)
+        blocks = _RandomBlocks(_MORE_STEPS * taken * size, context, self.rung.config.vocab_size)
         with tempfile.TemporaryDirectory(prefix="measure-") as folder:
             training_run = TrainingRun(
                 title=self.rung.name,
@@ -306,27 +306,17 @@ class _Job:
                 folder=Path(folder),
                 training=training,
                 learning_rate=training.learning_rate,
-                steps=1000 * _TIMED_STEPS,
+                steps=_MORE_STEPS,
                 first_block=0,
                 flops_per_token=self.rung.size.flops_per_token,
             )
-            return self._timed(training_run, taken)
-
-    def _timed(self, training_run: TrainingRun, taken: int) -> MeasuredRung:
-        context, vocabulary = self.config.model.context, self.rung.config.vocab_size
-        size, accumulation = self.micro_batch
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(self.rung.config, dtype=torch.float32)
-        args = training_arguments(training_run, context)
-        clock = _Clock(self.device, self.seconds)
-        blocks = _RandomBlocks(training_run.steps * taken * size, context, vocabulary)
-        trainer = block_trainer(args, model, blocks, context=context, penalty=self._penalty(model), callbacks=[clock])
-        with blocks_of_one_size(trainer):
-            trainer.train()
-            peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-            step = clock.step_seconds(accumulation)
-            evaluation = self._evaluation_speed(trainer, step / accumulation)
+            args, penalty = training_arguments(training_run, context), self._penalty(model)
+            trainer = block_trainer(args, model, blocks, context=context, penalty=penalty, callbacks=[clock])
+            with blocks_of_one_size(trainer):
+                trainer.train()
+                peak = torch.cuda.max_memory_allocated(self.device) if on_cuda else None
+                step = clock.step_seconds(accumulation)
+                evaluation = self._evaluation_speed(trainer, step / accumulation)
         return MeasuredRung(
             name=self.rung.name,
             flops_per_token=self.rung.size.flops_per_token,

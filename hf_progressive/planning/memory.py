@@ -20,13 +20,8 @@ def activation_bytes(config: PretrainedConfig, *, context: int, bf16: bool) -> i
     """Count what the forward pass of one sequence keeps for the backward pass, the loss included.
 
     The stock class runs on tensors without storage, and every tensor that autograd saves is counted once. It does so
-    with one layer and with two; further layers keep what the second one does.
-
-    Args:
-        config: The model's configuration.
-        context: Tokens of the sequence.
-        bf16: Whether the pass runs under bfloat16 autocast; the copies of weights that it makes, which do not grow
-            with the batch, are left out.
+    with one layer and with two; further layers keep what the second one does. Under bfloat16 autocast, the copies of
+    weights that it makes, which do not grow with the batch, are left out.
 
     Returns:
         Bytes per sequence, without gradient checkpointing.

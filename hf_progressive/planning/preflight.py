@@ -63,9 +63,7 @@ _EXTRAS = {"tensorboard": "hf-progressive[tensorboard]", "deepspeed": "hf-progre
 def find_problems(config: LadderConfig, processes: int | None = None) -> list[str]:
     """Look for settings that contradict one another, and for what they name and this machine lacks.
 
-    Args:
-        config: The ladder.
-        processes: Processes that will train together; None does not ask whether a step divides among them.
+    Without the number of processes, it is not asked whether a step divides among them.
 
     Returns:
         A line per problem: the key, its value, and what would be right.
@@ -206,19 +204,10 @@ def find_origin(
 ) -> Origin | None:
     """Find the model trained elsewhere that a ladder begins with, and check that it fits the ladder.
 
-    Args:
-        first: The first rung.
-        model: What every rung shares.
-        tokenizer: Where the corpus's tokenizer comes from.
-        taken: Where the run has the model already, so that nothing need be fetched.
+    Nothing is fetched, nor checked, if the run has `taken` it already.
 
     Returns:
         The model, perhaps without its weights; None for a ladder that trains all of its rungs.
-
-    Raises:
-        FileNotFoundError: There is no such model.
-        ValueError: It is of another family, too short for the blocks, or its tokenizer is not the corpus's.
-        OSError: The Hub refused or failed.
     """
     if first.source is None:
         return None

@@ -308,14 +308,7 @@ class RungSize:
 
 
 def size_rung(name: str, config: PretrainedConfig, training: TrainingConfig, context: int | None = None) -> RungSize:
-    """Size a rung's full cold run, of at least one step.
-
-    Args:
-        name: The rung's name.
-        config: The model's configuration.
-        training: The budget and the batch.
-        context: Tokens of a sequence; None takes the configuration's largest number of positions.
-    """
+    """Size a rung's full cold run, of at least one step; without a context, its sequences fill all positions."""
     tokens = token_budget(config, training.tokens_per_parameter, training.budget_parameters)
     return RungSize(
         name=name,
