@@ -119,3 +119,12 @@ class GrowthConfig:
 
     max_relative_logit_difference: float = 1e-5
     """Largest |Δlogit| over the logit scale that a function-preserving growth may show before the ladder stops."""
+
+    def require_kept_function(self, who: str, *, difference: float, scale: float) -> None:
+        """Raise unless logits differ from the parent's by no more than may be, at their scale."""
+        limit = self.max_relative_logit_difference
+        require(
+            difference <= limit * scale,
+            f"{who}: its logits differ from its parent's by {difference:.3g} at a scale of {scale:.3g},"
+            f" above growth.max_relative_logit_difference {limit:.0e}",
+        )

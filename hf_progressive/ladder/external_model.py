@@ -69,25 +69,9 @@ def measure(work: RungWork) -> None:
 
 def record(work: RungWork) -> None:
     """Make the rung's final folder, with its record."""
-    run, origin = work.run, work.origin
-    assert origin is not None
-
-    def write() -> None:
-        made = origin_record(
-            run.config,
-            work.rung,
-            origin,
-            data=_data_read(origin, run.corpus),
-            measured=work.measured,
-            model_config=storage.read_json(work.trained / "config.json"),
-            estimates=work.estimates,
-            core=work.core,
-            seconds=work.seconds,
-            state=run.state,
-        )
-        run.finish(work.rung.name, source=work.trained, record=made)
-
-    run.on_first_process(write)
+    assert work.origin is not None
+    data = _data_read(work.origin, work.run.corpus)
+    work.run.finish(work.rung.name, source=work.trained, record=lambda: origin_record(work, data))
 
 
 def _data_read(origin: Origin, corpus: Corpus) -> DataUse:

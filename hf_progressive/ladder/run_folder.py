@@ -1,7 +1,7 @@
 """A run folder as one run's own: held against a second process, and against another configuration."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from accelerate import PartialState
 from hf_progressive import storage
 from hf_progressive.config import LadderConfig, strict_yaml
 from hf_progressive.distributed.processes import main_process_first
-from hf_progressive.ladder.record_builder import ladder_record
+from hf_progressive.records.environment import environment
+from hf_progressive.records.ladder import LadderRecord
 from hf_progressive.storage.locks import try_lock
 from hf_progressive.training.checkpoints import remove_leftovers
 
@@ -63,7 +64,23 @@ def _claim(path: Path, config: LadderConfig, state: PartialState) -> None:
             temporary.write_text(
                 yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
             )
-        storage.write_json(path, ladder_record(config, finished=[], state=state).to_dict())
+        write_ladder_record(folder, config, [], state)
+
+
+def write_ladder_record(folder: Path, config: LadderConfig, finished: Sequence[str], state: PartialState) -> None:
+    """Write `ladder.json`, once the rungs of some names are trained."""
+    names = tuple(rung.name for rung in config.rungs)
+    record = LadderRecord(
+        name=config.name,
+        family=config.model.family,
+        seed=config.seed,
+        rungs=names,
+        finished=tuple(finished),
+        complete=tuple(finished) == names,
+        config=config.to_dict(),
+        environment=environment(state),
+    )
+    storage.write_json(folder / "ladder.json", record.to_dict())
 
 
 def _completed(configuration: dict[str, Any]) -> dict[str, Any]:

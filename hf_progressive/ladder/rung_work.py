@@ -11,7 +11,7 @@ from hf_progressive import storage
 from hf_progressive.config import LadderConfig
 from hf_progressive.data import Corpus
 from hf_progressive.distributed.processes import main_process_first
-from hf_progressive.ladder.record_builder import ladder_record
+from hf_progressive.ladder.run_folder import write_ladder_record
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.records.origin import Origin
@@ -44,8 +44,11 @@ class LadderRun:
             if self.state.is_main_process:
                 do()
 
-    def finish(self, name: str, *, source: Path, record: RungRecord) -> None:
+    def finish(self, name: str, *, source: Path, record: Callable[[], RungRecord]) -> None:
         """Make a rung's final folder of a folder's files, linked and not copied, and a record; tell of it."""
+        self.on_first_process(lambda: self._finish(name, source, record()))
+
+    def _finish(self, name: str, source: Path, record: RungRecord) -> None:
         files = storage.read_json(source / storage.MANIFEST_NAME)["files"]
         hashes = {file: entry["sha256"] for file, entry in files.items() if file != "rung.json"}
         with storage.atomic_folder(self.final(name), overwrite=True, sha256=hashes) as temporary:
@@ -54,8 +57,7 @@ class LadderRun:
             storage.write_json(temporary / "rung.json", record.to_dict())
         self.drop_trained(name)
         finished = [rung.name for rung in self.plan.rungs if storage.is_complete(self.final(rung.name))]
-        ladder = ladder_record(self.config, finished=finished, state=self.state)
-        storage.write_json(self.folder / "ladder.json", ladder.to_dict())
+        write_ladder_record(self.folder, self.config, finished, self.state)
         if self.on_record is not None:
             self.on_record(self.folder)
 

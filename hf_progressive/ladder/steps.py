@@ -12,10 +12,10 @@ from hf_progressive.evaluation.core.evaluate import evaluate_core
 from hf_progressive.growth import grow_checkpoint, plan_growth
 from hf_progressive.ladder.estimates import estimate_inheritance
 from hf_progressive.ladder.external_model import first_new_block
-from hf_progressive.ladder.record_builder import baseline_record, rung_record
+from hf_progressive.ladder.record_builder import rung_record
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.ladder.rung_work import RungWork
-from hf_progressive.records.rung import CoreScore, Estimates, GrowthRecord
+from hf_progressive.records.rung import Baseline, CoreScore, Estimates, GrowthRecord
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.precision import evaluation_precision
 from hf_progressive.training.training_run import TrainingRun, train_run
@@ -51,13 +51,11 @@ def verify_growth(work: RungWork) -> None:
     if work.parent is None:
         return
     growth = GrowthRecord.read(work.init / "growth.json")
-    check, limit = growth.verification, work.run.config.growth.max_relative_logit_difference
+    check = growth.verification
     assert check is not None
-    if growth.preserves_function and check.max_abs_logit_diff > limit * check.max_abs_logit:
-        raise ValueError(
-            f"rung {work.rung.name}: its logits differ from its parent's by {check.max_abs_logit_diff:.3g}"
-            f" at a scale of {check.max_abs_logit:.3g}, above growth.max_relative_logit_difference {limit:.0e}"
-        )
+    if growth.preserves_function:
+        difference, scale = check.max_abs_logit_diff, check.max_abs_logit
+        work.run.config.growth.require_kept_function(f"rung {work.rung.name}", difference=difference, scale=scale)
     # The record is published, and says of the parent who it is, not where it lay on this machine.
     work.growth = dataclasses.replace(growth, source={**growth.source, "name": work.rung.parent})
 
@@ -151,26 +149,7 @@ def evaluate_on_core(work: RungWork) -> None:
 
 def record(work: RungWork) -> None:
     """Make the rung's final folder, with its record."""
-    run, result = work.run, work.result
-    assert result is not None
-
-    def write() -> None:
-        made = rung_record(
-            run.config,
-            work.rung,
-            result,
-            run.corpus,
-            model_config=storage.read_json(work.trained / "config.json"),
-            growth=work.growth,
-            estimates=work.estimates,
-            core=work.core,
-            parent=work.parent_record,
-            seconds=work.seconds,
-            state=run.state,
-        )
-        run.finish(work.rung.name, source=work.trained, record=made)
-
-    run.on_first_process(write)
+    work.run.finish(work.rung.name, source=work.trained, record=lambda: rung_record(work))
 
 
 def match(work: RungWork) -> None:
@@ -178,9 +157,5 @@ def match(work: RungWork) -> None:
     run, name, result, parent = work.run, work.rung.name, work.result, work.parent_record
     assert result is not None
     assert parent is not None
-
-    def write() -> None:
-        made = run.record(name).with_baseline(baseline_record(result), parent)
-        run.finish(name, source=run.final(name), record=made)
-
-    run.on_first_process(write)
+    baseline = Baseline.from_dict(dataclasses.asdict(result))
+    run.finish(name, source=run.final(name), record=lambda: run.record(name).with_baseline(baseline, parent))

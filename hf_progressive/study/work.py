@@ -111,12 +111,9 @@ class Worker:
         )
         check = report.verification
         assert check is not None
-        limit = growth.max_relative_logit_difference
-        if report.preserves_function and check.max_abs_logit_diff > limit * check.max_abs_logit:
-            raise ValueError(
-                f"{initial.name}: its logits differ from its parent's by {check.max_abs_logit_diff:.3g} at a scale of"
-                f" {check.max_abs_logit:.3g}, above growth.max_relative_logit_difference {limit:.0e}"
-            )
+        if report.preserves_function:
+            difference, scale = check.max_abs_logit_diff, check.max_abs_logit
+            growth.require_kept_function(initial.name, difference=difference, scale=scale)
         estimates = self._estimate(initial, initial.parent) if initial.estimates_inheritance else {}
         return {
             **result,

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_progressive.config import LadderConfig, find_config, load_ladder_config, load_study_config, strict_yaml
+from hf_progressive.config import (
+    GrowthConfig,
+    LadderConfig,
+    find_config,
+    load_ladder_config,
+    load_study_config,
+    strict_yaml,
+)
 from hf_progressive.config.credentials import refuse_credentials, without_tokens
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -179,3 +186,10 @@ def test_the_readme_s_example_is_a_ladder(tmp_path: Path) -> None:
     path.write_text(readme.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
     config = load_ladder_config(path)
     assert [rung.name for rung in config.rungs] == ["small", "large"]
+
+
+def test_a_growth_that_should_keep_the_function_and_does_not_is_refused():
+    growth = GrowthConfig(max_relative_logit_difference=1e-5)
+    growth.require_kept_function("rung l2", difference=2e-5, scale=2.0)
+    with pytest.raises(ValueError, match=r"rung l2: its logits differ from its parent's by 0\.001 at a scale of 2, "):
+        growth.require_kept_function("rung l2", difference=1e-3, scale=2.0)
