@@ -46,9 +46,6 @@ def write_ahead(
         num_proc: Processes that tokenize; None uses the threads of this one.
         progress: Show a bar on stderr.
         part_tokens: Tokens of a part.
-
-    Raises:
-        ValueError: The source cannot be read.
     """
     record = storage.read_json(folder / RECORD_NAME)
     identity: dict[str, Any] = {**record["identity"]}

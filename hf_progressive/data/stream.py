@@ -21,8 +21,8 @@ _POLL_SECONDS = 0.1
 _SECONDS_BEFORE_WORD = 60.0
 _SECONDS_OF_SILENCE = 300.0  # more than a network file system takes to show a time stamp, or a machine to start Python
 
-_readers: dict[Path, tuple[int, subprocess.Popen[bytes], int]] = {}
-"""Reading processes by their corpus folder, each with its parent's id and the tokens it is to read."""
+_readers: dict[tuple[int, Path], tuple[subprocess.Popen[bytes], int]] = {}
+"""Reading processes, each with the tokens it is to read, by the process that started it and the corpus folder."""
 
 
 class TokenStream:
@@ -54,8 +54,8 @@ class TokenStream:
         tokens = blocks * self.context
         if int(os.environ.get("RANK", "0")) != 0 or self.parts.is_whole or self.parts.tokens >= tokens:
             return
-        parent, reader, reads = _readers.get(self.folder, (0, None, 0))
-        if reader is not None and parent == os.getpid() and reader.poll() is None and reads >= tokens:
+        own = _readers.get((os.getpid(), self.folder))
+        if own is not None and own[0].poll() is None and own[1] >= tokens:
             return
         self.stop_reading()
         self.parts.folder.mkdir(parents=True, exist_ok=True)
@@ -64,12 +64,12 @@ class TokenStream:
         command = [sys.executable, "-m", "hf_progressive.data.ahead", str(self.folder), str(tokens)]
         # It ends when its standard input does, that is with this process, however that ends.
         reader = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, stdout=subprocess.DEVNULL)
-        _readers[self.folder] = (os.getpid(), reader, tokens)
+        _readers[os.getpid(), self.folder] = (reader, tokens)
 
     def stop_reading(self) -> None:
         """End the process that reads ahead, if this one has started it; what it has written stays."""
-        parent, reader, _ = _readers.pop(self.folder, (0, None, 0))
-        if reader is not None and parent == os.getpid():
+        reader, _ = _readers.pop((os.getpid(), self.folder), (None, 0))
+        if reader is not None:
             reader.kill()
             reader.communicate()
 
@@ -123,8 +123,8 @@ class TokenStream:
 
     def _reader_died(self) -> bool:
         # Only the process that started it can tell at once.
-        parent, reader, _ = _readers.get(self.folder, (0, None, 0))
-        if reader is None or parent != os.getpid() or reader.poll() is None:
+        reader, _ = _readers.get((os.getpid(), self.folder), (None, 0))
+        if reader is None or reader.poll() is None:
             return False
         self.parts.refresh()
         return reader.returncode not in (0, 2)  # done, or the reason is on the disk
@@ -132,6 +132,6 @@ class TokenStream:
 
 @atexit.register
 def _stop_readers() -> None:
-    for parent, reader, _ in _readers.values():
+    for (parent, _), (reader, _) in _readers.items():
         if parent == os.getpid():
             reader.kill()

@@ -83,11 +83,9 @@ def with_fewer(compute: Callable[[int], Result], most: int) -> Result:
 
 
 def in_halves(compute: Callable[[Sequence[Item]], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Compute on all items at once, or where the device's memory does not suffice on each half of them, and so on.
+    """Compute on all items, or where the device's memory does not suffice on each half of them, and so on.
 
-    Args:
-        compute: What to do with some of the items; it must be able to start again after it failed.
-        items: At least one.
+    There is at least one item. `compute` must be able to start again after it failed.
 
     Yields:
         What it returned, of consecutive parts of the items.

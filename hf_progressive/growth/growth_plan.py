@@ -61,10 +61,7 @@ class GrowthPlan:
     axes: Mapping[AxisName, Axis] = field(repr=False)
 
     def check_source_keys(self, keys_with_shapes: Mapping[str, Sequence[int]]) -> None:
-        """Raise unless a checkpoint holds exactly the parent's tensors.
-
-        Args:
-            keys_with_shapes: Names as found in the files, and shapes.
+        """Raise unless a checkpoint, by the names in its files and their shapes, holds exactly the parent's tensors.
 
         Raises:
             ValueError: Lists every tensor that is unmapped, missing, there twice or of another shape than stated.

@@ -45,18 +45,17 @@ def read_optimizer_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str, Any]:
-    """Grow the state of Adam or AdamW.
+    """Grow the state of Adam or AdamW along the plan that grew the weights.
 
     Args:
         state: The parent's `state_dict()`. Its parameters may be numbered, as `torch.optim` and Trainer number them,
             or named, as `torch.distributed.checkpoint.state_dict.get_optimizer_state_dict` with
             `StateDictOptions(full_state_dict=True)` gathers them from FSDP.
-        plan: The plan that grew the weights.
+        plan: The plan.
 
     Returns:
         The child's state in the same form, its parameters grouped and ordered as Trainer does. Moments are scaled as
-        gradients are, and zero where nothing is inherited; `step` is kept, and starts at 0 for tensors that inherit
-        nothing.
+        gradients are, and zero where nothing is inherited; `step` is kept, and starts at 0 for what inherits nothing.
 
     Raises:
         ValueError: The groups are not those Trainer builds for the parent, or the state is not Adam's.

@@ -15,8 +15,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from hf_progressive.hub.fetch import fetch_files
-from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME, is_repo_id
+from hf_progressive.hub.fetch import locate_files
+from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME
 from hf_progressive.storage import MANIFEST_NAME, read_json, sha256_file
 
 _WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json")
@@ -126,25 +126,10 @@ class GrowthSource:
 def locate_source(source: str | os.PathLike[str], revision: str | None = None) -> GrowthSource:
     """Find a checkpoint on this machine, or fetch it from the Hub.
 
-    `HF_HUB_OFFLINE` and the other variables of huggingface_hub apply; offline, only its cache is searched.
-
-    Args:
-        source: A local folder, which goes first, or a Hub id.
-        revision: Branch, tag or commit of a Hub id.
-
     Raises:
         FileNotFoundError: It is neither a folder nor a repository within reach.
         ValueError: A revision is given for a local folder.
     """
     name = os.fspath(source)
-    if Path(name).is_dir():
-        if revision is not None:
-            raise ValueError(f"{name}: a local folder has no revision {revision!r}; leave the revision out")
-        return GrowthSource(name=name, folder=Path(name))
-    if not is_repo_id(name):
-        raise FileNotFoundError(f"{name}: no such folder")
-    try:
-        folder = fetch_files(name, [CONFIG_NAME, *_WEIGHT_PATTERNS, *COMPANIONS], revision=revision)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; and there is no folder {name} here") from None
-    return GrowthSource(name=name, folder=folder, revision=folder.name)
+    folder, commit = locate_files(name, [CONFIG_NAME, *_WEIGHT_PATTERNS, *COMPANIONS], revision=revision)
+    return GrowthSource(name=name, folder=folder, revision=commit)

@@ -81,12 +81,8 @@ class TensorPlan:
     def carry(self, statistic: Tensor, power: int) -> Tensor:
         """Carry a gradient statistic of the parent's tensor into the child's coordinates.
 
-        Where W' = a·W, it is divided by a to that power, and copies of a unit get their share; 0 where nothing is
-        inherited.
-
-        Args:
-            statistic: Of the shape of the parent's tensor.
-            power: 1 if it scales as a gradient does, 2 as a squared gradient.
+        Where W' = a·W, it is divided by a to the `power` (1 if it scales as a gradient does, 2 as a squared gradient),
+        and copies of a unit get their share; 0 where nothing is inherited.
 
         Raises:
             ValueError: The statistic has another shape than the parent's tensor.

@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from hf_progressive.hub.names import PUBLISHED, check_repo_id
+from hf_progressive.hub.names import PUBLISHED, check_repo_id, is_repo_id
 from hf_progressive.hub.transport import patiently
 from hf_progressive.storage import MANIFEST_NAME, check_manifest
 
@@ -36,6 +36,31 @@ def fetch_rung(repo_id: str, *, revision: str | None = None) -> Path:
         raise ValueError(f"{where}: has no {MANIFEST_NAME}, so it was not published as a rung; load it by its name")
     check_manifest(folder)
     return folder
+
+
+def locate_files(source: str, patterns: Sequence[str], *, revision: str | None = None) -> tuple[Path, str | None]:
+    """Find a folder on this machine, which goes first, or fetch the files of a repository of that name.
+
+    HF_HUB_OFFLINE, HF_HOME and HF_ENDPOINT apply; offline, only the cache is searched.
+
+    Returns:
+        The folder, and the commit of a repository.
+
+    Raises:
+        FileNotFoundError: It is neither a folder nor a repository within reach.
+        ValueError: A revision is given for a local folder.
+    """
+    if Path(source).is_dir():
+        if revision is not None:
+            raise ValueError(f"{source}: a local folder has no revision {revision!r}; leave the revision out")
+        return Path(source), None
+    if not is_repo_id(source):
+        raise FileNotFoundError(f"{source}: no such folder, and no name on the Hub (ORG/NAME)")
+    try:
+        folder = fetch_files(source, patterns, revision=revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; and there is no folder {source} here") from None
+    return folder, folder.name
 
 
 def fetch_files(repo_id: str, patterns: Sequence[str], *, revision: str | None = None) -> Path:

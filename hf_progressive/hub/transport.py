@@ -52,12 +52,7 @@ class NotOnHubError(HubError, FileNotFoundError):
 def patiently(action: Callable[[], T], what: str) -> T:
     """Do something on the Hub, and again while it fails for a reason that may pass.
 
-    Args:
-        action: What to do. It may have been done already, in part or wholly: it looks first.
-        what: The repository or whatever else the action is about, for messages.
-
-    Returns:
-        What the action returns.
+    The action may have been done already, in part or wholly: it looks first. `what` names it in messages.
 
     Raises:
         NotOnHubError: There is no such repository or revision.

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from hf_progressive.growth.source import GrowthSource
-from hf_progressive.hub.fetch import fetch_files
-from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME, PUBLISHED, RECORD_NAME, RUNG_FILES, check_repo_id
+from hf_progressive.hub.fetch import locate_files
+from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME, PUBLISHED, RECORD_NAME, RUNG_FILES, is_repo_id
 from hf_progressive.records.rung import OriginRecord, RungRecord
 from hf_progressive.storage import check_manifest
 
@@ -97,8 +97,6 @@ class Origin:
 def locate_origin(source: str, revision: str | None = None, *, weights: bool = True) -> Origin:
     """Find a model trained elsewhere: in a folder, in the Hub's cache, or on the Hub.
 
-    HF_HUB_OFFLINE, HF_HOME and HF_ENDPOINT apply; offline, only the cache is searched.
-
     Args:
         source: A local folder, which goes first, or a Hub name.
         revision: The tag or commit of a Hub name.
@@ -111,20 +109,10 @@ def locate_origin(source: str, revision: str | None = None, *, weights: bool = T
         FileNotFoundError: It is neither a folder nor a repository within reach, or has no such revision.
         ValueError: A Hub name is not pinned, a folder is, a file is damaged, or the record is of another version.
     """
-    local = Path(source)
-    if local.is_dir():
-        if revision is not None:
-            raise ValueError(f"{source}: a local folder has no revision {revision!r}; leave the revision out")
-        folder, commit = local, None
-    elif local.is_absolute() or source.count("/") != 1:
-        raise FileNotFoundError(f"{source}: no such folder, and no name on the Hub (ORG/NAME)")
-    else:
-        if revision is None:
-            raise ValueError(f"{source}: a source on the Hub must be pinned; give a tag or a commit as its revision")
-        check_repo_id(source)
-        outline = (CONFIG_NAME, RECORD_NAME, *COMPANIONS)
-        folder = fetch_files(source, (*PUBLISHED, *COMPANIONS) if weights else outline, revision=revision)
-        commit = folder.name
+    if revision is None and is_repo_id(source) and not Path(source).is_dir():
+        raise ValueError(f"{source}: a source on the Hub must be pinned; give a tag or a commit as its revision")
+    wanted = PUBLISHED if weights else (CONFIG_NAME, RECORD_NAME)
+    folder, commit = locate_files(source, (*wanted, *COMPANIONS), revision=revision)
     if not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(f"{source}: holds no {CONFIG_NAME}; give a rung's final/ folder or another checkpoint")
     path = folder / RECORD_NAME

@@ -135,7 +135,7 @@ def test_the_reader_ends_with_the_process_that_started_it(write, texts, tokenize
 
     def start_and_die():
         streamed.train.read_ahead(10**9)
-        reader = stream._readers[streamed.train.folder][1]
+        reader = stream._readers[os.getpid(), streamed.train.folder][0]
         (tmp_path / "pid").write_text(str(reader.pid))
         os.kill(os.getpid(), signal.SIGKILL)
 
