@@ -35,7 +35,7 @@ class LadderConfig:
     """The models, each grown from the one before."""
 
     cold: Literal["all", "none"] | tuple[str, ...] = "all"
-    """Grown rungs that are trained from nothing as well, for comparison: all, none, or a list of names."""
+    """Grown rungs that are trained from scratch as well, for comparison: all, none, or a list of names."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """The corpus."""

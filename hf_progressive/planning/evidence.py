@@ -77,7 +77,7 @@ def inherited_flops(cold: Sequence[float], eta: float) -> list[float]:
     over the family telescopes to the last rung's cold cost.
 
     Args:
-        cold: FLOPs of every rung trained from nothing, from the smallest.
+        cold: FLOPs of every rung trained from scratch, from the smallest.
         eta: The transfer efficiency.
 
     Returns:

@@ -1,6 +1,6 @@
 """What a ladder costs on accelerators: hours, dollars, memory and disk, cold and inherited.
 
-Three prices are kept apart: every model from nothing, every model inherited, and the last model alone. What
+Three prices are kept apart: every model from scratch, every model inherited, and the last model alone. What
 inheritance costs is given twice, where it is known: as the configuration trains it (`inherited_fraction` of every cold
 budget), and as a measured transfer efficiency η says it takes to match the baselines. These three are of training
 alone. What a run does beside it (validation, estimates for Φ, CORE, saving) stands by itself, and in the sum of what

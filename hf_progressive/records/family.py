@@ -18,7 +18,7 @@ class Part:
     """What it adds."""
 
     kind: Literal["cold", "planned", "inherited"]
-    """Whether it was trained from nothing, would have been, or was grown."""
+    """Whether it was trained from scratch, would have been, or was grown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class FamilyTotals:
     """The rungs that are counted."""
 
     all_cold: float
-    """Every rung trained from nothing on its full budget."""
+    """Every rung trained from scratch on its full budget."""
 
     inherited_as_trained: float
     """What was spent: the first rung cold, the others as they were trained, Fisher and subspace included."""
@@ -98,7 +98,7 @@ class FamilyTotals:
     """As trained, but the last rung only to where it matched its baseline; None unless every grown rung did."""
 
     last_alone: float
-    """The last rung alone, trained from nothing on its full budget."""
+    """The last rung alone, trained from scratch on its full budget."""
 
     unknown: tuple[str, ...]
     """Rungs taken from elsewhere of which it is not known what went into them; it is missing in the sums."""

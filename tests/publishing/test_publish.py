@@ -151,7 +151,7 @@ print(card.data.base_model, card.data["base_model_relation"], card.data.eval_res
     assert no_name.startswith("'none' is no repository's name")
     assert metadata.split() == ["org/d4", "finetune", "bits_per_byte"]
 
-    program = "from hf_progressive.publishing import fetch_rung; fetch_rung('org/d6')"
+    program = "from hf_progressive.hub import fetch_rung; fetch_rung('org/d6')"
     result = reader.python(program, fails=True, HF_HUB_OFFLINE="1")
     assert result.stderr.rstrip().endswith("org/d6: not in the cache, and the Hub could not be asked")
 

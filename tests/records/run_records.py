@@ -14,7 +14,7 @@ EVALUATIONS = 16
 
 
 def cold_curve(final, flops, tokens):
-    """Evaluations of a run from nothing: a power law at constant rate, then the decay's extra fall."""
+    """Evaluations of a run from scratch: a power law at constant rate, then the decay's extra fall."""
 
     def bits(share):
         return 1.1 * (1 + 0.9 * (1 + 25 * share) ** -1.1) * (1 - 0.112 * max(0.0, 2 * share - 1))
