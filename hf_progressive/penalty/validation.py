@@ -1,7 +1,7 @@
 """Whether a penalty's tensors fit a model: names, shapes, signs, orthonormality, each refused in one line."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,9 @@ def canonical_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return chosen
 
 
-def require_known(kind: str, names: Iterable[str], known: Mapping[str, object], where: str) -> None:
+def require_known(kind: str, names: Iterable[str], known: Iterable[str], where: str) -> None:
     """Raise a ValueError if some of the names of `kind` are not `known` to `where`; it lists up to five."""
+    known = dict.fromkeys(known)  # to ask a lazy mapping for a name may read its tensor
     unknown = [name for name in names if name not in known]
     if not unknown:
         return

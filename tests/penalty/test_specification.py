@@ -1,5 +1,7 @@
 """Φ and its gradient against a dense float64 formula."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.penalty import InheritancePenalty, arithmetic, schedule_factor
+from hf_progressive.penalty.saved_penalty import LazyTensors
 
 
 class Mixed(nn.Module):
@@ -180,6 +183,32 @@ def test_the_gradient_scale_of_a_loss_scaler_is_followed():
             plain = scaled
     torch.testing.assert_close(scaled, plain)
     torch.testing.assert_close(steps[1].gradient_ratio, steps[0].gradient_ratio)
+
+
+def test_a_specification_never_changes_and_serves_several_models():
+    models = [Mixed().double() for _ in range(2)]
+    penalty, tensors = random_penalty(models[0], ewc_lambda=2.0, gamma=0.3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        penalty.gamma = 1.0
+    bound = [penalty.bind(model) for model in models]
+    for _ in range(2):
+        for model, one in zip(models, bound, strict=True):
+            expected = sum(dense_terms(model, tensors, ewc_lambda=2.0, gamma=0.3))
+            torch.testing.assert_close(one.value(), expected, rtol=1e-12, atol=0)
+            with torch.no_grad():
+                model.linear.weight.add_(0.1)  # what is bound follows its own model
+
+
+def test_binding_reads_each_tensor_once_and_a_bound_penalty_none():
+    model, read = Mixed(), []
+    _, tensors = random_penalty(model, ewc_lambda=2.0, gamma=0.3)
+    lazy = [LazyTensors(each, lambda name, each=each: read.append(name) or each[name]) for each in tensors]
+    bound = InheritancePenalty(*lazy, ewc_lambda=2.0, gamma=0.3).bind(model)
+    assert sorted(read) == sorted(name for each in tensors for name in each)
+    read.clear()
+    bound.terms()
+    bound.add_gradient()
+    assert read == []
 
 
 def test_the_fingerprint_tells_penalties_apart():
