@@ -10,8 +10,8 @@ from hf_progressive.estimation.saved_estimates import load_fisher, load_subspace
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.grow import RECORD_NAME as GROWTH_NAME
 from hf_progressive.growth.reader import CheckpointReader
-from hf_progressive.hub.fetch import fetch_rung
-from hf_progressive.hub.names import RECORD_NAME
+from hf_progressive.hub.fetch import fetch_rung, locate_files
+from hf_progressive.hub.names import RECORD_NAME, is_repo_id
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, LazyTensors, load_saved_penalty
 from hf_progressive.storage import MANIFEST_NAME, read_json
@@ -44,7 +44,7 @@ def load_penalty(
         ewc_lambda: λ, weight of ½ Σ Ωᵢᵢ ΔWᵢ², in nats per token; None or 0 leaves the term out. Not for a
             checkpoint, which knows its own.
         gamma: γ, weight of Tr((I − UUᵀ) ΔW ΔWᵀ (I − UUᵀ)ᵀ); likewise.
-        revision: Branch, tag or commit of a rung on the Hub; None takes the newest.
+        revision: Branch, tag or commit of a rung on the Hub; None takes the newest. Not for a folder.
 
     Returns:
         The penalty, for `ProgressiveTrainer(..., penalty=...)`.
@@ -65,8 +65,10 @@ def load_penalty(
                 raise ValueError(f"{saved}: holds a whole penalty; leave out child, ewc_lambda and gamma")
             return load_saved_penalty(saved)
     phi = PhiConfig(ewc_lambda=ewc_lambda or 0.0, gamma=gamma or 0.0)
-    if not folder.is_dir():
+    if is_repo_id(os.fspath(source)) and not folder.is_dir():
         folder = fetch_rung(os.fspath(source), revision=revision)
+    else:
+        folder, _ = locate_files(os.fspath(source), (), revision=revision)
     config = AutoConfig.from_pretrained(folder)
     growth = plan_growth(config, config) if child is None else _recorded_growth(folder, config, Path(child))
     penalty = rung_penalty(phi, anchor=folder if child is None else Path(child), parent=folder, growth=growth)

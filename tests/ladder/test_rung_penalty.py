@@ -105,5 +105,7 @@ def test_what_does_not_belong_together_is_refused(rung: Path, fisher: dict[str, 
     shutil.copytree(rung, tmp_path / "bare", ignore=shutil.ignore_patterns("phi"))
     with pytest.raises(FileNotFoundError, match=r"fisher\.safetensors: no such file"):
         load_penalty(tmp_path / "bare", ewc_lambda=1.0)
-    with pytest.raises(ValueError, match=r"is no repository's name; give ORG/NAME"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder, and no name on the Hub"):
         load_penalty(tmp_path / "nowhere", ewc_lambda=1.0)
+    with pytest.raises(ValueError, match=r"a local folder has no revision 'main'"):
+        load_penalty(rung, ewc_lambda=1.0, revision="main")
