@@ -53,7 +53,9 @@ def _answer(grown: Sequence[RungRecord], totals: FamilyTotals, unit: FlopUnit) -
     compared = [rung for rung in grown if rung.cold is not None]
     if totals.inherited_to_match is not None and totals.saving is not None:
         return _family_answer(totals, totals.inherited_to_match, totals.saving, unit)
-    spent = _spent(totals, unit)
+    bound = "at least " * bool(totals.unknown)
+    took = f"As trained, the family took {bound}{unit.text(totals.inherited_as_trained)}"
+    spent = f"{took}; {_from_scratch(totals, unit)}"
     if not compared:
         return "What inheritance saves was not measured.", f"No grown model has a baseline. {spent}"
     matched = sum(rung.flops_to_match is not None for rung in compared)
@@ -80,14 +82,17 @@ def _family_answer(totals: FamilyTotals, to_match: float, saving: float, unit: F
         headline = f"Inheritance cost {percent(-saving)} more FLOPs than these {models} take from scratch."
     pays = "growing does not pay" if to_match >= totals.last_alone else "growing pays too"
     return headline, (
-        f"Every grown model matched its baseline. Up to the last match the family took {unit.text(to_match)}; from "
-        f"scratch it takes {unit.text(totals.all_cold)}{_planned(totals)}, and {last} alone "
-        f"{unit.text(totals.last_alone)}. For whoever wants only {last}, {pays}."
+        f"Every grown model matched its baseline. Up to the last match the family took {unit.text(to_match)}; "
+        f"{_from_scratch(totals, unit)} For whoever wants only {last}, {pays}."
     )
 
 
-def _planned(totals: FamilyTotals) -> str:
-    return " (partly as planned, not as trained)" if totals.planned_cold else ""
+def _from_scratch(totals: FamilyTotals, unit: FlopUnit) -> str:
+    bound, planned = "at least " * totals.cold_is_bound, " (partly as planned, not as trained)"
+    return (
+        f"from scratch it takes {bound}{unit.text(totals.all_cold)}{planned * bool(totals.planned_cold)}, and "
+        f"{totals.names[-1]} alone {unit.text(totals.last_alone)}."
+    )
 
 
 def _outcomes(compared: Sequence[RungRecord]) -> list[str]:
@@ -105,16 +110,6 @@ def _outcomes(compared: Sequence[RungRecord]) -> list[str]:
         names = join_names([rung.name for rung in short])
         sentences.append(f"{names} ended {gaps} bits per byte short, after {shares} of the baseline's FLOPs.")
     return sentences
-
-
-def _spent(totals: FamilyTotals, unit: FlopUnit) -> str:
-    bound = "at least " * bool(totals.unknown)
-    cold_bound = "at least " * totals.cold_is_bound
-    return (
-        f"As trained, the family took {bound}{unit.text(totals.inherited_as_trained)}; from scratch it takes "
-        f"{cold_bound}{unit.text(totals.all_cold)}{_planned(totals)}, and {totals.names[-1]} alone "
-        f"{unit.text(totals.last_alone)}."
-    )
 
 
 def _tiles(totals: FamilyTotals, unit: FlopUnit) -> tuple[Tile, ...]:
