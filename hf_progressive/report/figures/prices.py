@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_progressive.report.figures.colours import COLD, INHERITED, INK, MUTED
 from hf_progressive.report.figures.style import WIDTH, beside, figure_style, new_figure, panel_title, settle, write_png
@@ -23,8 +22,7 @@ def draw_prices(record: Mapping[str, Any]) -> "Figure":
     Bars are dollars if there is a price, and FLOPs if there is none; inherited ones are what the named transfer
     efficiency says, with its interval, or what the configuration trains for where none was named.
     """
-    rungs, family = record["rungs"], record["family"]
-    scale = _Scale.of(record)
+    rungs, family, scale = record["rungs"], record["family"], _Scale.of(record)
     with figure_style():
         figure = new_figure(WIDTH, max(2.6, 1.2 + 0.42 * len(rungs)))
         left, right = figure.subplots(1, 2, width_ratios=[3, 2])
@@ -33,18 +31,22 @@ def draw_prices(record: Mapping[str, Any]) -> "Figure":
             if rung["parent"] is not None:
                 _bar(left, row + _BAR / 2, scale, INHERITED, *_inherited(rung))
         _finish(left, [rung["name"] for rung in rungs], scale)
-        left.legend(
-            handles=[left.containers[0], left.containers[-1]],
-            labels=["cold", scale.inherited],
-            loc="upper right",
-        )
-        panel_title(left, "Each rung", scale.subtitle)
+        handles, evidence = [left.containers[0], left.containers[-1]], record["evidence"]
+        rest = "as configured" if evidence is None else f"to match at η = {evidence['eta']:.3g}"
+        left.legend(handles=handles, labels=["cold", f"inherited, {rest}"], loc="upper right")
+        panel_title(left, "Each rung", _machine(record["cluster"]))
         _bar(right, 0, scale, COLD, family["cold"])
         _bar(right, 1, scale, INHERITED, *_inherited(family))
         _bar(right, 2, scale, COLD, family["last_alone"])
         _finish(right, ["every rung cold", "every rung inherited", f"{rungs[-1]['name']} alone, cold"], scale)
         panel_title(right, "The family", "three prices, never to be confused")
     return figure
+
+
+def _machine(cluster: Mapping[str, Any]) -> str:
+    speed = "measured" if cluster["mfu"] is None else f"{cluster['mfu']:.0%} MFU"
+    price = "" if cluster["price"] is None else f", ${cluster['price']:g} per GPU-hour"
+    return f"{cluster['count']} × {cluster['gpu']['name']}, {speed}{price}"
 
 
 def write_prices(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -54,28 +56,18 @@ def write_prices(record: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
     write_png(figure, Path(path))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Scale:
+class _Scale(NamedTuple):
     # Dollars, or a unit of FLOPs.
     key: str
     size: float
     label: str
-    subtitle: str
-    inherited: str
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "_Scale":
-        cluster, evidence = record["cluster"], record["evidence"]
-        inherited = (
-            "inherited, as configured" if evidence is None else f"inherited, to match at η = {evidence['eta']:.3g}"
-        )
-        speed = "measured" if cluster["mfu"] is None else f"{cluster['mfu']:.0%} MFU"
-        subtitle = f"{cluster['count']} × {cluster['gpu']['name']}, {speed}"
-        if cluster["price"] is not None:
-            subtitle += f", ${cluster['price']:g} per GPU-hour"
-            return cls(key="dollars", size=1.0, label="dollars", subtitle=subtitle, inherited=inherited)
+        if record["cluster"]["price"] is not None:
+            return cls("dollars", 1.0, "dollars")
         unit = FlopUnit.for_values([record["family"]["cold"]["flops"]])
-        return cls(key="flops", size=unit.size, label=unit.name, subtitle=subtitle, inherited=inherited)
+        return cls("flops", unit.size, unit.name)
 
     def value(self, cost: Mapping[str, Any]) -> float:
         return float(cost[self.key]) / self.size
