@@ -65,18 +65,7 @@ _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The mapping, with plain Python values.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not YAML, not a mapping, or names a key twice.
-    """
+    """Read a YAML file that holds a mapping, and no key twice, to plain Python values."""
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
@@ -96,13 +85,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return advice on a misspelt name: the nearest right one, or all of them where none is near.
 
-    Args:
-        name: What was written.
-        known: The names that would be right.
-
-    Returns:
-        A clause to put behind a semicolon.
-
     >>> nearest("lamda", ["lambda", "gamma"])
     "did you mean 'lambda'?"
     """
@@ -112,17 +94,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return a copy of a mapping with dotted overrides applied.
+    """Return a copy of plain values with overrides of the form `key.path=value` applied.
 
-    Args:
-        mapping: Plain values, as read from YAML.
-        overrides: Items of the form `key.path=value`; the value is YAML, a number in the path indexes a list.
-
-    Returns:
-        The changed copy.
-
-    Raises:
-        ValueError: An item has no `=`, or its path runs through something that is no mapping or list.
+    The value is YAML; a number in the path indexes a list.
 
     >>> apply_overrides({"phi": {"gamma": 1.0}, "rungs": ["d4"]}, ["phi.gamma=0.5", "rungs.0=d6"])
     {'phi': {'gamma': 0.5}, 'rungs': ['d6']}
@@ -179,9 +153,6 @@ def build(cls: type[T], value: Any, path: str = "", *, exact: bool = False) -> T
         path: The dotted path to this mapping, for error messages.
         exact: Read a record from JSON rather than a configuration from YAML.
 
-    Returns:
-        The dataclass.
-
     Raises:
         ValueError: A key is unknown or missing, or a value has the wrong type or is refused by the class; all such
             keys are listed, in one line; of a record the first alone, since a damaged one may lack them all.
@@ -236,12 +207,6 @@ def convert(hint: Any, value: Any, path: str, *, exact: bool = False) -> Any:
         value: The value.
         path: Its dotted path, for error messages.
         exact: Read a record from JSON rather than a configuration from YAML.
-
-    Returns:
-        The converted value.
-
-    Raises:
-        ValueError: The value does not have the type.
     """
     if hint is Any:
         _require_finite(value, path)

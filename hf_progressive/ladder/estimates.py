@@ -63,9 +63,9 @@ def estimate_inheritance(
         return {}
     weights = _weights_hash(checkpoint)
     costs = _kept_estimates(checkpoint, phi, weights, known or {})
-    wants_fisher = phi.ewc_lambda > 0 and "fisher" not in costs
-    wants_subspace = phi.gamma > 0 and "subspace" not in costs
-    if not wants_fisher and not wants_subspace:
+    wanted = [name for name, weight in (("fisher", phi.ewc_lambda), ("subspace", phi.gamma)) if weight > 0]
+    missing = [name for name in wanted if name not in costs]
+    if not missing:
         return costs
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(state.device)
     estimator = _Estimator(
@@ -77,18 +77,12 @@ def estimate_inheritance(
         flops_per_token=flops_per_token,
         state=state,
     )
-    if wants_fisher:
-        fisher, made, flops = estimator.fisher()
-        costs["fisher"] = {**_described(made), "flops": flops}
+    for name in missing:
+        tensors, record, flops = estimator.fisher() if name == "fisher" else estimator.subspace()
+        costs[name] = {**_described(record), "flops": flops}
         with main_process_first(state):
             if state.is_main_process:
-                save_estimate(checkpoint / FISHER_FILE, fisher, made)
-    if wants_subspace:
-        bases, learned, flops = estimator.subspace()
-        costs["subspace"] = {**_described(learned), "flops": flops}
-        with main_process_first(state):
-            if state.is_main_process:
-                save_estimate(checkpoint / SUBSPACE_FILE, bases, learned)
+                save_estimate(checkpoint / (FISHER_FILE if name == "fisher" else SUBSPACE_FILE), tensors, record)
     return costs
 
 

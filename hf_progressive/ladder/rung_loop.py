@@ -132,6 +132,7 @@ def run_ladder(
             for rung in plan.rungs:
                 if rung.trains_baseline and run.record(rung.name).cold is None:
                     carry_out(BASELINE, RungWork(run=run, rung=rung, is_baseline=True))
+        run.on_first_process(run.catch_up)
         return [RungResult(folder=run.final(rung.name), record=run.record(rung.name).to_dict()) for rung in plan.rungs]
 
 

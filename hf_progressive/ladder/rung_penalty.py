@@ -89,19 +89,10 @@ def _recorded_growth(parent: Path, config: object, child: Path) -> GrowthPlan:
 
 
 def rung_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) -> InheritancePenalty | None:
-    """Build Φ for a grown rung from its initial checkpoint and its parent's estimates.
-
-    Args:
-        phi: The weights of the two terms.
-        anchor: The grown, untrained checkpoint: W₀.
-        parent: The parent's checkpoint, with its estimates in `phi/`.
-        growth: The plan by which the one was grown from the other; it maps the estimates.
+    """Build Φ of a grown rung from its initial checkpoint, W₀, and its parent's estimates, mapped by the growth plan.
 
     Returns:
         The penalty, or None where both weights are 0.
-
-    Raises:
-        FileNotFoundError: An estimate that a term needs is not there.
     """
     if phi.is_off:
         return None

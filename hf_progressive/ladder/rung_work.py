@@ -45,7 +45,7 @@ class LadderRun:
                 do()
 
     def finish(self, name: str, *, source: Path, record: Callable[[], RungRecord]) -> None:
-        """Make a rung's final folder of a folder's files, linked and not copied, and a record; tell of it."""
+        """Make a rung's final folder of a folder's files, linked and not copied, and a record, and tell of it."""
         self.on_first_process(lambda: self._finish(name, source, record()))
 
     def _finish(self, name: str, source: Path, record: RungRecord) -> None:
@@ -56,10 +56,19 @@ class LadderRun:
             (temporary / storage.MANIFEST_NAME).unlink()
             storage.write_json(temporary / "rung.json", record.to_dict())
         self.drop_trained(name)
+        self.tell()
+
+    def tell(self) -> None:
+        """Write which rungs are finished, and let a report be written of them."""
         finished = [rung.name for rung in self.plan.rungs if storage.is_complete(self.final(rung.name))]
         write_ladder_record(self.folder, self.config, finished, self.state)
         if self.on_record is not None:
             self.on_record(self.folder)
+
+    def catch_up(self) -> None:
+        """Tell of a finished ladder if a kill came between the last rung's record and the ladder's."""
+        if not storage.read_json(self.folder / "ladder.json").get("complete"):
+            self.tell()
 
     def drop_trained(self, name: str) -> None:
         """Remove the files that stand in the final folder too; a kill may have come between the two."""

@@ -40,6 +40,17 @@ def final_files(run: Path) -> dict[str, object]:
     return found
 
 
+def test_a_ladder_s_record_that_a_kill_left_behind_is_caught_up(finished: Finished) -> None:
+    path, run, _ = finished
+    record = storage.read_json(run / "ladder.json")
+    assert record["complete"]
+    storage.write_json(run / "ladder.json", {**record, "finished": NAMES[:-1], "complete": False})
+    told: list[Path] = []
+    run_ladder(load_ladder_config(path), run, on_record=told.append)
+    assert storage.read_json(run / "ladder.json") == record
+    assert told == [run]
+
+
 class _Interruption(TrainerCallback):
     """Break off at a given step, as a failing machine would."""
 
