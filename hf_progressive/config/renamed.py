@@ -9,6 +9,7 @@ RENAMED = {
     "warmdown_fraction": "decay_fraction",
     "baseline": "reference",
     "arms": "recipes",
+    "arm": "recipe",
     "parent_arm": "parent_recipe",
 }
 """Old name → new one. No new key, at any place, has an old one's name."""

@@ -5,16 +5,9 @@ from typing import Any
 from hf_progressive import storage
 from hf_progressive.ladder.rung_work import RungWork
 from hf_progressive.records.environment import environment
-from hf_progressive.records.rung import (
-    CurvePoint,
-    DataUse,
-    Estimates,
-    PenaltyRecord,
-    RungFlops,
-    RungParameters,
-    RungRecord,
-    Throughput,
-)
+from hf_progressive.records.from_parent import Estimates, PenaltyRecord
+from hf_progressive.records.measurements import CurvePoint, Throughput
+from hf_progressive.records.rung import DataUse, RungFlops, RungParameters, RungRecord
 from hf_progressive.training.flops import FORWARD_SHARE
 
 

@@ -14,8 +14,10 @@ from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.ladder.run_folder import write_ladder_record
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
+from hf_progressive.records.from_parent import Estimates, GrowthRecord
+from hf_progressive.records.measurements import CoreScore
 from hf_progressive.records.origin import Origin
-from hf_progressive.records.rung import CoreScore, Estimates, GrowthRecord, RungRecord
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.training.training_run import TrainingResult
 
 

@@ -15,7 +15,8 @@ from hf_progressive.ladder.external_model import first_new_block
 from hf_progressive.ladder.record_builder import rung_record
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.ladder.rung_work import RungWork
-from hf_progressive.records.rung import Baseline, CoreScore, Estimates, GrowthRecord
+from hf_progressive.records.from_parent import Estimates, GrowthRecord
+from hf_progressive.records.measurements import Baseline, CoreScore
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.precision import evaluation_precision
 from hf_progressive.training.training_run import TrainingRun, train_run

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from hf_progressive import storage
+from hf_progressive.records.study import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +55,23 @@ def read_evidence(words: Sequence[str]) -> Evidence:
 
 
 def _from_study(path: Path) -> Evidence:
-    headline = storage.read_json(path).get("headline", {})
-    rungs = headline.get("rungs", [])
-    short = [rung["child"] for rung in rungs if rung["eta"] is None]
-    if not rungs or short:
+    headline = StudyRecord.read(path).headline
+    eta = [step.eta for step in headline.rungs if step.eta is not None]
+    short = [step.child for step in headline.rungs if step.eta is None]
+    if not eta or short:
         missing = f"{', '.join(short)} did not match" if short else "its headline has no finished rung"
         raise ValueError(f"recipe-eta: {path}: {missing}, so it has no mean efficiency; finish the study or give ETA")
-    eta, low, high = ([rung[key] for rung in rungs] for key in ("eta", "eta_low", "eta_high"))
     return Evidence(
         eta=fmean(eta),
-        low=None if None in low else fmean(low),
-        high=None if None in high else fmean(high),
-        source=f"{path.name}, recipe {headline['recipe']!r}",
+        low=_mean([step.eta_low for step in headline.rungs]),
+        high=_mean([step.eta_high for step in headline.rungs]),
+        source=f"{path.name}, recipe {headline.recipe!r}",
     )
+
+
+def _mean(ends: Sequence[float | None]) -> float | None:
+    known = [end for end in ends if end is not None]
+    return fmean(known) if len(known) == len(ends) else None
 
 
 def inherited_flops(cold: Sequence[float], eta: float) -> list[float]:

@@ -44,7 +44,7 @@ class Record:
             if (found := content.get("format", FORMAT)) != FORMAT:
                 raise ValueError(f"format: {found!r} is not {FORMAT}, which this version reads; update hf_progressive")
             if "format" not in content:
-                raise ValueError("format is missing; the record is damaged, or this is another file")
+                raise ValueError("format is missing; this is another file, or it was cut")
             return cls.from_dict(content)
         except RecursionError:
             raise ValueError(f"{path}: is nested too deeply for a record") from None

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hf_progressive.records.from_parent import PenaltyRecord
 from hf_progressive.records.ladder import Run, read_run
-from hf_progressive.records.rung import PenaltyRecord, RungRecord
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.figures.costs import draw_costs
 from hf_progressive.report.figures.curves import draw_curves
 from hf_progressive.report.figures.overview import draw_overview

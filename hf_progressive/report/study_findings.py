@@ -1,20 +1,18 @@
 """What a study found, in sentences: what inheritance saves, and how sure that is."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from hf_progressive.records.study import FinishedRun, Headline, StudyRecord, SweptRate
+from hf_progressive.records.study_outcome import Difference, PenaltyEffect, StepOutcome
 from hf_progressive.report.findings import Findings, Tile
 from hf_progressive.report.formatting import FlopUnit, duration, percent, signed, significant, span, two_ends
-
-Record = Mapping[str, Any]
-"""An object of study.json."""
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def study_unit(study: Record) -> FlopUnit:
+def study_unit(study: StudyRecord) -> FlopUnit:
     """Return the unit of a study's FLOPs, which fits its largest model."""
-    return FlopUnit.for_values(rung["cold_flops"] for rung in study["rungs"])
+    return FlopUnit.for_values(rung.cold_flops for rung in study.rungs)
 
 
 def in_words(number: int) -> str:
@@ -26,93 +24,82 @@ def in_words(number: int) -> str:
     return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
 
 
-def find_in_study(study: Record) -> Findings:
+def find_in_study(study: StudyRecord) -> Findings:
     """Put a study's results, finished or not, into sentences."""
-    unfinished = f"{study['finished']} of {study['runs']} runs are finished; what is said here may still change."
+    unfinished = f"{study.finished} of {study.runs} runs are finished; what is said here may still change."
     return Findings(
         headline=_headline(study),
         explanation=_explanation(study),
-        tiles=tuple(_tiles(study["headline"], study_unit(study))),
+        tiles=tuple(_tiles(study.headline, study_unit(study))),
         certainty=tuple(_certainty(study)),
-        unfinished=None if study["complete"] else unfinished,
+        unfinished=None if study.complete else unfinished,
     )
 
 
-def _headline(study: Record) -> str:
-    rungs, family = study["headline"]["rungs"], study["headline"]["family"]
+def _headline(study: StudyRecord) -> str:
+    rungs, family = study.headline.rungs, study.headline.family
     if not rungs:
         return "No step is finished with all of its budgets yet"
-    if family["inherited"] is not None:
-        count, bound = in_words(len(study["rungs"])), "at most " * family["at_most"]
-        ratio = f"{bound}{family['over_last_alone']:.2f} times"
+    if family.inherited is not None:
+        count, bound = in_words(len(study.rungs)), "at most " * family.at_most
+        ratio = f"{bound}{family.over_last_alone:.2f} times"
         return f"A family of {count} models for {ratio} what its largest alone costs from scratch"
-    missed = [rung["child"] for rung in rungs if rung["eta"] is None]
+    missed = [rung.child for rung in rungs if rung.eta is None]
     if missed:
         return f"{', '.join(missed)}: not every seed matched its baseline within the budgets tried"
-    savings = span([rung["saving"] for rung in rungs], percent)
+    savings = span([rung.saving for rung in rungs if rung.saving is not None], percent)
     return f"Growing saves {savings} of a model's training, on the steps measured so far"
 
 
-def _explanation(study: Record) -> str:
-    headline = study["headline"]
-    names = " → ".join(rung["name"] for rung in study["rungs"])
+def _explanation(study: StudyRecord) -> str:
+    headline = study.headline
+    names = " → ".join(rung.name for rung in study.rungs)
     return (
-        f"Recipe “{headline['recipe']}” on {names}: each model is grown from the one before it, which trained for "
-        f"{percent(headline['parent_fraction'])} of its budget (the first for all of it), and is compared with its "
+        f"Recipe “{headline.recipe}” on {names}: each model is grown from the one before it, which trained for "
+        f"{percent(headline.parent_fraction)} of its budget (the first for all of it), and is compared with its "
         f"baseline, the same model trained from scratch on its whole budget."
     )
 
 
-def _tiles(headline: Record, unit: FlopUnit) -> list[Tile]:
-    family = headline["family"]
+def _tiles(headline: Headline, unit: FlopUnit) -> list[Tile]:
+    family = headline.family
     tiles = []
-    if family["inherited"] is not None:
+    if family.inherited is not None:
         tiles += [
             Tile(
                 title="family over its last model alone",
-                value="≤ " * family["at_most"] + f"{family['over_last_alone']:.2f} ×",
-                note=two_ends(family["over_last_alone_low"], family["over_last_alone_high"]),
+                value="≤ " * family.at_most + f"{family.over_last_alone:.2f} ×",
+                note=two_ends(family.over_last_alone_low, family.over_last_alone_high),
             ),
             Tile(
                 title="saved on the family, against all cold",
-                value=percent(1 - family["inherited"] / family["cold"]),
-                note=f"{unit.number(family['inherited'])} instead of {unit.text(family['cold'])}",
+                value=percent(1 - family.inherited / family.cold),
+                note=f"{unit.number(family.inherited)} instead of {unit.text(family.cold)}",
             ),
         ]
-    known = [rung for rung in headline["rungs"] if rung["eta"] is not None]
+    known = [(rung.eta, rung) for rung in headline.rungs if rung.eta is not None]
     if known:
-        worst = min(known, key=lambda rung: float(rung["eta"]))
+        _, worst = min(known, key=lambda pair: pair[0])
         tiles.append(
             Tile(
-                title=f"η of the step that saves least, {worst['child']}",
-                value="≥ " * worst["at_least"] + f"{worst['eta']:.2f}",
-                note=two_ends(worst["eta_low"], worst["eta_high"]),
+                title=f"η of the step that saves least, {worst.child}",
+                value="≥ " * worst.at_least + f"{worst.eta:.2f}",
+                note=two_ends(worst.eta_low, worst.eta_high),
             )
         )
-    points = _phi_points(headline["phi_effect"])
+    points = headline.phi_effect.points
     if points:
-        best = min(points, key=lambda point: float(point["difference"]))
-        ends = "one seed, no interval"
-        if best["low"] is not None:
-            ends = f"{signed(best['low'])} to {signed(best['high'])}"
+        recipe, best = min(points, key=lambda pair: pair[1].difference)
+        ends = " to ".join(map(signed, best.ends)) if best.ends else "one seed, no interval"
         note = f"bits per byte; {ends}"
-        tiles.append(Tile(title=f"Φ at its best, {best['recipe']}", value=signed(best["difference"]), note=note))
+        tiles.append(Tile(title=f"Φ at its best, {recipe}", value=signed(best.difference), note=note))
     return tiles
 
 
-def _phi_points(effect: Record) -> list[dict[str, Any]]:
-    return [
-        {**point, "recipe": recipe["recipe"]}
-        for recipe in effect["recipes"]
-        for rung in recipe["rungs"]
-        for point in rung["points"]
-    ]
-
-
-def _certainty(study: Record) -> list[str]:
-    rungs = study["headline"]["rungs"]
+def _certainty(study: StudyRecord) -> list[str]:
+    rungs = study.headline.rungs
     sentences = []
-    seeds = min((rung["seeds"] for rung in rungs), default=0)
+    seeds = min((rung.seeds for rung in rungs), default=0)
     if seeds > 1:
         sentences.append(
             f"Intervals are 95 % by Student's t over {in_words(seeds)} seeds; a child and its baseline share seed, "
@@ -120,27 +107,27 @@ def _certainty(study: Record) -> list[str]:
         )
     elif rungs:
         sentences.append("One seed: nothing here tells a difference from chance.")
-    bounds = [rung["child"] for rung in rungs if rung["at_least"]]
+    bounds = [rung.child for rung in rungs if rung.at_least]
     if bounds:
         sentences.append(
             f"{', '.join(bounds)} matched at the smallest budget tried already: saving and η are lower bounds there."
         )
     sentences += _as_parents(rungs)
-    sentences += _phi_verdict(study["headline"]["phi_effect"])
+    sentences += _phi_verdict(study.headline.phi_effect)
     sentences += _rate_sentences(study)
     sentences += _data_sentences(study)
-    if study["failed"]:
-        sentences.append(f"{len(study['failed'])} tasks failed; they are listed in study.json.")
-    costs = study["costs"]
-    spent = significant(costs["flops"] / study["rungs"][-1]["cold_flops"])
+    if study.failed:
+        sentences.append(f"{len(study.failed)} tasks failed; they are listed in study.json.")
+    costs = study.costs
+    spent = significant(costs.flops / study.rungs[-1].cold_flops)
     sentences.append(
-        f"The study itself spent {spent} times the largest model's budget, {duration(costs['seconds'])} of computing."
+        f"The study itself spent {spent} times the largest model's budget, {duration(costs.seconds)} of computing."
     )
     return sentences
 
 
-def _as_parents(rungs: Sequence[Record]) -> list[str]:
-    between = [(rung["child"], rung["gap_as_trained"]["mean"]) for rung in rungs[:-1]]
+def _as_parents(rungs: Sequence[StepOutcome]) -> list[str]:
+    between = [(rung.child, rung.gap_as_trained.mean) for rung in rungs[:-1]]
     short = ", ".join(f"{name} by {significant(gap, 2)}" for name, gap in between if gap > 0)
     if short:
         return [f"As trained to be parents, these stayed above their baselines in bits per byte: {short}."]
@@ -149,66 +136,64 @@ def _as_parents(rungs: Sequence[Record]) -> list[str]:
     return []
 
 
-def _phi_verdict(effect: Record) -> list[str]:
-    points = _phi_points(effect)
+def _phi_verdict(effect: PenaltyEffect) -> list[str]:
+    points = [point for _, point in effect.points]
     if not points:
         return []
-    tested = [point for point in points if point["low"] is not None]
+    tested = [point for point in points if point.ends is not None]
     if tested:
         sentences = [f"Φ against none at equal FLOPs, {_verdicts(tested)}."]
-        at_equal_tokens = [point["at_equal_tokens"] for point in tested if point.get("at_equal_tokens")]
+        at_equal_tokens = [point.at_equal_tokens for point in tested if point.at_equal_tokens]
         if at_equal_tokens:
             sentences.append(f"At equal tokens, what its estimates cost left out, {_verdicts(at_equal_tokens)}.")
         return sentences
-    better = sum(point["difference"] < 0 for point in points)
+    better = sum(point.difference < 0 for point in points)
     return [f"Φ against none at equal FLOPs, one seed: lower in {better} of {len(points)} comparisons, no interval."]
 
 
-def _verdicts(points: Sequence[Record]) -> str:
-    helped = sum(point["high"] < 0 for point in points)
-    hurt = sum(point["low"] > 0 for point in points)
+def _verdicts(points: Sequence[Difference]) -> str:
+    ends = [point.ends for point in points if point.ends is not None]
+    helped, hurt = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
     return (
         f"{len(points)} comparisons of several seeds: it helps in {helped}, harms in {hurt}, and cannot be told from "
         f"nothing in {len(points) - helped - hurt}"
     )
 
 
-def _rate_sentences(study: Record) -> list[str]:
+def _rate_sentences(study: StudyRecord) -> list[str]:
     # Whether a peak learning rate of the sweep beats the one that baselines, or children, were trained with.
     sentences = []
     for kind, name in (("cold", "baseline's"), ("child", "child's")):
-        rows = [row for row in study["learning_rates"] if row["kind"] == kind and row["point"] is not None]
-        rows = [row for row in rows if "failed" not in row["point"]]
-        own = _own_point(study, kind, rows[0]) if rows else None
+        rows = [row for row in study.learning_rates if row.kind == kind and isinstance(row.point, FinishedRun)]
+        own = _own_point(study, rows[0]) if rows else None
         if own is None:
             continue
-        tried = {own["learning_rate"]: own} | {row["learning_rate"]: row["point"] for row in rows}
-        best = min(tried, key=lambda rate: float(tried[rate]["bits_per_byte"]))
-        gain = own["bits_per_byte"] - tried[best]["bits_per_byte"]
+        tried = {own.learning_rate: own.bits_per_byte}
+        tried |= {row.learning_rate: row.point.bits_per_byte for row in rows if isinstance(row.point, FinishedRun)}
+        best = min(tried, key=lambda rate: tried[rate])
+        gain = own.bits_per_byte - tried[best]
         verdict = (
             "which is the best" if gain <= 0 else f"and {best:g} is better by {significant(gain, 2)} bits per byte"
         )
         rates = ", ".join(f"{rate:g}" for rate in sorted(tried))
         sentences.append(
-            f"Of the {name} peak learning rates tried on {rows[0]['rung']} ({rates}) the study uses "
-            f"{own['learning_rate']:g}, {verdict}."
+            f"Of the {name} peak learning rates tried on {rows[0].rung} ({rates}) the study uses "
+            f"{own.learning_rate:g}, {verdict}."
         )
     return sentences
 
 
-def _own_point(study: Record, kind: str, row: Record) -> dict[str, Any] | None:
+def _own_point(study: StudyRecord, row: SweptRate) -> FinishedRun | None:
     # What the study's own rate gave at the budget, rung and seed of a swept run.
-    recipe = next(recipe for recipe in study["recipes"] if recipe["name"] == study["headline"]["recipe"])
-    groups = study["cold"] if kind == "cold" else recipe["points"]
-    seed, fraction = study["config"]["seeds"][0], row["point"]["fraction"]
-    points = [p for g in groups if g["rung"] == row["rung"] and g["seed"] == seed for p in g["points"]]
-    return next((point for point in points if point["fraction"] == fraction and "failed" not in point), None)
+    groups = study.cold if row.kind == "cold" else study.headline_recipe.points
+    points = [p for g in groups if g.rung == row.rung and g.seed == study.config.seeds[0] for p in g.finished]
+    return next((point for point in points if row.point and point.fraction == row.point.fraction), None)
 
 
-def _data_sentences(study: Record) -> list[str]:
-    groups = [*study["cold"], *(group for recipe in study["recipes"] for group in recipe["points"])]
-    points = [point for group in groups for point in group["points"] if "failed" not in point]
-    repeated = [point for point in points if point["repeats_from_token"] is not None]
+def _data_sentences(study: StudyRecord) -> list[str]:
+    groups = [*study.cold, *(group for recipe in study.recipes for group in recipe.points)]
+    points = [point for group in groups for point in group.finished]
+    repeated = [point for point in points if point.repeats_from_token is not None]
     if not points:
         return []
     if not repeated:

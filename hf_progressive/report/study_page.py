@@ -4,17 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from hf_progressive.records.study import StudyRecord, read_study
 from hf_progressive.report.figures.study import draw_matches, draw_penalties, draw_recipes
 from hf_progressive.report.glossary import OF_STUDIES
 from hf_progressive.report.page import Page, Plot, ReportPaths, Section, settings_table, write_page
-from hf_progressive.report.study_findings import Record, find_in_study, study_unit
+from hf_progressive.report.study_findings import find_in_study, study_unit
 from hf_progressive.report.study_tables import models_table, phi_table, rates_table, recipes_table, steps_table
-from hf_progressive.storage import read_json
-
-STUDY_NAME = "study.json"
-"""The record that the report is made of."""
-
-_KEYS = ("headline", "rungs", "cold", "recipes", "learning_rates", "failed", "costs", "config", "complete")
 
 
 def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
@@ -22,10 +17,10 @@ def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
     folder = Path(study_dir)
     study = read_study(folder)
     steps, unit = steps_table(study), study_unit(study)
-    counted = ((study["rungs"], "rung"), (study["recipes"], "recipe"), (study["config"]["seeds"], "seed"))
+    counted = ((study.rungs, "rung"), (study.recipes, "recipe"), (study.config.seeds, "seed"))
     page = Page(
-        name=study["name"],
-        facts=(study["family"], *(f"{len(some)} {word}{'s' * (len(some) != 1)}" for some, word in counted)),
+        name=study.name,
+        facts=(study.family, *(f"{len(some)} {word}{'s' * (len(some) != 1)}" for some, word in counted)),
         findings=find_in_study(study),
         answer=Section(title="What it saves, step by step", table=steps) if steps.rows else None,
         sections=(
@@ -37,24 +32,9 @@ def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
     return write_page(page, folder, "study")
 
 
-def read_study(folder: Path) -> Record:
-    """Read a study's record.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is damaged, or no study's.
-    """
-    path = folder / STUDY_NAME
-    study = read_json(path)
-    missing = [key for key in _KEYS if key not in study]
-    if missing:
-        raise ValueError(f"{path}: has no {', '.join(missing)}; it is no study's record, or was cut")
-    return study
-
-
-def _results(study: Record) -> Iterator[Section]:
+def _results(study: StudyRecord) -> Iterator[Section]:
     # Whatever the record allows to show.
-    if study["headline"]["rungs"]:
+    if study.headline.rungs:
         yield Section(
             title="Where grown models match their baselines",
             plot=Plot(name="matches", figure=draw_matches(study)),
@@ -94,17 +74,17 @@ def _results(study: Record) -> Iterator[Section]:
     yield Section(title="The models", table=models_table(study), notes=("Tokens and FLOPs of the whole budget.",))
 
 
-def _settings(study: Record) -> dict[str, str]:
-    config = study["config"]
-    training = config["ladder"]["training"]
+def _settings(study: StudyRecord) -> dict[str, str]:
+    config = study.config
+    training = config.ladder.training
     settings = {
-        "seeds": ", ".join(map(str, config["seeds"])),
-        "budgets of baselines": ", ".join(f"{value:g}" for value in config["cold_fractions"]),
-        "budgets of children": ", ".join(f"{value:g}" for value in config["child_fractions"]),
-        "corpus": str(config["ladder"]["data"]["source"]),
-        "context": str(config["ladder"]["model"]["context"]),
-        "vocabulary": f"{study['data']['vocab_size']:,}",
+        "seeds": ", ".join(map(str, config.seeds)),
+        "budgets of baselines": ", ".join(f"{value:g}" for value in config.cold_fractions),
+        "budgets of children": ", ".join(f"{value:g}" for value in config.child_fractions),
+        "corpus": str(config.ladder.data.source),
+        "context": str(config.ladder.model.context),
+        "vocabulary": f"{study.data.vocab_size:,}",
     }
     names = ("tokens_per_parameter", "batch_tokens", "learning_rate", "warmup_fraction", "decay_fraction")
-    settings |= {name.replace("_", " "): f"{training[name]:g}" for name in names}
-    return settings | {key.replace("_", " "): str(value) for key, value in study["environment"].items()}
+    settings |= {name.replace("_", " "): f"{getattr(training, name):g}" for name in names}
+    return settings | {key.replace("_", " "): str(value) for key, value in study.environment.items()}

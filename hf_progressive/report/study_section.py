@@ -3,15 +3,15 @@
 import os
 from pathlib import Path
 
-from hf_progressive.report.study_findings import Record, find_in_study
-from hf_progressive.report.study_page import read_study
+from hf_progressive.records.study import StudyRecord, read_study
+from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_tables import phi_table, steps_table
 from hf_progressive.storage import atomic_file
 
 _BEGIN, _END = "<!-- study: begin -->", "<!-- study: end -->"
 
 
-def study_section(study: Record) -> str:
+def study_section(study: StudyRecord) -> str:
     """Return a study's result in Markdown: the answer, its steps, how sure it is, and Φ against none."""
     findings, phi = find_in_study(study), phi_table(study)
     parts = [f"**{findings.headline}.** {findings.explanation}", steps_table(study).markdown()]

@@ -1,73 +1,76 @@
 """A study's results as tables."""
 
 import itertools
+from typing import Literal
 
+from hf_progressive.records.study import FinishedRun, StudyRecord
+from hf_progressive.records.study_outcome import Difference, StepOutcome
 from hf_progressive.report.formatting import NOTHING, count, decimals, percent, signed, two_ends
-from hf_progressive.report.study_findings import Record, study_unit
+from hf_progressive.report.study_findings import study_unit
 from hf_progressive.report.table import Table
 
 
-def steps_table(study: Record) -> Table:
+def steps_table(study: StudyRecord) -> Table:
     """Lay out the headline recipe's steps, a row per grown rung."""
     rows = tuple(
         (
-            rung["child"],
-            f"{rung['c_parent_over_c_cold']:.2f}",
+            rung.child,
+            f"{rung.c_parent_over_c_cold:.2f}",
             _bounded(rung, "saving"),
             _bounded(rung, "eta"),
             _interval(rung),
-            f"{rung['matched']}/{rung['seeds']}",
+            f"{rung.matched}/{rung.seeds}",
         )
-        for rung in study["headline"]["rungs"]
+        for rung in study.headline.rungs
     )
     return Table(header=("child", "parent/cold", "saving", "η", "95 %", "seeds matched"), rows=rows)
 
 
-def _bounded(rung: Record, key: str) -> str:
-    value = rung[key]
+def _bounded(rung: StepOutcome, key: Literal["saving", "eta"]) -> str:
+    value: float | None = getattr(rung, key)
     if value is None:
         return NOTHING
-    return ("≥ " if rung["at_least"] else "") + (percent(value) if key == "saving" else f"{value:.2f}")
+    return ("≥ " if rung.at_least else "") + (percent(value) if key == "saving" else f"{value:.2f}")
 
 
-def _interval(rung: Record) -> str:
-    return NOTHING if rung["eta"] is None else two_ends(rung["eta_low"], rung["eta_high"])
+def _interval(rung: StepOutcome) -> str:
+    return NOTHING if rung.eta is None else two_ends(rung.eta_low, rung.eta_high)
 
 
-def models_table(study: Record) -> Table:
+def models_table(study: StudyRecord) -> Table:
     """Lay out the models, a row per rung."""
     unit = study_unit(study)
     rows = tuple(
         (
-            rung["name"],
-            count(rung["parameters"]),
-            count(rung["cold_tokens"]),
-            unit.number(rung["cold_flops"]),
-            decimals(rung["c_parent_over_c_cold"]),
+            rung.name,
+            count(rung.parameters),
+            count(rung.cold_tokens),
+            unit.number(rung.cold_flops),
+            decimals(rung.c_parent_over_c_cold),
         )
-        for rung in study["rungs"]
+        for rung in study.rungs
     )
     return Table(header=("rung", "parameters", "tokens cold", f"{unit.name} cold", "parent/cold"), rows=rows)
 
 
-def recipes_table(study: Record) -> Table:
+def recipes_table(study: StudyRecord) -> Table:
     """Lay out all recipes on all steps, a row each."""
     rows = tuple(
         (
-            recipe["name"],
-            rung["child"],
-            str(rung["seeds"]),
+            recipe.name,
+            rung.child,
+            str(rung.seeds),
             _bounded(rung, "eta"),
             _interval(rung),
-            signed(rung["gap_bits_per_byte"]),
+            signed(rung.gap_bits_per_byte),
         )
-        for recipe in study["recipes"]
-        for rung in recipe["rungs"]
+        for recipe in study.recipes
+        for rung in recipe.rungs
     )
     return Table(header=("recipe", "child", "seeds", "η", "95 %", "longest child − baseline"), rows=rows)
 
 
-def phi_table(study: Record) -> Table | None:
+def phi_table(study: StudyRecord) -> Table | None:
     """Lay out Φ against its absence.
 
     Returns:
@@ -75,9 +78,9 @@ def phi_table(study: Record) -> Table | None:
         estimates cost nothing; None where nothing was compared.
     """
     rungs = [
-        (recipe["recipe"], rung["rung"], {point["fraction"]: point for point in rung["points"]})
-        for recipe in study["headline"]["phi_effect"]["recipes"]
-        for rung in recipe["rungs"]
+        (recipe.recipe, rung.rung, {point.fraction: point for point in rung.points})
+        for recipe in study.headline.phi_effect.recipes
+        for rung in recipe.rungs
     ]
     fractions = sorted({fraction for _, _, points in rungs for fraction in points})
     if not fractions:
@@ -86,27 +89,27 @@ def phi_table(study: Record) -> Table | None:
     rows = []
     for recipe, rung, by_fraction in rungs:
         points = [by_fraction.get(fraction) for fraction in fractions]
-        cells = ((_difference(point), _difference(point and point.get("at_equal_tokens"))) for point in points)
+        cells = ((_difference(point), _difference(point and point.at_equal_tokens)) for point in points)
         rows.append((recipe, rung, *itertools.chain.from_iterable(cells)))
     return Table(header=("recipe", "child", *itertools.chain.from_iterable(columns)), rows=tuple(rows))
 
 
-def _difference(point: Record | None) -> str:
+def _difference(point: Difference | None) -> str:
     if point is None:
         return NOTHING
-    ends = "" if point["low"] is None else f" ({signed(point['low'])} to {signed(point['high'])})"
-    return signed(point["difference"]) + ends
+    ends = f" ({' to '.join(map(signed, point.ends))})" if point.ends else ""
+    return signed(point.difference) + ends
 
 
-def rates_table(study: Record) -> Table:
+def rates_table(study: StudyRecord) -> Table:
     """Lay out the sweep of learning rates, a row per training run."""
     rows = tuple(
         (
-            f"{row['kind']} {row['rung']}",
-            f"{row['learning_rate']:g}",
-            decimals(row["point"].get("bits_per_byte"), 4),
+            f"{row.kind} {row.rung}",
+            f"{row.learning_rate:g}",
+            decimals(row.point.bits_per_byte if isinstance(row.point, FinishedRun) else None, 4),
         )
-        for row in study["learning_rates"]
-        if row["point"] is not None
+        for row in study.learning_rates
+        if row.point is not None
     )
     return Table(header=("model", "peak rate", "bits per byte"), rows=rows)

@@ -9,6 +9,7 @@ from typing import Any
 from hf_progressive.config import RecipeConfig, StudyConfig
 from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.distributed.processes import current_processes
+from hf_progressive.records.study import StudyRecord
 from hf_progressive.study.model_tasks import model_tasks
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.plan import plan_study
@@ -115,24 +116,21 @@ def check_instrument(config: StudyConfig, output_dir: str | os.PathLike[str]) ->
         child_fractions=_RANDOM_FRACTIONS,
         recipes=(random,),
     )
-    record = run_study(study, root / "branches")
-    if record["failed"]:
-        failure = record["failed"][0]
-        raise ValueError(f"{failure['task']}: {failure['reason']}; delete {root} and check again")
+    record = StudyRecord.from_dict(run_study(study, root / "branches"))
+    if record.failed:
+        raise ValueError(f"{record.failed[0].task}: {record.failed[0].reason}; delete {root} and check again")
     corpus = prepare_corpus(ladder.data, ladder.model.context, root / "branches" / "data")
     shortest = plan_study(study, corpus.fingerprint).cold[ladder.rungs[1].name, 0][0]
     alone = _trained_alone(shortest, corpus, root / "alone")
-    baselines = next(
-        row["points"] for row in record["cold"] if row["rung"] == ladder.rungs[1].name and row["seed"] == 0
-    )
-    branch = next(point for point in baselines if point["fraction"] == _COLD_FRACTIONS[0])
-    outcome = record["headline"]["rungs"][0]
+    baselines = next(runs.finished for runs in record.cold if runs.rung == ladder.rungs[1].name and runs.seed == 0)
+    branch = next(run for run in baselines if run.fraction == _COLD_FRACTIONS[0])
+    outcome = record.headline.rungs[0]
     return InstrumentCheck(
-        branch_difference=abs(branch["bits_per_byte"] - alone),
-        baseline_eta=_baseline_eta([Point(**{key: point[key] for key in _POINT_KEYS}) for point in baselines]),
-        random_eta=outcome["eta"],
-        random_low=outcome["eta_low"],
-        random_high=outcome["eta_high"],
+        branch_difference=abs(branch.bits_per_byte - alone),
+        baseline_eta=_baseline_eta([Point(**{key: getattr(run, key) for key in _POINT_KEYS}) for run in baselines]),
+        random_eta=outcome.eta,
+        random_low=outcome.eta_low,
+        random_high=outcome.eta_high,
         study=str(root),
     )
 

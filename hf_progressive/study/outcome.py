@@ -4,6 +4,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hf_progressive.config import RecipeConfig
+from hf_progressive.records.study_outcome import (
+    Advantage,
+    Difference,
+    FamilyOutcome,
+    MeanGap,
+    PenaltyEffect,
+    PenaltyPoint,
+    PenaltyRecipe,
+    PenaltyStep,
+    RecipeStep,
+    SeedOutcome,
+)
 from hf_progressive.study.interval import Interval, mean_interval
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.points import Point, Transfer, bits_per_byte_at, crossing, target_of, transfer
@@ -12,12 +24,11 @@ from hf_progressive.study.results import StudyResults
 _BEYOND = 0.05  # of FLOPs: how far Φ's estimates may carry a point beyond the reference's last
 
 
-def rung_outcome(results: StudyResults, recipe: RecipeConfig, rung: str) -> dict[str, Any] | None:
+def rung_outcome(results: StudyResults, recipe: RecipeConfig, rung: str) -> RecipeStep | None:
     """Compare a recipe's children on a grown rung with their baselines, over all seeds that are complete.
 
     Returns:
-        Plain values: `eta`, `saving` and their intervals, each seed's crossing, the advantage at every budget of the
-        baseline; None where no seed is complete. Where a seed did not match, η and saving are None and
+        What was saved; None where no seed is complete. Where a seed did not match, η and saving are None and
         `gap_bits_per_byte` says how much is missing; where one matched at its smallest budget already, they are lower
         bounds (`at_least`), and their intervals have no upper end.
     """
@@ -36,23 +47,23 @@ def rung_outcome(results: StudyResults, recipe: RecipeConfig, rung: str) -> dict
     eta = mean_interval([item.eta for item in transfers if item.eta is not None]) if matched else None
     saving = mean_interval([item.saving for item in transfers if item.saving is not None]) if matched else None
     at_least = any(item.crossing.reached == "at_most" for item in transfers)
-    return {
-        "parent": plan.rungs[index - 1],
-        "child": rung,
-        "c_parent_over_c_cold": sizes[0] / sizes[1],
+    return RecipeStep(
+        parent=plan.rungs[index - 1],
+        child=rung,
+        c_parent_over_c_cold=sizes[0] / sizes[1],
         **_named("saving", saving, at_least=at_least),
         **_named("eta", eta, at_least=at_least),
-        "at_least": at_least,
-        "matched": sum(item.eta is not None for item in transfers),
-        "seeds": len(seeds),
-        "gap_bits_per_byte": mean_interval([item.crossing.gap_bits_per_byte for item in transfers]).mean,
-        "gap_as_trained": _with_ends("mean", as_trained),
-        "c_cold": sizes[1],
-        "c_parent": _mean([item.parent_flops for item in transfers]),
-        "c_child": _mean([item.crossing.flops for item in transfers if item.crossing.flops]) if matched else None,
-        "by_seed": [_seed_values(seed, item) for seed, item in zip(seeds, transfers, strict=True)],
-        "advantage": _advantage(pairs),
-    }
+        at_least=at_least,
+        matched=sum(item.eta is not None for item in transfers),
+        seeds=len(seeds),
+        gap_bits_per_byte=mean_interval([item.crossing.gap_bits_per_byte for item in transfers]).mean,
+        gap_as_trained=MeanGap(**_with_ends("mean", as_trained)),
+        c_cold=sizes[1],
+        c_parent=_mean([item.parent_flops for item in transfers]),
+        c_child=_mean([item.crossing.flops for item in transfers if item.crossing.flops]) if matched else None,
+        by_seed=tuple(_seed_outcome(seed, item) for seed, item in zip(seeds, transfers, strict=True)),
+        advantage=tuple(_advantages(pairs)),
+    )
 
 
 def _complete_seeds(
@@ -84,13 +95,11 @@ def _mean(values: Sequence[float]) -> float | None:
     return mean_interval(values).mean if values else None
 
 
-def _named(
-    name: str, interval: Interval | None, *, at_least: bool = False, at_most: bool = False
-) -> dict[str, float | None]:
+def _named(name: str, interval: Interval | None, *, at_least: bool = False, at_most: bool = False) -> dict[str, Any]:
     # Of values that are bounds themselves, an interval has one end only.
     parts = ["low", "high", "bootstrap_low", "bootstrap_high"]
     open_end = {"high"} if at_least else {"low"} if at_most else set()
-    values: dict[str, float | None] = {name: None if interval is None else interval.mean}
+    values = {name: None if interval is None else interval.mean}
     for part in parts:
         known = interval is not None and part.removeprefix("bootstrap_") not in open_end
         values[f"{name}_{part}"] = getattr(interval, part) if known else None
@@ -102,45 +111,36 @@ def _with_ends(name: str, values: Sequence[float]) -> dict[str, Any]:
     return {name: interval.mean, "low": interval.low, "high": interval.high}
 
 
-def _seed_values(seed: int, item: Transfer) -> dict[str, Any]:
-    return {
-        "seed": seed,
-        "c_child": item.crossing.flops,
-        "reached": item.crossing.reached,
-        "gap_bits_per_byte": item.crossing.gap_bits_per_byte,
-        "c_parent": item.parent_flops,
-        "saving": item.saving,
-        "eta": item.eta,
-    }
+def _seed_outcome(seed: int, item: Transfer) -> SeedOutcome:
+    return SeedOutcome(
+        seed=seed,
+        c_child=item.crossing.flops,
+        reached=item.crossing.reached,
+        gap_bits_per_byte=item.crossing.gap_bits_per_byte,
+        c_parent=item.parent_flops,
+        saving=item.saving,
+        eta=item.eta,
+    )
 
 
-def _advantage(pairs: Sequence[tuple[list[Point], list[Point]]]) -> list[dict[str, Any]]:
+def _advantages(pairs: Sequence[tuple[list[Point], list[Point]]]) -> Iterator[Advantage]:
     # At every budget of the baseline: the share of it that the child did not need, over the seeds that matched there.
-    rows = []
     for position, baseline in enumerate(pairs[0][1]):
         found = [(crossing(child, cold[position].bits_per_byte), cold[position].flops) for child, cold in pairs]
         shares = [1 - cross.flops / flops for cross, flops in found if cross.flops is not None]
-        rows.append(
-            {
-                "cold_fraction": baseline.fraction,
-                "matched": len(shares),
-                "saving": _mean(shares),
-                "at_least": any(cross.reached == "at_most" for cross, _ in found),
-            }
+        yield Advantage(
+            cold_fraction=baseline.fraction,
+            matched=len(shares),
+            saving=_mean(shares),
+            at_least=any(cross.reached == "at_most" for cross, _ in found),
         )
-    return rows
 
 
-def family_outcome(results: StudyResults, recipe: RecipeConfig) -> dict[str, Any]:
+def family_outcome(results: StudyResults, recipe: RecipeConfig) -> FamilyOutcome:
     """Add up what a whole family costs: all cold, by inheritance, and its last model alone.
 
     By inheritance, the first rung trains for its whole budget, each grown one as it was trained to be a parent, and
     the last one to its crossing.
-
-    Returns:
-        FLOPs: `cold`, `inherited` (mean over the seeds whose last child matched all; None before that, or where one
-        did not), `last_alone`; and `over_last_alone`, inherited over last alone, with its interval, an upper bound
-        (`at_most`) where the last child matched at its smallest budget already.
     """
     sizes = [float(rung.size.flops) for rung in results.plan.ladder.rungs]
     last = results.plan.rungs[-1]
@@ -153,50 +153,47 @@ def family_outcome(results: StudyResults, recipe: RecipeConfig) -> dict[str, Any
     known = [total for total in totals if total is not None]
     complete = bool(known) and len(known) == len(totals)
     ratio = mean_interval([total / sizes[-1] for total in known]) if complete else None
-    return {
-        "cold": sum(sizes),
-        "inherited": _mean(known) if complete else None,
-        "last_alone": sizes[-1],
+    return FamilyOutcome(
+        cold=sum(sizes),
+        inherited=_mean(known) if complete else None,
+        last_alone=sizes[-1],
         **_named("over_last_alone", ratio, at_most=at_most),
-        "at_most": at_most,
-        "seeds": len(totals),
-    }
+        at_most=at_most,
+        seeds=len(totals),
+    )
 
 
-def phi_outcome(results: StudyResults) -> dict[str, Any]:
+def phi_outcome(results: StudyResults) -> PenaltyEffect:
     """Compare every recipe with Φ with its reference without it, at equal total FLOPs and at equal tokens.
 
     A recipe's point has spent more than the reference's of the same length, by what the estimates cost. At equal FLOPs
     the reference is therefore interpolated at the recipe's, and its line goes on a little beyond its last point. At
     equal tokens the estimates are free, as they nearly are where a budget is much larger than the blocks they read.
-
-    Returns:
-        The study's reference, and by recipe and rung the differences in bits per byte at every budget, paired by seed,
-        with their intervals; negative where Φ helps.
     """
     config, recipes = results.plan.config, []
     for recipe in config.recipes:
         phi, reference = config.ladder_of(recipe).phi, recipe.reference or config.reference
         if reference is None or phi.is_off:
             continue
-        rungs = [
-            {"rung": rung, "points": _phi_points(results, recipe.name, reference, rung)} for rung in results.plan.rungs
-        ]
-        recipes.append(
-            {
-                "recipe": recipe.name,
-                "reference": reference,
-                "ewc_lambda": phi.ewc_lambda,
-                "gamma": phi.gamma,
-                "schedule": phi.schedule,
-                "until": phi.until,
-                "rungs": [row for row in rungs if row["points"]],
-            }
+        steps = (
+            PenaltyStep(rung=rung, points=tuple(_phi_points(results, recipe.name, reference, rung)))
+            for rung in results.plan.rungs
         )
-    return {"reference": config.reference, "recipes": recipes}
+        recipes.append(
+            PenaltyRecipe(
+                recipe=recipe.name,
+                reference=reference,
+                ewc_lambda=phi.ewc_lambda,
+                gamma=phi.gamma,
+                schedule=phi.schedule,
+                until=phi.until,
+                rungs=tuple(step for step in steps if step.points),
+            )
+        )
+    return PenaltyEffect(reference=config.reference, recipes=tuple(recipes))
 
 
-def _phi_points(results: StudyResults, recipe: str, reference: str, rung: str) -> list[dict[str, Any]]:
+def _phi_points(results: StudyResults, recipe: str, reference: str, rung: str) -> list[PenaltyPoint]:
     differences: dict[float, list[float]] = {}
     tokens: dict[float, list[float]] = {}  # at equal ones
     flops: dict[float, float] = {}
@@ -216,12 +213,12 @@ def _phi_points(results: StudyResults, recipe: str, reference: str, rung: str) -
                 difference = point.bits_per_byte - of_same_length[point.fraction]
                 tokens.setdefault(point.fraction, []).append(difference)
     return [
-        {
-            "fraction": fraction,
-            "flops": flops[fraction],
-            "seeds": len(values),
+        PenaltyPoint(
+            fraction=fraction,
+            flops=flops[fraction],
+            seeds=len(values),
             **_with_ends("difference", values),
-            "at_equal_tokens": _with_ends("difference", tokens[fraction]) if fraction in tokens else None,
-        }
+            at_equal_tokens=Difference(**_with_ends("difference", tokens[fraction])) if fraction in tokens else None,
+        )
         for fraction, values in sorted(differences.items())
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
@@ -29,7 +30,7 @@ class StudyPlan:
     children: dict[tuple[str, str, int], list[FinishedModel]]
     """The children that a recipe is measured by, by recipe, rung and seed."""
 
-    swept: list[tuple[str, float, FinishedModel]]
+    swept: list[tuple[Literal["cold", "child"], float, FinishedModel]]
     """Models of the sweep: `cold` or `child`, peak learning rate, model."""
 
     tasks: list[Task]
@@ -156,7 +157,7 @@ class _Planner:
         tasks = model_tasks([*asked, *(model for _, _, model in swept)], title)
         return StudyPlan(config=config, ladder=self.ladder, cold=cold, children=children, swept=swept, tasks=tasks)
 
-    def _swept(self) -> Iterator[tuple[str, float, FinishedModel]]:
+    def _swept(self) -> Iterator[tuple[Literal["cold", "child"], float, FinishedModel]]:
         rates, seed, recipe = self.config.learning_rates, self.config.seeds[0], self.config.headline_recipe
         index = 1 if rates.rung is None else [rung.name for rung in self.ladder.rungs].index(rates.rung)
         for rate in rates.cold:

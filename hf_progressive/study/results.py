@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_progressive.records.study import FailedRun, FinishedRun
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.plan import StudyPlan
 from hf_progressive.study.points import Point
@@ -20,14 +21,7 @@ class StudyResults:
     """Gives a task's result by its name; None where it is not finished."""
 
     def point(self, model: FinishedModel) -> Point | None:
-        """Return a finished model as a point.
-
-        Args:
-            model: The model.
-
-        Returns:
-            The point; None where it is not finished, or failed.
-        """
+        """Return a finished model as a point; None where it is not finished, or failed."""
         result = self.result(model.name)
         if result is None or "failed" in result:
             return None
@@ -35,58 +29,32 @@ class StudyResults:
         return Point(fraction=model.fraction, flops=flops, bits_per_byte=result["bits_per_byte"])
 
     def points(self, models: Sequence[FinishedModel]) -> list[Point] | None:
-        """Return finished models as points.
-
-        Args:
-            models: The finished models of one child or baseline.
-
-        Returns:
-            The points; None unless all are finished.
-        """
+        """Return the models of one child or baseline as points; None unless all are finished."""
         found = [self.point(model) for model in models]
         complete = [point for point in found if point is not None]
         return complete if len(complete) == len(found) else None
 
     def lineage_flops(self, model: FinishedModel) -> float:
-        """Return everything that went into a finished model: its own FLOPs and its ancestors'.
-
-        Args:
-            model: A finished model.
-
-        Returns:
-            FLOPs of training and estimates.
-        """
+        """Return the FLOPs that went into a finished model, training and estimates: its own and its ancestors'."""
         lineage = [*model.initial.lineage, model]
         points = [self.point(member) for member in lineage]
         return sum(point.flops for point in points if point is not None)
 
-    def record(self, model: FinishedModel) -> dict[str, Any] | None:
-        """Return a finished model for study.json: what was measured, without the curve.
-
-        Args:
-            model: The model.
-
-        Returns:
-            Plain values; None where it is not finished.
-        """
+    def record(self, model: FinishedModel) -> FinishedRun | FailedRun | None:
+        """Return a model for study.json: what was measured, without the curve; None where it is not finished."""
         result = self.result(model.name)
         if result is None:
             return None
         if "failed" in result:
-            return {"fraction": model.fraction, "task": model.name, "failed": result["failed"]}
-        data = result["data"]
-        return {
-            "fraction": model.fraction,
-            "task": model.name,
-            "steps": model.steps,
-            "tokens": result["tokens"],
-            "flops": result["flops"]["train"] + result["flops"]["estimates"],
-            "estimates_flops": result["flops"]["estimates"],
-            "bits_per_byte": result["bits_per_byte"],
-            "loss": result["loss"],
-            "learning_rate": result["learning_rate"],
-            "branched_at": result["branched_at"],
-            "epochs": [data["first_epoch"], data["last_epoch"]],
-            "repeats_from_token": data["repeats_from_token"],
-            "seconds": result["seconds"],
-        }
+            return FailedRun(fraction=model.fraction, task=model.name, failed=result["failed"])
+        names = ("tokens", "bits_per_byte", "loss", "learning_rate", "branched_at", "seconds")
+        return FinishedRun(
+            fraction=model.fraction,
+            task=model.name,
+            steps=model.steps,
+            flops=result["flops"]["train"] + result["flops"]["estimates"],
+            estimates_flops=result["flops"]["estimates"],
+            epochs=(result["data"]["first_epoch"], result["data"]["last_epoch"]),
+            repeats_from_token=result["data"]["repeats_from_token"],
+            **{name: result[name] for name in names},
+        )

@@ -78,7 +78,7 @@ def run_study(
 
         def write_record() -> dict[str, Any]:
             with wait_lock(root / ".record.lock"):
-                record = study_record(StudyResults(plan=plan, result=folder.result), corpus, state)
+                record = study_record(StudyResults(plan=plan, result=folder.result), corpus, state).to_dict()
                 storage.write_json(root / RECORD_NAME, record)
             if on_record is not None:
                 on_record(record)

@@ -1,6 +1,7 @@
 """Prices of a plan: published FLOPs, sums by hand, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from hf_progressive.planning.evidence import inherited_flops, read_evidence
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.overhead import Validation
 from hf_progressive.report import price_table
+
+STUDIES = Path(__file__).parents[2] / "examples" / "studies"
 
 # Cold runs of nanochat's miniseries of January 2026, 1e18 FLOPs.
 MINISERIES = {"d10": 0.42, "d11": 0.64, "d12": 0.96, "d13": 1.40, "d14": 2.00, "d15": 2.81, "d16": 3.89, "d17": 5.30,
@@ -98,10 +101,18 @@ def test_at_eta_one_the_family_costs_what_its_largest_costs():
     assert min(inherited_flops(cold, 5.0)) == 0.0
 
 
+def write_study(folder, *steps):
+    """Write the record of a committed study with other outcomes on its steps."""
+    record = json.loads((STUDIES / "books" / "study.json").read_text())
+    first = record["headline"]["rungs"][0]
+    record["headline"]["rungs"] = [first | step for step in steps]
+    (folder / "study.json").write_text(json.dumps(record))
+    return folder / "study.json"
+
+
 def test_the_interval_of_the_evidence_is_carried_through(capsys, tmp_path):
     rungs = [{"eta": 0.9, "eta_low": 0.8, "eta_high": 1.0}, {"eta": 1.1, "eta_low": 1.0, "eta_high": 1.2}]
-    study = tmp_path / "study.json"
-    study.write_text(json.dumps({"headline": {"recipe": "exact", "rungs": rungs}}))
+    study = write_study(tmp_path, *rungs)
     evidence = read_evidence([str(study)])
     assert (evidence.eta, evidence.low, evidence.high) == pytest.approx((1.0, 0.9, 1.1))
     assert evidence.source == "study.json, recipe 'exact'"
@@ -113,9 +124,8 @@ def test_the_interval_of_the_evidence_is_carried_through(capsys, tmp_path):
 
 
 def test_evidence_without_an_upper_end_is_an_open_interval(capsys, tmp_path):
-    study = tmp_path / "study.json"
-    rungs = [{"eta": 0.9, "eta_low": 0.8, "eta_high": None}]  # it matched at its smallest budget already
-    study.write_text(json.dumps({"headline": {"recipe": "exact", "rungs": rungs}}))
+    # It matched at its smallest budget already.
+    study = write_study(tmp_path, {"eta": 0.9, "eta_low": 0.8, "eta_high": None})
     assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(study)]) == 0
     table = capsys.readouterr().out
     assert "η = 0.9, 0.8 … –" in table
@@ -124,10 +134,9 @@ def test_evidence_without_an_upper_end_is_an_open_interval(capsys, tmp_path):
 
 
 def test_a_study_in_which_a_rung_did_not_match_is_no_evidence(capsys, tmp_path):
-    study = tmp_path / "study.json"
     matched = {"child": "b", "eta": 0.9, "eta_low": 0.8, "eta_high": 1.0}
     short = {"child": "c", "eta": None, "eta_low": None, "eta_high": None}
-    study.write_text(json.dumps({"headline": {"recipe": "exact", "rungs": [matched, short]}}))
+    study = write_study(tmp_path, matched, short)
     assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(study)]) == 2
     assert "study.json: c did not match, so it has no mean efficiency" in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from hf_progressive.records.matching import flops_to_match, saving, transfer_efficiency
-from hf_progressive.records.rung import CurvePoint
+from hf_progressive.records.measurements import CurvePoint
 
 SIZES = [("l5w96", 5, 96, 664_320), ("l6w96", 6, 96, 776_064), ("l6w112", 6, 112, 1_022_784)]
 TOKENS_PER_PARAMETER = 6

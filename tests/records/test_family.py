@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from hf_progressive.records.family import family_totals
-from hf_progressive.records.rung import Baseline, CurvePoint, DataUse, RungFlops, RungParameters, RungRecord
+from hf_progressive.records.measurements import Baseline, CurvePoint
+from hf_progressive.records.rung import DataUse, RungFlops, RungParameters, RungRecord
 
 POINT = (CurvePoint(flops=0.0, bits_per_byte=2.0),)
 FIRST = RungRecord(

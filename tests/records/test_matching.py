@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_progressive.records.matching import crossing_interval, flops_to_match, saving, transfer_efficiency
-from hf_progressive.records.rung import CurvePoint
+from hf_progressive.records.measurements import CurvePoint
 
 
 def points(*pairs):

@@ -7,7 +7,8 @@ import pytest
 from family_records import family
 
 from hf_progressive.records.environment import own_version
-from hf_progressive.records.rung import Baseline, CurvePoint, RungFlops, RungRecord
+from hf_progressive.records.measurements import Baseline, CurvePoint
+from hf_progressive.records.rung import RungFlops, RungRecord
 
 CURVE = tuple(CurvePoint(flops=flops, bits_per_byte=bits) for flops, bits in ((4.0, 3.0), (25.0, 2.0), (100.0, 1.0)))
 FIRST, SECOND = (RungRecord.from_dict(record) for record in family(2, without_baseline=(1,)))

@@ -13,9 +13,9 @@ from study_facts import StudyFacts, interval
 from study_fixtures import study_config, study_mapping
 from study_pretence import pretend
 
+from hf_progressive.records.study import StudyRecord, read_study
 from hf_progressive.report import write_report
 from hf_progressive.report.study_findings import find_in_study
-from hf_progressive.report.study_page import read_study
 from hf_progressive.study.run import run_study
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
@@ -105,7 +105,7 @@ CLAIMS = [
 def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A finished study's record: one that is published, or one of pretended models."""
     if request.param not in PRETENDED:
-        return dict(read_study(STUDIES / request.param))
+        return read_study(STUDIES / request.param).to_dict()
     case, folder = PRETENDED[request.param], tmp_path_factory.mktemp("study")
     corpus = write_corpus(folder)
     fractions = case.get("fractions", [0.25, 0.5, 0.8])
@@ -131,8 +131,10 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def stop_early(record: dict[str, Any]) -> dict[str, Any]:
     """Take the last step away, as while it is being measured, and let one of its tasks fail."""
     headline = record["headline"]
-    family = dict.fromkeys(headline["family"])
-    record["headline"] = {**headline, "rungs": headline["rungs"][:-1], "family": {**family, "at_most": False}}
+    family = headline["family"]
+    unknown = dict.fromkeys(key for key in family if key.startswith(("inherited", "over_")))
+    family = {**family, **unknown, "at_most": False, "seeds": 0}
+    record["headline"] = {**headline, "rungs": headline["rungs"][:-1], "family": family}
     for recipe in record["recipes"]:
         recipe["rungs"], recipe["points"] = (
             recipe["rungs"][:-1],
@@ -150,7 +152,7 @@ def test_every_figure_in_a_studys_report_is_what_its_models_say(
     monkeypatch.setattr("hf_progressive.report.figures.style.svg", lambda figure, name: "")
     text = write_report(tmp_path).markdown.read_text()
     facts, document = StudyFacts(study), take_apart(text)
-    tiles = [f"{tile.title}: {tile.value}; {tile.note}" for tile in find_in_study(study).tiles]
+    tiles = [f"{tile.title}: {tile.value}; {tile.note}" for tile in find_in_study(StudyRecord.from_dict(study)).tiles]
     found = list(faults([*document.sentences, *tiles], (CLAIMS, list(all_facts(study, facts, text)))))
     for header, *rows in document.tables:
         found += table_faults(header, rows, study, facts)

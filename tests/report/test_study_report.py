@@ -12,15 +12,18 @@ from study_pretence import pretend
 
 from hf_progressive import cli
 from hf_progressive.config import StudyConfig, load_study_config, strict_yaml
+from hf_progressive.records.study import StudyRecord, read_study
 from hf_progressive.report import study_section, write_report
 from hf_progressive.report.figures.study import draw_penalties, draw_recipes
 from hf_progressive.report.study_findings import find_in_study
-from hf_progressive.report.study_page import read_study
 from hf_progressive.report.study_tables import phi_table, recipes_table, steps_table
 from hf_progressive.study.run import run_study
 
 ROOT = Path(__file__).parents[2]
 RECIPES = [{"name": "exact"}, {"name": "with Φ <1>", "set": {"phi.ewc_lambda": 0.1}, "parent_recipe": "exact"}]
+
+
+typed = StudyRecord.from_dict
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ def test_the_result_replaces_what_stands_between_the_marks(
         assert cli.main(["report", str(folder), "--into", str(document)]) == 0
         before, section, after = re.split("<!-- study: (?:begin|end) -->\n", document.read_text())
         assert (before, after) == ("before\n", "after\n")
-        assert section == study_section(record) + "\n"
+        assert section == study_section(typed(record)) + "\n"
     assert f"{record['headline']['rungs'][0]['eta']:.2f}" in section
     document.write_text("<!-- study: begin -->\nno end\n")
     assert cli.main(["report", str(folder), "--into", str(document)]) == 2
@@ -92,8 +95,8 @@ def test_the_committed_studies_are_complete_and_name_no_place(name: str, config:
     text = path.read_text()
     assert len(text) < 2e6
     record = read_study(path.parent)
-    assert record["complete"]
-    assert load_study_config(ROOT / config) == strict_yaml.build(StudyConfig, record["config"])
+    assert record.complete
+    assert load_study_config(ROOT / config) == strict_yaml.build(StudyConfig, record.config.to_dict())
     assert not re.search(r'"[^"]*/(home|work|tmp|root|shared)/', text)
 
 
@@ -104,11 +107,11 @@ def test_the_readme_says_what_the_committed_study_says() -> None:
 
 def test_tables_hold_what_the_record_says(study: tuple[Path, dict[str, Any]]) -> None:
     _, record = study
-    steps = steps_table(record).rows
+    steps = steps_table(typed(record)).rows
     assert [row[0] for row in steps] == ["l2w16", "l2w24"]
     assert [row[2] for row in steps] == [f"{100 * rung['saving']:.0f} %" for rung in record["headline"]["rungs"]]
-    assert len(recipes_table(record).rows) == 4
-    phi = phi_table(record)
+    assert len(recipes_table(typed(record)).rows) == 4
+    phi = phi_table(typed(record))
     assert phi is not None
     # Pretended children are the same with Φ and without, but for what the estimates cost: it can only harm.
     assert all(cell.startswith("+0.") for row in phi.rows for cell in row[2::2])
@@ -122,7 +125,7 @@ def labels(axes: Any) -> list[str]:
 def test_the_plot_of_phi_holds_every_comparison(study: tuple[Path, dict[str, Any]]) -> None:
     _, record = study
     (recipe,) = record["headline"]["phi_effect"]["recipes"]
-    panels = draw_penalties(record).axes
+    panels = draw_penalties(typed(record)).axes
     assert [axes.get_title(loc="left") for axes in panels] == [rung["rung"] for rung in recipe["rungs"]]
     for axes, rung in zip(panels, recipe["rungs"], strict=True):
         assert len(labels(axes)) == len(rung["points"])
@@ -136,13 +139,15 @@ def test_recipes_that_trained_too_briefly_to_match_are_left_out_of_the_plot(
 ) -> None:
     _, finished = study
     record = copy.deepcopy(finished)
-    assert all(set(labels(axes)) == {"exact", "with Φ <1>"} for axes in draw_recipes(record).axes)
+    assert all(set(labels(axes)) == {"exact", "with Φ <1>"} for axes in draw_recipes(typed(record)).axes)
     for rung in record["recipes"][1]["rungs"]:
         rung["eta"] = None
-    assert all(labels(axes) == ["exact", "with Φ <1>"] for axes in draw_recipes(record).axes)  # as long as the other
+    assert all(
+        labels(axes) == ["exact", "with Φ <1>"] for axes in draw_recipes(typed(record)).axes
+    )  # as long as the other
     for entry in record["recipes"][1]["points"]:
         entry["points"] = entry["points"][:1]
-    assert all(labels(axes) == ["exact"] for axes in draw_recipes(record).axes)
+    assert all(labels(axes) == ["exact"] for axes in draw_recipes(typed(record)).axes)
 
 
 def test_a_better_learning_rate_is_said(study: tuple[Path, dict[str, Any]]) -> None:
@@ -153,9 +158,9 @@ def test_a_better_learning_rate_is_said(study: tuple[Path, dict[str, Any]]) -> N
     other = {**own, "learning_rate": 0.5, "bits_per_byte": own["bits_per_byte"] - 0.25}
     record["learning_rates"] = [{"kind": "cold", "rung": "l2w24", "learning_rate": 0.5, "point": other}]
     sentence = "Of the baseline's peak learning rates tried on l2w24 (0.003, 0.5) the study uses 0.003, "
-    assert sentence + "and 0.5 is better by 0.25 bits per byte." in find_in_study(record).certainty
+    assert sentence + "and 0.5 is better by 0.25 bits per byte." in find_in_study(typed(record)).certainty
     other["bits_per_byte"] = own["bits_per_byte"] + 1
-    assert sentence + "which is the best." in find_in_study(record).certainty
+    assert sentence + "which is the best." in find_in_study(typed(record)).certainty
 
 
 def test_bounds_gaps_and_single_seeds_are_said(study: tuple[Path, dict[str, Any]]) -> None:
@@ -163,17 +168,17 @@ def test_bounds_gaps_and_single_seeds_are_said(study: tuple[Path, dict[str, Any]
     record = copy.deepcopy(finished)
     first, second = record["headline"]["rungs"]
     first |= {"at_least": True, "eta_high": None}
-    assert any("lower bounds" in sentence for sentence in find_in_study(record).certainty)
+    assert any("lower bounds" in sentence for sentence in find_in_study(typed(record)).certainty)
     second |= {"eta": None, "saving": None, "eta_low": None, "eta_high": None}
     record["headline"]["family"]["inherited"] = None
-    assert "l2w24: not every seed matched" in find_in_study(record).headline
+    assert "l2w24: not every seed matched" in find_in_study(typed(record)).headline
     for rung in (first, second):
         rung["seeds"] = 1
-    assert any(sentence.startswith("One seed") for sentence in find_in_study(record).certainty)
+    assert any(sentence.startswith("One seed") for sentence in find_in_study(typed(record)).certainty)
     record |= {"complete": False, "finished": 1}
-    assert find_in_study(record).unfinished.startswith("1 of ")
+    assert find_in_study(typed(record)).unfinished.startswith("1 of ")
     record["headline"]["rungs"] = []
-    assert find_in_study(record).headline.startswith("No step is finished")
+    assert find_in_study(typed(record)).headline.startswith("No step is finished")
 
 
 def test_the_report_command_tells_a_study_from_a_run(
@@ -184,4 +189,4 @@ def test_the_report_command_tells_a_study_from_a_run(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["html"].endswith("study.html")
     (tmp_path / "study.json").write_text(json.dumps({"headline": {}}))
     assert cli.main(["report", str(tmp_path)]) == cli.EXIT_BAD_INPUT
-    assert "it is no study's record, or was cut" in capsys.readouterr().err
+    assert "format is missing; this is another file, or it was cut" in capsys.readouterr().err

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hf_progressive.records.rung import CurvePoint, RungRecord
+from hf_progressive.records.measurements import CurvePoint
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.figures.colours import COLD, INHERITED, MUTED, SURFACE
 from hf_progressive.report.figures.style import DASHED, figure_style, halo, panel_title, panels
 from hf_progressive.report.formatting import FlopUnit, decimals, percent

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from hf_progressive.records.study import FinishedRun, StudyRecord
+from hf_progressive.records.study_outcome import Difference, PenaltyPoint, RecipeStep, StepOutcome
 from hf_progressive.report.figures.colours import COLD, GRID, INHERITED, INK, MUTED, SURFACE
 from hf_progressive.report.figures.curves import BITS_PER_BYTE
 from hf_progressive.report.figures.style import DASHED, WIDTH, figure_style, new_figure, panel_title, panels
 from hf_progressive.report.formatting import FlopUnit, percent
-from hf_progressive.report.study_findings import Record, study_unit
+from hf_progressive.report.study_findings import study_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 _ROW_INCHES = 0.26
 
 
-def draw_matches(study: Record) -> "Figure":
+def draw_matches(study: StudyRecord) -> "Figure":
     """Draw the headline recipe's finished models and their baselines, a panel per step; at least one is finished."""
-    rungs, unit = study["headline"]["rungs"], study_unit(study)
+    rungs, unit = study.headline.rungs, study_unit(study)
     with figure_style():
         figure, grid = panels(len(rungs), 3.2, (BITS_PER_BYTE,))
         for (axes,), rung in zip(grid, rungs, strict=True):
@@ -29,62 +31,52 @@ def draw_matches(study: Record) -> "Figure":
     return figure
 
 
-def _draw_step(axes: "Axes", study: Record, rung: Record, unit: FlopUnit) -> None:
-    name, child = rung["child"], _headline_recipe(study)
-    groups = ((COLD, "cold", study["cold"]), (INHERITED, "grown", child["points"]))
+def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUnit) -> None:
+    name, child = rung.child, study.headline_recipe
+    groups = ((COLD, "cold", study.cold), (INHERITED, "grown", child.points))
     for colour, label, entries in groups:
-        curves = [_finished(entry) for entry in entries if entry["rung"] == name]
+        curves = [runs.finished for runs in entries if runs.rung == name]
         for points in curves:
-            axes.plot([p["flops"] / unit.size for p in points], _heights(points), "o", color=colour, markersize=2.5)
+            axes.plot([p.flops / unit.size for p in points], _heights(points), "o", color=colour, markersize=2.5)
         mean = _mean_curve(curves)
         axes.plot([x / unit.size for x, _ in mean], [y for _, y in mean], color=colour, linewidth=1.8, label=label)
-    full = [p["bits_per_byte"] for e in study["cold"] if e["rung"] == name for p in _finished(e) if p["fraction"] == 1]
+    full = [p.bits_per_byte for e in study.cold if e.rung == name for p in e.finished if p.fraction == 1]
     if full:
         axes.axhline(fmean(full), color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
-    outcome = next(row for row in child["rungs"] if row["child"] == name)
-    for seed in outcome["by_seed"]:
-        if seed["c_child"] is not None:
-            height = _target(study, name, seed["seed"])
+    outcome = next(row for row in child.rungs if row.child == name)
+    for seed in outcome.by_seed:
+        if seed.c_child is not None:
+            height = _target(study, name, seed.seed)
             ring: dict[str, Any] = {"ms": 8, "mec": INK, "mfc": "none", "mew": 1.2}
-            marker = "<" if seed["reached"] == "at_most" else "o"
-            axes.plot(seed["c_child"] / unit.size, height, marker, zorder=5, **ring)
+            marker = "<" if seed.reached == "at_most" else "o"
+            axes.plot(seed.c_child / unit.size, height, marker, zorder=5, **ring)
     axes.set_xscale("log")
     _plain_log_ticks(axes)
     axes.grid(axis="y")
-    saving = "not matched by every seed" if rung["saving"] is None else f"saves {percent(rung['saving'])}"
-    prefix = "at least: " if rung["at_least"] else ""
-    panel_title(axes, f"{rung['parent']} → {name}", prefix + saving, INHERITED)
+    saving = "not matched by every seed" if rung.saving is None else f"saves {percent(rung.saving)}"
+    prefix = "at least: " if rung.at_least else ""
+    panel_title(axes, f"{rung.parent} → {name}", prefix + saving, INHERITED)
     axes.legend(loc="lower left", fontsize=7.5)
 
 
-def _headline_recipe(study: Record) -> Record:
-    name = study["headline"]["recipe"]
-    found: Record = next(recipe for recipe in study["recipes"] if recipe["name"] == name)
-    return found
+def _heights(points: Sequence[FinishedRun]) -> list[float]:
+    return [point.bits_per_byte for point in points]
 
 
-def _finished(entry: Record) -> list[dict[str, Any]]:
-    return [point for point in entry["points"] if "failed" not in point]
-
-
-def _heights(points: Sequence[Record]) -> list[float]:
-    return [point["bits_per_byte"] for point in points]
-
-
-def _mean_curve(curves: Sequence[Sequence[Record]]) -> list[tuple[float, float]]:
-    by_fraction: dict[float, list[Record]] = {}
+def _mean_curve(curves: Sequence[Sequence[FinishedRun]]) -> list[tuple[float, float]]:
+    by_fraction: dict[float, list[FinishedRun]] = {}
     for points in curves:
         for point in points:
-            by_fraction.setdefault(point["fraction"], []).append(point)
+            by_fraction.setdefault(point.fraction, []).append(point)
     return [
-        (fmean(point["flops"] for point in points), fmean(point["bits_per_byte"] for point in points))
+        (fmean(point.flops for point in points), fmean(point.bits_per_byte for point in points))
         for _, points in sorted(by_fraction.items())
     ]
 
 
-def _target(study: Record, rung: str, seed: int) -> float:
-    entry = next(e for e in study["cold"] if e["rung"] == rung and e["seed"] == seed)
-    return float(next(point["bits_per_byte"] for point in entry["points"] if point["fraction"] == 1))
+def _target(study: StudyRecord, rung: str, seed: int) -> float:
+    entry = next(e for e in study.cold if e.rung == rung and e.seed == seed)
+    return next(point.bits_per_byte for point in entry.finished if point.fraction == 1)
 
 
 def _plain_log_ticks(axes: "Axes") -> None:
@@ -95,22 +87,22 @@ def _plain_log_ticks(axes: "Axes") -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def draw_recipes(study: Record) -> "Figure":
+def draw_recipes(study: StudyRecord) -> "Figure":
     """Draw η of every recipe on every finished step, with its interval where there are several seeds.
 
     Recipes that neither matched nor were trained as long as others of the step are left out: they say nothing here.
     """
-    found = {rung["name"]: rows for rung in study["rungs"][1:] if (rows := _of_step(study, rung["name"]))}
+    found = {rung.name: rows for rung in study.rungs[1:] if (rows := _of_step(study, rung.name))}
     with figure_style():
         figure, grid = _lines(found, 1, "transfer efficiency η (1: the whole family at the price of its largest)")
         for axes, rows in zip(grid, found.values(), strict=True):
             for place, (name, row) in enumerate(rows):
-                _draw_recipe(axes, place, row, INHERITED if name == study["headline"]["recipe"] else COLD)
+                _draw_recipe(axes, place, row, INHERITED if name == study.headline.recipe else COLD)
     return figure
 
 
 def _lines(
-    steps: Mapping[str, Sequence[tuple[str, Record]]], reference: float, label: str
+    steps: Mapping[str, Sequence[tuple[str, object]]], reference: float, label: str
 ) -> tuple["Figure", list["Axes"]]:
     # A column of panels, one for each step, with a line for each named entry, and one that marks a value.
     heights = [len(rows) + 1.6 for rows in steps.values()]
@@ -126,22 +118,22 @@ def _lines(
     return figure, grid
 
 
-def _of_step(study: Record, step: str) -> list[tuple[str, Record]]:
+def _of_step(study: StudyRecord, step: str) -> list[tuple[str, RecipeStep]]:
     rows, longest = [], {}
-    for recipe in study["recipes"]:
-        fractions = [point["fraction"] for e in recipe["points"] if e["rung"] == step for point in _finished(e)]
-        longest[recipe["name"]] = max(fractions, default=0.0)
-        rows += [(recipe["name"], rung) for rung in recipe["rungs"] if rung["child"] == step]
+    for recipe in study.recipes:
+        fractions = [point.fraction for e in recipe.points if e.rung == step for point in e.finished]
+        longest[recipe.name] = max(fractions, default=0.0)
+        rows += [(recipe.name, rung) for rung in recipe.rungs if rung.child == step]
     most = max(longest.values(), default=0.0)
-    rows = [(name, rung) for name, rung in rows if rung["eta"] is not None or longest[name] == most]
-    return sorted(rows, key=lambda row: -math.inf if row[1]["eta"] is None else row[1]["eta"], reverse=True)
+    rows = [(name, rung) for name, rung in rows if rung.eta is not None or longest[name] == most]
+    return sorted(rows, key=lambda row: -math.inf if row[1].eta is None else row[1].eta, reverse=True)
 
 
-def _draw_recipe(axes: "Axes", place: int, row: Record, colour: str) -> None:
-    for seed in row["by_seed"]:
-        if seed["eta"] is not None:
-            axes.plot(seed["eta"], place, "|", color=colour, markersize=7)
-    if row["eta"] is None:
+def _draw_recipe(axes: "Axes", place: int, row: RecipeStep, colour: str) -> None:
+    for seed in row.by_seed:
+        if seed.eta is not None:
+            axes.plot(seed.eta, place, "|", color=colour, markersize=7)
+    if row.eta is None:
         axes.annotate(
             "not matched by every seed",
             (0, place),
@@ -153,40 +145,40 @@ def _draw_recipe(axes: "Axes", place: int, row: Record, colour: str) -> None:
             fontsize=7.5,
         )
         return
-    if row["eta_low"] is not None:
-        axes.plot([row["eta_low"], row["eta_high"]], [place, place], color=colour, linewidth=1.6)
-    marker = ">" if row["at_least"] else "o"
-    axes.plot(row["eta"], place, marker, color=colour, markersize=6, markeredgecolor=SURFACE, zorder=4)
+    ends = [end for end in (row.eta_low, row.eta_high) if end is not None]
+    if ends:
+        axes.plot(ends, [place] * len(ends), color=colour, linewidth=1.6)
+    marker = ">" if row.at_least else "o"
+    axes.plot(row.eta, place, marker, color=colour, markersize=6, markeredgecolor=SURFACE, zorder=4)
 
 
-def draw_penalties(study: Record) -> "Figure":
+def draw_penalties(study: StudyRecord) -> "Figure":
     """Draw what Φ changed on every step where something was compared, at equal FLOPs and at equal tokens."""
-    found = {rung["name"]: rows for rung in study["rungs"] if (rows := _compared(study, rung["name"]))}
+    found = {rung.name: rows for rung in study.rungs if (rows := _compared(study, rung.name))}
     with figure_style():
         figure, grid = _lines(found, 0, "bits per byte with Φ less bits per byte without (below 0 Φ helps)")
         for axes, rows in zip(grid, found.values(), strict=True):
             for place, (_, point) in enumerate(rows):
                 _draw_difference(axes, place - 0.15, point, INHERITED, "equal FLOPs")
-                if point.get("at_equal_tokens"):
-                    _draw_difference(axes, place + 0.15, point["at_equal_tokens"], COLD, "equal tokens")
+                if point.at_equal_tokens:
+                    _draw_difference(axes, place + 0.15, point.at_equal_tokens, COLD, "equal tokens")
         handles, labels = grid[0].get_legend_handles_labels()
         first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
         grid[0].legend(reversed(first.values()), reversed(first), loc="best", frameon=True)
     return figure
 
 
-def _compared(study: Record, step: str) -> list[tuple[str, Record]]:
+def _compared(study: StudyRecord, step: str) -> list[tuple[str, PenaltyPoint]]:
     found = []
-    for recipe in study["headline"]["phi_effect"]["recipes"]:
-        points = [point for rung in recipe["rungs"] if rung["rung"] == step for point in rung["points"]]
+    for recipe in study.headline.phi_effect.recipes:
+        points = [point for rung in recipe.rungs if rung.rung == step for point in rung.points]
         found += [
-            (recipe["recipe"] if len(points) == 1 else f"{recipe['recipe']}, {percent(p['fraction'])}", p)
-            for p in points
+            (recipe.recipe if len(points) == 1 else f"{recipe.recipe}, {percent(p.fraction)}", p) for p in points
         ]
     return found
 
 
-def _draw_difference(axes: "Axes", place: float, point: Record, colour: str, label: str) -> None:
-    if point["low"] is not None:
-        axes.plot([point["low"], point["high"]], [place, place], color=colour, linewidth=1.6)
-    axes.plot(point["difference"], place, "o", color=colour, markersize=5, markeredgecolor=SURFACE, label=label)
+def _draw_difference(axes: "Axes", place: float, point: Difference, colour: str, label: str) -> None:
+    if point.ends is not None:
+        axes.plot(point.ends, [place, place], color=colour, linewidth=1.6)
+    axes.plot(point.difference, place, "o", color=colour, markersize=5, markeredgecolor=SURFACE, label=label)

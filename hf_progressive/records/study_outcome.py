@@ -1,0 +1,275 @@
+"""What a study's recipes achieved, as `study.json` has it: on a step, for the family, and by Φ.
+
+Intervals are 95 %; an end is None where one seed alone says nothing of its spread, and where the values are bounds
+themselves.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from hf_progressive.records.typed import Amount, Count, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanGap(Record):
+    """A mean over the seeds, in bits per byte."""
+
+    mean: float
+    """The mean."""
+
+    low: float | None
+    """Lower end of its interval."""
+
+    high: float | None
+    """Upper end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome(Record):
+    """What growing saved on one step, over the seeds that are complete."""
+
+    parent: str
+    """The rung that was grown."""
+
+    child: str
+    """The rung that it became."""
+
+    c_parent_over_c_cold: Amount
+    """The parent's full budget over the child's, in FLOPs."""
+
+    saving: float | None
+    """1 − C_child / C_cold; None where a seed did not match."""
+
+    saving_low: float | None
+    """Lower end of its interval."""
+
+    saving_high: float | None
+    """Upper end."""
+
+    eta: float | None
+    """Transfer efficiency; None where a seed did not match."""
+
+    eta_low: float | None
+    """Lower end of its interval, by Student's t."""
+
+    eta_high: float | None
+    """Upper end."""
+
+    eta_bootstrap_low: float | None
+    """Lower end by the percentile bootstrap."""
+
+    eta_bootstrap_high: float | None
+    """Upper end."""
+
+    at_least: bool
+    """Whether saving and η are lower bounds: a seed matched at its smallest budget already."""
+
+    matched: Count
+    """Seeds that matched their baselines."""
+
+    gap_bits_per_byte: float
+    """Mean of the longest child's bits per byte less its baseline's."""
+
+    gap_as_trained: MeanGap
+    """The same of the child as it is trained to be a parent."""
+
+    seeds: Count
+    """Seeds that are complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedOutcome(Record):
+    """One seed's part of a step."""
+
+    seed: int
+    """The seed."""
+
+    c_child: Amount | None
+    """FLOPs to match; None where it did not."""
+
+    reached: Literal["between", "at_most", "no"]
+    """Between two finished children; at the smallest one already; or not."""
+
+    gap_bits_per_byte: float
+    """The longest child's bits per byte less its baseline's."""
+
+    c_parent: Amount
+    """FLOPs of all that went into the parent."""
+
+    saving: float | None
+    """1 − C_child / C_cold."""
+
+    eta: float | None
+    """Transfer efficiency."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advantage(Record):
+    """What growing saved against the baseline of one length."""
+
+    cold_fraction: Amount
+    """The baseline's share of the full budget."""
+
+    matched: Count
+    """Seeds that matched it."""
+
+    saving: float | None
+    """Mean share of its FLOPs that the child did not need, over these."""
+
+    at_least: bool
+    """Whether it is a lower bound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeStep(StepOutcome):
+    """A step of a recipe, with each seed's part."""
+
+    saving_bootstrap_low: float | None
+    """Lower end of the saving's interval by the percentile bootstrap."""
+
+    saving_bootstrap_high: float | None
+    """Upper end."""
+
+    c_cold: Amount
+    """FLOPs of the child's full budget from scratch."""
+
+    c_parent: Amount | None
+    """Mean FLOPs of all that went into the parent."""
+
+    c_child: Amount | None
+    """Mean FLOPs to match; None where a seed did not."""
+
+    by_seed: tuple[SeedOutcome, ...]
+    """The seeds."""
+
+    advantage: tuple[Advantage, ...]
+    """The saving at every length of the baseline."""
+
+    def outline(self) -> StepOutcome:
+        """Return the step without its parts."""
+        names = (item.name for item in fields(StepOutcome) if item.name != "others")
+        return StepOutcome(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyOutcome(Record):
+    """What a whole family costs, in FLOPs."""
+
+    cold: Amount
+    """Every model from scratch."""
+
+    inherited: Amount | None
+    """By inheritance, the last model to its match: mean over the seeds; None unless all of them matched."""
+
+    last_alone: Amount
+    """The last model alone, from scratch."""
+
+    over_last_alone: Amount | None
+    """`inherited` over `last_alone`."""
+
+    over_last_alone_low: float | None
+    """Lower end of its interval, by Student's t."""
+
+    over_last_alone_high: float | None
+    """Upper end."""
+
+    over_last_alone_bootstrap_low: float | None
+    """Lower end by the percentile bootstrap."""
+
+    over_last_alone_bootstrap_high: float | None
+    """Upper end."""
+
+    at_most: bool
+    """Whether it is an upper bound: a last model matched at its smallest budget already."""
+
+    seeds: Count
+    """Seeds that are complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Record):
+    """A recipe's bits per byte less its reference's, paired by seed; negative where Φ helps."""
+
+    difference: float
+    """The mean."""
+
+    low: float | None
+    """Lower end of its interval."""
+
+    high: float | None
+    """Upper end."""
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends of its interval; None where one seed has none."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyPoint(Difference):
+    """What Φ changed at one length, at equal total FLOPs."""
+
+    fraction: Amount
+    """Share of the full budget."""
+
+    flops: Amount
+    """FLOPs of the recipe's model."""
+
+    seeds: Count
+    """Seeds that are complete."""
+
+    at_equal_tokens: Difference | None = None
+    """The same at equal tokens, where the estimates are free; None where the reference has no model of this length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyStep(Record):
+    """What Φ changed on one rung."""
+
+    rung: str
+    """The rung."""
+
+    points: tuple[PenaltyPoint, ...]
+    """By length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyRecipe(Record):
+    """A recipe with Φ against its reference without it."""
+
+    recipe: str
+    """The recipe."""
+
+    reference: str
+    """The one without Φ."""
+
+    ewc_lambda: Amount
+    """λ."""
+
+    gamma: Amount
+    """γ."""
+
+    schedule: str
+    """How both go on over the training."""
+
+    until: Amount
+    """The share of the full budget at which they are 0."""
+
+    rungs: tuple[PenaltyStep, ...]
+    """Rungs on which something was compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyEffect(Record):
+    """Φ against its absence."""
+
+    reference: str | None
+    """The study's reference."""
+
+    recipes: tuple[PenaltyRecipe, ...]
+    """Recipes with Φ."""
+
+    @property
+    def points(self) -> list[tuple[str, PenaltyPoint]]:
+        """All comparisons, with their recipes' names."""
+        return [(recipe.recipe, point) for recipe in self.recipes for step in recipe.rungs for point in step.points]
