@@ -1,6 +1,7 @@
 """Hooks on a model's layers: what enters each, and what gradient comes back to it, while one backward pass runs."""
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -35,17 +36,15 @@ def untracked_parameters(model: nn.Module) -> Iterator[None]:
         for parameter in untracked.pop():
             parameter.requires_grad_(True)
 
-    handles = []
-    for module in model.modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for own in untracked:  # left over by a forward pass that raised
-            for parameter in own:
+    with contextlib.ExitStack() as hooks:
+        for module in model.modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                hooks.enter_context(module.register_forward_pre_hook(before))
+                hooks.enter_context(module.register_forward_hook(after))
+        try:
+            yield
+        finally:
+            for parameter in itertools.chain(*untracked):  # left over by a forward pass that raised
                 parameter.requires_grad_(True)
 
 
@@ -90,12 +89,10 @@ def gradient_hooks(modules: Iterable[nn.Module], receive: Receiver, sequences: i
         register_multi_grad_hook((output,), on_gradient, mode="any")
         return output
 
-    handles = [module.register_forward_hook(after) for module in modules]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(after))
         yield outstanding
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check_layer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, sequences: int) -> None:
@@ -108,6 +105,21 @@ def _check_layer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, 
         raise UnfitLayerError(
             f"a {kind} returned the shape {tuple(output.shape)}, not (B, T, ...) for B = {sequences}"
         )
+
+
+@contextlib.contextmanager
+def output_hooks(
+    modules: Iterable[nn.Module], mask: Tensor | None, receive: Callable[[nn.Module, Tensor], None]
+) -> Iterator[None]:
+    """Hand every layer's output at the tokens of the attention mask to a function."""
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        receive(module, output if mask is None else output[mask.bool()])
+
+    with contextlib.ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(after))
+        yield
 
 
 @contextlib.contextmanager

@@ -9,9 +9,8 @@ P = U Uᵀ and ΔW taken as (out × in). U holds the leading eigenvectors of a s
 - `source="activations"`: Σ y yᵀ over tokens, y the layer's output, not centred.
 """
 
-import contextlib
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -21,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.working_dtype import working_dtype
-from hf_progressive.estimation.hooks import gradient_hooks, kept_gradients, untracked_parameters
+from hf_progressive.estimation.hooks import gradient_hooks, kept_gradients, output_hooks, untracked_parameters
 from hf_progressive.estimation.likelihood import (
     LabelKind,
     forward_logits,
@@ -246,9 +245,6 @@ def output_covariances(
         rows = rows.flatten(0, -2).to(dtype)  # (tokens, out)
         torch.addmm(sums[module], rows.T, rows, out=sums[module])
 
-    def add_gradient(module: nn.Module, _: Tensor, gradient: Tensor) -> None:
-        add(module, gradient)
-
     with evaluation_mode(model, gradients=source == "gradients"):
         for item in tqdm(batches, desc=source, unit="batch", disable=not progress):
             batch = read_batch(item, first.device)
@@ -256,32 +252,15 @@ def output_covariances(
                 with (
                     kept_gradients(model),
                     untracked_parameters(model),
-                    gradient_hooks(sums, add_gradient, len(batch.input_ids)),
+                    gradient_hooks(sums, lambda module, _, gradient: add(module, gradient), len(batch.input_ids)),
                 ):
                     torch.autograd.backward(target_nll(model, batch, kind, generator).sum())
             else:
-                with _output_hooks(sums, batch.attention_mask, add):
+                with output_hooks(sums, batch.attention_mask, add):
                     forward_logits(model, batch)
     if reduce:
         sum_over_processes(sums.values())
     return {name: sums[module] for name, module in layers.items()}
-
-
-@contextlib.contextmanager
-def _output_hooks(
-    modules: Iterable[nn.Module], mask: Tensor | None, receive: Callable[[nn.Module, Tensor], None]
-) -> Iterator[None]:
-    """Hand every layer's output at the tokens of the attention mask to a function."""
-
-    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        receive(module, output if mask is None else output[mask.bool()])
-
-    handles = [module.register_forward_hook(after) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def subspace_flops(
