@@ -67,16 +67,11 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
     if len(named) < len(target):
         raise ValueError(f"the target names a field twice: {', '.join(target)}")
     _check_counts("the target", {name: named[name] for name in _size_fields(family) if name in named})
-    derived = _derived_fields(family, source, named)
+    heads, kv_heads = family.size_fields["heads"], family.size_fields.get("kv_heads")
+    follow = kv_heads and heads in named and getattr(source, kv_heads) == getattr(source, heads)
+    derived = {kv_heads: named[heads]} if follow else {}
     kept = {name: value for name, value in source.to_dict().items() if name not in family.layer_fields}
     return _built(type(source), kept | derived | named)
-
-
-def _derived_fields(family: Family, source: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-    heads, kv_heads = family.size_fields["heads"], family.size_fields.get("kv_heads")
-    if kv_heads and heads in named and getattr(source, kv_heads) == getattr(source, heads):
-        return {kv_heads: named[heads]}
-    return {}
 
 
 def _built(config_class: type[Any], values: Mapping[str, Any]) -> Any:

@@ -10,10 +10,11 @@ PROGRAM = """
 from hf_progressive.growth.source import locate_source
 from hf_progressive.hub import fetch_files
 print((fetch_files("org/d4", ["*.json"]) / "config.json").read_text())
-try:
-    locate_source("org/none")
-except FileNotFoundError as error:
-    print(error)
+for name in ("org/none", "org/gated", "org/hidden", "./none"):
+    try:
+        locate_source(name)
+    except FileNotFoundError as error:
+        print(error)
 """
 
 
@@ -21,8 +22,10 @@ def test_a_download_goes_on_after_a_failure_that_passes(server: HubServer, clien
     server.storage.create_repository("org/d4", private=True)
     server.storage.commit("org/d4", {"config.json": b"{}", "notes.txt": b"not asked for"}, "A model")
     fault = server.inject("status", "HEAD", "/resolve/.*/config.json", status=409)
+    server.inject("status", "GET", "/org/gated", status=403, headers={"X-Error-Code": "GatedRepo"})
+    server.inject("status", "GET", "/org/hidden", status=401, headers={"X-Error-Code": "RepoNotFound"})
     result = client.python(PROGRAM)
-    content, missing = result.stdout.splitlines()
+    content, missing, gated, hidden, nowhere = result.stdout.splitlines()
     assert content == "{}"
     assert fault.struck == 1
     assert "org/d4: somebody else keeps writing to it; try again later (status 409); trying again in 1 s" in (
@@ -31,3 +34,6 @@ def test_a_download_goes_on_after_a_failure_that_passes(server: HubServer, clien
     assert not [path for _, path, _ in server.requests if "notes.txt" in path]
     assert missing.startswith("org/none: there is no such repository or revision, or the token may not see it")
     assert missing.endswith("; and there is no folder org/none here")
+    assert gated.startswith("org/gated: the repository is gated; ask for access on its page, and set HF_TOKEN")
+    assert hidden.startswith("org/hidden: there is no such repository or revision, or the token may not see it")
+    assert nowhere == "./none: no such folder, and no name on the Hub (ORG/NAME)"
