@@ -8,7 +8,7 @@ counted on the stock class built on the meta device, which allocates nothing, so
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
@@ -259,21 +259,6 @@ def count_parameters(config: PretrainedConfig) -> ParameterCount:
     )
 
 
-def token_budget(
-    config: PretrainedConfig,
-    tokens_per_parameter: float,
-    which: Literal["scaling", "non_embedding", "total"] = "scaling",
-) -> int:
-    """Return the tokens of a cold run's full budget, by the parameters that count (see `ParameterCount`).
-
-    >>> config = rung_model_config(ModelConfig(context=32), RungConfig(name="d1", depth=1), vocab_size=300)
-    >>> token_budget(config, 8.0) == 8 * count_parameters(config).scaling
-    True
-    """
-    parameters: int = getattr(count_parameters(config), which)
-    return round(tokens_per_parameter * parameters)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RungSize:
     """What one rung's model is and what its full cold run takes."""
@@ -308,12 +293,19 @@ class RungSize:
 
 
 def size_rung(name: str, config: PretrainedConfig, training: TrainingConfig, context: int | None = None) -> RungSize:
-    """Size a rung's full cold run, of at least one step; without a context, its sequences fill all positions."""
-    tokens = token_budget(config, training.tokens_per_parameter, training.budget_parameters)
+    """Size a rung's full cold run, of at least one step; without a context, its sequences fill all positions.
+
+    >>> config = rung_model_config(ModelConfig(context=32), RungConfig(name="d1", depth=1), vocab_size=300)
+    >>> size = size_rung("d1", config, TrainingConfig(tokens_per_parameter=8.0, batch_tokens=32))
+    >>> size.tokens == 8 * count_parameters(config).scaling
+    True
+    """
+    parameters = count_parameters(config)
+    tokens = round(training.tokens_per_parameter * getattr(parameters, training.budget_parameters))
     return RungSize(
         name=name,
         config=config,
-        parameters=count_parameters(config),
+        parameters=parameters,
         flops_per_token=flops_per_token(config, context),
         steps=max(1, round(tokens / training.batch_tokens)),
         batch_tokens=training.batch_tokens,

@@ -11,7 +11,6 @@ from hf_progressive.planning.sizing import (
     count_parameters,
     rung_model_config,
     size_rung,
-    token_budget,
 )
 from hf_progressive.training.flops import flops_per_token
 
@@ -111,12 +110,17 @@ def test_nanochat_sizes_are_reproduced(depth, published):
     assert (size.parameters.total / 1e6, size.tokens / 1e9, size.flops / 1e18) == pytest.approx(published, rel=0.02)
 
 
-def test_token_budget_counts_the_parameters_it_is_told():
+def test_the_budget_counts_the_parameters_it_is_told():
     config = build(depth=2, fields={"tie_word_embeddings": False})
     count = count_parameters(config)
-    assert token_budget(config, 10.5) == round(10.5 * (count.non_embedding + count.head))
-    assert token_budget(config, 8, "non_embedding") == 8 * count.non_embedding
-    assert token_budget(config, 8, "total") == 8 * count.total
+
+    def budget(per_parameter, which="scaling"):
+        training = TrainingConfig(tokens_per_parameter=per_parameter, budget_parameters=which, batch_tokens=1)
+        return size_rung("d2", config, training).tokens
+
+    assert budget(10.5) == round(10.5 * (count.non_embedding + count.head))
+    assert budget(8, "non_embedding") == 8 * count.non_embedding
+    assert budget(8, "total") == 8 * count.total
 
 
 MISTAKES = {
