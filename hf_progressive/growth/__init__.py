@@ -19,6 +19,8 @@ __all__ = [
     "grow_model",
     "linear",
     "norm",
+    "linear",
+    "norm",
     "plan_growth",
     "reads",
     "register_family",

@@ -5,7 +5,8 @@ From outside of the package, `register_family` adds one for the running process:
     from hf_progressive import grow_checkpoint, register_family
     from hf_progressive.growth import Family, WeightRule, linear, norm, reads, writes
 
-    BLOCK, EMBEDDING, BIAS = "model.layers.{layer}.", "model.embed_tokens.weight", "use_bias"
+    LAYER, EMBEDDING = "model.layers.{layer}.", "model.embed_tokens.weight"
+    ATTENTION, MLP, BIAS = LAYER + "self_attn.", LAYER + "mlp.", "use_bias"  # the config field that switches biases
 
     register_family(
         Family(
@@ -21,14 +22,14 @@ From outside of the package, `register_family` adds one for the running process:
             },
             rules=(
                 WeightRule(EMBEDDING, (reads("vocab"), writes("embedding"))),
-                *linear(BLOCK + "self_attn.q_proj", writes("query"), reads("normed"), bias=BIAS),
-                *linear(BLOCK + "self_attn.k_proj", writes("key"), reads("normed"), bias=BIAS),
-                *linear(BLOCK + "self_attn.v_proj", writes("value"), reads("normed"), bias=BIAS),
-                *linear(BLOCK + "self_attn.o_proj", writes("residual"), reads("context"), bias=BIAS, closes=True),
-                *linear(BLOCK + "mlp.c_fc", writes("mlp"), reads("normed"), bias=BIAS),
-                *linear(BLOCK + "mlp.c_proj", writes("residual"), reads("mlp"), bias=BIAS, closes=True),
-                *norm(BLOCK + "input_layernorm", "gain", "shift"),
-                *norm(BLOCK + "post_attention_layernorm", "gain", "shift"),
+                *linear(ATTENTION + "q_proj", writes("query"), reads("normed"), bias=BIAS),
+                *linear(ATTENTION + "k_proj", writes("key"), reads("normed"), bias=BIAS),
+                *linear(ATTENTION + "v_proj", writes("value"), reads("normed"), bias=BIAS),
+                *linear(ATTENTION + "o_proj", writes("residual"), reads("context"), bias=BIAS, closes=True),
+                *linear(MLP + "c_fc", writes("mlp"), reads("normed"), bias=BIAS),
+                *linear(MLP + "c_proj", writes("residual"), reads("mlp"), bias=BIAS, closes=True),
+                *norm(LAYER + "input_layernorm", "gain", "shift"),
+                *norm(LAYER + "post_attention_layernorm", "gain", "shift"),
                 *norm("model.norm", "final_gain", "final_shift"),
                 WeightRule("lm_head.weight", (writes("vocab"), reads("final")), tied_to=EMBEDDING),
             ),
