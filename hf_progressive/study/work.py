@@ -193,7 +193,7 @@ class Worker:
     def _branch(self, task: Task, model: FinishedModel) -> Path | None:
         # The newest checkpoint of what the task uses in which the model's decay has not begun.
         found = [path for used in task.uses for path in self.folder.path(used).parent.glob("checkpoint-*")]
-        complete = [path for path in found if storage.is_complete(path) and _step_of(path) <= model.decay_begins]
+        complete = [path for path in found if storage.is_complete(path) and 0 < _step_of(path) <= model.decay_begins]
         return max(complete, key=_step_of, default=None)
 
     def _training_run(
