@@ -5,7 +5,7 @@ The sentences come from the records alone. A run has one seed, so none of them g
 
 from collections.abc import Sequence
 
-from hf_progressive.records.family import FamilyTotals, family_totals
+from hf_progressive.records.family import FamilyCost
 from hf_progressive.records.ladder import Run
 from hf_progressive.records.matching import crossing_interval
 from hf_progressive.records.rung import RungRecord
@@ -27,7 +27,7 @@ def find_in_run(run: Run) -> Findings:
             explanation=f"What inheritance saves shows on a grown rung and its baseline; {done}.",
             unfinished=unfinished,
         )
-    totals, unit = family_totals(run.rungs), flop_unit(run.rungs)
+    totals, unit = FamilyCost(rungs=run.rungs), flop_unit(run.rungs)
     headline, explanation = _answer(grown, totals, unit)
     return Findings(
         headline=headline,
@@ -49,7 +49,7 @@ def _unfinished(run: Run) -> str | None:
     return f"This run is not finished: {'; '.join(parts)}." if parts else None
 
 
-def _answer(grown: Sequence[RungRecord], totals: FamilyTotals, unit: FlopUnit) -> tuple[str, str]:
+def _answer(grown: Sequence[RungRecord], totals: FamilyCost, unit: FlopUnit) -> tuple[str, str]:
     compared = [rung for rung in grown if rung.cold is not None]
     if totals.inherited_to_match is not None and totals.saving is not None:
         return _family_answer(totals, totals.inherited_to_match, totals.saving, unit)
@@ -72,7 +72,7 @@ def _answer(grown: Sequence[RungRecord], totals: FamilyTotals, unit: FlopUnit) -
     return headline, " ".join([*sentences, "So no saving can be stated for the family.", spent])
 
 
-def _family_answer(totals: FamilyTotals, to_match: float, saving: float, unit: FlopUnit) -> tuple[str, str]:
+def _family_answer(totals: FamilyCost, to_match: float, saving: float, unit: FlopUnit) -> tuple[str, str]:
     models, last = f"{len(totals.names)} models", totals.names[-1]
     if round(abs(saving), 2) == 0:
         headline = f"Inheritance saved nothing on these {models}."
@@ -87,7 +87,7 @@ def _family_answer(totals: FamilyTotals, to_match: float, saving: float, unit: F
     )
 
 
-def _from_scratch(totals: FamilyTotals, unit: FlopUnit) -> str:
+def _from_scratch(totals: FamilyCost, unit: FlopUnit) -> str:
     bound, planned = "at least " * totals.cold_is_bound, " (partly as planned, not as trained)"
     return (
         f"from scratch it takes {bound}{unit.text(totals.all_cold)}{planned * bool(totals.planned_cold)}, and "
@@ -112,7 +112,7 @@ def _outcomes(compared: Sequence[RungRecord]) -> list[str]:
     return sentences
 
 
-def _tiles(totals: FamilyTotals, unit: FlopUnit) -> tuple[Tile, ...]:
+def _tiles(totals: FamilyCost, unit: FlopUnit) -> tuple[Tile, ...]:
     to_match, saving = totals.inherited_to_match, totals.saving
     family = over_last = NOTHING
     family_note = over_last_note = "not every grown model was seen to match"

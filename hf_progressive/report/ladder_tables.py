@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hf_progressive.records.family import Count, Part, count_four_ways
+from hf_progressive.records.family import Count, FamilyCost, Part
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, minus, percent, signed, small
 from hf_progressive.report.table import Table
@@ -70,7 +70,7 @@ def _to_match(rung: RungRecord, unit: FlopUnit) -> str:
 
 def totals_table(rungs: Sequence[RungRecord]) -> Table:
     """Lay out what the family of one rung or more costs, a row for each way of counting."""
-    counts, unit, spent = count_four_ways(rungs), flop_unit(rungs), validation_flops(rungs)
+    counts, unit, spent = FamilyCost(rungs=tuple(rungs)).counts, flop_unit(rungs), validation_flops(rungs)
     rows = [_totals_row(count, counts[0], counts[-1], unit) for count in counts]
     if spent is not None:
         parts = (Part(name="validation", flops=sum(flops for flops, _ in spent.values()), kind="cold"),)

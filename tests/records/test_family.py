@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from hf_progressive.records.family import family_totals
+from hf_progressive.records.family import FamilyCost
 from hf_progressive.records.measurements import Baseline, CurvePoint
 from hf_progressive.records.rung import DataUse, RungFlops, RungParameters, RungRecord
 
@@ -42,41 +42,40 @@ def grown(name, *, train, fisher, subspace, cold=None, to_match=None, eta=None, 
 def test_four_ways_of_counting():
     second = grown("b", train=500.0, fisher=20.0, subspace=5.0, cold=1000.0, to_match=300.0, eta=7 / 6)
     third = grown("c", train=900.0, fisher=30.0, subspace=10.0, cold=1500.0, to_match=700.0, eta=0.8)
-    totals = family_totals([FIRST, second, third])
+    totals = FamilyCost(rungs=(FIRST, second, third))
     assert totals.all_cold == 600 + 1000 + 1500
     assert totals.inherited_as_trained == 600 + 525 + 940
     assert totals.inherited_to_match == 600 + 525 + 700  # parents as they were trained
     assert totals.last_alone == 1500
     assert totals.saving == pytest.approx(1 - 1825 / 3100)
     assert totals.eta == {"b": 7 / 6, "c": 0.8}
-    assert (totals.planned_cold, totals.unmatched, totals.last_is_planned) == ((), (), False)
+    assert totals.planned_cold == ()
 
 
 def test_a_rung_without_a_baseline_counts_as_planned_and_leaves_to_match_open():
     second = grown("b", train=500.0, fisher=0.0, subspace=0.0, cold_tokens=200, per_token=5.0)
-    totals = family_totals([FIRST, second])
+    totals = FamilyCost(rungs=(FIRST, second))
     assert totals.all_cold == 600 + 200 * 5
     assert totals.last_alone == 1000
-    assert (totals.planned_cold, totals.last_is_planned) == (("b",), True)
+    assert totals.planned_cold == ("b",)  # the last one
     assert totals.inherited_to_match is None
     assert totals.saving is None
-    assert totals.unmatched == ()
+    assert totals.eta == {"b": None}
 
 
 def test_one_unmatched_rung_leaves_to_match_open():
     second = grown("b", train=500.0, fisher=0.0, subspace=0.0, cold=1000.0, to_match=300.0, eta=7 / 6)
     third = grown("c", train=900.0, fisher=0.0, subspace=0.0, cold=1500.0)
-    totals = family_totals([FIRST, second, third])
+    totals = FamilyCost(rungs=(FIRST, second, third))
     assert totals.inherited_to_match is None
-    assert totals.unmatched == ("c",)
     assert totals.eta == {"b": 7 / 6, "c": None}
 
 
 def test_the_first_rung_alone_is_cold():
-    totals = family_totals([FIRST])
+    totals = FamilyCost(rungs=(FIRST,))
     assert totals.all_cold == totals.inherited_as_trained == totals.last_alone == 600
 
 
 def test_there_must_be_a_rung():
     with pytest.raises(ValueError, match="there are none to add up"):
-        family_totals([])
+        FamilyCost(rungs=())

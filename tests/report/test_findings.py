@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from hf_progressive.records.family import family_totals
+from hf_progressive.records.family import FamilyCost
 from hf_progressive.records.ladder import read_run
 from hf_progressive.report.ladder_findings import find_in_run
 
@@ -15,7 +15,7 @@ def findings_of(run, made, **changes):
 
 def test_a_matched_family_states_its_saving_and_the_price_of_its_last_member(run, records):
     read = read_run(run(records()))
-    totals, found = family_totals(read.rungs), find_in_run(read)
+    totals, found = FamilyCost(rungs=read.rungs), find_in_run(read)
     assert found.headline == f"Inheritance saved {totals.saving:.0%}".replace("%", " %") + (
         " of the FLOPs that these 3 models take from scratch."
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_progressive.records.family import count_four_ways
+from hf_progressive.records.family import FamilyCost
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.figures.colours import COLD, INHERITED, INK, MUTED, OVERHEAD, SURFACE
 from hf_progressive.report.figures.style import WIDTH, beside, figure_style, new_figure, panel_title
@@ -108,7 +108,7 @@ def draw_family(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit, inche
         unit: The unit of FLOPs.
         inches: The panel's width, to tell which names fit into their bars.
     """
-    counts = count_four_ways(rungs)
+    counts = FamilyCost(rungs=tuple(rungs)).counts
     limit = 1.22 * max(count.flops or 0 for count in counts) / unit.size
     for row, count in enumerate(counts):
         planned = len([part for part in count.parts if part.kind == "planned"])
