@@ -39,6 +39,7 @@ FOLDERS = [
 OF_EXTRAS = ["deepspeed", "tensorboard", "lm_eval", "hypothesis", "pytest", "_pytest"]
 OF_ONE_SYSTEM = {"fcntl", "grp", "msvcrt", "posix", "pwd", "resource", "termios", "winreg"}
 READ_BY_OTHERS = {"zstandard"}  # `datasets` opens .zst files with it
+MOST_LINES = 400
 MIRRORS = {
     "__init__.py": "a folder's own",
     "ladder.py": "a ladder's configuration, and its record",
@@ -98,6 +99,13 @@ def test_the_list_names_every_folder() -> None:
 def test_no_two_modules_of_one_name_mean_different_things() -> None:
     counts = Counter(path.name for path in PACKAGE.rglob("*.py"))
     assert {name for name, count in counts.items() if count > 1} <= MIRRORS.keys()
+
+
+def test_no_file_is_long() -> None:
+    root = PACKAGE.parent
+    files = [path for folder in (PACKAGE, root / "tests", root / "examples") for path in folder.rglob("*.py")]
+    lengths = {str(path.relative_to(root)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
 
 
 @pytest.mark.parametrize(

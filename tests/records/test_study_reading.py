@@ -7,16 +7,11 @@ from typing import Any
 import pytest
 
 from hf_progressive import cli
+from hf_progressive.config.renamed import RENAMED
 from hf_progressive.records.study import FailedRun, StudyRecord, read_study
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
-OLD_NAMES = {
-    "recipes": "arms",
-    "parent_recipe": "parent_arm",
-    "recipe": "arm",
-    "reference": "baseline",
-    "decay_fraction": "warmdown_fraction",
-}
+OLD_NAMES = {new: old for old, new in RENAMED.items()}
 
 
 def with_old_names(value: Any) -> Any:
