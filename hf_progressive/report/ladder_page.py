@@ -19,6 +19,11 @@ from hf_progressive.report.page import Page, Plot, ReportPaths, Section, setting
 from hf_progressive.report.speed_tables import PLAN_NAME, priced_table, read_prices, speed_table
 from hf_progressive.report.table import Table
 
+_ON_MATCHES = (
+    "The dashed line is where the baseline ended, the ring where the grown model came down to it. FLOPs include "
+    "Fisher and subspace.",
+)
+
 
 def write_ladder_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     """Write the report of a run folder, finished or not, from its records."""
@@ -59,10 +64,7 @@ def _results(rungs: Sequence[RungRecord]) -> Iterator[Section]:
         yield Section(
             title="Where each model matched its baseline" if grown else "How the first model learned",
             plot=Plot(name="curves", figure=draw_curves(rungs)),
-            notes=(
-                "The dashed line is where the baseline ended, the ring where the grown model came down to it. FLOPs "
-                "include Fisher and subspace. Early training from scratch lies above the panels.",
-            ),
+            notes=("Early training from scratch lies above the panels.", *(_ON_MATCHES if grown else ())),
         )
         yield Section(title="Every rung", table=rung_table(rungs), notes=tuple(table_notes(rungs)))
     if (core := core_table(rungs)) is not None:
