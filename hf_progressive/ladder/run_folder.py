@@ -48,7 +48,7 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
 def _claim(path: Path, config: LadderConfig, state: PartialState) -> None:
     folder = path.parent
     if path.exists():
-        there, here = _completed(storage.read_json(path)["config"]), config.to_dict()
+        there, here = _completed(LadderRecord.read(path).config), config.to_dict()
         for run in (there, here):
             # Where the rungs go, and where the corpus lies, does not change what they are.
             run.pop("publish", None)

@@ -15,6 +15,7 @@ from hf_progressive.ladder.run_folder import write_ladder_record
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.records.from_parent import Estimates, GrowthRecord
+from hf_progressive.records.ladder import LadderRecord
 from hf_progressive.records.measurements import CoreScore
 from hf_progressive.records.origin import Origin
 from hf_progressive.records.rung import RungRecord
@@ -69,7 +70,7 @@ class LadderRun:
 
     def catch_up(self) -> None:
         """Tell of a finished ladder if a kill came between the last rung's record and the ladder's."""
-        if not storage.read_json(self.folder / "ladder.json").get("complete"):
+        if not LadderRecord.read(self.folder / "ladder.json").complete:
             self.tell()
 
     def drop_trained(self, name: str) -> None:
