@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from hf_progressive import storage
 from hf_progressive.estimation.sharded_sums import whole_tensor
+from hf_progressive.penalty.saved_penalty import LazyTensors
 
 _HEADER_KEY = "hf_progressive"
 
@@ -131,6 +132,8 @@ def load_subspace(
 
 def read_record(path: str | os.PathLike[str], record_type: type[Record]) -> Record:
     """Read how a file's estimate was made, without the estimate."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             return _parse(path, file.metadata(), record_type)
@@ -138,17 +141,25 @@ def read_record(path: str | os.PathLike[str], record_type: type[Record]) -> Reco
         raise ValueError(f"{path}: not a sound safetensors file ({error}); write it again") from error
 
 
+def open_estimate(path: str | os.PathLike[str], record_type: type[Record]) -> LazyTensors:
+    """Read an estimate one tensor at a time; the file must stay while it is in use."""
+    read_record(path, record_type)
+
+    def read(name: str) -> Tensor:
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a sound safetensors file ({error}); write it again") from error
+        return tensor
+
+    with safe_open(path, framework="pt") as file:
+        return LazyTensors(file.keys(), read)
+
+
 def _load(path: str | os.PathLike[str], record_type: type[Record]) -> tuple[dict[str, Tensor], Record]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            record = _parse(path, file.metadata(), record_type)
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a sound safetensors file ({error}); write it again") from error
-    return tensors, record
+    record, stored = read_record(path, record_type), open_estimate(path, record_type)
+    return dict(stored), record
 
 
 def _parse(path: str | os.PathLike[str], metadata: Mapping[str, str] | None, record_type: type[Record]) -> Record:

@@ -13,7 +13,7 @@ dimension 0 of a `Linear` (out, in), dimension 1 of a `Conv1D` (in, out) and of 
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -135,17 +135,33 @@ class GrowthPlan:
     def _carried(
         self, mapping: Mapping[str, Tensor], carry: Callable[[TensorPlan, Tensor], Tensor]
     ) -> dict[str, Tensor]:
+        return {name: carry(tensor, mapping[source]) for name, (tensor, source) in self.carried_from(mapping).items()}
+
+    def carried_from(self, names: Iterable[str]) -> dict[str, tuple[TensorPlan, str]]:
+        """Tell from which of the parent's tensors each of the child's statistics is carried, to do it one at a time.
+
+        Args:
+            names: Parameters of the parent of which there are statistics.
+
+        Returns:
+            By parameter name of the child, its plan and the parent's name. Where the child's is no heir, the parent's
+            is any of its kind, of which shape and dtype alone count.
+
+        Raises:
+            ValueError: A name is not a parameter of the parent.
+        """
         kinds = {name: rule.name for name, rule, _ in self.family.tensors(self.source_config)}
-        unknown = [name for name in mapping if name not in kinds]
+        given = dict.fromkeys(names)
+        unknown = [name for name in given if name not in kinds]
         if unknown:
             raise ValueError(f"not parameters of the parent: {', '.join(unknown)}")
-        examples = {kinds[name]: value for name, value in mapping.items()}
+        examples = {kinds[name]: name for name in given}
         carried = {}
         for tensor in self.tensors:
-            if tensor.heir and tensor.sources[0] in mapping:
-                carried[tensor.name] = carry(tensor, mapping[tensor.sources[0]])
+            if tensor.heir and tensor.sources[0] in given:
+                carried[tensor.name] = (tensor, tensor.sources[0])
             elif not tensor.heir and tensor.kind in examples:
-                carried[tensor.name] = carry(tensor, examples[tensor.kind])  # shape and dtype alone count
+                carried[tensor.name] = (tensor, examples[tensor.kind])
         return carried
 
     def inherited_mask(self, name: str) -> Tensor:

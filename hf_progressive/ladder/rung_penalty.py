@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
+from torch import Tensor
 from transformers import AutoConfig
 
 from hf_progressive.config import PhiConfig
-from hf_progressive.estimation.saved_estimates import load_fisher, load_subspace
+from hf_progressive.estimation.saved_estimates import FisherRecord, SubspaceRecord, open_estimate
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.grow import RECORD_NAME as GROWTH_NAME
 from hf_progressive.growth.reader import CheckpointReader
@@ -97,12 +98,35 @@ def rung_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPl
     if phi.is_off:
         return None
     reader = CheckpointReader(anchor)
-    fisher = growth.map_diagonal(load_fisher(parent / FISHER_FILE)[0]) if phi.ewc_lambda > 0 else None
-    bases = growth.map_subspace(load_subspace(parent / SUBSPACE_FILE)[0]) if phi.gamma > 0 else None
     return InheritancePenalty(
         LazyTensors(reader.specs, reader.read),
-        fisher,
-        bases,
+        _fisher(parent / FISHER_FILE, growth) if phi.ewc_lambda > 0 else None,
+        _subspace(parent / SUBSPACE_FILE, growth) if phi.gamma > 0 else None,
         ewc_lambda=phi.ewc_lambda,
         gamma=phi.gamma,
     )
+
+
+# Ω and U are carried tensor by tensor, when they are read: where the model is divided, no process holds them whole.
+
+
+def _fisher(path: Path, growth: GrowthPlan) -> LazyTensors:
+    stored = open_estimate(path, FisherRecord)
+    carried = growth.carried_from(stored)
+
+    def read(name: str) -> Tensor:
+        tensor, source = carried[name]
+        return tensor.carry(stored[source], power=2)
+
+    return LazyTensors(carried, read)
+
+
+def _subspace(path: Path, growth: GrowthPlan) -> LazyTensors:
+    stored = open_estimate(path, SubspaceRecord)
+    carried = growth.carried_from(stored)
+
+    def read(name: str) -> Tensor:
+        tensor, source = carried[name]
+        return tensor.carry_basis(stored[source])
+
+    return LazyTensors(carried, read)

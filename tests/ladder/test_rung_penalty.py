@@ -82,6 +82,11 @@ def test_a_childs_penalty_is_in_its_own_coordinates(
     model = moved(tmp_path / "child")
     for name, value in by_hand.terms(model).items():
         torch.testing.assert_close(loaded.terms(model)[name], value, rtol=1e-6, atol=0)
+    # Ω and U are read anew each time: where the model is divided, no process holds them whole.
+    for kind in ("fisher", "subspace"):
+        lazy = loaded.tensors[kind]
+        assert all(lazy[name] is not lazy[name] for name in lazy)
+        assert lazy.keys() == by_hand.tensors[kind].keys()
 
 
 def test_a_checkpoints_penalty_comes_back_with_its_own_weights(rung: Path, tmp_path: Path) -> None:
