@@ -90,8 +90,17 @@ def _schema(hint: Any, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema_text(record: type[Record]) -> str:
-    """Return what a record's shipped file holds."""
-    return json.dumps(json_schema(record), indent=1, ensure_ascii=False) + "\n"
+    """Return what a record's shipped file holds: a line for every key."""
+    return _lines(json_schema(record), " ") + "\n"
+
+
+def _lines(schema: dict[str, Any], indent: str) -> str:
+    lines = []
+    for key, value in schema.items():
+        opened = key in ("properties", "$defs") or (isinstance(value, dict) and "properties" in value)
+        text = _lines(value, indent + " ") if opened else json.dumps(value, ensure_ascii=False)
+        lines.append(f"{indent}{json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + f"\n{indent[1:]}}}"
 
 
 if __name__ == "__main__":
