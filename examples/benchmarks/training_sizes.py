@@ -46,7 +46,7 @@ def with_step_tokens(size: Size, tokens: int) -> Size:
 
 
 def _sized(model: ModelConfig, rung: RungConfig, vocab_size: int, micro_batch: int, accumulation: int) -> Size:
-    config = rung_model_config(model, rung, vocab_size=vocab_size, bos_token_id=0, eos_token_id=1)
+    config = rung_model_config(model, rung, vocab_size=vocab_size)
     return Size(config=config, micro_batch=micro_batch, accumulation=accumulation)
 
 

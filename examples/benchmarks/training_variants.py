@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from host_reads import host_reads
 from peak_bytes import PeakBytes
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -36,7 +37,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from hf_progressive.config import DataConfig, TrainingConfig
 from hf_progressive.data import Corpus, TokenBlocks, rung_blocks
 from hf_progressive.distributed.float32_products import allow_tf32
-from hf_progressive.distributed.host_reads import host_reads
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.penalty.validation import output_dimension
 from hf_progressive.training.flops import flops_per_token

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from host_reads import host_reads
 from ladder_fixtures import write_corpus
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, TrainerCallback
 
 from hf_progressive.config import DataConfig, TokenizerConfig, TrainingConfig
 from hf_progressive.data import Corpus, prepare_corpus
-from hf_progressive.distributed.host_reads import host_reads
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.training import callbacks
 from hf_progressive.training.checkpoints import write_fresh
