@@ -44,17 +44,9 @@ def estimate_inheritance(
 ) -> dict[str, Any]:
     """Estimate what Φ needs of a trained model and store it in `phi/` beside the weights.
 
-    Under several processes each reads its own share of the blocks; the first writes.
-
-    Args:
-        checkpoint: The trained checkpoint's folder.
-        phi: What to estimate, and how. A term whose weight is 0 needs nothing.
-        corpus: The corpus that the model was trained on.
-        span: The blocks of it that the model read; the last ones are used.
-        flops_per_token: Training FLOPs per token of this model.
-        state: The processes of the launch.
-        known: What was recorded of estimates that came with the model. One made of these weights in the way that is
-            wanted is kept, with its FLOPs; any other is made again.
+    Under several processes each reads its own share of the blocks; the first writes. Of `span`, the blocks that the
+    model was trained on, the last ones are used. `known` is what was recorded of estimates that came with the model:
+    one made of these weights in the way that is wanted is kept, with its FLOPs; any other is made again.
 
     Returns:
         For `fisher` and `subspace`, as far as they were estimated: how, from how many sequences, and the FLOPs spent.
@@ -153,15 +145,7 @@ class _Estimator:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             training_flops_per_token=self.flops_per_token,
         )
-        record = FisherRecord(
-            kind=options.kind,
-            definition=options.definition,
-            sequences=count,
-            tokens=tokens,
-            model_hash=self.model_hash,
-            data_fingerprint=self.corpus.fingerprint,
-        )
-        return fisher, record, flops
+        return fisher, FisherRecord(kind=options.kind, definition=options.definition, **self._made_of(count)), flops
 
     def subspace(self) -> tuple[dict[str, torch.Tensor], SubspaceRecord, float]:
         options = self.phi.subspace
@@ -183,15 +167,11 @@ class _Estimator:
         flops = subspace_flops(
             self.model, source=options.source, tokens=tokens, training_flops_per_token=self.flops_per_token
         )
-        record = SubspaceRecord(
-            source=options.source,
-            energy=options.energy,
-            sequences=count,
-            tokens=tokens,
-            model_hash=self.model_hash,
-            data_fingerprint=self.corpus.fingerprint,
-        )
-        return bases, record, flops
+        return bases, SubspaceRecord(source=options.source, energy=options.energy, **self._made_of(count)), flops
+
+    def _made_of(self, count: int) -> dict[str, Any]:
+        identity = {"model_hash": self.model_hash, "data_fingerprint": self.corpus.fingerprint}
+        return {"sequences": count, "tokens": count * self.corpus.context, **identity}
 
     @property
     def _is_distributed(self) -> bool:

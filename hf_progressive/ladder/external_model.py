@@ -75,11 +75,7 @@ def record(work: RungWork) -> None:
 
 
 def _data_read(origin: Origin, corpus: Corpus) -> DataUse:
-    """Return what a model was trained on, as a rung's record does.
-
-    Returns:
-        The span of this corpus if it read that; otherwise what its own record says, or that nothing is known.
-    """
+    # The span of this corpus if it read that; otherwise what its own record says, or that nothing is known.
     if origin.record is None:
         nothing = dict.fromkeys((*_ORDER, "corpus_blocks"))
         return DataUse.from_dict({**corpus.span(0, 0), **nothing, "source": "unknown"})
@@ -88,11 +84,7 @@ def _data_read(origin: Origin, corpus: Corpus) -> DataUse:
 
 
 def first_new_block(origin: Origin, corpus: Corpus) -> int:
-    """Return the first block of the corpus that neither a model nor its ancestors have read.
-
-    Returns:
-        The block; 0 where the model was trained on another corpus or an unknown one.
-    """
+    """Return the first block that a model's lineage has not read; 0 where it read another corpus or an unknown one."""
     if origin.record is None or not _is_same(origin.record.data, corpus):
         return 0
     return origin.record.data.first_block + origin.record.data.blocks

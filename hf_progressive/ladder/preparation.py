@@ -59,12 +59,8 @@ def prepare_ladder(
     """Read, tokenize and pack a ladder's corpus into its run folder, where `run_ladder` finds it.
 
     Of a streamed corpus, as many tokens are read as the ladder trains on. Killed, and started again, it goes on.
-
-    Args:
-        config: The ladder.
-        output_dir: The run folder.
-        num_proc: Processes that tokenize, one core each; None uses the threads of this one, on all cores. The result
-            is the same.
+    `num_proc` processes tokenize, one core each; None uses the threads of this one, on all cores. The result is the
+    same.
     """
     if num_proc is not None and num_proc < 1:
         raise ValueError(f"num_proc: {num_proc} processes cannot tokenize; use 1 or more, or leave it out")

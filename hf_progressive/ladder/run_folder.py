@@ -41,30 +41,24 @@ def _make(folder: Path) -> None:
 
 def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
     """Write the configuration into a new run folder, or refuse one that differs from what is there, naming it all."""
+    path = folder / "ladder.json"
     with main_process_first(state):
-        _claim(folder / "ladder.json", config, state)
-
-
-def _claim(path: Path, config: LadderConfig, state: PartialState) -> None:
-    folder = path.parent
-    if path.exists():
-        there, here = _completed(LadderRecord.read(path).config), config.to_dict()
-        for run in (there, here):
-            # Where the rungs go, and where the corpus lies, does not change what they are.
-            run.pop("publish", None)
-            run["data"].pop("prepared", None)
-        differences = list(_differences(there, here))
-        if differences:
-            raise ValueError(
-                f"{folder}: holds a run of another configuration ({'; '.join(differences)}); "
-                f"go back to that configuration or choose another output folder"
-            )
-    elif state.is_main_process:
-        with storage.atomic_file(folder / "ladder.yaml") as temporary:
-            temporary.write_text(
-                yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
-            )
-        write_ladder_record(folder, config, [], state)
+        if path.exists():
+            there, here = _completed(LadderRecord.read(path).config), config.to_dict()
+            for run in (there, here):
+                # Where the rungs go, and where the corpus lies, does not change what they are.
+                run.pop("publish", None)
+                run["data"].pop("prepared", None)
+            if differences := list(_differences(there, here)):
+                raise ValueError(
+                    f"{folder}: holds a run of another configuration ({'; '.join(differences)}); "
+                    f"go back to that configuration or choose another output folder"
+                )
+        elif state.is_main_process:
+            text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+            with storage.atomic_file(folder / "ladder.yaml") as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            write_ladder_record(folder, config, [], state)
 
 
 def write_ladder_record(folder: Path, config: LadderConfig, finished: Sequence[str], state: PartialState) -> None:

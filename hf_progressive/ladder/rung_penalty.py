@@ -1,16 +1,19 @@
 """Φ from what a rung stores: its estimates, mapped into the coordinates of the model that Φ is to hold."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 from transformers import AutoConfig
 
-from hf_progressive.config import PhiConfig
+from hf_progressive.config import GrowthConfig, PhiConfig
 from hf_progressive.estimation.saved_estimates import FisherRecord, SubspaceRecord, open_estimate
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.grow import RECORD_NAME as GROWTH_NAME
 from hf_progressive.growth.reader import CheckpointReader
+from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.hub.fetch import fetch_rung, locate_files
 from hf_progressive.hub.names import RECORD_NAME, is_repo_id
 from hf_progressive.penalty import InheritancePenalty
@@ -72,7 +75,7 @@ def load_penalty(
         folder, _ = locate_files(os.fspath(source), (), revision=revision)
     config = AutoConfig.from_pretrained(folder)
     growth = plan_growth(config, config) if child is None else _recorded_growth(folder, config, Path(child))
-    penalty = rung_penalty(phi, anchor=folder if child is None else Path(child), parent=folder, growth=growth)
+    penalty = _penalty(phi, anchor=folder if child is None else Path(child), parent=folder, growth=growth)
     if penalty is None:
         raise ValueError(f"{source}: a rung stores what Φ is made of, not its weights; give ewc_lambda or gamma")
     return penalty
@@ -89,44 +92,38 @@ def _recorded_growth(parent: Path, config: object, child: Path) -> GrowthPlan:
     return plan_growth(config, AutoConfig.from_pretrained(child), method=record["method"], **record["options"])
 
 
-def rung_penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) -> InheritancePenalty | None:
-    """Build Φ of a grown rung from its initial checkpoint, W₀, and its parent's estimates, mapped by the growth plan.
+def rung_penalty(phi: PhiConfig, growth: GrowthConfig, *, init: Path, parent: Path) -> InheritancePenalty | None:
+    """Build Φ of a rung from its initial checkpoint and its parent's estimates; None where both weights are 0."""
+    source, target = (AutoConfig.from_pretrained(folder) for folder in (parent, init))
+    plan = plan_growth(source, target, method=growth.method, **growth.options)
+    return _penalty(phi, anchor=init, parent=parent, growth=plan)
 
-    Returns:
-        The penalty, or None where both weights are 0.
-    """
+
+def _penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) -> InheritancePenalty | None:
+    # W₀ are the anchor's weights; the growth maps the parent's estimates.
     if phi.is_off:
         return None
-    reader = CheckpointReader(anchor)
+    reader, fisher, subspace = CheckpointReader(anchor), None, None
+    if phi.ewc_lambda > 0:
+        squared = partial(TensorPlan.carry, power=2)
+        fisher = _carried(open_estimate(parent / FISHER_FILE, FisherRecord), growth, squared)
+    if phi.gamma > 0:
+        subspace = _carried(open_estimate(parent / SUBSPACE_FILE, SubspaceRecord), growth, TensorPlan.carry_basis)
     return InheritancePenalty(
         LazyTensors(reader.specs, reader.read),
-        _fisher(parent / FISHER_FILE, growth) if phi.ewc_lambda > 0 else None,
-        _subspace(parent / SUBSPACE_FILE, growth) if phi.gamma > 0 else None,
+        fisher,
+        subspace,
         ewc_lambda=phi.ewc_lambda,
         gamma=phi.gamma,
     )
 
 
-# Ω and U are carried tensor by tensor, when they are read: where the model is divided, no process holds them whole.
-
-
-def _fisher(path: Path, growth: GrowthPlan) -> LazyTensors:
-    stored = open_estimate(path, FisherRecord)
+def _carried(stored: LazyTensors, growth: GrowthPlan, carry: Callable[[TensorPlan, Tensor], Tensor]) -> LazyTensors:
+    # Tensor by tensor, when they are read: where the model is divided, no process holds Ω and U whole.
     carried = growth.carried_from(stored)
 
     def read(name: str) -> Tensor:
         tensor, source = carried[name]
-        return tensor.carry(stored[source], power=2)
-
-    return LazyTensors(carried, read)
-
-
-def _subspace(path: Path, growth: GrowthPlan) -> LazyTensors:
-    stored = open_estimate(path, SubspaceRecord)
-    carried = growth.carried_from(stored)
-
-    def read(name: str) -> Tensor:
-        tensor, source = carried[name]
-        return tensor.carry_basis(stored[source])
+        return carry(tensor, stored[source])
 
     return LazyTensors(carried, read)

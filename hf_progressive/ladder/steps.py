@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
 from hf_progressive.evaluation.core.evaluate import evaluate_core
-from hf_progressive.growth import grow_checkpoint, plan_growth
+from hf_progressive.growth import grow_checkpoint
 from hf_progressive.ladder.estimates import estimate_inheritance
 from hf_progressive.ladder.external_model import first_new_block
 from hf_progressive.ladder.record_builder import rung_record
@@ -64,10 +64,8 @@ def verify_growth(work: RungWork) -> None:
 def make_penalty(work: RungWork) -> None:
     """Make Φ of the parent's estimates, in the coordinates of the initial checkpoint."""
     if work.parent is not None:
-        growth = work.run.config.growth
-        source, target = (AutoConfig.from_pretrained(path) for path in (work.parent, work.init))
-        plan = plan_growth(source, target, method=growth.method, **growth.options)
-        work.penalty = rung_penalty(work.run.config.phi, anchor=work.init, parent=work.parent, growth=plan)
+        config = work.run.config
+        work.penalty = rung_penalty(config.phi, config.growth, init=work.init, parent=work.parent)
 
 
 def train(work: RungWork) -> None:
@@ -115,14 +113,9 @@ def estimate(work: RungWork) -> None:
         # What it read, or if that is not at hand, the start of the corpus.
         read = range(first_new_block(work.origin, run.corpus) or phi.most_sequences)
         known = work.origin.record.estimates.to_dict() if work.origin.record else {}
+    per_token = rung.size.flops_per_token
     estimates = estimate_inheritance(
-        checkpoint,
-        phi,
-        run.corpus,
-        read,
-        flops_per_token=rung.size.flops_per_token,
-        state=run.state,
-        known=known,
+        checkpoint, phi, run.corpus, read, flops_per_token=per_token, state=run.state, known=known
     )
     work.estimates = Estimates.from_dict(estimates)
     if estimates:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import AutoConfig, TrainerCallback
+from transformers import TrainerCallback
 
 from hf_progressive import storage
 from hf_progressive.data import Corpus, TokenBlocks
-from hf_progressive.growth import grow_checkpoint, plan_growth
+from hf_progressive.growth import grow_checkpoint
 from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.growth.optimizer import read_optimizer_state
 from hf_progressive.ladder.estimates import estimate_inheritance
@@ -232,11 +232,8 @@ class Worker:
     def _penalty(self, setup: TrainingSetup) -> InheritancePenalty | None:
         if setup.phi is None:
             return None
-        growth = setup.initial.ladder.growth
         parent, init = self.folder.path(setup.initial.estimated_parent), self.folder.path(setup.initial.init)
-        configs = [AutoConfig.from_pretrained(folder) for folder in (parent, init)]
-        plan = plan_growth(*configs, method=growth.method, **growth.options)
-        return rung_penalty(setup.phi, anchor=init, parent=parent, growth=plan)
+        return rung_penalty(setup.phi, setup.initial.ladder.growth, init=init, parent=parent)
 
     def _keep_weights(
         self, task: Task, model: FinishedModel, trainer: ProgressiveTrainer, branch: Path | None

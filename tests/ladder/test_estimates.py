@@ -10,12 +10,12 @@ import torch
 from accelerate import PartialState
 from ladder_fixtures import write_corpus
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from hf_progressive import storage
-from hf_progressive.config import DataConfig, FisherConfig, PhiConfig, SubspaceConfig, TokenizerConfig
+from hf_progressive.config import DataConfig, FisherConfig, GrowthConfig, PhiConfig, SubspaceConfig, TokenizerConfig
 from hf_progressive.data import Corpus, prepare_corpus
-from hf_progressive.growth import grow_checkpoint, plan_growth
+from hf_progressive.growth import grow_checkpoint
 from hf_progressive.ladder.estimates import estimate_inheritance
 from hf_progressive.ladder.rung_penalty import rung_penalty
 
@@ -83,8 +83,7 @@ def test_the_penalty_is_the_dense_formula_in_the_childs_coordinates(
     assert costs["fisher"]["sequences"] == 40
     assert costs["fisher"]["flops"] > 40 * 32 * 10.0
     grow_checkpoint(parent, tmp_path / "child", {"n_layer": 2, "n_embd": 24, "n_head": 3})
-    plan = plan_growth(AutoConfig.from_pretrained(parent), AutoConfig.from_pretrained(tmp_path / "child"))
-    penalty = rung_penalty(PHI, anchor=tmp_path / "child", parent=parent, growth=plan)
+    penalty = rung_penalty(PHI, GrowthConfig(), init=tmp_path / "child", parent=parent)
     assert penalty is not None
 
     # Ω by the definition: one sequence at a time, squared, per token; then by hand into the wider child.
@@ -116,13 +115,12 @@ def test_the_penalty_is_the_dense_formula_in_the_childs_coordinates(
 def test_nothing_is_estimated_where_nothing_is_weighted(parent: Path, corpus: Corpus) -> None:
     none = PhiConfig()
     assert estimate_inheritance(parent, none, corpus, range(4), flops_per_token=1.0, state=PartialState()) == {}
-    assert rung_penalty(none, anchor=parent, parent=parent, growth=plan_growth(
-        AutoConfig.from_pretrained(parent), {"n_layer": 2})) is None  # fmt: skip
+    assert rung_penalty(none, GrowthConfig(), init=parent, parent=parent) is None
 
 
 def test_a_missing_estimate_is_named(parent: Path, tmp_path: Path) -> None:
     grow_checkpoint(parent, tmp_path / "child", {"n_layer": 2})
-    plan = plan_growth(AutoConfig.from_pretrained(parent), {"n_layer": 2})
     (tmp_path / "bare").mkdir()
+    shutil.copy(parent / "config.json", tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match=r"fisher\.safetensors: no such file"):
-        rung_penalty(PHI, anchor=tmp_path / "child", parent=tmp_path / "bare", growth=plan)
+        rung_penalty(PHI, GrowthConfig(), init=tmp_path / "child", parent=tmp_path / "bare")
