@@ -107,19 +107,17 @@ class LadderConfig:
         Returns:
             Nested dictionaries and lists.
         """
-        value = _plain(self)
-        value["rungs"] = [rung.to_dict() for rung in self.rungs]
-        assert isinstance(value, dict)
-        return value
+        return {**plain(self), "rungs": [rung.to_dict() for rung in self.rungs]}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a configuration, or any value in one, as dictionaries, lists and scalars."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     return value
 
 

@@ -143,15 +143,9 @@ def _child(node: Any, key: str, path: str, item: str) -> Any:
 
 
 def build(cls: type[T], value: Any, path: str = "", *, exact: bool = False) -> T:
-    """Build a dataclass from a mapping, checking every key and the type of every value.
+    """Build a dataclass from a mapping at a dotted path, checking every key and the type of every value.
 
     A class may define `from_yaml(value, path)` to accept other forms than a mapping.
-
-    Args:
-        cls: A dataclass.
-        value: The mapping.
-        path: The dotted path to this mapping, for error messages.
-        exact: Read a record from JSON rather than a configuration from YAML.
 
     Raises:
         ValueError: A key is unknown or missing, or a value has the wrong type or is refused by the class; all such
@@ -197,16 +191,10 @@ def _type_hints(cls: type) -> dict[str, Any]:
 
 
 def convert(hint: Any, value: Any, path: str, *, exact: bool = False) -> Any:
-    """Convert a plain value to a declared type, strictly.
+    """Convert a plain value at a dotted path to a declared type, strictly.
 
-    Integers pass for floats, and so do strings such as `1e-3`, which YAML 1.1 takes for text.
-
-    Args:
-        hint: The type: a scalar, `Annotated` with a `Range` or not, `Literal`, union, `tuple[X, ...]`, `dict[str, X]`,
-            dataclass or `Any`.
-        value: The value.
-        path: Its dotted path, for error messages.
-        exact: Read a record from JSON rather than a configuration from YAML.
+    The type is a scalar, `Annotated` with a `Range` or not, `Literal`, union, `tuple[X, ...]`, `dict[str, X]`,
+    dataclass or `Any`. Integers pass for floats, and so do strings such as `1e-3`, which YAML 1.1 takes for text.
     """
     if hint is Any:
         _require_finite(value, path)

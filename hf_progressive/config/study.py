@@ -11,7 +11,7 @@ import yaml
 from hf_progressive.config import strict_yaml
 from hf_progressive.config.checks import require, require_positive
 from hf_progressive.config.credentials import refuse_credentials
-from hf_progressive.config.ladder import LadderConfig, find_config
+from hf_progressive.config.ladder import LadderConfig, find_config, plain
 
 _LARGEST_FRACTION = 2.0
 _RECIPE_SECTIONS = ("growth", "phi", "training")
@@ -191,14 +191,7 @@ class StudyConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values, such that reading them back gives an equal one."""
-        recipes = [{key: _plain(value) for key, value in vars(recipe).items()} for recipe in self.recipes]
-        rates = {key: _plain(value) for key, value in vars(self.learning_rates).items()}
-        rest = {key: _plain(value) for key, value in vars(self).items()}
-        return {**rest, "ladder": self.ladder.to_dict(), "recipes": recipes, "learning_rates": rates}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+        return {**plain(self), "ladder": self.ladder.to_dict()}
 
 
 def _check_fractions(name: str, fractions: tuple[float, ...]) -> None:

@@ -83,11 +83,9 @@ class DataSupply:
         return min(self.cores * TOKENS_PER_CORE_SECOND, TOKENS_PER_READER_SECOND)
 
     def share(self, eaten: float | None) -> float | None:
-        """Return how much there is of what training could eat, in tokens per second.
+        """Return the share of the time in which accelerators that could eat so many tokens per second have some.
 
-        Returns:
-            1 where data keep up; below, the share of the time in which the accelerators have some. None where nothing
-            is tokenized meanwhile, or the speed is not known.
+        None where nothing is tokenized meanwhile, or the speed is not known.
         """
         if not self.streaming or not eaten:
             return None

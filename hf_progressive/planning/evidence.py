@@ -30,18 +30,10 @@ class Evidence:
 
 
 def read_evidence(words: Sequence[str]) -> Evidence:
-    """Read a transfer efficiency: numbers, or a study's record.
+    """Read a transfer efficiency: η, with or without the two ends of its interval, or the path of a `study.json`.
 
-    Args:
-        words: η, with or without the two ends of its interval; or the path of a `study.json`, of which the mean over
-            its headline's rungs is taken, and of their ends likewise.
-
-    Returns:
-        The evidence.
-
-    Raises:
-        ValueError: The words are neither, or a rung of the study's headline did not match.
-        FileNotFoundError: There is no such file.
+    Of a study, the mean over its headline's rungs is taken, and of their ends likewise; one that did not match is an
+    error.
     """
     if len(words) == 1 and words[0].endswith(".json"):
         return _from_study(Path(words[0]))
@@ -78,14 +70,7 @@ def inherited_flops(cold: Sequence[float], eta: float) -> list[float]:
     """Return what each rung takes to match its baseline at one transfer efficiency on every step.
 
     C_child = C_cold − η·L, where L is everything that went into the parent, its ancestors included; at η = 1 the sum
-    over the family telescopes to the last rung's cold cost.
-
-    Args:
-        cold: FLOPs of every rung trained from scratch, from the smallest.
-        eta: The transfer efficiency.
-
-    Returns:
-        FLOPs of every rung, none below 0; the first is cold.
+    over the family telescopes to the last rung's cold cost. None is below 0, and the first rung is cold.
 
     >>> inherited_flops([2.0, 3.0, 5.0], eta=1.0)
     [2.0, 1.0, 2.0]

@@ -132,11 +132,10 @@ class LadderPlan:
     def corpus_blocks(self) -> int:
         """Blocks from the start of the corpus to where the last of all runs ends, baselines included."""
         context = self.config.model.context
-        ends = []
-        for rung in self.rungs:
-            tokens = max(rung.tokens, rung.size.tokens if rung.trains_baseline else 0)
-            ends.append(rung.first_block + tokens // context)
-        return max(ends)
+        return max(
+            rung.first_block + max(rung.tokens, rung.size.tokens * rung.trains_baseline) // context
+            for rung in self.rungs
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values.

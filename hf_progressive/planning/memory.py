@@ -21,10 +21,7 @@ def activation_bytes(config: PretrainedConfig, *, context: int, bf16: bool) -> i
 
     The stock class runs on tensors without storage, and every tensor that autograd saves is counted once. It does so
     with one layer and with two; further layers keep what the second one does. Under bfloat16 autocast, the copies of
-    weights that it makes, which do not grow with the batch, are left out.
-
-    Returns:
-        Bytes per sequence, without gradient checkpointing.
+    weights that it makes, which do not grow with the batch, are left out. Gradient checkpointing is not counted.
     """
     one, two = (_saved_bytes(_with_layers(config, layers), context, bf16=bf16) for layers in (1, 2))
     layers: int = config.num_hidden_layers
@@ -58,12 +55,9 @@ def _saved_bytes(config: PretrainedConfig, context: int, *, bf16: bool) -> int:
             model(input_ids=tokens, labels=tokens, use_cache=False)
         for parameter in model.parameters():
             storages.pop(parameter.untyped_storage()._cdata, None)
-        casts = 2 * _matrix_entries(model) if bf16 else 0
+        matrices = (module.weight for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
+        casts = 2 * sum(matrix.numel() for matrix in matrices) if bf16 else 0
     return sum(storages.values()) - casts
-
-
-def _matrix_entries(model: nn.Module) -> int:
-    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
 
 
 def sequence_bytes(config: PretrainedConfig, training: TrainingConfig, *, context: int, on_gpu: bool = True) -> int:

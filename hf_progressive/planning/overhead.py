@@ -5,7 +5,6 @@ so that a plan prices it and a record states it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,26 +20,17 @@ _BYTES_PER_TOKEN = 4  # English text under vocabularies of 10,000 to 100,000: 3.
 _SAMPLED_EXAMPLES = 32  # per task of CORE, whose lengths stand for all of its examples'
 
 
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """The validation of one training run."""
+def validation(config: LadderConfig, rung: RungPlan, *, steps: int) -> tuple[int, int, float]:
+    """Count the validation of a run of so many steps; 0 for a model trained elsewhere, which is measured once.
 
-    points: int
-    """How often the validation part is read: before the first step and along the run."""
-
-    tokens: int
-    """Tokens read, over all points, if the validation part is as large as the configuration lets it be."""
-
-    flops: float
-    """FLOPs of these forward passes."""
-
-    @classmethod
-    def of(cls, config: LadderConfig, rung: RungPlan, *, steps: int) -> "Validation":
-        """Count the validation of a run of so many steps; 0 for a model trained elsewhere, which is measured once."""
-        context = config.model.context
-        points = 1 + min(steps, config.training.evaluations)
-        tokens = points * (config.data.max_validation_tokens // context * context)
-        return cls(points=points, tokens=tokens, flops=tokens * rung.size.flops_per_token * FORWARD_SHARE)
+    Returns:
+        How often the validation part is read: before the first step and along the run. Tokens read over all of these
+        points, if that part is as large as the configuration lets it be. FLOPs of these forward passes.
+    """
+    context = config.model.context
+    points = 1 + min(steps, config.training.evaluations)
+    tokens = points * (config.data.max_validation_tokens // context * context)
+    return points, tokens, tokens * rung.size.flops_per_token * FORWARD_SHARE
 
 
 def estimate_flops(phi: PhiConfig, rung: RungPlan, context: int) -> dict[str, float]:

@@ -63,10 +63,8 @@ _EXTRAS = {"tensorboard": "hf-progressive[tensorboard]", "deepspeed": "hf-progre
 def find_problems(config: LadderConfig, processes: int | None = None) -> list[str]:
     """Look for settings that contradict one another, and for what they name and this machine lacks.
 
-    Without the number of processes, it is not asked whether a step divides among them.
-
-    Returns:
-        A line per problem: the key, its value, and what would be right.
+    Each is a line: the key, its value, and what would be right. Without the number of processes, it is not asked
+    whether a step divides among them.
     """
     arguments = config.training.arguments
     problems = [*_argument_problems(arguments), *_contradictions(arguments), *_missing_packages(arguments)]
@@ -202,12 +200,9 @@ def _core_problems(core: CoreConfig) -> tuple[str, ...]:
 def find_origin(
     first: RungConfig, model: ModelConfig, tokenizer: TokenizerConfig, taken: Path | None = None
 ) -> Origin | None:
-    """Find the model trained elsewhere that a ladder begins with, and check that it fits the ladder.
+    """Find the model trained elsewhere that a ladder begins with, perhaps without its weights, and check that it fits.
 
-    Nothing is fetched, nor checked, if the run has `taken` it already.
-
-    Returns:
-        The model, perhaps without its weights; None for a ladder that trains all of its rungs.
+    Nothing is fetched, nor checked, if the run has `taken` it already. None for a ladder that trains all of its rungs.
     """
     if first.source is None:
         return None

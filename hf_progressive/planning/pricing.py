@@ -19,7 +19,7 @@ from hf_progressive.planning.cluster import Cluster, DataSupply
 from hf_progressive.planning.evidence import Evidence, inherited_flops
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.planning.memory import disk_bytes, penalty_state, saved_bytes, sequence_bytes, training_bytes
-from hf_progressive.planning.overhead import Validation, core_tokens, estimate_flops
+from hf_progressive.planning.overhead import core_tokens, estimate_flops, validation
 from hf_progressive.planning.speed import Measurement, Speed, speeds
 from hf_progressive.training.flops import FORWARD_SHARE
 from hf_progressive.training.training_run import micro_batches
@@ -66,9 +66,9 @@ class LadderPrice:
         trained = rungs[0 if self.plan.rungs[0].origin is None else 1 :]  # what was trained elsewhere is paid for
         baselines = [rung["cold"] for rung in rungs if rung["trains_baseline"]]
         this_run = added([*(rung["as_configured"] for rung in rungs), *baselines])
-        validation = added(rung[key] for key in ("validation", "cold_validation") for rung in rungs if rung[key])
+        validated = added(rung[key] for key in ("validation", "cold_validation") for rung in rungs if rung[key])
         beside = {
-            "validation": validation,
+            "validation": validated,
             "estimates": added(rung["estimates"] for rung in rungs),
             "core": added(rung["core"] for rung in rungs) if self.plan.config.core else None,
             "saving": added(rung["saving"] for rung in rungs),
@@ -81,7 +81,7 @@ class LadderPrice:
             "last_alone": rungs[-1]["cold"],
             "this_run": this_run,
             **beside,
-            "validation_share": _share(validation["flops"], this_run["flops"]),
+            "validation_share": _share(validated["flops"], this_run["flops"]),
             "in_all": in_all,
             "disk_bytes": sum(rung["disk_bytes"] for rung in rungs),
         }
@@ -146,22 +146,14 @@ class _RungPrice:
         return self._timed(flops, flops / (rate * self.price.cluster.count) / 3600)
 
     def _timed(self, flops: float, hours: float | None) -> Cost:
-        cluster = self.price.cluster
-        unpriced = cluster.price is None or hours is None
-        return {
-            "flops": flops,
-            "hours": hours,
-            "dollars": None if unpriced else (hours or 0.0) * cluster.count * (cluster.price or 0.0),
-        }
+        count, price = self.price.cluster.count, self.price.cluster.price
+        dollars = None if price is None or hours is None else hours * count * price
+        return {"flops": flops, "hours": hours, "dollars": dollars}
 
     def _validation(self, steps: int) -> Cost:
-        size, counted = self.rung.size, Validation.of(self.config, self.rung, steps=steps)
-        return {
-            **self.cost(counted.flops, forward=True),
-            "points": counted.points,
-            "tokens": counted.tokens,
-            "share": _share(counted.flops, steps * size.batch_tokens * size.flops_per_token),
-        }
+        size, (points, tokens, flops) = self.rung.size, validation(self.config, self.rung, steps=steps)
+        share = _share(flops, steps * size.batch_tokens * size.flops_per_token)
+        return {**self.cost(flops, forward=True), "points": points, "tokens": tokens, "share": share}
 
     def _estimates(self) -> Cost:
         by_term = estimate_flops(self.config.phi, self.rung, self.config.model.context)
