@@ -20,7 +20,7 @@ from hf_progressive.config import DataConfig, strict_yaml
 from hf_progressive.data.corpus import PARTS_NAME, RECORD_NAME, TOKENIZER_NAME, corpus_holdout
 from hf_progressive.data.documents import DocumentStream
 from hf_progressive.data.encoding import BATCH_DOCUMENTS, DocumentEncoder, encode_in_order
-from hf_progressive.data.parts import PART_TOKENS, Encoded, TokenParts
+from hf_progressive.data.parts import Encoded, TokenParts
 from hf_progressive.data.stream import BEAT_NAME, FAILURE_NAME
 from hf_progressive.storage.locks import wait_lock
 
@@ -28,30 +28,17 @@ _SECONDS_BETWEEN_BEATS = 1.0
 _NICENESS = 10  # training comes first
 
 
-def write_ahead(
-    folder: Path,
-    tokens: int | None,
-    *,
-    num_proc: int | None = None,
-    progress: bool = False,
-    part_tokens: int = PART_TOKENS,
-) -> int:
+def write_ahead(folder: Path, tokens: int | None, *, num_proc: int | None = None, progress: bool = False) -> int:
     """Tokenize a stream from where its parts end, until there are tokens enough; return how many were added.
 
-    Several processes may call this at once: one works, the others wait and find it done.
-
-    Args:
-        folder: A corpus folder whose corpus is streamed.
-        tokens: Tokens to train on that are wanted; None reads to the source's end.
-        num_proc: Processes that tokenize; None uses the threads of this one.
-        progress: Show a bar on stderr.
-        part_tokens: Tokens of a part.
+    `tokens` to train on are wanted; None reads to the source's end. Without `num_proc`, the threads of this process
+    tokenize. Several processes may call this at once: one works, the others wait and find it done.
     """
     record = storage.read_json(folder / RECORD_NAME)
     identity: dict[str, Any] = {**record["identity"]}
     del identity["context"]
     config = strict_yaml.build(DataConfig, identity)
-    parts = TokenParts(folder / PARTS_NAME, dtype=record["dtype"], part_tokens=part_tokens)
+    parts = TokenParts(folder / PARTS_NAME, dtype=record["dtype"])
     with wait_lock(parts.folder / ".lock"):
         parts.refresh()
         before = parts.tokens

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from datasets import ArrowBasedBuilder, DatasetBuilder, DatasetInfo, Features, Value
 from datasets.packaged_modules.json.json import Json, JsonConfig
 from datasets.packaged_modules.parquet.parquet import Parquet, ParquetConfig
-from datasets.packaged_modules.text.text import Text, TextConfig
+from datasets.packaged_modules.text.text import Text
 from datasets.utils.sharding import _number_of_shards_in_gen_kwargs, _split_gen_kwargs
 
 from hf_progressive.config import strict_yaml
@@ -125,8 +125,6 @@ class TextOfParquet(_TextAlone, Parquet):
 
 class TextOfText(_TextAlone, Text):
     """Whole text files."""
-
-    BUILDER_CONFIG_CLASS = TextConfig
 
 
 _OWN_BUILDERS: dict[type[DatasetBuilder], type[DatasetBuilder]] = {

@@ -150,11 +150,7 @@ def rung_blocks(corpus: Corpus, first_block: int, blocks: int) -> BlockRange:
 
 
 def open_corpus(config: DataConfig, context: int, folder: Path) -> Corpus:
-    """Open a corpus that `prepare_corpus` wrote.
-
-    Raises:
-        ValueError: It was made from something else, or its tokenizer was changed since.
-    """
+    """Open a corpus that `prepare_corpus` wrote; one that was made from something else is a ValueError."""
     record = storage.read_json(folder / RECORD_NAME)
     wanted = corpus_identity(config, context)
     before = record["identity"]

@@ -32,10 +32,6 @@ PIECE_CHARACTERS = 16_384
 """Length at which the text of a file is cut, at the next line end, into documents of its own."""
 
 
-class EmptySourceError(ValueError):
-    """A source can be read, and holds no document."""
-
-
 class Holdout:
     """The documents that are kept for validation, told by their text alone.
 
@@ -86,9 +82,6 @@ def stdlib_texts() -> list[str]:
     installed (about 31 MB with them, 14 MB without). What is no part of the library (site-packages, dist-packages),
     what differs between builds of one version (the build's configuration) and the few files that are not UTF-8 are
     left out.
-
-    Raises:
-        FileNotFoundError: The library is installed without its sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
     texts = []
@@ -113,12 +106,7 @@ def stdlib_texts() -> list[str]:
 
 
 def read_documents(config: DataConfig) -> datasets.Dataset:
-    """Read the corpus into a column `text`: every document that is not empty, in the one order of all runs.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: The source cannot be read, has no such column, or is empty.
-    """
+    """Read the corpus into a column `text`: every document that is not empty, in the one order of all runs."""
     if config.source == "stdlib":
         documents = datasets.Dataset.from_dict({"text": stdlib_texts()})
     else:
@@ -142,12 +130,7 @@ def read_documents(config: DataConfig) -> datasets.Dataset:
 
 
 def read_validation_texts(config: DataConfig) -> list[str]:
-    """Read the documents of `validation_files` that are not empty, in the files' order.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: The files cannot be read, have no such column, or are empty.
-    """
+    """Read the documents of `validation_files` that are not empty, in the files' order."""
     documents = _load(config, config.validation_files, streaming=False, key="validation_files")
     texts = [text for text in documents["text"] if text]
     if config.source == "text":
@@ -224,19 +207,18 @@ def _load(config: DataConfig, files: tuple[str, ...], *, streaming: bool, key: s
         split = "train"
     else:
         options = {"name": config.name, "revision": config.revision}
-        split = config.split
+        split, key = config.split, "source"
     if config.source == "text":
         options["sample_by"] = "document"
-    with _reading(config, key if files else "source"):
+    with _reading(config, key):
         builder = reading_text_alone(datasets.load_dataset_builder(config.source, **options), config.text_column)
-        if streaming:
-            rows = builder.as_streaming_dataset(split=split)
-        else:
+        if not streaming:
             builder.download_and_prepare()
-            splits = builder.info.splits
-            if splits is not None and all(part.num_examples == 0 for part in splits.values()):
-                raise EmptySourceError(f"data.{key if files else 'source'}: {_describe(config)} holds no document")
-            rows = builder.as_dataset(split=split)
+    splits = None if streaming else builder.info.splits
+    if splits is not None and all(part.num_examples == 0 for part in splits.values()):
+        raise ValueError(f"data.{key}: {_describe(config)} holds no document")
+    with _reading(config, key):
+        rows = builder.as_streaming_dataset(split=split) if streaming else builder.as_dataset(split=split)
     return _text_column(rows, config)
 
 
@@ -245,8 +227,6 @@ def _reading(config: DataConfig, key: str = "source") -> Iterator[None]:
     # Say in one line what could not be read.
     try:
         yield
-    except EmptySourceError:
-        raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         cause = error.__cause__ or error
         if isinstance(error, TextColumnError) or isinstance(cause, TextColumnError):
@@ -280,17 +260,3 @@ def _features_of_first(rows: Any, config: DataConfig) -> Any:
     if not first:
         raise ValueError(f"data.source: {_describe(config)} holds no document")
     return datasets.Dataset.from_list(first).features
-
-
-def take_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """Yield texts until they add up to a number of UTF-8 bytes; the text that reaches it is the last.
-
-    >>> list(take_bytes(["ab", "cd", "ef"], 3))
-    ['ab', 'cd']
-    """
-    total = 0
-    for text in texts:
-        yield text
-        total += len(text.encode("utf-8"))
-        if total >= limit:
-            return

@@ -24,13 +24,9 @@ Batch = list[str] | range
 
 
 class DocumentEncoder:
-    """Turns a batch of documents into tokens, those held out apart.
+    """Turns a batch of documents into tokens, those held out apart, and tokenized too if `keeps_held_out`.
 
-    Args:
-        tokenizer: The tokenizer.
-        holdout: The documents that are not trained on.
-        rows: The dataset that batches given as a range are read from.
-        keeps_held_out: Tokenize what is held out, too.
+    Batches given as a range are read from the dataset `rows`.
     """
 
     def __init__(
@@ -64,13 +60,9 @@ class DocumentEncoder:
 def encode_in_order(
     encoder: DocumentEncoder, batches: Iterable[tuple[Batch, dict[str, Any]]], *, num_proc: int | None = None
 ) -> Iterator[Encoded]:
-    """Tokenize batches at the same time, and yield them in order.
+    """Tokenize batches, each with the position of the source behind it, at the same time, and yield them in order.
 
-    Args:
-        encoder: What tokenizes one.
-        batches: Documents, each batch with the position of the source behind it.
-        num_proc: Processes that tokenize, one core each; None takes the tokenizer's own threads, one per core, in this
-            process.
+    `num_proc` processes tokenize, one core each; None takes the tokenizer's own threads, one per core, in this one.
     """
     with _executor(encoder, num_proc) as (executor, encode):
         ahead = 2 * (num_proc or 1)

@@ -61,12 +61,11 @@ class _Unwritten:
 
 
 class TokenParts:
-    """The parts in a folder, which the first one creates: ids of `dtype`, `part_tokens` of them in each."""
+    """The parts in a folder, which the first one creates: ids of `dtype`, about `PART_TOKENS` of them in each."""
 
-    def __init__(self, folder: Path, *, dtype: str, part_tokens: int = PART_TOKENS):
+    def __init__(self, folder: Path, *, dtype: str):
         self.folder = folder
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        self.part_tokens = part_tokens
         self._records: list[dict[str, Any]] = []
         self._ends: list[int] = []  # tokens up to and including each part
         self._maps: dict[int, Tokens] = {}
@@ -126,9 +125,7 @@ class TokenParts:
     def write(self, encoded: Iterable[Encoded], *, until: int | None = None) -> None:
         """Write parts until the documents end or there are tokens enough; no other process may write meanwhile.
 
-        Args:
-            encoded: Documents from `position` on, in order.
-            until: Tokens to train on that are enough; None reads to the end.
+        `encoded` goes on from `position`; `until` counts tokens to train on, None reads to the end.
         """
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink()
@@ -136,7 +133,7 @@ class TokenParts:
         for documents in encoded:
             unwritten.add(documents)
             enough = until is not None and self.tokens + sum(map(len, unwritten.train)) >= until
-            if enough or unwritten.tokens >= self.part_tokens:
+            if enough or unwritten.tokens >= PART_TOKENS:
                 self._append(unwritten)
                 unwritten = _Unwritten()
             if enough:

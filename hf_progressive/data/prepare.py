@@ -99,7 +99,11 @@ def _write_corpus(config: DataConfig, context: int, folder: Path, unfinished: Pa
     if documents is not None:
         parts = TokenParts(unfinished / "parts", dtype=dtype)
         _tokenize(documents, tokenizer, holdout, parts, num_proc)
-        _check_train(parts.tokens, context)
+        if parts.tokens < context:
+            raise ValueError(
+                f"data: the training part has {parts.tokens} tokens, less than one block of {context}; "
+                f"give more text or lower model.context"
+            )
         counts |= {**parts.counts, "train_tokens": parts.tokens}
         _join(parts.paths(), folder / TRAIN_NAME)
         validation = (np.fromfile(path, parts.dtype) for path in parts.paths("held-out"))
@@ -192,14 +196,6 @@ def _write_tokens(arrays: Iterable[Tokens], path: Path, dtype: str, limit: int) 
             limit -= len(kept)
             if limit == 0:
                 break
-
-
-def _check_train(tokens: int, context: int) -> None:
-    if tokens < context:
-        raise ValueError(
-            f"data: the training part has {tokens} tokens, less than one block of {context}; "
-            f"give more text or lower model.context"
-        )
 
 
 def _validation_blocks(config: DataConfig, context: int, path: Path, dtype: str) -> Tokens:

@@ -74,11 +74,7 @@ class TokenStream:
             reader.communicate()
 
     def block(self, index: int) -> Block:
-        """Return a block, once it is there, counted without end: where the stream ends, it begins again.
-
-        Raises:
-            ValueError: The stream holds less than one block, or reading it failed.
-        """
+        """Return a block, once it is there, counted without end: where the stream ends, it begins again."""
         stop = (index + 1) * self.context
         if self.parts.tokens < stop and self._wait_for(stop) < stop:
             length = self.length

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_progressive.config import TokenizerConfig
-from hf_progressive.data.documents import take_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 """The one special token of a tokenizer trained here: it begins and ends texts."""
@@ -30,12 +29,7 @@ _PROBE = "def f(x):\n\t  return 'naïve ½ €' # 漢字 🙂  \r\n\x00" + "z" *
 
 
 def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Load the tokenizer by name, or train it on `texts`, which are read for that alone.
-
-    Raises:
-        ValueError: There is no such tokenizer, it is not a fast one or has no end-of-text token, or the texts are too
-            few for the vocabulary asked for.
-    """
+    """Load the tokenizer by name, or train it on `texts`, which are read for that alone."""
     if config.name is None:
         return train_tokenizer(texts, vocab_size=config.vocab_size, training_bytes=config.training_bytes)
     try:
@@ -83,7 +77,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, training_bytes: in
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    read = _with_progress(take_bytes(texts, training_bytes), training_bytes)
+    read = _first_bytes(texts, training_bytes)
     bpe.train_from_iterator((piece for text in read for piece in cut_long_words(text)), trainer)
     if bpe.get_vocab_size() < vocab_size:
         raise ValueError(
@@ -128,11 +122,17 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
     return max(ids) + 1
 
 
-def _with_progress(texts: Iterable[str], total: int) -> Iterator[str]:
-    with tqdm(total=total, desc="Training the tokenizer", unit="B", unit_scale=True) as bar:
+def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+    # Texts until they add up to so many UTF-8 bytes; the one that reaches it is the last.
+    read = 0
+    with tqdm(total=limit, desc="Training the tokenizer", unit="B", unit_scale=True) as bar:
         for text in texts:
             yield text
-            bar.update(len(text.encode("utf-8")))
+            size = len(text.encode("utf-8"))
+            bar.update(size)
+            read += size
+            if read >= limit:
+                return
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int64]:

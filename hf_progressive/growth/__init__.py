@@ -19,8 +19,6 @@ __all__ = [
     "grow_model",
     "linear",
     "norm",
-    "linear",
-    "norm",
     "plan_growth",
     "reads",
     "register_family",

@@ -9,7 +9,6 @@ axis that keeps the function satisfies, for every parent unit i,
     Σ_{child units j inherited from i} write_j · read_j = 1.                                                       (1)
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -58,8 +57,8 @@ class Axis:
     """The child's units along one dimension, in order; `parent_size` is the number of the parent's.
 
     >>> wider = Axis.of(4, [Segment(4, source=0), Segment(2, written_as="mean")])
-    >>> wider.size, wider.keeps_function
-    (6, True)
+    >>> wider.size, wider.unit_sources()
+    (6, ([0, 1, 2, 3], [0, 1, 2, 3]))
     """
 
     parent_size: int
@@ -87,15 +86,6 @@ class Axis:
     def size(self) -> int:
         """Number of the child's units."""
         return sum(segment.size for segment in self.segments)
-
-    @property
-    def keeps_function(self) -> bool:
-        """Whether equation (1) of this module holds."""
-        totals = [0.0] * self.parent_size
-        for _, segment in self.inherited():
-            for source in range(segment.first, segment.first + segment.size):
-                totals[source] += segment.write * segment.read
-        return all(math.isclose(total, 1.0, rel_tol=1e-12) for total in totals)
 
     def inherited(self) -> Iterator[tuple[int, Segment]]:
         """Iterate over the segments that have a parent, each with its first unit."""

@@ -44,11 +44,7 @@ Head = tuple[int | None, float]
 
 
 def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple[dict[AxisName, Axis], float]:
-    """Work out every axis of the child by name, and the factor of the norms' epsilon.
-
-    Raises:
-        ValueError: The sizes cannot be reached exactly; the message says why.
-    """
+    """Work out every axis of the child by name, and the factor of the norms' epsilon."""
     old, new = family.sizes(source), family.sizes(target)
     if not method.inherits:
         lengths = axis_lengths(old)
@@ -57,7 +53,8 @@ def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple
         _check_rotation(family, source, old, new)
     axes, eps_factor = _stream_axes(family, method, old.width, new.width, tied=target.tie_word_embeddings)
     query_scale = key_scale = math.sqrt(eps_factor) if family.normed_queries else 1.0
-    if method.rescales and scores_fall_with_head_dim(family, source):
+    scaled = family.scaled_scores  # by √head_dim: always, never, or if the field it names is true
+    if method.rescales and (getattr(source, scaled) if isinstance(scaled, str) else scaled):
         query_scale *= math.sqrt(new.head_dim / old.head_dim)
     axes |= _attention_axes(family, method, old, new, query_scale, key_scale)
     axes["mlp"] = _unit_axis(old.mlp, _width(method, "MLP width", old.mlp, new.mlp)).filled("fresh", "zero")
@@ -66,13 +63,6 @@ def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple
     if not method.rescales:
         axes = {name: axis.filled("zero", "zero") for name, axis in axes.items()}
     return axes, eps_factor
-
-
-def scores_fall_with_head_dim(family: Family, config: Any) -> bool:
-    """Tell whether attention scores are divided by √head_dim, by the family or by the field it names."""
-    if isinstance(family.scaled_scores, str):
-        return bool(getattr(config, family.scaled_scores))
-    return family.scaled_scores
 
 
 def _appended(old: int, new: int) -> Axis:

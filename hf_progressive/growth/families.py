@@ -50,23 +50,13 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from hf_progressive.growth.family_table import Family, Sizes, WeightRule
+from hf_progressive.growth.family_table import Family, Sizes
 from hf_progressive.growth.gpt2 import GPT2
 from hf_progressive.growth.llama import GEMMA, GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from hf_progressive.growth.nanochat import NANOCHAT
 
-__all__ = ["FAMILIES", "Family", "WeightRule", "family_of", "register_family"]
-
 FAMILIES: dict[str, Family] = {
-    "gpt2": GPT2,
-    "llama": LLAMA,
-    "mistral": MISTRAL,
-    "qwen2": QWEN2,
-    "qwen3": QWEN3,
-    "gemma": GEMMA,
-    "granite": GRANITE,
-    "smollm3": SMOLLM3,
-    "nanochat": NANOCHAT,
+    family.model_type: family for family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GRANITE, SMOLLM3, NANOCHAT)
 }
 """Every family, by the `model_type` of its configs."""
 
@@ -77,11 +67,7 @@ _TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 
 def family_of(config: Any) -> Family:
-    """Return the family of a config.
-
-    Raises:
-        ValueError: The family is unknown, or the config has an option that growth cannot map.
-    """
+    """Return the family of a config; one that is unknown, or an option that growth cannot map, is a ValueError."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ValueError(

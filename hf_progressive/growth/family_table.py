@@ -1,7 +1,7 @@
 """What a family of models is to the growth engine: a table of its tensors and of the config fields that size them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hf_progressive.growth.axis import Role
@@ -128,10 +128,6 @@ class Sizes:
     vocab: int
     positions: int
 
-    def items(self) -> Iterator[tuple[str, int]]:
-        """Iterate over the sizes with their names."""
-        yield from ((entry.name, getattr(self, entry.name)) for entry in fields(self))
-
 
 @dataclass(frozen=True)
 class Family:
@@ -205,10 +201,7 @@ class Family:
         return self.prefix + key
 
     def ignored_names(self, config: Any) -> Iterator[str]:
-        """Iterate over the canonical names that a checkpoint may hold and growth does without.
-
-        These are causal masks and rotary frequencies of old files, and an output head that is tied.
-        """
+        """Iterate over the canonical names that growth does without: masks and rates of old files, a tied head."""
         for name in self.ignored:
             yield from dict.fromkeys(name.format(layer=layer) for layer in range(self.sizes(config).layers))
         yield from (rule.name for rule in self.rules if rule.tied_to and not rule.exists(config))

@@ -28,7 +28,7 @@ import hf_progressive
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.parent import ModelTensors, ParentTensors
 from hf_progressive.growth.reader import CheckpointReader
-from hf_progressive.growth.source import GrowthSource, locate_source
+from hf_progressive.growth.source import locate_source
 from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
 from hf_progressive.growth.writer import CheckpointWriter
@@ -165,7 +165,9 @@ def grow_checkpoint(
         origin.copy_companions(folder)
         if optimizer is not None:
             files[OPTIMIZER_NAME] = _grow_optimizer(optimizer, plan, folder)
-        check = _check(origin, folder, parent) if verify else None
+        exact = any(spec.dtype == torch.float64 for spec in parent.specs.values())
+        compared_in = "float64" if exact else "float32"
+        check = verify_growth(origin.folder, folder, dtype=compared_in, max_length=_CHECK_LENGTH) if verify else None
         if plan.preserves_function and check is not None and not check.preserved:
             logger.warning("%s: %s, though method %r keeps it in exact arithmetic", output, check.describe(), method)
         report = GrowthReport(
@@ -304,11 +306,6 @@ def _child_config(plan: GrowthPlan, dtype: torch.dtype) -> Any:
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
     config.dtype = dtype
     return config
-
-
-def _check(origin: GrowthSource, folder: Path, parent: ParentTensors) -> GrowthCheck:
-    dtype = "float64" if any(spec.dtype == torch.float64 for spec in parent.specs.values()) else "float32"
-    return verify_growth(origin.folder, folder, dtype=dtype, max_length=_CHECK_LENGTH)
 
 
 def _record(

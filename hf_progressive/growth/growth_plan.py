@@ -14,7 +14,7 @@ dimension 0 of a `Linear` (out, in), dimension 1 of a `Conv1D` (in, out) and of 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +26,6 @@ from hf_progressive.growth.family_table import AxisName, Family
 from hf_progressive.growth.methods import DepthPosition, GrowthOptions, LayerOrigin, Method, NewLayers, method_named
 from hf_progressive.growth.target import complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
-
-__all__ = ["GrowthPlan", "TensorPlan", "plan_growth"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,7 @@ class GrowthPlan:
     axes: Mapping[AxisName, Axis] = field(repr=False)
 
     def check_source_keys(self, keys_with_shapes: Mapping[str, Sequence[int]]) -> None:
-        """Raise unless a checkpoint, by the names in its files and their shapes, holds exactly the parent's tensors.
-
-        Raises:
-            ValueError: Lists every tensor that is unmapped, missing, there twice or of another shape than stated.
-        """
+        """Raise unless a checkpoint, by its files' names and shapes, holds exactly the parent's tensors."""
         family, config = self.family, self.source_config
         expected = {name: family.shape(rule, config) for name, rule, _ in family.tensors(config)}
         found: dict[str, tuple[int, ...]] = {}
@@ -140,15 +134,9 @@ class GrowthPlan:
     def carried_from(self, names: Iterable[str]) -> dict[str, tuple[TensorPlan, str]]:
         """Tell from which of the parent's tensors each of the child's statistics is carried, to do it one at a time.
 
-        Args:
-            names: Parameters of the parent of which there are statistics.
-
         Returns:
             By parameter name of the child, its plan and the parent's name. Where the child's is no heir, the parent's
             is any of its kind, of which shape and dtype alone count.
-
-        Raises:
-            ValueError: A name is not a parameter of the parent.
         """
         kinds = {name: rule.name for name, rule, _ in self.family.tensors(self.source_config)}
         given = dict.fromkeys(names)
@@ -198,30 +186,27 @@ class GrowthPlan:
         Returns:
             Sizes from → to, layers, numbers of tensors and parameters, factors, and the rules used.
         """
-        old, new = self.family.sizes(self.source_config), self.family.sizes(self.target_config)
-        eps = self.family.eps_field
-        before = sum(
-            math.prod(self.family.shape(rule, self.source_config))
-            for _, rule, _ in self.family.tensors(self.source_config)
-        )
+        family, source = self.family, self.source_config
+        old, new = family.sizes(source), family.sizes(self.target_config)
+        before = sum(math.prod(family.shape(rule, source)) for _, rule, _ in family.tensors(source))
+        factors = {
+            name: sorted({segment.write for _, segment in axis.inherited()} - {1.0})
+            for name, axis in self.axes.items()
+        }
         return {
-            "family": self.family.model_type,
+            "family": family.model_type,
             "method": self.method,
             "preserves_function": self.preserves_function,
-            "sizes": {name: [value, getattr(new, name)] for name, value in old.items()},
-            "layers": [{"source": layer.source, "heir": layer.heir, "silent": layer.silent} for layer in self.layers],
+            "sizes": {name: [value, getattr(new, name)] for name, value in asdict(old).items()},
+            "layers": [asdict(layer) for layer in self.layers],
             "tensors": {
                 "inherited": sum(bool(t.sources) and t.heir for t in self.tensors),
                 "copied": sum(bool(t.sources) and not t.heir for t in self.tensors),
                 "new": sum(not t.sources for t in self.tensors),
             },
             "parameters": [before, sum(math.prod(tensor.shape) for tensor in self.tensors)],
-            "factors": {
-                name: sorted({segment.write for _, segment in axis.inherited()} - {1.0})
-                for name, axis in self.axes.items()
-                if any(segment.write != 1.0 for _, segment in axis.inherited())
-            },
-            eps: [getattr(self.source_config, eps), getattr(self.target_config, eps)],
+            "factors": {name: values for name, values in factors.items() if values},
+            family.eps_field: [getattr(config, family.eps_field) for config in (source, self.target_config)],
             "rules": dict(Counter(tensor.rule for tensor in self.tensors)),
         }
 

@@ -108,9 +108,6 @@ def append_units(old: int, new: int) -> list[UnitOrigin]:
 def tile_units(old: int, new: int) -> list[UnitOrigin]:
     """Repeat all the parent's units a whole number of times, every copy read by the same share.
 
-    Raises:
-        ValueError: `new` is not a multiple of `old`.
-
     >>> [(unit.source, unit.share) for unit in tile_units(1, 2)]
     [(0, 0.5), (0, 0.5)]
     """
@@ -140,9 +137,6 @@ def insert_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigi
 
     A copied layer takes the weights of the layer it follows; layers appended behind the last take those of the last
     layers in order, so that none is a copy of its neighbour.
-
-    Raises:
-        ValueError: The positions asked for do not fit the number of layers.
 
     >>> [layer.source for layer in insert_layers(3, 5, GrowthOptions(depth_position="spread"))]
     [0, 0, 1, 2, 2]
@@ -178,9 +172,6 @@ def _positions(old: int, added: int, position: DepthPosition) -> list[int]:
 def stack_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigin]:
     """Repeat the parent's whole stack on top of itself; a remainder repeats its first layers.
 
-    Raises:
-        ValueError: An option asks for another order, or for fresh layers.
-
     >>> [layer.source for layer in stack_layers(2, 4, GrowthOptions())]
     [0, 1, 0, 1]
     """
@@ -190,9 +181,6 @@ def stack_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigin
 
 def interleave_layers(old: int, new: int, options: GrowthOptions) -> list[LayerOrigin]:
     """Repeat each of the parent's layers in place, as evenly as the numbers allow.
-
-    Raises:
-        ValueError: An option asks for another order, or for fresh layers.
 
     >>> [layer.source for layer in interleave_layers(2, 4, GrowthOptions())]
     [0, 0, 1, 1]

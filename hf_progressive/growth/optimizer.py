@@ -26,11 +26,7 @@ _POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 def read_optimizer_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read an optimizer's state dict, such as Trainer's `optimizer.pt`, without running code that the file may carry.
 
-    The tensors are mapped from the file and not yet in memory.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file holds anything but tensors and plain values, or is not an optimizer's state.
+    The tensors are mapped from the file and not yet in memory. What is no such state is a ValueError.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -51,7 +47,7 @@ def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str
         state: The parent's `state_dict()`. Its parameters may be numbered, as `torch.optim` and Trainer number them,
             or named, as `torch.distributed.checkpoint.state_dict.get_optimizer_state_dict` with
             `StateDictOptions(full_state_dict=True)` gathers them from FSDP.
-        plan: The plan.
+        plan: The plan that grew the weights.
 
     Returns:
         The child's state in the same form, its parameters grouped and ordered as Trainer does. Moments are scaled as

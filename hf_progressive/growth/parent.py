@@ -37,11 +37,7 @@ class ModelTensors:
 
 
 class ParentTensors:
-    """The parent's tensors by canonical name, once it is certain that each is there exactly once.
-
-    Raises:
-        ValueError: Tensors are unmapped, missing, there twice or of another shape than the config says.
-    """
+    """The parent's tensors by canonical name, once it is certain that each is there exactly once."""
 
     def __init__(self, plan: GrowthPlan, tensors: CheckpointReader | ModelTensors) -> None:
         plan.check_source_keys({key: spec.shape for key, spec in tensors.specs.items()})
@@ -70,16 +66,11 @@ class ParentTensors:
         """Number of parameters, tied ones counted once."""
         return sum(math.prod(spec.shape) for spec in self.specs.values())
 
-    def read(self, name: str) -> Tensor:
-        """Return one tensor on the CPU by its canonical name."""
-        return self._tensors.read(self._keys[name])
-
     def child_specs(self, dtype: torch.dtype | None = None) -> dict[str, TensorSpec]:
         """Return the shapes and dtypes of the child's tensors, by name, in the order of the plan.
 
-        Args:
-            dtype: The dtype of all; None keeps that of the tensor that each is made from. A new one takes that of the
-                same tensor of another layer.
+        Without a `dtype` for all, each keeps that of the tensor it is made from, and a new one takes that of the same
+        tensor of another layer.
         """
         of_any_layer = {_LAYER.sub("", name): spec.dtype for name, spec in self.specs.items()}
         main = next(iter(of_any_layer.values()))
@@ -92,14 +83,10 @@ class ParentTensors:
         return {t.name: TensorSpec(shape=t.shape, dtype=dtype or kept(t)) for t in self._plan.tensors}
 
     def grow(self, tensor: TensorPlan, *, seed: int, dtype: torch.dtype) -> Tensor:
-        """Make a tensor of the child, rounded once to `dtype`; it may share memory with the parent's.
-
-        Raises:
-            ValueError: The parent's tensor holds NaN or an infinity, or the result overflows the dtype.
-        """
+        """Make a tensor of the child, rounded once to `dtype`; it may share memory with the parent's."""
         digest = hashlib.sha256(f"{seed}:{tensor.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        exact = tensor.produce(self.read, generator)
+        exact = tensor.produce(lambda name: self._tensors.read(self._keys[name]), generator)
         rounded = exact.to(dtype)
         if dtype != exact.dtype and not is_finite(rounded):
             raise ValueError(f"tensor {tensor.name} overflows {dtype}; choose dtype='bfloat16' or 'float32'")

@@ -102,11 +102,7 @@ class CheckpointReader:
                 raise ValueError(f"{self.folder / INDEX_NAME}: tensor {name} is not in {file}; fetch both again")
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor on the CPU, in the dtype of the file; what is written to it does not reach the file.
-
-        Raises:
-            ValueError: The tensor holds NaN or an infinity, or the file has been cut short since it was opened.
-        """
+        """Return one tensor on the CPU, in the dtype of the file; what is written to it does not reach the file."""
         path = self.folder / self._file_of[name]
         with _opened(path) as file:
             tensor: Tensor = file.get_tensor(name)
@@ -173,15 +169,12 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _read_specs(path: Path) -> dict[str, TensorSpec]:
     with _opened(path) as file:
-        tensors = {name: file.get_slice(name) for name in file.offset_keys()}
-        codes = {name: tensor.get_dtype() for name, tensor in tensors.items()}
-        for name, code in codes.items():
-            if code not in _DTYPES:
+        specs = {}
+        for name in file.offset_keys():
+            tensor = file.get_slice(name)
+            if (code := tensor.get_dtype()) not in _DTYPES:
                 raise ValueError(f"{path}: tensor {name} has dtype {code}; growth takes {', '.join(_DTYPES)}")
-        specs = {
-            name: TensorSpec(shape=tuple(tensor.get_shape()), dtype=_DTYPES[codes[name]])
-            for name, tensor in tensors.items()
-        }
+            specs[name] = TensorSpec(shape=tuple(tensor.get_shape()), dtype=_DTYPES[code])
     # Of a repeated name the library keeps one tensor and says nothing.
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")), object_pairs_hook=list)

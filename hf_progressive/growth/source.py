@@ -32,12 +32,7 @@ class GrowthSource:
     revision: str | None = None
 
     def read_config(self) -> Any:
-        """Return the model's `PreTrainedConfig`.
-
-        Raises:
-            FileNotFoundError: There is no config.json.
-            ValueError: The model needs code of its own, Transformers does not know it, or a field is not valid.
-        """
+        """Return the model's `PreTrainedConfig`; one that is not valid or needs remote code is a ValueError."""
         for file in (CONFIG_NAME, "tokenizer_config.json"):
             path = self.folder / file
             if (file == CONFIG_NAME or path.is_file()) and "auto_map" in read_json(path):
@@ -58,11 +53,7 @@ class GrowthSource:
         return config
 
     def companions(self) -> list[str]:
-        """Return the names of the files that the grown checkpoint takes over.
-
-        Raises:
-            ValueError: One is a link to a file outside the checkpoint.
-        """
+        """Return the names of the files that the grown checkpoint takes over."""
         found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
         for path in sorted(found):
             self._require_own(path)
@@ -82,11 +73,7 @@ class GrowthSource:
             shutil.copyfile(self.folder / name, folder / name)
 
     def sizes(self, files: Iterable[str]) -> dict[str, int]:
-        """Measure files, in bytes, and compare them with the source's manifest, if it has one that lists them.
-
-        Raises:
-            ValueError: A file is truncated or altered.
-        """
+        """Measure files, in bytes, and compare them with the source's manifest, if it has one that lists them."""
         listed = self._manifest()
         sizes = {name: (self.folder / name).stat().st_size for name in files}
         for name, size in sizes.items():
@@ -101,9 +88,6 @@ class GrowthSource:
 
         Known are those of the source's manifest, if it has one, and of large files in the Hub's cache, where it is the
         name of the file that a snapshot links to.
-
-        Raises:
-            ValueError: A file is not what it was.
         """
         listed = self._manifest()
         digests = {}
@@ -124,12 +108,7 @@ class GrowthSource:
 
 
 def locate_source(source: str | os.PathLike[str], revision: str | None = None) -> GrowthSource:
-    """Find a checkpoint on this machine, or fetch it from the Hub.
-
-    Raises:
-        FileNotFoundError: It is neither a folder nor a repository within reach.
-        ValueError: A revision is given for a local folder.
-    """
+    """Find a checkpoint on this machine, or fetch it from the Hub, as `locate_files` does."""
     name = os.fspath(source)
     folder, commit = locate_files(name, [CONFIG_NAME, *_WEIGHT_PATTERNS, *COMPANIONS], revision=revision)
     return GrowthSource(name=name, folder=folder, revision=commit)

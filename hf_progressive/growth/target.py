@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -29,14 +29,8 @@ _NEUTRAL_ENDINGS = ("_token_id",)
 def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]) -> Any:
     """Return the child's config, of the source's class, before its epsilon is rescaled.
 
-    Args:
-        family: The family of the source.
-        source: The parent's config; not changed.
-        target: A whole config of the same family, or some of its fields; the others are kept, or derived where the
-            family derives them. Not changed.
-
-    Raises:
-        ValueError: A field is unknown, would shrink, or would change the function; or the config is not valid.
+    `target` is a whole config of the same family, or some of its fields; the others are kept, or derived where the
+    family derives them. Neither config given is changed.
     """
     if isinstance(target, Mapping):
         config = _from_fields(family, source, target)
@@ -102,9 +96,8 @@ def _check_sizes(family: Family, source: Any, target: Any) -> None:
         _check_head_dim(family, old, new)
     if new.heads % new.kv_heads:
         raise ValueError(f"{new.heads} heads are not divisible by {new.kv_heads} key/value heads")
-    smaller = [
-        f"{name} {before} → {getattr(new, name)}" for name, before in old.items() if getattr(new, name) < before
-    ]
+    sizes = zip(asdict(old).items(), asdict(new).values(), strict=True)
+    smaller = [f"{name} {before} → {after}" for (name, before), after in sizes if after < before]
     if smaller:
         raise ValueError(f"growth never shrinks: {', '.join(smaller)}; take at least the parent's sizes")
 

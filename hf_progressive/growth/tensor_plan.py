@@ -53,9 +53,6 @@ class TensorPlan:
         Args:
             read: Returns a tensor of the parent by its canonical name; the result may share memory with it.
             generator: Source of random numbers; seed it by the tensor's name, and the order does not matter.
-
-        Raises:
-            ValueError: What `read` returned has another shape than the parent's config says.
         """
         if not self.sources:
             return self.fresh.draw(self.shape, torch.float32, generator) - self.offset
@@ -83,9 +80,6 @@ class TensorPlan:
 
         Where W' = a·W, it is divided by a to the `power` (1 if it scales as a gradient does, 2 as a squared gradient),
         and copies of a unit get their share; 0 where nothing is inherited.
-
-        Raises:
-            ValueError: The statistic has another shape than the parent's tensor.
         """
         self._require_parents_shape(statistic, "the statistic of ")
         child = statistic.new_zeros(self.shape)
@@ -98,9 +92,6 @@ class TensorPlan:
 
         Returns:
             (out', r), orthonormal columns, rows zero for new output units; (out', 0) if this tensor is no heir.
-
-        Raises:
-            ValueError: The weight is no matrix, or the basis has another number of rows.
         """
         output = next(dim for dim in self.dims if dim.role == "write")
         if len(self.dims) != 2 or basis.ndim != 2 or basis.shape[0] != output.axis.parent_size:
@@ -120,10 +111,10 @@ class TensorPlan:
 
     def inherited(self) -> Tensor:
         """Tell which entries come from the parent: none if this tensor is no heir."""
-        mask = torch.zeros(self.shape, dtype=torch.bool)
-        if self.heir:
-            parent = torch.ones((), dtype=torch.bool).expand([dim.axis.parent_size for dim in self.dims])
-            place(parent, [Dim(_unscaled(dim.axis), dim.role) for dim in self.dims], power=0, out=mask)
+        mask = torch.full(self.shape, self.heir, dtype=torch.bool)
+        for index, dim in enumerate(self.dims):
+            for start, segment in dim.axis.new():
+                mask.narrow(index, start, segment.size).fill_(False)
         return mask
 
 
@@ -169,7 +160,3 @@ def _describe(rule: WeightRule, dims: Sequence[Dim], origin: LayerOrigin) -> str
         words += [f"new {name}: {' or '.join(fills)}"] if fills else []
         words += [f"{name} × {', '.join(f'{factor:.6g}' for factor in factors)}"] if factors else []
     return "; ".join(words)
-
-
-def _unscaled(axis: Axis) -> Axis:
-    return replace(axis, segments=tuple(replace(s, write=1.0, read=1.0) for s in axis.segments))

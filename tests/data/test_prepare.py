@@ -1,7 +1,6 @@
 """Preparing a corpus: blocks as a plain loop would cut them, nothing trained on that is validated, whole or absent."""
 
 import dataclasses
-import functools
 import json
 import multiprocessing
 import os
@@ -15,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hf_progressive.config import TokenizerConfig
-from hf_progressive.data import Holdout, encoding, prepare_corpus, read_documents, train_tokenizer
+from hf_progressive.data import Holdout, encoding, parts, prepare_corpus, read_documents, train_tokenizer
 from hf_progressive.data import prepare as module
 from hf_progressive.data.parts import TokenParts
 
@@ -176,7 +175,7 @@ def test_a_killed_preparation_goes_on_behind_its_last_part(write, texts, tmp_pat
     config, folder = write(texts), tmp_path / "run" / "data"
     whole = prepare_corpus(config, CONTEXT, tmp_path / "undisturbed")
     monkeypatch.setattr(module, "BATCH_DOCUMENTS", 4)
-    monkeypatch.setattr(module, "TokenParts", functools.partial(TokenParts, part_tokens=30 * CONTEXT))
+    monkeypatch.setattr(parts, "PART_TOKENS", 30 * CONTEXT)
 
     def die_in_the_fourth_part(self, part, append=TokenParts._append):
         if len(self._records) == 3:

@@ -14,7 +14,16 @@ from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 
 from hf_progressive.config import TokenizerConfig
-from hf_progressive.data import TokenStream, ahead, encoding, prepare_corpus, rung_blocks, stream, train_tokenizer
+from hf_progressive.data import (
+    TokenStream,
+    ahead,
+    encoding,
+    parts,
+    prepare_corpus,
+    rung_blocks,
+    stream,
+    train_tokenizer,
+)
 from hf_progressive.data.ahead import write_ahead
 from hf_progressive.data.parts import TokenParts
 
@@ -61,6 +70,7 @@ def test_tokenizer_trained_on_a_stream_is_that_of_the_stored_corpus(write, texts
 @pytest.mark.parametrize("source", ["json", "parquet", "text"])
 def test_parts_written_in_many_goes_are_the_stored_tokens(write, texts, tokenizer, tmp_path, monkeypatch, source):
     monkeypatch.setattr(ahead, "BATCH_DOCUMENTS", 4)
+    monkeypatch.setattr(parts, "PART_TOKENS", 30 * CONTEXT)
     files = write(texts[10:20], source).files
     config = write(texts, source, shards=3, tokenizer=tokenizer, validation_files=files)
     stored, streamed = pair(config, tmp_path)
@@ -69,15 +79,15 @@ def test_parts_written_in_many_goes_are_the_stored_tokens(write, texts, tokenize
     monkeypatch.setattr(encoding, "encode_documents", lambda t, batch: encoded.extend(batch) or encode(t, batch))
     for tokens in (1, 40 * CONTEXT, 41 * CONTEXT, 100 * CONTEXT, None):
         del encoded[:]
-        write_ahead(folder, tokens, part_tokens=30 * CONTEXT)
+        write_ahead(folder, tokens)
     train = [text for text in texts if text and text not in texts[10:20]]
     assert 0 < len(encoded) < len(train)
     assert encoded == train[-len(encoded) :]  # the last call read on and tokenized nothing again
     assert write_ahead(folder, None) == 0
-    parts = TokenParts(folder / "stream", dtype="uint16")
-    parts.refresh()
-    assert len(parts.paths()) > 5
-    assert parts.is_whole
+    written = TokenParts(folder / "stream", dtype="uint16")
+    written.refresh()
+    assert len(written.paths()) > 5
+    assert written.is_whole
     assert streamed.train.length == len(stored.train)
     assert ids(rung_blocks(streamed, 0, len(stored.train))) == ids(rung_blocks(stored, 0, len(stored.train)))
 
@@ -94,9 +104,8 @@ def test_a_killed_reader_is_followed_by_one_that_reads_on(write, texts, tokenize
 
     with monkeypatch.context() as patch:
         patch.setattr(TokenParts, "_append", die_in_the_third_part)
-        reader = multiprocessing.get_context("fork").Process(
-            target=write_ahead, args=(folder, None), kwargs={"part_tokens": 30 * CONTEXT}
-        )
+        patch.setattr(parts, "PART_TOKENS", 30 * CONTEXT)
+        reader = multiprocessing.get_context("fork").Process(target=write_ahead, args=(folder, None))
         reader.start()
         reader.join(timeout=120)
     assert reader.exitcode == -signal.SIGKILL

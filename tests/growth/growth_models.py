@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 
@@ -221,3 +222,12 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
         "noise": draw(st.sampled_from((0.0, 0.3))),
     }
     return Pair(config_of(model_type, **old, tie_word_embeddings=tied, **extra), target, options)
+
+
+def map_matrix(axis: Axis, factor: str) -> torch.Tensor:
+    """(child, parent) with the factor where a unit is inherited, 0 elsewhere."""
+    matrix = torch.zeros(axis.size, axis.parent_size, dtype=torch.float64)
+    for start, segment in axis.inherited():
+        for unit in range(segment.size):
+            matrix[start + unit, segment.source + unit] = getattr(segment, factor)
+    return matrix

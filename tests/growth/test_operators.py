@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from growth_models import map_matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,15 +22,6 @@ def axes(draw, parent_size=None):
         length = draw(st.integers(1, 3 if source is None else size - source))
         segments.append(Segment(length, source=source, write=draw(factor), read=draw(factor)))
     return Axis.of(size, segments)
-
-
-def map_matrix(axis: Axis, factor: str) -> torch.Tensor:
-    """(child, parent) with the factor where a unit is inherited, 0 elsewhere."""
-    matrix = torch.zeros(axis.size, axis.parent_size, dtype=torch.float64)
-    for start, segment in axis.inherited():
-        for unit in range(segment.size):
-            matrix[start + unit, segment.source + unit] = getattr(segment, factor)
-    return matrix
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,13 +56,6 @@ def test_merging_changes_no_unit_and_leaves_nothing_to_merge(axis):
 def test_a_joined_axis_is_block_diagonal(first, second):
     expected = torch.block_diag(map_matrix(first, "write"), map_matrix(second, "write"))
     assert torch.equal(map_matrix(joined([first, second]), "write"), expected)
-
-
-@settings(max_examples=40, deadline=None)
-@given(axes())
-def test_keeping_the_function_is_write_times_read_summing_to_one(axis):
-    totals = (map_matrix(axis, "write") * map_matrix(axis, "read")).sum(0)
-    assert axis.keeps_function == torch.allclose(totals, torch.ones_like(totals), rtol=1e-9)
 
 
 def filled(written_as="fresh", read_as="fresh", fresh=None) -> torch.Tensor:

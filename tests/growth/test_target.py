@@ -1,6 +1,7 @@
 """Targets: what is derived, what is kept and what is refused."""
 
 import copy
+from dataclasses import asdict
 
 import pytest
 from growth_models import config_of
@@ -11,7 +12,7 @@ from hf_progressive.growth.growth_plan import plan_growth
 
 
 def sizes(plan):
-    return dict(family_of(plan.target_config).sizes(plan.target_config).items())
+    return asdict(family_of(plan.target_config).sizes(plan.target_config))
 
 
 def test_what_is_not_named_is_kept_and_the_mlp_follows_the_width_where_the_family_says_so():
