@@ -1,13 +1,7 @@
 """Fisher information and subspaces of a trained model: estimates that Φ is made of."""
 
 from hf_progressive.estimation.fisher import estimate_fisher, fisher_flops
-from hf_progressive.estimation.saved_estimates import (
-    FisherRecord,
-    SubspaceRecord,
-    load_fisher,
-    load_subspace,
-    save_estimate,
-)
+from hf_progressive.estimation.saved_estimates import FisherRecord, SubspaceRecord, save_estimate
 from hf_progressive.estimation.subspace import learn_subspace
 
 __all__ = [
@@ -16,7 +10,5 @@ __all__ = [
     "estimate_fisher",
     "fisher_flops",
     "learn_subspace",
-    "load_fisher",
-    "load_subspace",
     "save_estimate",
 ]

@@ -39,13 +39,7 @@ from tqdm import tqdm
 
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.estimation.hooks import UnfitLayerError
-from hf_progressive.estimation.likelihood import (
-    LabelKind,
-    SequenceBatch,
-    read_batch,
-    sampling_generator,
-    target_nll,
-)
+from hf_progressive.estimation.likelihood import LabelKind, SequenceBatch, read_batch, sampling_generator, target_nll
 from hf_progressive.estimation.per_sample import PerSampleSquares
 from hf_progressive.estimation.sharded_sums import sum_over_processes, whole_tensor
 
@@ -140,7 +134,8 @@ def _add_together(
         if squares.batches:
             raise ValueError(f"{error}, though earlier batches went well; pass batched=False") from error
         logger.warning("taking per-sample gradients one by one, which is slower: %s", error)
-        squares.clear()
+        for total in squares.totals.values():
+            total.zero_()
         generator.set_state(state)
         return False
     return True
@@ -199,13 +194,7 @@ def fisher_flops(*, tokens: int, sequences: int, parameters: int, training_flops
     """Count the floating-point operations of an estimate.
 
     The per-sample gradients of a batch cost what its summed gradient costs, so forward and backward count as in
-    training; squaring and adding up takes 2 operations per parameter and sequence more.
-
-    Args:
-        tokens: Tokens read, padding included.
-        sequences: Sequences read.
-        parameters: Parameters of the model.
-        training_flops_per_token: Forward and backward, as counted for training.
+    training; squaring and adding up takes 2 operations per parameter and sequence more. Padding counts as tokens read.
 
     >>> fisher_flops(tokens=1000, sequences=10, parameters=50, training_flops_per_token=300.0)
     301000.0

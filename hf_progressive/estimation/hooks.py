@@ -52,13 +52,9 @@ def untracked_parameters(model: nn.Module) -> Iterator[None]:
 def gradient_hooks(modules: Iterable[nn.Module], receive: Receiver, sequences: int) -> Iterator[Counter[nn.Module]]:
     """Hand every layer's input and output gradient to a function as soon as the backward pass has them.
 
-    A layer that ran once for all sequences, as one for positions does, is made to count for each of them.
-
-    Args:
-        modules: Layers, each of which takes one tensor (B, T, ...) and returns another.
-        receive: Called with (layer, input, gradient of the output) in the order of the backward pass, once for
-            every time the layer ran.
-        sequences: B.
+    Each layer takes one tensor (B, T, ...) and returns another, B `sequences` in front; one that ran once for all
+    sequences, as one for positions does, is made to count for each of them. `receive` is called in the order of the
+    backward pass, once for every time a layer ran.
 
     Yields:
         How many gradients are still to come for each layer.

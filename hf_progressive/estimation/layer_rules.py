@@ -139,18 +139,10 @@ _RMS_NORMS = {
 
 
 def gradient_parts(module: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
-    """Tell what one use of a layer adds to the gradients of its own parameters.
+    """Tell what one use of a layer adds to the gradients of its own parameters, by their names.
 
-    Args:
-        module: A layer; where no closed form is known for its class, `torch.func` differentiates it once more.
-        x: Its input, (B, T, ...).
-        gradient: Gradient with respect to its output, (B, T, ...).
-
-    Returns:
-        A part per name of the layer's own parameters.
-
-    Raises:
-        UnfitLayerError: The sequences cannot be told apart.
+    Its input x and the gradient with respect to its output are (B, T, ...). Where no closed form is known for its
+    class, `torch.func` differentiates it once more; an UnfitLayerError says that the sequences cannot be told apart.
 
     >>> parts = gradient_parts(nn.Linear(3, 2), torch.ones(1, 4, 3), torch.ones(1, 4, 2))
     >>> parts["weight"].left.shape, parts["bias"].values

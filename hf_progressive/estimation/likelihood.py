@@ -52,18 +52,7 @@ def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Se
     """Bring what a data loader yields into one form.
 
     Labels follow Transformers' convention: they are aligned with `input_ids`, and position t is scored on the label of
-    position t + 1. Without labels every token of the attention mask is one.
-
-    Args:
-        batch: Token ids (B, T), or a mapping with `input_ids` and optionally `labels` and `attention_mask`, each
-            (B, T).
-        device: Where the model is.
-
-    Returns:
-        The batch on that device, with targets shifted to the position that predicts them.
-
-    Raises:
-        ValueError: The batch has no `input_ids`, or a tensor is not (B, T).
+    position t + 1. Without labels every token of the attention mask is one. All tensors are (B, T).
 
     >>> read_batch(torch.tensor([[5, 6, 7]]), torch.device("cpu")).targets
     tensor([[   6,    7, -100]])
@@ -93,17 +82,12 @@ def forward_logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
     return logits.to(working_dtype(logits.dtype))
 
 
-def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return each target's negative log-likelihood, in nats, (B, T); 0 where there is none."""
-    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
-    return nll.view_as(targets)
-
-
 def target_nll(model: nn.Module, batch: SequenceBatch, kind: LabelKind, generator: torch.Generator) -> Tensor:
-    """Return `token_nll` of the data's own targets, or of ones sampled from the model."""
+    """Return each target's negative log-likelihood, in nats, (B, T), 0 where there is none; `kind` says whose."""
     logits = forward_logits(model, batch)
     targets = sample_targets(logits, batch.targets, generator) if kind == "true" else batch.targets
-    return token_nll(logits, targets)
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+    return nll.view_as(targets)
 
 
 @torch.no_grad()
@@ -111,15 +95,8 @@ def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator) 
     """Draw a target at every position that has one, from the model's distribution given the data before it.
 
     Each draw inverts the distribution function at one uniform number from a CPU generator, taken in the order of the
-    sequences: how they are grouped into batches makes no difference, nor does the device.
-
-    Args:
-        logits: (B, T, V).
-        targets: (B, T), -100 where there is none.
-        generator: A CPU generator.
-
-    Returns:
-        Sampled ids, (B, T), -100 where `targets` has it.
+    sequences: how they are grouped into batches makes no difference, nor does the device. Logits are (B, T, V),
+    targets and the sampled ids (B, T), -100 where there is none.
     """
     uniform = torch.rand(targets.shape, generator=generator, dtype=torch.float64).flatten()  # (B·T,)
     tokens_at_once = max(1, _SAMPLED_ENTRIES // logits.shape[-1])

@@ -21,12 +21,7 @@ _TILE_ENTRIES = {"cpu": 1 << 21, "accelerator": 1 << 26}
 
 
 def add_squares(total: Tensor, parts: list[GradientPart], sequences: int) -> None:
-    """Add Σ_b (Σ parts)_b² to a running sum.
-
-    Args:
-        total: The sum, of the parameter's shape; changed in place.
-        parts: What each use of the parameter gave, for the same sequences.
-        sequences: B.
+    """Add Σ_b (Σ parts)_b² to a running sum, in place, from what each use of the parameter gave for B sequences.
 
     >>> from hf_progressive.estimation.layer_rules import ProductPart
     >>> total, ones = torch.zeros(2, 3), torch.ones(4, 5, 3)  # 4 sequences of 5 tokens
@@ -85,11 +80,6 @@ class PerSampleSquares:
         """Whether the model, and with it the sums, is divided among processes."""
         return any(isinstance(total, DTensor) for total in self.totals.values())
 
-    def clear(self) -> None:
-        """Start again from zero."""
-        for total in self.totals.values():
-            total.zero_()
-
     def add_one(self, loss: Tensor) -> None:
         """Add the square of the gradient of a scalar computed from one sequence."""
         gradients = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True)
@@ -100,13 +90,10 @@ class PerSampleSquares:
     def add_together(self, sequences: int, loss: Callable[[], Tensor]) -> None:
         """Run one forward and backward pass over a batch and add the squares of its sequences' gradients.
 
-        Args:
-            sequences: B, the number of sequences in the batch.
-            loss: Runs the model and returns a scalar, a sum of terms each of which depends on one sequence.
+        `loss` runs the model and returns a scalar, a sum of terms each of which depends on one sequence.
 
         Raises:
-            UnfitLayerError: The gradients of single sequences cannot be told apart in this model; some may have been
-                added.
+            UnfitLayerError: The gradients of single sequences cannot be told apart; some may have been added.
         """
         waiting: dict[str, list[GradientPart]] = defaultdict(list)
 

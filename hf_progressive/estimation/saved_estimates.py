@@ -1,6 +1,7 @@
 """Fisher diagonals and subspaces on disk: one safetensors file each, which says how it was made."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from hf_progressive import storage
 from hf_progressive.estimation.sharded_sums import whole_tensor
-from hf_progressive.penalty.saved_penalty import LazyTensors
+from hf_progressive.penalty.saved_penalty import LazyTensors, read_tensor
 
 _HEADER_KEY = "hf_progressive"
 
@@ -80,90 +81,15 @@ def save_estimate(
         save_file(content, temporary, metadata=header)
 
 
-def load_fisher(
-    path: str | os.PathLike[str], *, expected: Mapping[str, Tensor] | None = None
-) -> tuple[dict[str, Tensor], FisherRecord]:
-    """Read a Fisher diagonal, and how it was estimated.
-
-    Args:
-        path: A file `save_estimate` wrote.
-        expected: Tensors, parameters for instance, whose names and shapes the file must have exactly.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or of another sort, or its names or shapes are not those expected.
-    """
-    tensors, record = _load(path, FisherRecord)
-    if expected is not None:
-        _check_names(path, set(tensors), set(expected), missing_allowed=False)
-        for name, value in expected.items():
-            if tensors[name].shape != value.shape:
-                raise ValueError(
-                    f"{path}: {name} has shape {tuple(tensors[name].shape)}, the model's has {tuple(value.shape)};"
-                    " the file belongs to another model"
-                )
-    return tensors, record
-
-
-def load_subspace(
-    path: str | os.PathLike[str], *, expected: Mapping[str, int] | None = None
-) -> tuple[dict[str, Tensor], SubspaceRecord]:
-    """Read the bases of a subspace, and how it was learned.
-
-    Args:
-        path: A file `save_estimate` wrote.
-        expected: Outputs per parameter name; the file may hold fewer names, but no others, and must have as many rows.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or of another sort, or its names or rows are not those expected.
-    """
-    tensors, record = _load(path, SubspaceRecord)
-    if expected is not None:
-        _check_names(path, set(tensors), set(expected), missing_allowed=True)
-        for name, basis in tensors.items():
-            if len(basis) != expected[name]:
-                raise ValueError(
-                    f"{path}: the basis of {name} has {len(basis)} rows, the weight has {expected[name]} outputs;"
-                    " the file belongs to another model"
-                )
-    return tensors, record
-
-
 def read_record(path: str | os.PathLike[str], record_type: type[Record]) -> Record:
     """Read how a file's estimate was made, without the estimate."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            return _parse(path, file.metadata(), record_type)
+            header: dict[str, Any] = json.loads((file.metadata() or {}).get(_HEADER_KEY, "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a sound safetensors file ({error}); write it again") from error
-
-
-def open_estimate(path: str | os.PathLike[str], record_type: type[Record]) -> LazyTensors:
-    """Read an estimate one tensor at a time; the file must stay while it is in use."""
-    read_record(path, record_type)
-
-    def read(name: str) -> Tensor:
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a sound safetensors file ({error}); write it again") from error
-        return tensor
-
-    with safe_open(path, framework="pt") as file:
-        return LazyTensors(file.keys(), read)
-
-
-def _load(path: str | os.PathLike[str], record_type: type[Record]) -> tuple[dict[str, Tensor], Record]:
-    record, stored = read_record(path, record_type), open_estimate(path, record_type)
-    return dict(stored), record
-
-
-def _parse(path: str | os.PathLike[str], metadata: Mapping[str, str] | None, record_type: type[Record]) -> Record:
-    header: dict[str, Any] = json.loads((metadata or {}).get(_HEADER_KEY, "{}"))
     if header.pop("type", None) != record_type.__name__:
         raise ValueError(
             f"{path}: holds no {record_type.__name__}; it was not written by this package's save function"
@@ -171,10 +97,8 @@ def _parse(path: str | os.PathLike[str], metadata: Mapping[str, str] | None, rec
     return record_type(**header)
 
 
-def _check_names(path: str | os.PathLike[str], found: set[str], expected: set[str], *, missing_allowed: bool) -> None:
-    missing, unknown = sorted(expected - found), sorted(found - expected)
-    if unknown or (missing and not missing_allowed):
-        raise ValueError(
-            f"{path}: has {len(unknown)} names the model lacks (such as {unknown[:1]}) and lacks"
-            f" {len(missing)} of its names (such as {missing[:1]}); the file belongs to another model"
-        )
+def open_estimate(path: str | os.PathLike[str], record_type: type[Record]) -> LazyTensors:
+    """Read an estimate one tensor at a time; the file must stay while it is in use."""
+    read_record(path, record_type)  # refuses a file that is damaged or of another sort
+    with safe_open(path, framework="pt") as file:
+        return LazyTensors(file.keys(), functools.partial(read_tensor, path))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, zeros
+from torch.distributed.tensor import DTensor, Partial, Shard, zeros
 
 from hf_progressive.distributed.working_dtype import working_dtype
-from hf_progressive.penalty.shards import whole_shape
+from hf_progressive.penalty.shards import sharded_axis, whole_shape
 
 
 def zero_totals(model: nn.Module) -> dict[str, Tensor]:
@@ -24,12 +24,8 @@ def zero_totals(model: nn.Module) -> dict[str, Tensor]:
 def _zero_total(parameter: nn.Parameter) -> Tensor:
     dtype = working_dtype(parameter.dtype)
     if isinstance(parameter, DTensor):
+        sharded_axis(parameter, "the Fisher information")
         mesh, placements = parameter.device_mesh, parameter.placements
-        if placements.count(Shard(0)) != 1 or placements.count(Replicate()) != len(placements) - 1:
-            raise ValueError(
-                f"a parameter of shape {tuple(parameter.shape)} is placed {placements}; the Fisher information follows"
-                " one sharding of dimension 0, as fully_shard does by default"
-            )
         return zeros(parameter.shape, dtype=dtype, device_mesh=mesh, placements=placements)
     if hasattr(parameter, "ds_process_group"):  # ZeRO-3
         mesh = DeviceMesh.from_group(parameter.ds_process_group, parameter.device.type)

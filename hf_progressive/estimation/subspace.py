@@ -21,13 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.estimation.hooks import gradient_hooks, kept_gradients, output_hooks, untracked_parameters
-from hf_progressive.estimation.likelihood import (
-    LabelKind,
-    forward_logits,
-    read_batch,
-    sampling_generator,
-    target_nll,
-)
+from hf_progressive.estimation.likelihood import LabelKind, forward_logits, read_batch, sampling_generator, target_nll
 from hf_progressive.estimation.sharded_sums import sum_over_processes, whole_tensor
 from hf_progressive.penalty.shards import whole_shape
 from hf_progressive.penalty.validation import weight_output_dimension
@@ -66,9 +60,6 @@ def select_weights(model: nn.Module, patterns: Sequence[str] | str | None = None
 
     Returns:
         The layer of each chosen weight, by the weight's name, in the model's order.
-
-    Raises:
-        ValueError: A pattern matches no weight that has an output side.
     """
     modules = _weighted_modules(model)
     if patterns is None:
@@ -275,14 +266,8 @@ def subspace_flops(
 
     An m × n matrix, m ≥ n, has its singular vectors for 6 m n² + 20 n³ operations, a symmetric n × n one its
     eigenvectors for 9 n³ (Golub & Van Loan 2013, chapter 8). Adding up a covariance takes 2 n² per token. Activations
-    need a third of what forward and backward take in training, gradients at outputs two thirds.
-
-    Args:
-        model: The model.
-        source: What the subspace is learned from.
-        parameters: Glob patterns over parameter names, as for `learn_subspace`.
-        tokens: Tokens read, padding included; weights need none.
-        training_flops_per_token: Forward and backward, as counted for training.
+    need a third of what forward and backward take in training, gradients at outputs two thirds. Padding counts as
+    tokens read; weights need none.
 
     >>> subspace_flops(nn.Sequential(nn.Linear(10, 20)))
     32000.0

@@ -45,16 +45,10 @@ class Restraint:
         gradient_scale: float | Tensor = 1.0,
         projection: Tensor | None = None,
     ) -> Tensor:
-        """Compute Φ on the shard, and add its gradient to one.
+        """Compute Φ on the shard, and add `gradient_scale`·∇Φ in place to the gradient found there, if one is given.
 
-        Args:
-            weights: (length,).
-            gradient: (length,), to which `gradient_scale`·∇Φ is added in place; None for none.
-            ewc_lambda: λ.
-            gamma: γ.
-            gradient_scale: By what the gradient found is multiplied.
-            projection: What `projection` returned, summed over processes; needed under γ where the parameter is
-                divided.
+        Weights and gradient are (length,). `projection` is what the method of that name returned, summed over
+        processes; it is needed under γ where the parameter is divided.
 
         Returns:
             (4,): λ·½ Σ Ω ΔW², γ‖(I − UUᵀ)ΔW‖², ‖∇Φ‖² and ‖gradient found / scale‖², over the shard; the last two are 0

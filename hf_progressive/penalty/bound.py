@@ -56,14 +56,9 @@ class BoundParameter:
 class BoundPenalty:
     """Φ for one model as its engine has prepared it; `InheritancePenalty.bind` makes it.
 
-    It holds this process's shards of W₀ and Ω, and of U what they need. Where the model is divided, every process must
-    call every method that computes.
-
-    Args:
-        model: The model, whose parameters stay the same objects on the same devices.
-        parameters: What is restrained, by the names of `model.named_parameters()`.
-        ewc_lambda: λ.
-        gamma: γ.
+    It holds this process's shards of W₀ and Ω, and of U what they need, by the names of `model.named_parameters()`.
+    The model's parameters must stay the same objects on the same devices. Where the model is divided, every process
+    must call every method that computes.
     """
 
     def __init__(

@@ -27,10 +27,8 @@ _SMALL_ELEMENTS = 1 << 16  # below that, tensors are taken together
 class GroupedGradient:
     """Φ's gradient, added to those of parameters that are handed in one after the other.
 
-    Args:
-        ewc_lambda: λ.
-        gamma: γ. The products with U follow `torch.set_float32_matmul_precision`.
-        gradient_scale: By what the gradients found are multiplied.
+    The gradients found are multiplied by `gradient_scale`. Products with U follow
+    `torch.set_float32_matmul_precision`.
     """
 
     def __init__(self, ewc_lambda: float, gamma: float, gradient_scale: float) -> None:

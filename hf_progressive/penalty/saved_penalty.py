@@ -35,6 +35,16 @@ class LazyTensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
+def read_tensor(path: str | os.PathLike[str], name: str) -> Tensor:
+    """Read one tensor of a safetensors file, or raise a ValueError that names both."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {name} cannot be read ({error}); the file is damaged") from error
+    return tensor
+
+
 def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) -> None:
     """Write a penalty's tensors, λ and γ to a folder, whole or not at all, holding at most about 1 GiB at a time.
 
@@ -61,15 +71,7 @@ def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) ->
 def load_saved_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty:
     """Read back what `save_penalty` wrote; a `phi` folder inside a checkpoint is one.
 
-    Args:
-        folder: The folder. It must stay while the penalty is in use: tensors are read when they are needed.
-
-    Returns:
-        The penalty.
-
-    Raises:
-        FileNotFoundError: There is no description in the folder.
-        ValueError: The description is damaged.
+    The folder must stay while the penalty is in use: tensors are read when they are needed.
     """
     description = read_json(Path(folder) / DESCRIPTION_NAME)
     try:
@@ -83,16 +85,7 @@ def load_saved_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty:
 
 
 def _stored(folder: Path, files: Mapping[str, str]) -> LazyTensors:
-    def read(name: str) -> Tensor:
-        path = folder / files[name]
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: {name} cannot be read ({error}); the file is damaged") from error
-        return tensor
-
-    return LazyTensors(files, read)
+    return LazyTensors(files, lambda name: read_tensor(folder / files[name], name))
 
 
 def _write(folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:

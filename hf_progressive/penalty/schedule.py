@@ -18,12 +18,6 @@ def schedule_factor(schedule: str, progress: float, until: float = 1.0) -> float
         until: Fraction of the run at which the factor is 0, above 0. Above 1 the run ends before that: a run cut
             short follows the same course as a longer one.
 
-    Returns:
-        A number in [0, 1].
-
-    Raises:
-        ValueError: The schedule is unknown, or `until` is not above 0.
-
     >>> [schedule_factor(name, 0.25, until=0.5) for name in PHI_SCHEDULES]
     [1.0, 0.5, 0.5]
     >>> schedule_factor("constant", 0.5, until=0.5)

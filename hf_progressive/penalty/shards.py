@@ -64,20 +64,13 @@ class RowShard(ParameterShard):
 
     def __init__(self, parameter: nn.Parameter, tensor: DTensor) -> None:
         self.parameter, self.shape = parameter, tuple(parameter.shape)
-        mesh, placements = tensor.device_mesh, tensor.placements
-        sharded = [axis for axis, placement in enumerate(placements) if placement == Shard(0)]
-        others = [p for axis, p in enumerate(placements) if axis not in sharded]
-        if len(sharded) != 1 or any(not isinstance(p, Replicate) for p in others):
-            raise ValueError(
-                f"a parameter of shape {self.shape} is placed {placements}; Φ follows one sharding of dimension 0, "
-                "as fully_shard does by default, not tensor parallelism"
-            )
+        mesh, axis = tensor.device_mesh, sharded_axis(tensor, "Φ")
         # torch.chunk's rule, which Shard follows: equal shards, the last ones shorter or empty
-        rows, processes = self.shape[0], mesh.size(sharded[0])
-        first = min(mesh.get_local_rank(sharded[0]) * -(-rows // processes), rows)
+        rows, processes = self.shape[0], mesh.size(axis)
+        first = min(mesh.get_local_rank(axis) * -(-rows // processes), rows)
         self.start = first * (parameter.numel() // rows if rows else 0)
         self.length = tensor.to_local().numel()
-        self.group = mesh.get_group(sharded[0])
+        self.group = mesh.get_group(axis)
 
     def weights(self) -> Tensor:
         return _local(self.parameter.detach())
@@ -158,9 +151,6 @@ class ZeroFragment(ParameterShard):
 def shard_of(parameter: nn.Parameter) -> ParameterShard:
     """Return what this process holds of a parameter of a model as its engine has prepared it.
 
-    Raises:
-        ValueError: The parameter is divided in a way Φ does not follow.
-
     >>> shard = shard_of(nn.Parameter(torch.ones(3, 2)))
     >>> shard.shape, shard.start, shard.length, shard.is_whole
     ((3, 2), 0, 6, True)
@@ -172,6 +162,17 @@ def shard_of(parameter: nn.Parameter) -> ParameterShard:
     if hasattr(parameter, "_hp_mapping"):
         return ZeroFragment(parameter)
     return WholeShard(parameter)
+
+
+def sharded_axis(tensor: DTensor, follower: str) -> int:
+    """Return the axis of the mesh that divides a tensor's rows, or refuse any other placement for `follower`."""
+    placements = tensor.placements
+    if placements.count(Shard(0)) != 1 or placements.count(Replicate()) != len(placements) - 1:
+        raise ValueError(
+            f"a parameter of shape {tuple(tensor.shape)} is placed {placements}; {follower} follows one sharding of "
+            "dimension 0, as fully_shard does by default, not tensor parallelism"
+        )
+    return placements.index(Shard(0))
 
 
 def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
@@ -203,9 +204,7 @@ def rows_held(start: int, length: int, columns: int) -> slice:
 def shared_rows(layout: Sequence[tuple[int, int]], columns: int) -> tuple[int, ...]:
     """Return the rows of a matrix that more than one process holds a part of, in rising order.
 
-    Args:
-        layout: Start and length of each process's flat shard; they cover the matrix.
-        columns: Elements of a row.
+    `layout` has start and length of each process's flat shard; together they cover the matrix.
 
     >>> shared_rows([(0, 4), (4, 5), (9, 3)], columns=3)
     (1,)

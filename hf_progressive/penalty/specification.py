@@ -104,7 +104,7 @@ class InheritancePenalty:
             ValueError: As from `validate`, or the model is divided in a way Φ does not follow.
         """
         parameters = dict(model.named_parameters())
-        names = self._names(model)
+        names = canonical_names(model, self.anchor)
         shards = {name: shard_of(parameters[name]) for name in names}
         layouts = gather_layouts(shards)
         bound = {
@@ -124,7 +124,7 @@ class InheritancePenalty:
                 anchor is the model's own parameter.
         """
         parameters = dict(model.named_parameters())
-        for canonical, name in self._names(model).items():
+        for canonical, name in canonical_names(model, self.anchor).items():
             for kind in self.tensors:
                 self._read(kind, name, parameters[canonical], output_dimension(model, canonical))
 
@@ -186,11 +186,6 @@ class InheritancePenalty:
             `anchor`, `fisher`, `subspace` → 64 hexadecimal digits, over names, dtypes, shapes and bytes.
         """
         return {kind: _digest(tensors) for kind, tensors in self.tensors.items()}
-
-    def _names(self, model: nn.Module) -> dict[str, str]:
-        # the name model.named_parameters() has → the name the anchor has
-        require_known("the anchor", self.anchor, dict(model.named_parameters(remove_duplicate=False)), "the model")
-        return canonical_names(model, self.anchor)
 
     def _read(self, kind: str, name: str, parameter: nn.Parameter, output: int) -> Tensor | None:
         tensor = self.tensors[kind].get(name)

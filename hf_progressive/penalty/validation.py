@@ -31,9 +31,9 @@ def weight_output_dimension(module: nn.Module) -> int:
 
 
 def canonical_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Return, for each parameter named, the name `named_parameters` has for it and the one given.
+    """Return, for each parameter the anchor names, the name `named_parameters` has for it and the one given.
 
-    Of tied parameters any name may be given, or several: the canonical one is preferred.
+    Of tied parameters any name may be given, or several: the canonical one is preferred. Unknown names are refused.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> model[1].weight = model[0].weight
@@ -42,6 +42,7 @@ def canonical_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     everything = dict(model.named_parameters(remove_duplicate=False))
+    require_known("the anchor", names, everything, "the model")
     chosen: dict[str, str] = {}
     for name in names:
         canonical = first[id(everything[name])]
@@ -67,12 +68,7 @@ def require_known(kind: str, names: Iterable[str], known: Iterable[str], where: 
 def check_fit(kind: str, name: str, tensor: Tensor, parameter: nn.Parameter, output: int) -> None:
     """Raise a ValueError unless a tensor of W₀, Ω or U can restrain the parameter that the mappings call `name`.
 
-    Args:
-        kind: "anchor", "fisher" or "subspace".
-        name: As the message shows it.
-        tensor: The tensor.
-        parameter: The model's.
-        output: As `output_dimension` gives it.
+    `kind` is "anchor", "fisher" or "subspace", `output` what `output_dimension` returns.
     """
     shape = whole_shape(parameter)
     if kind == "subspace":

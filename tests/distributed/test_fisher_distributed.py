@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from hf_progressive.estimation.fisher import estimate_fisher
-from hf_progressive.estimation.saved_estimates import FisherRecord, load_fisher, save_estimate
+from hf_progressive.estimation.saved_estimates import FisherRecord, open_estimate, read_record, save_estimate
 from hf_progressive.estimation.subspace import learn_subspace
 
 WORLD = 2
@@ -132,7 +132,8 @@ def test_zero_3_estimates_what_one_process_does(tmp_path):
     for name in CONFIGS:
         model = build(name).float()
         expected = fisher_of(model, [all_sequences()])
-        divided, _ = load_fisher(tmp_path / f"{name}.safetensors", expected=dict(model.named_parameters()))
+        divided = open_estimate(tmp_path / f"{name}.safetensors", FisherRecord)
+        assert divided.keys() == dict(model.named_parameters()).keys()
         assert_same({n: divided[n] for n in expected}, expected, rtol=1e-4)
         for source in ("weights", "gradients"):
             learned = learn_subspace(model, [all_sequences()], source=source, rank=3)
@@ -160,9 +161,10 @@ def test_two_processes_estimate_what_one_does(name, outcome):
     expected = fisher_of(model, [all_sequences()])
     assert_same(results[name, "reduced"], expected)
     assert_same(results[name, "alone"], expected)  # reduced only if asked
-    divided, record = load_fisher(folder / f"{name}.safetensors", expected=dict(model.named_parameters()))
+    divided = open_estimate(folder / f"{name}.safetensors", FisherRecord)
+    assert divided.keys() == dict(model.named_parameters()).keys()
     assert_same({n: divided[n] for n in expected}, expected)
-    assert record == RECORD
+    assert read_record(folder / f"{name}.safetensors", FisherRecord) == RECORD
     assert_same(results[name, "normalized"], fisher_of(model, [all_sequences()], normalize="mean"))
 
 
