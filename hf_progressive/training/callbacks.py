@@ -41,9 +41,7 @@ def evenly_spaced(steps: int, count: int) -> set[int]:
 class ProgressBar(TrainerCallback):
     """One bar per run: step, time left, training loss, tokens per second, MFU, validation bits per byte.
 
-    Args:
-        title: What stands before it.
-        bits_per_nat_token: Bits per byte over the validation loss in nats per token.
+    `bits_per_nat_token` is bits per byte over the validation loss in nats per token.
     """
 
     def __init__(self, title: str, bits_per_nat_token: float) -> None:
@@ -79,13 +77,7 @@ class ProgressBar(TrainerCallback):
 
 
 class KeepStableCheckpoint(TrainerCallback):
-    """Keep the weights as they are where the decay begins: the model to continue training from.
-
-    Args:
-        save: Saves the model to a folder, such as a trainer's `save_pretrained_whole`.
-        folder: Where they go.
-        step: The optimizer step after which to save; for `warmup_stable_decay`, `max_steps - num_decay_steps`.
-    """
+    """Keep the weights as they are where the decay begins, after optimizer step `step`: to continue training from."""
 
     def __init__(self, save: Callable[[Path], None], folder: Path, step: int) -> None:
         self._save, self._folder, self._step = save, folder, step

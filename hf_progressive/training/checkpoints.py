@@ -45,9 +45,7 @@ def write_fresh(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, fo
 def written_whole(target: Path, *, writes: bool) -> Iterator[tuple[Path, dict[str, str]]]:
     """Let all processes write a checkpoint into a folder aside, which one then moves into place with a manifest.
 
-    Args:
-        target: Where to; replaced if it exists.
-        writes: Whether this process is the one, or the one of its disk.
+    What stood at the target is replaced. `writes` says whether this process is the one, or the one of its disk.
 
     Yields:
         The folder aside, and where to put SHA-256 digests that are known already, by file.
@@ -87,14 +85,6 @@ def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     'checkpoint-10'
     """
     return next((path for path in reversed(_checkpoints(Path(folder))) if is_complete(path)), None)
-
-
-def existing_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """Return the newest complete checkpoint of a run, or raise a ValueError."""
-    checkpoint = newest_complete_checkpoint(folder)
-    if checkpoint is None:
-        raise ValueError(f"{folder}: holds no complete checkpoint to resume from; train without resuming")
-    return checkpoint
 
 
 def check_checkpoint(
@@ -147,9 +137,8 @@ def rotate(written: Path, limit: int | None, best: str | None) -> None:
 def remove_leftovers(folder: Path, *, spared: Collection[str] = ()) -> None:
     """Delete what killed processes were writing, which never stands under a checkpoint's own name.
 
-    Args:
-        folder: A Trainer's `output_dir`, or a run folder, in which no other process trains.
-        spared: Names of folders directly below it that are not looked into.
+    The folder is a Trainer's `output_dir`, or a run folder, in which no other process trains. Folders directly below
+    it that are `spared` by name are not looked into.
     """
     storage.remove_leftovers(folder, spared=spared)
     for place, folders, _ in os.walk(folder):
@@ -161,17 +150,12 @@ def remove_leftovers(folder: Path, *, spared: Collection[str] = ()) -> None:
 def keep_penalty(penalty: InheritancePenalty, folder: Path) -> None:
     """Write a run's penalty once beside its checkpoints, to be linked into each."""
     kept = folder / PENALTY_NAME
-    if is_complete(kept) and read_json(kept / DESCRIPTION_NAME)["fingerprint"] == penalty.fingerprint():
-        return
-    save_penalty(penalty, kept)
+    if not is_complete(kept) or read_json(kept / DESCRIPTION_NAME)["fingerprint"] != penalty.fingerprint():
+        save_penalty(penalty, kept)
 
 
 def link_penalty(folder: Path, checkpoint: Path) -> dict[str, str]:
-    """Put the penalty kept beside the checkpoints into one, as hard links where the file system has them.
-
-    Returns:
-        SHA-256 of the files, by name relative to the checkpoint.
-    """
+    """Put the penalty kept beside the checkpoints into one, by hard links if possible; return the files' SHA-256."""
     kept = folder / PENALTY_NAME
     shutil.copytree(kept, checkpoint / PENALTY_NAME, copy_function=link_or_copy)
     files = read_json(kept / MANIFEST_NAME)["files"]

@@ -14,8 +14,7 @@ _FIGURES = (LOSS, PENALTY, GRADIENT, WEIGHTS)
 class FiniteWatch:
     """What became NaN or infinite since the last reading, by one small kernel a figure and without waiting for it.
 
-    Args:
-        accelerator: The processes: what spoils one spoils all.
+    What spoils one process of the accelerator spoils all.
 
     >>> watch = FiniteWatch(Accelerator())
     >>> watch.note(LOSS, torch.tensor(2.0)); watch.read()

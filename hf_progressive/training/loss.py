@@ -37,8 +37,7 @@ _NOT_PREDICTED = -100
 def return_loss_alone(model: nn.Module) -> bool:
     """Give a stock model's forward pass the option `loss_alone`, with which it returns the loss and nothing else.
 
-    Returns:
-        Whether it has the option now; no where something has already changed its forward pass.
+    Return whether it has the option now: not where something has already changed its forward pass.
     """
     if not isinstance(model, PreTrainedModel) or "forward" in vars(model):
         return False
@@ -60,26 +59,28 @@ def return_loss_alone(model: nn.Module) -> bool:
 
 
 def filled_up(inputs: dict[str, Any], *, rows: int) -> dict[str, Any]:
-    """Fill a micro-batch up with sequences that predict nothing, so that compiled code meets one size.
+    """Fill a micro-batch up to so many rows that predict nothing, so that compiled code meets one size.
 
-    Args:
-        inputs: Tensors of equally many rows, `labels` among them; anything else is returned as it is.
-        rows: Rows wanted.
-
-    Returns:
-        The micro-batch, whose mean loss is the same but for rounding.
+    The mean loss stays the same but for rounding. What is no tensors of equally many rows, `labels` among them, is
+    returned as it is.
 
     >>> filled_up({"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[5, 6]])}, rows=2)["labels"].tolist()
     [[5, 6], [-100, -100]]
     """
-    if "labels" not in inputs or not all(isinstance(value, Tensor) and value.ndim for value in inputs.values()):
+    size = _rows_of(inputs)
+    if "labels" not in inputs or size is None or size >= rows:
         return inputs
-    missing = rows - len(inputs["labels"])
-    if missing <= 0 or len({len(value) for value in inputs.values()}) > 1:
-        return inputs
+    missing = rows - size
     filled = {name: torch.cat([value, value[-1:].expand(missing, *value.shape[1:])]) for name, value in inputs.items()}
     filled["labels"][-missing:] = _NOT_PREDICTED
     return filled
+
+
+def _rows_of(inputs: dict[str, Any]) -> int | None:
+    # None unless all are tensors of equally many rows
+    tensors = all(isinstance(value, Tensor) and value.ndim for value in inputs.values())
+    sizes = {len(value) for value in inputs.values()} if tensors else set()
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def causal_loss(
@@ -89,7 +90,6 @@ def causal_loss(
     *,
     divisor: float = 1.0,
     soft_cap: float | None = None,
-    part_bytes: int | None = None,
 ) -> Tensor:
     """Sum the cross-entropy of targets, their logits formed for some rows at a time.
 
@@ -102,7 +102,6 @@ def causal_loss(
         targets: (rows,); −100 is no target.
         divisor: By what the logits are divided.
         soft_cap: The soft cap; None for none.
-        part_bytes: Bytes of float32 logits formed at once; None takes `PART_BYTES`.
 
     Returns:
         A scalar, in at least float32.
@@ -111,7 +110,7 @@ def causal_loss(
     >>> round(float(causal_loss(h, head, torch.tensor([0, 1, -100]))), 4)  # 2 · ln 4
     2.7726
     """
-    rows = max(1, (PART_BYTES if part_bytes is None else part_bytes) // (4 * head.shape[0]))
+    rows = max(1, PART_BYTES // (4 * head.shape[0]))
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
@@ -141,20 +140,13 @@ class LastBatch:
     def of(cls, accelerator: Accelerator, inputs: dict[str, Any]) -> "LastBatch | None":
         """Take the repetitions out of a micro-batch that a data loader of the accelerator has just given out.
 
-        Returns:
-            The batch; None where it has no repetitions, or holds anything but tensors of equally many rows.
+        Return None where it has no repetitions, or holds anything but tensors of equally many rows.
         """
-        state = accelerator.gradient_state
-        if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        state, size = accelerator.gradient_state, _rows_of(inputs)
+        if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0 or size is None:
             return None
         if getattr(accelerator, "parallelism_config", None) is not None:  # several processes may read the same
             return None
-        if not all(isinstance(value, Tensor) and value.ndim for value in inputs.values()):
-            return None
-        sizes = {len(value) for value in inputs.values()}
-        if len(sizes) != 1:
-            return None
-        size = sizes.pop()
         rows = min(max(state.remainder - accelerator.process_index * size, 0), size)
         own = {name: value[: rows or size] for name, value in inputs.items()}
         return cls(accelerator=accelerator, inputs=own, rows=rows)

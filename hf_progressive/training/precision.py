@@ -24,16 +24,8 @@ def device_settings(training: TrainingConfig) -> dict[str, Any]:
     """Choose Trainer's arguments of precision, compilation and copies by the device.
 
     On a CUDA device: bfloat16 autocast where it has that, and compiled, unless the configuration says otherwise.
-    Under DeepSpeed and FSDP nothing is compiled unless it is asked for. Elsewhere: float32, not compiled.
-
-    Args:
-        training: The configuration; what its `arguments` state is not chosen here.
-
-    Returns:
-        Arguments by name; none on a CPU with the default configuration.
-
-    Raises:
-        ValueError: The configuration wants float32 and the launch mixed precision.
+    Under DeepSpeed and FSDP nothing is compiled unless it is asked for. Elsewhere: float32, not compiled. What the
+    configuration's `arguments` state is not chosen here.
     """
     given, settings = training.arguments, dict[str, Any]()
     launched = _NAMES.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "float32")
@@ -58,9 +50,8 @@ def device_settings(training: TrainingConfig) -> dict[str, Any]:
 def describe(trainer: Trainer) -> dict[str, Any]:
     """Say what a trainer computes in.
 
-    Returns:
-        `precision` (`float32`, `bfloat16` or `float16`, of the products; weights are float32), `compiled`, `tf32`
-        (whether float32 products are rounded to it) and `attention`.
+    That is `precision` (`float32`, `bfloat16` or `float16`, of the products; weights are float32), `compiled`, `tf32`
+    (whether float32 products are rounded to it) and `attention`.
     """
     device = trainer.args.device
     has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # from Ampere on
@@ -110,12 +101,8 @@ def attend_without_masks(model: PreTrainedModel, context: int) -> bool:
     SDPA's flash kernels do not run. An attention function without a mask function gets none
     (https://huggingface.co/docs/transformers/attention_interface).
 
-    Args:
-        model: A causal language model; from now on it must see such blocks alone.
-        context: Tokens of a block.
-
-    Returns:
-        Whether it does; no where the model does not use SDPA or has a window.
+    From now on the model must see such blocks alone. Return whether it does so; not where it does not use SDPA or has
+    a window.
     """
     config = model.config
     if config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():

@@ -4,7 +4,6 @@ Time is read where the run stops anyway, at logs, evaluations and checkpoints, s
 """
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,61 +15,39 @@ from hf_progressive.distributed.accelerators import device_name, peak_flops
 class ThroughputMeter(TrainerCallback):
     """Divides a run's time into training, evaluation and saving.
 
-    It must stand after the callbacks that decide when to log, to evaluate and to save.
-
-    Args:
-        step_tokens: Tokens per optimizer step, over all processes.
-        flops_per_token: Training FLOPs per token.
-        device: This process's device.
-        processes: Processes that train together, each with such a device.
-        peak: FLOPs per second of one device; None takes the table's for the device, if it has it.
-        clock: Seconds.
+    It must stand after the callbacks that decide when to log, to evaluate and to save. `step_tokens` are those of an
+    optimizer step over all processes, each of which trains on a device such as this one.
     """
 
-    def __init__(
-        self,
-        *,
-        step_tokens: int,
-        flops_per_token: float,
-        device: torch.device,
-        processes: int = 1,
-        peak: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, *, step_tokens: int, flops_per_token: float, device: torch.device, processes: int = 1) -> None:
         self.step_tokens, self.flops_per_token = step_tokens, flops_per_token
         self.device, self.processes = device, processes
         self.seconds = {"training": 0.0, "evaluation": 0.0, "saving": 0.0}
         """Seconds by what they went into."""
-        self._peak = peak_flops(device) if peak is None else peak
-        self._clock = clock
-        self._mark = clock()
+        self._peak = peak_flops(device)
+        self._mark = time.monotonic()
         self._saved = 0.0  # seconds of saving since the mark, which belong to no other part
         self._steps = 0
         self._first_step = 0
         self._logged = (0, 0.0)  # step and seconds of training at the last log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
         self.seconds = dict.fromkeys(self.seconds, 0.0)
-        self._mark, self._saved = self._clock(), 0.0
+        self._mark, self._saved = time.monotonic(), 0.0
         self._first_step, self._steps, self._logged = state.global_step, 0, (state.global_step, 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End a stretch of training where something else follows."""
         if control.should_log or control.should_evaluate or control.should_save:
             self._steps = state.global_step - self._first_step
             self._count("training")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End an evaluation."""
         self._count("evaluation")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the writing of a checkpoint."""
         self._count("saving")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock."""
         self._steps = state.global_step - self._first_step
         self._count("training")
 
@@ -114,7 +91,7 @@ class ThroughputMeter(TrainerCallback):
     def _count(self, part: str) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # what was queued is part of this stretch
-        now = self._clock()
+        now = time.monotonic()
         saved, self._saved = min(self._saved, now - self._mark), 0.0
         self.seconds["saving"] += saved
         self.seconds[part] += now - self._mark - saved

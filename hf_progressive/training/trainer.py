@@ -31,7 +31,6 @@ from hf_progressive.penalty.step_log import StepLog
 from hf_progressive.training.arguments import ProgressiveTrainingArguments
 from hf_progressive.training.checkpoints import (
     check_checkpoint,
-    existing_checkpoint,
     keep_penalty,
     link_penalty,
     newest_complete_checkpoint,
@@ -44,9 +43,6 @@ from hf_progressive.training.loss import LastBatch, filled_up, return_loss_alone
 from hf_progressive.training.throughput import ThroughputMeter
 
 __all__ = ["NonFiniteLossError", "ProgressiveTrainer", "ProgressiveTrainingArguments", "TrainingInterrupted"]
-
-_TRAINER_STATE_NAME = "trainer_state.json"
-_TRAINING_ARGUMENTS_NAME = "training_args.bin"
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -130,7 +126,10 @@ class ProgressiveTrainer(Trainer):
                 checkpoint saved.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(existing_checkpoint(self.args.output_dir))
+            newest, run_dir = newest_complete_checkpoint(self.args.output_dir), self.args.output_dir
+            if newest is None:
+                raise ValueError(f"{run_dir}: holds no complete checkpoint to resume from; train without resuming")
+            resume_from_checkpoint = str(newest)
         if resume_from_checkpoint:
             reads = self.args.should_save  # the process that writes to a disk reads from it
             check_checkpoint(Path(resume_from_checkpoint), self.penalty, branches=branches, reads=reads)
@@ -318,7 +317,7 @@ class ProgressiveTrainer(Trainer):
             if self.state.best_model_checkpoint == str(staged):
                 self.state.best_model_checkpoint = str(target)
                 if self.args.should_save:
-                    self.state.save_to_json(str(staged / _TRAINER_STATE_NAME))
+                    self.state.save_to_json(str(staged / "trainer_state.json"))
             if self.penalty is not None and self.args.should_save and self._saves_state:
                 known.update(link_penalty(run_dir, staged))
         if self.args.push_to_hub:
@@ -332,15 +331,14 @@ class ProgressiveTrainer(Trainer):
     def save_pretrained_whole(self, folder: str | os.PathLike[str]) -> None:
         """Save the model and tokenizer as a stock checkpoint, complete or not at all; every process must call it.
 
-        Args:
-            folder: Where to; replaced if it exists.
+        A checkpoint that stands there is replaced.
         """
         started = time.monotonic()
         self._require_finite()
         with written_whole(Path(folder), writes=self.args.should_save) as (staged, _):
             self.save_model(str(staged), _internal_call=True)
             if self.args.should_save:
-                (staged / _TRAINING_ARGUMENTS_NAME).unlink(missing_ok=True)
+                (staged / "training_args.bin").unlink(missing_ok=True)
         if self.meter is not None:
             self.meter.saving(time.monotonic() - started)
 

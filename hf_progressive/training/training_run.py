@@ -133,9 +133,6 @@ class TrainingResult:
 def micro_batches(training: TrainingConfig, context: int, processes: int) -> tuple[int, int]:
     """Return blocks per micro-batch and process, and micro-batches per step: the fewest that fit.
 
-    Raises:
-        ValueError: The step's blocks do not divide among the processes.
-
     >>> micro_batches(TrainingConfig(batch_tokens=4096, micro_batch_size=6), context=256, processes=2)
     (4, 2)
     """
@@ -154,9 +151,6 @@ def training_arguments(run: TrainingRun, context: int) -> ProgressiveTrainingArg
     """Return Trainer's arguments for a run: warm-up, constant rate, linear decay; blocks in order.
 
     Evaluation and saving are left to the run's own `Milestones`.
-
-    Raises:
-        ValueError: The configuration's `training.arguments` name an unknown argument, or one that the ladder sets.
     """
     training = run.training
     check_arguments(training.arguments)
@@ -239,16 +233,10 @@ def block_trainer(
     callbacks: Sequence[TrainerCallback],
     **options: Any,
 ) -> ProgressiveTrainer:
-    """Build the trainer of a run: a model that learns from blocks of one length.
+    """Build the trainer of a run: a model that learns from blocks of `context` tokens, and from now on sees no others.
 
-    Args:
-        args: From `training_arguments`.
-        model: The initial model; from now on it must see such blocks alone.
-        blocks: What it trains on.
-        context: Tokens per block.
-        penalty: Φ, in the coordinates of the model; None for none.
-        callbacks: What evaluates, saves, logs and stops it: nothing else does.
-        **options: As for `Trainer`.
+    Φ is in the coordinates of the model. The callbacks evaluate, save, log and stop the run: nothing else does.
+    Further options are as for `Trainer`.
     """
     attend_without_masks(model, context)
     trainer = ProgressiveTrainer(
@@ -272,13 +260,7 @@ def train_run(
     penalty: InheritancePenalty | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[TrainingResult, ProgressiveTrainer]:
-    """Train one run, from its initial checkpoint or from its newest complete one.
-
-    Args:
-        run: The run.
-        corpus: What to train and to validate on.
-        penalty: Φ, in the coordinates of the run's model; None for none.
-        callbacks: Further callbacks for the trainer.
+    """Train one run, from its initial checkpoint or from its newest complete one; Φ is in its model's coordinates.
 
     Returns:
         What was measured, and the trainer, which holds the trained model.

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hf_progressive.training import throughput
 from hf_progressive.training.throughput import ThroughputMeter
 
 STEP_SECONDS, EVALUATION_SECONDS, SAVE_SECONDS, STABLE_SECONDS = 2.0, 7.0, 11.0, 5.0
@@ -47,15 +48,21 @@ def run(meter, clock, *, steps, first=0, log_at=(), evaluate_at=(), save_at=(), 
     return logs
 
 
-def meter_of(clock, **changes):
-    settings = {"step_tokens": 512, "flops_per_token": 1e6, "device": torch.device("cpu"), "clock": clock}
-    return ThroughputMeter(**{**settings, **changes})
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+def new_meter(processes=1):
+    return ThroughputMeter(step_tokens=512, flops_per_token=1e6, device=torch.device("cpu"), processes=processes)
 
 
 @pytest.mark.parametrize("stable_at", [None, 3, 4])
-def test_only_training_counts_towards_the_speed(stable_at):
-    clock = Clock()
-    meter = meter_of(clock, processes=4, peak=1e9)
+def test_only_training_counts_towards_the_speed(clock, stable_at, monkeypatch):
+    monkeypatch.setattr(throughput, "peak_flops", lambda device: 1e9)
+    meter = new_meter(processes=4)
     logs = run(meter, clock, steps=8, log_at=(4, 8), evaluate_at=(0, 4, 6), save_at=(4, 8), stable_at=stable_at)
     rate = 512 / STEP_SECONDS
     assert logs == {step: pytest.approx({"tokens_per_second": rate, "mfu": rate * 1e6 / (4 * 1e9)}) for step in (4, 8)}
@@ -66,17 +73,15 @@ def test_only_training_counts_towards_the_speed(stable_at):
     assert summary["tokens_per_second"] == pytest.approx(rate)
 
 
-def test_a_continued_run_counts_what_it_did_itself():
-    clock = Clock()
-    meter = meter_of(clock)
+def test_a_continued_run_counts_what_it_did_itself(clock):
+    meter = new_meter()
     logs = run(meter, clock, steps=8, first=6, log_at=(8,), evaluate_at=(8,))
     assert logs == {8: {"tokens_per_second": pytest.approx(256.0)}}  # no peak is known of a CPU
     assert meter.summary()["tokens"] == 2 * 512
     assert meter.summary()["mfu"] is None
 
 
-def test_a_run_without_a_step_has_no_speed():
-    clock = Clock()
-    meter = meter_of(clock)
+def test_a_run_without_a_step_has_no_speed(clock):
+    meter = new_meter()
     run(meter, clock, steps=8, first=8)
     assert (meter.summary()["tokens_per_second"], meter.summary()["tokens"]) == (None, 0)
