@@ -78,7 +78,12 @@ def prepare_corpus(config: DataConfig, context: int, folder: str | Path, *, num_
 def _write_corpus(config: DataConfig, context: int, folder: Path, unfinished: Path, num_proc: int | None) -> None:
     holdout = corpus_holdout(config)
     documents = None if config.streaming else read_documents(config)
-    _begin_or_go_on(unfinished, {"corpus": corpus_identity(config, context), **_rows_identity(documents)})
+    source: dict[str, Any] = {"corpus": corpus_identity(config, context)}
+    if documents is not None:
+        # These tell that a source has not changed since some of it was tokenized: `datasets` keeps what it has read in
+        # files whose names depend on the source's, their sizes and their times.
+        source |= {"rows": len(documents), "files": [entry["filename"] for entry in documents.cache_files]}
+    _begin_or_go_on(unfinished, source)
 
     def texts(*, held_out: bool) -> Iterator[str]:
         rows = DocumentStream(config) if documents is None else ([row["text"]] for row in documents)
@@ -123,14 +128,6 @@ def _write_corpus(config: DataConfig, context: int, folder: Path, unfinished: Pa
         "counts": counts,
     }
     storage.write_json(folder / RECORD_NAME, record)
-
-
-def _rows_identity(documents: datasets.Dataset | None) -> dict[str, Any]:
-    # What tells that a source has not changed since some of it was tokenized: `datasets` keeps what it has read in
-    # files whose names depend on the source's, their sizes and their times.
-    if documents is None:
-        return {}
-    return {"rows": len(documents), "files": [entry["filename"] for entry in documents.cache_files]}
 
 
 def _begin_or_go_on(unfinished: Path, source: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ import copy
 import functools
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -164,7 +163,9 @@ def _compare(
     length = min(context, max_length)
     total = torch.zeros((), dtype=torch.float64)
     largest = largest_difference = 0.0
-    for tokens in _random_tokens(vocabulary, sequences, length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(sequences):
+        tokens = torch.randint(vocabulary, (1, length), generator=generator)  # (1, length)
         expected = _logits(parent, tokens)  # (length, V)
         actual = _logits(child, tokens)[:, :vocabulary].to(expected.device)  # (length, V)
         largest = max(largest, expected.abs().max().item())
@@ -203,12 +204,6 @@ def _vocabulary(model: PreTrainedModel) -> int:
 
 def _context(model: PreTrainedModel) -> int:
     return int(model.config.max_position_embeddings)
-
-
-def _random_tokens(vocabulary: int, sequences: int, length: int, seed: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(sequences):
-        yield torch.randint(vocabulary, (1, length), generator=generator)  # (1, length)
 
 
 _PRODUCTS = (Tensor.__matmul__, Tensor.matmul, torch.matmul)
