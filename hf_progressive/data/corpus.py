@@ -71,7 +71,11 @@ class Corpus:
 
     @property
     def bits_per_nat_token(self) -> float:
-        """Bits per byte over the mean loss in nats, on the validation part (see `evaluation.bits_per_byte`)."""
+        """Bits per byte over the mean loss in nats, on the validation part (see `evaluation.bits_per_byte`).
+
+        Every block predicts the same number of tokens, all but its first, so that a Trainer's mean over blocks is the
+        mean over tokens, and the conversion is exact. (Blocks must mark their first label as no target: `as_block`.)
+        """
         predicted = len(self.validation) * (self.context - 1)
         return predicted / (math.log(2) * self.validation_bytes)
 

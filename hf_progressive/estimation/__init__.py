@@ -1,6 +1,6 @@
 """Fisher information and subspaces of a trained model: estimates that Φ is made of."""
 
-from hf_progressive.estimation.fisher import estimate_fisher, fisher_flops
+from hf_progressive.estimation.fisher import estimate_fisher
 from hf_progressive.estimation.saved_estimates import FisherRecord, SubspaceRecord, save_estimate
 from hf_progressive.estimation.subspace import learn_subspace
 
@@ -8,7 +8,6 @@ __all__ = [
     "FisherRecord",
     "SubspaceRecord",
     "estimate_fisher",
-    "fisher_flops",
     "learn_subspace",
     "save_estimate",
 ]

@@ -52,14 +52,10 @@ def select_weights(model: nn.Module, patterns: Sequence[str] | str | None = None
 
     The default is every `Linear` and `Conv1D` weight except the language-model head. Embedding and head are left out
     because their rows belong to single tokens: a rare token's row hardly shapes the leading directions and would be
-    held still for that alone, and a tied matrix has two output sides, its features and its vocabulary.
+    held still for that alone, and a tied matrix has two output sides, its features and its vocabulary. `patterns` are
+    globs over parameter names, as `fnmatch` reads them, in place of the default.
 
-    Args:
-        model: A language model of Transformers.
-        patterns: Glob patterns over parameter names, as `fnmatch` reads them, in place of the default.
-
-    Returns:
-        The layer of each chosen weight, by the weight's name, in the model's order.
+    Layers come by their weight's name, in the model's order.
     """
     modules = _weighted_modules(model)
     if patterns is None:

@@ -56,10 +56,7 @@ class BitsPerByte(evaluate.Metric):
     """The metric as an `evaluate.Metric`; it needs no network.
 
     Nats and bytes may be added one by one, in batches or all at once, in one process; several gather theirs first.
-
-    Args:
-        keep_in_memory: Keep what is added in memory, and not in a file of the cache folder.
-        options: Further options of `evaluate.Metric`.
+    What is added is kept in memory, and not in a file of the cache folder, unless `keep_in_memory` is False.
 
     >>> metric = BitsPerByte()
     >>> metric.add_batch(predictions=[math.log(2) * 6], references=[2])
@@ -93,24 +90,6 @@ def bits_per_byte_of_nats(nats: float, byte_count: int) -> float:
     if byte_count <= 0:
         raise ValueError(f"bits per byte: {byte_count} bytes of text, so that there is nothing to divide by")
     return nats / (math.log(2) * byte_count)
-
-
-def bits_per_byte_of_loss(mean_loss: float, tokens: int, byte_count: int) -> float:
-    """Convert a mean loss, such as the `eval_loss` of a Trainer on packed blocks.
-
-    Every block predicts the same number of tokens, all but its first, so that the Trainer's mean over blocks is the
-    mean over tokens, and the conversion is exact. (Blocks must mark their first label as no target, as `as_block`
-    does: see there.)
-
-    Args:
-        mean_loss: Mean negative log-likelihood of the predicted tokens, in nats.
-        tokens: Predicted tokens: blocks · (context − 1).
-        byte_count: Their UTF-8 bytes.
-
-    >>> bits_per_byte_of_loss(math.log(2) * 2, tokens=10, byte_count=40)
-    0.5
-    """
-    return bits_per_byte_of_nats(mean_loss * tokens, byte_count)
 
 
 def bits_per_byte(

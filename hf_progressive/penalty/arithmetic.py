@@ -82,10 +82,7 @@ class Restraint:
         return sums
 
     def projection(self, weights: Tensor) -> Tensor:
-        """Compute this process's share of the part of UᵀΔW that it cannot know alone.
-
-        Args:
-            weights: (length,) of a divided parameter that has a basis.
+        """Compute this process's share of the part of UᵀΔW, of a divided parameter, that it cannot know alone.
 
         Returns:
             To be summed over processes: UᵀΔW, (r, in), where outputs are divided; where inputs are, ΔWᵀU of the rows

@@ -22,15 +22,11 @@ def flops_per_token(config: PretrainedConfig, context: int | None = None) -> int
 
     6·N + 12·L·A·T, where N counts the weights of all matrices that multiply the token stream (the output head among
     them, tied or not; look-ups, biases and gains are not multiplications), L layers, A the query heads times their
-    width, and T the context. A multiply-add is two FLOPs, and the backward pass has two products for each one of the
-    forward. The second term is QKᵀ and the product with V. Source: PaLM (arXiv 2204.02311), appendix B; nanochat
-    counts the same way. Attention counts in full, not causally: masked entries are computed by plain kernels, and
-    hardware comparisons (MFU) use this convention. Softmax, norms and activations, under 1 %, are left out, and so is
-    what gradient checkpointing computes twice.
-
-    Args:
-        config: The model's configuration.
-        context: Tokens of a sequence; None takes the configuration's largest number of positions.
+    width, and T the context, by default the configuration's largest number of positions. A multiply-add is two FLOPs,
+    and the backward pass has two products for each one of the forward. The second term is QKᵀ and the product with V.
+    Source: PaLM (arXiv 2204.02311), appendix B; nanochat counts the same way. Attention counts in full, not causally:
+    masked entries are computed by plain kernels, and hardware comparisons (MFU) use this convention. Softmax, norms
+    and activations, under 1 %, are left out, and so is what gradient checkpointing computes twice.
 
     >>> from transformers import GPT2Config
     >>> config = GPT2Config(n_layer=1, n_embd=64, n_head=1, n_positions=32, vocab_size=300)

@@ -3,6 +3,7 @@
 import copy
 import math
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,11 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, default_data_collator
 
-from hf_progressive.data import token_byte_lengths, train_tokenizer
+from hf_progressive.data import Corpus, token_byte_lengths, train_tokenizer
 from hf_progressive.data.blocks import as_block
 from hf_progressive.evaluation.bits_per_byte import (
     BitsPerByte,
     bits_per_byte,
-    bits_per_byte_of_loss,
     bits_per_byte_of_nats,
     cut_windows,
     text_bits_per_byte,
@@ -127,11 +127,10 @@ def test_loss_of_a_trainer_converts_exactly(model, tokenizer, tmp_path):
     blocks, lengths = Blocks(7), token_byte_lengths(tokenizer)  # the last batch is smaller
     args = TrainingArguments(output_dir=tmp_path, per_device_eval_batch_size=3, use_cpu=True, report_to=[])
     trainer = Trainer(model=model, args=args, eval_dataset=blocks, data_collator=default_data_collator)
-    converted = bits_per_byte_of_loss(
-        trainer.evaluate()["eval_loss"],
-        tokens=7 * (CONTEXT - 1),
-        byte_count=int(lengths[blocks.tokens[:, 1:]].sum()),
+    corpus = SimpleNamespace(
+        validation=blocks, context=CONTEXT, validation_bytes=int(lengths[blocks.tokens[:, 1:]].sum())
     )
+    converted = trainer.evaluate()["eval_loss"] * Corpus.bits_per_nat_token.fget(corpus)
     measured = bits_per_byte(model, blocks, lengths, progress=False)
     assert converted == pytest.approx(measured["bits_per_byte"], rel=1e-6)
     assert converted == pytest.approx(slow_blocks(model, blocks, lengths)["bits_per_byte"], rel=1e-6)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hf_progressive.evaluation.core.forward import can_reuse_prefixes
 from hf_progressive.evaluation.core.prompts import Request, Row, common_prefix
-from hf_progressive.evaluation.core.scoring import RowScore, can_reuse_prefixes, judge, score_requests
+from hf_progressive.evaluation.core.scoring import RowScore, judge, score_requests
 
 VOCABULARY = 48
 LLAMA_LIKE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -60,14 +60,13 @@ DEFAULT_DELIMITER = " "
 class Example:
     """One item of a task, in the form all three kinds share.
 
-    Args:
-        options: Pairs (context, continuation). Multiple choice pairs one context with every choice, schema every
-            context with one continuation; language modelling has a single pair.
-        gold: Which option is right; 0 in language modelling.
+    Its options are pairs (context, continuation). Multiple choice pairs one context with every choice, schema every
+    context with one continuation; language modelling has a single pair.
     """
 
     options: tuple[tuple[str, str], ...]
     gold: int
+    """Which option is right; 0 in language modelling."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ independent; they do not cover the choice of few-shot examples or the seed a mod
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,8 +33,9 @@ from transformers import PreTrainedModel
 from hf_progressive.distributed.processes import current_processes, main_process_first
 from hf_progressive.evaluation.core.bundle import CORE_TASKS, Bundle, Task, load_bundle
 from hf_progressive.evaluation.core.finished_tasks import FinishedTasks, digest_model, task_key
+from hf_progressive.evaluation.core.forward import can_reuse_prefixes
 from hf_progressive.evaluation.core.prompts import build_requests, draw_examples
-from hf_progressive.evaluation.core.scoring import Answer, can_reuse_prefixes, judge, score_requests
+from hf_progressive.evaluation.core.scoring import Answer, judge, score_requests
 
 logger = logging.getLogger(__name__)
 
@@ -44,58 +45,45 @@ _CHUNK_EXAMPLES = 512
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """How a model did on one task.
-
-    Args:
-        label: The task's name.
-        kind: multiple_choice, schema or language_modeling.
-        shots: Solved examples shown, fewer than the task asks for where the subsample has too few.
-        baseline: Accuracy of a random guess.
-        examples: How many were asked.
-        accuracy: Share of right answers.
-        standard_error: Of the accuracy.
-        centred: (accuracy − baseline) / (1 − baseline).
-        centred_standard_error: Of the centred accuracy.
-        truncated: Examples whose prompt lost its beginning to the model's context.
-        ties: Examples that hung on an exact tie.
-    """
+    """How a model did on one task."""
 
     label: str
     kind: str
     shots: int
+    """Solved examples shown, fewer than the task asks for where the subsample has too few."""
     baseline: float
+    """Accuracy of a random guess."""
     examples: int
     accuracy: float
     standard_error: float
+    """Of the accuracy."""
     centred: float
+    """(accuracy − baseline) / (1 − baseline)."""
     centred_standard_error: float
     truncated: int
+    """Examples whose prompt lost its beginning to the model's context."""
     ties: int
+    """Examples that hung on an exact tie."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoreResult:
-    """A model's CORE, or what part of it the bundle allows.
-
-    Args:
-        name: "CORE" if all 22 tasks were evaluated, otherwise "CORE (18 of 22 tasks)" and the like.
-        score: Mean centred accuracy over the tasks evaluated.
-        standard_error: Of the score.
-        tasks: One result per task.
-        absent: Tasks that the bundle lists and has no data for.
-        max_per_task: Examples asked per task at most; None for all.
-        context: Tokens the model reads at once; None where there is no limit.
-        bos_token: What was put before every prompt; None where the tokenizer has no such token.
-    """
+    """A model's CORE, or what part of it the bundle allows."""
 
     name: str
+    """"CORE" if all 22 tasks were evaluated, otherwise "CORE (18 of 22 tasks)" and the like."""
     score: float
+    """Mean centred accuracy over the tasks evaluated."""
     standard_error: float
     tasks: tuple[TaskResult, ...]
     absent: tuple[str, ...]
+    """Tasks that the bundle lists and has no data for."""
     max_per_task: int | None
+    """Examples asked per task at most; None for all."""
     context: int | None
+    """Tokens the model reads at once; None where there is no limit."""
     bos_token: str | None
+    """What was put before every prompt; None where the tokenizer has no such token."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
@@ -104,7 +92,7 @@ class CoreResult:
     def table(self) -> str:
         """Write the result as an aligned text table."""
         header = ("task", "shots", "examples", "accuracy", "centred", "truncated", "ties")
-        lines = [
+        lines = [header] + [
             (
                 task.label,
                 str(task.shots),
@@ -116,12 +104,12 @@ class CoreResult:
             )
             for task in self.tasks
         ]
-        widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = [
             "  ".join(
                 [line[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(line[1:], widths[1:], strict=True))]
             )
-            for line in (header, *lines)
+            for line in lines
         ]
         text.append(f"{self.name}: {self.score:.4f} ± {self.standard_error:.4f}")
         if self.absent:
@@ -223,13 +211,18 @@ def answer_task(
         )
     state = current_processes()
     mine = range(state.process_index, len(examples), state.num_processes)
+    reuse, context, answers = can_reuse_prefixes(model), context_length(model), list[Answer]()
     with tqdm(
         total=sum(len(examples[index].options) for index in mine),
         desc=task.label,
         unit="option",
         disable=not (progress and state.is_main_process),
     ) as bar:
-        numbered = _answer_examples(model, tokenizer, task, examples, mine, batch_size, bar.update)
+        for begin in range(0, len(mine), _CHUNK_EXAMPLES):
+            requests = build_requests(task, examples, mine[begin : begin + _CHUNK_EXAMPLES], tokenizer, context)
+            scores = score_requests(model, requests, batch_size=batch_size, reuse_prefixes=reuse, on_rows=bar.update)
+            answers += map(judge, requests, scores)
+    numbered = list(zip(mine, answers, strict=True))
     return [answer for _, answer in sorted(gather_object(numbered), key=lambda pair: pair[0])]
 
 
@@ -237,24 +230,6 @@ def context_length(model: PreTrainedModel) -> int | None:
     """Return how many tokens a model can read at once, or None where its configuration states none."""
     length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return length
-
-
-def _answer_examples(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    task: Task,
-    examples: Sequence[Any],
-    indices: Sequence[int],
-    batch_size: int | None,
-    on_rows: Callable[[int], object],
-) -> list[tuple[int, Answer]]:
-    reuse_prefixes, context = can_reuse_prefixes(model), context_length(model)
-    answers: list[Answer] = []
-    for begin in range(0, len(indices), _CHUNK_EXAMPLES):
-        requests = build_requests(task, examples, indices[begin : begin + _CHUNK_EXAMPLES], tokenizer, context)
-        scores = score_requests(model, requests, batch_size=batch_size, reuse_prefixes=reuse_prefixes, on_rows=on_rows)
-        answers += map(judge, requests, scores)
-    return list(zip(indices, answers, strict=True))
 
 
 def _summarize(task: Task, answers: Sequence[Answer]) -> TaskResult:

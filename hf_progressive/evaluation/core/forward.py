@@ -1,7 +1,7 @@
 """Forward passes that compute what is asked for and little else: prefixes once, and logits where they are needed."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -50,9 +50,8 @@ def can_reuse_prefixes(model: PreTrainedModel) -> bool:
         return False
     kinds = [type(layer) for layer in cache.layers]
     # A cache made from the configuration has to be the one that the model makes for itself.
-    return set(kinds) <= set(_REUSABLE_LAYERS) and kinds == [
-        type(layer) for layer in DynamicCache(config=model.config).layers
-    ]
+    own = [type(layer) for layer in DynamicCache(config=model.config).layers]
+    return set(kinds) <= set(_REUSABLE_LAYERS) and kinds == own
 
 
 def encode_prefixes(model: PreTrainedModel, prefixes: Sequence[tuple[int, ...]]) -> DynamicCache:
@@ -109,24 +108,13 @@ def logits_at(
         in_head.enter_context(torch.autocast(states.device.type, enabled=False))
         return (states,)
 
-    def leave(*_: object) -> None:
-        in_head.close()
-
     arguments = {} if cache is None else {"past_key_values": _select(cache, prefix_of)}
     head = model.get_output_embeddings()
-    hooks: Iterable[Any] = (
-        ()
-        if head is None
-        else (
-            head.register_forward_pre_hook(select),
-            head.register_forward_hook(leave, always_call=True),
-        )
-    )
-    try:
+    with contextlib.ExitStack() as hooks:
+        if head is not None:
+            hooks.enter_context(head.register_forward_pre_hook(select))
+            hooks.enter_context(head.register_forward_hook(lambda *_: in_head.close(), always_call=True))
         output = model(input_ids=input_ids, use_cache=cache is not None, **arguments)
-    finally:
-        for hook in hooks:
-            hook.remove()
     logits = output.logits if selected else _take(output.logits, where)
     return logits.squeeze(0)
 

@@ -37,30 +37,23 @@ FEW_SHOT_SEED = 1234
 
 
 class Row(NamedTuple):
-    """The tokens of one option, and where its scored part begins.
-
-    Args:
-        tokens: Context, continuation and all, cut to the model's context.
-        start: Index of the first scored token, at least 1. All tokens from there on are scored.
-    """
+    """The tokens of one option, and where its scored part begins."""
 
     tokens: tuple[int, ...]
+    """Context, continuation and all, cut to the model's context."""
     start: int
+    """Index of the first scored token, at least 1. All tokens from there on are scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One example as a model sees it.
-
-    Args:
-        rows: One per option.
-        gold: Which option is right.
-        truncated: Whether an option lost its beginning to the model's context.
-    """
+    """One example as a model sees it: a row per option."""
 
     rows: tuple[Row, ...]
     gold: int
+    """Which option is right."""
     truncated: bool
+    """Whether an option lost its beginning to the model's context."""
 
 
 def draw_examples(task: Task, max_examples: int | None = None) -> tuple[Example, ...]:
@@ -73,12 +66,7 @@ def draw_examples(task: Task, max_examples: int | None = None) -> tuple[Example,
 
 
 def few_shot_indices(index: int, population: int, shots: int) -> list[int]:
-    """Draw the examples shown before one example.
-
-    Args:
-        index: Number of the example that is asked; it is never drawn.
-        population: How many examples there are.
-        shots: How many to draw. Where there are fewer others, all of them are drawn.
+    """Draw the examples shown before one of a population, itself never; where there are fewer others, all of them.
 
     >>> few_shot_indices(0, 100, 3) == [1 + i for i in random.Random(1234).sample(range(99), 3)]
     True
@@ -101,12 +89,7 @@ def render_prompts(task: Task, examples: Sequence[Example], index: int) -> list[
 def build_requests(
     task: Task, examples: Sequence[Example], indices: Iterable[int], tokenizer: Any, context: int | None
 ) -> list[Request]:
-    """Render, tokenize and cut some of a task's examples.
-
-    Raises:
-        ValueError: A continuation has nothing before it: its context is empty and the tokenizer has no
-            beginning-of-sequence token.
-    """
+    """Render, tokenize and cut some of a task's examples."""
     wanted = list(indices)
     prompts = [render_prompts(task, examples, index) for index in wanted]
     flat = [text for texts in prompts for text in texts]

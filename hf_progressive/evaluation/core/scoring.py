@@ -27,10 +27,8 @@ from transformers import DynamicCache, PreTrainedModel
 from hf_progressive.distributed.batching import bytes_per_token, cut_by_length, in_halves, token_budget
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.working_dtype import working_dtype
-from hf_progressive.evaluation.core.forward import can_reuse_prefixes, encode_prefixes, logits_at
+from hf_progressive.evaluation.core.forward import encode_prefixes, logits_at
 from hf_progressive.evaluation.core.prompts import Request, Row, common_prefix
-
-__all__ = ["Answer", "RowScore", "can_reuse_prefixes", "judge", "score_requests"]
 
 _SHORTEST_SHARED_PREFIX = 16
 """Tokens that must be saved in an example before encoding what its options share is worth another forward pass."""
@@ -47,32 +45,25 @@ _CPU_TOKENS, _CPU_HELD = 4096, 32768
 
 @dataclass(frozen=True, slots=True)
 class RowScore:
-    """What a model makes of one option.
-
-    Args:
-        loss: Mean negative log likelihood of the scored tokens, in nats.
-        greedy: Whether every scored token is the arg max, the lowest token id winning a tie.
-        tied: Whether every scored token has the highest logit and at least one has to share it.
-    """
+    """What a model makes of one option."""
 
     loss: float
+    """Mean negative log likelihood of the scored tokens, in nats."""
     greedy: bool
+    """Whether every scored token is the arg max, the lowest token id winning a tie."""
     tied: bool
+    """Whether every scored token has the highest logit and at least one has to share it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model answers to one example.
-
-    Args:
-        correct: Whether the answer is right.
-        tied: Whether it hung on an exact tie, which the first option, or the lowest token id, wins.
-        truncated: Whether the prompt lost its beginning to the model's context.
-    """
+    """What a model answers to one example."""
 
     correct: bool
     tied: bool
+    """Whether it hung on an exact tie, which the first option, or the lowest token id, wins."""
     truncated: bool
+    """Whether the prompt lost its beginning to the model's context."""
 
 
 class _Pass(NamedTuple):
@@ -91,13 +82,11 @@ def score_requests(
     reuse_prefixes: bool,
     on_rows: Callable[[int], object] = lambda rows: None,
 ) -> list[list[RowScore]]:
-    """Score every option of every request.
-
-    The model should be in evaluation mode; gradients are not recorded.
+    """Score every option of every request, given in any order; gradients are not recorded.
 
     Args:
         model: The model.
-        requests: What to ask, in any order.
+        requests: What to ask.
         batch_size: Sequences in one forward pass, at most; None for as many as the device's memory allows.
         reuse_prefixes: Encode shared contexts once; see `can_reuse_prefixes`.
         on_rows: Called after each batch with the number of options it scored.
@@ -179,10 +168,7 @@ class _Scorer:
         # Each pass that goes on from a prefix has a copy of it in memory, and reads its own tokens only.
         tokens = self._held if offset else self._tokens
         batches = cut_by_length(
-            [len(single.tokens) for single in passes],
-            most=self._most,
-            most_tokens=tokens,
-            cost_of_batch=self._cost,
+            [len(single.tokens) for single in passes], most=self._most, most_tokens=tokens, cost_of_batch=self._cost
         )
         return ([passes[index] for index in batch] for batch in batches)
 
