@@ -66,11 +66,8 @@ class GroupedGradient:
     def _add_matrix(self, restraint: Restraint, weights: Tensor, fisher: Tensor | None, gradient: Tensor) -> None:
         shape, basis = restraint.shape, restraint.basis
         assert basis is not None
-        flat = (weights, restraint.anchor, fisher, gradient)
-        w, w0, omega, g = (None if t is None else t.view(shape) for t in flat)
-        assert w is not None
-        assert w0 is not None
-        assert g is not None
+        w, w0, g = (each.view(shape) for each in (weights, restraint.anchor, gradient))
+        omega = None if fisher is None else fisher.view(shape)
         rows_at_once = max(1, PART_ELEMENTS // shape[1])
         parts = [slice(start, start + rows_at_once) for start in range(0, shape[0], rows_at_once)]
         projected: Tensor | None = None

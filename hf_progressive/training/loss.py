@@ -59,9 +59,9 @@ def return_loss_alone(model: nn.Module) -> bool:
 
 
 def filled_up(inputs: dict[str, Any], *, rows: int) -> dict[str, Any]:
-    """Fill a micro-batch up to so many rows that predict nothing, so that compiled code meets one size.
+    """Fill a micro-batch up to so many rows, by ones that predict nothing, so that compiled code meets one size.
 
-    The mean loss stays the same but for rounding. What is no tensors of equally many rows, `labels` among them, is
+    The mean loss stays the same but for rounding. Anything but tensors of equally many rows, `labels` among them, is
     returned as it is.
 
     >>> filled_up({"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[5, 6]])}, rows=2)["labels"].tolist()
