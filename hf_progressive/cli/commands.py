@@ -130,8 +130,7 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
         if config.publish is not None and is_main_process():
             from hf_progressive.publishing import FamilyPublisher
 
-            options_by_name = dataclasses.asdict(config.publish)
-            publisher = stack.enter_context(FamilyPublisher(options_by_name.pop("repo_id"), **options_by_name))
+            publisher = stack.enter_context(FamilyPublisher(config.publish))
 
         reported = time.monotonic()
 

@@ -13,10 +13,10 @@ from huggingface_hub import (
     EvalResultEntry,
     ModelCard,
     ModelCardData,
-    constants,
     eval_result_entries_to_yaml,
 )
 
+from hf_progressive.hub.names import PLOT
 from hf_progressive.publishing.card_text import (
     architecture,
     cold_comparison,
@@ -60,35 +60,25 @@ def model_card(
     files: Sequence[str],
     license: str | None = None,
     language: Sequence[str] = (),
-    plot: str | None = None,
 ) -> ModelCard:
-    """Return a rung's model card.
-
-    Args:
-        lineage: The rung and its family.
-        tag: The tag that names this revision of the rung.
-        files: Names of the files that are published with the card.
-        license: Identifier of the weights' licence on the Hub, such as `apache-2.0`; None says nothing about it.
-        language: ISO 639 codes of the languages in the data, or `code`; empty says nothing about it.
-        plot: Name of the picture of the validation curves, if there is one.
-    """
+    """Return a rung's model card, beside the files that are published with it, under the tag of this revision."""
     metadata = _metadata(lineage, license=license, language=language)
     body = _template().render(
         title=lineage.repo_id.partition("/")[2],
         repo_id=lineage.repo_id,
         tag=tag,
         architecture=architecture(lineage),
-        introduction=introduction(lineage, _link),
-        facts=facts(lineage, _link),
-        plot=plot,
+        introduction=introduction(lineage),
+        facts=facts(lineage),
+        plot=PLOT,
         plot_caption=_plot_caption(lineage),
-        growth=growth_story(lineage, _link),
+        growth=growth_story(lineage),
         training=training_budget(lineage),
         cold=cold_comparison(lineage),
         core=core_results(lineage),
         phi=penalty(lineage),
         data=data_use(lineage),
-        family=family_table(lineage, _link),
+        family=family_table(lineage),
         limits=limits(lineage),
         files=[(name, text) for name, text in _FILES.items() if name in files],
         **_growth_example(lineage, files),
@@ -171,11 +161,6 @@ def _template() -> jinja2.Template:
     )  # no autoescape: the page is Markdown
     source = resources.files("hf_progressive").joinpath("templates/model_card.md").read_text(encoding="utf-8")
     return environment.from_string(source)
-
-
-def _link(lineage: Lineage, name: str) -> str:
-    repo_id = lineage.repo_ids.get(name)
-    return name if repo_id is None else f"[{name}]({constants.ENDPOINT}/{repo_id})"
 
 
 def _plot_caption(lineage: Lineage) -> str:

@@ -3,9 +3,6 @@
 Only numbers that a record holds appear, rounded. A function returns an empty string where nothing was measured.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from huggingface_hub import constants
 
 from hf_progressive.publishing.lineage import Lineage
@@ -13,9 +10,6 @@ from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, minus, percent, significant, small
 from hf_progressive.report.ladder_tables import flop_unit, spent
 from hf_progressive.report.table import Table, escape_markdown
-
-Link = Callable[[Lineage, str], str]
-"""Turns a rung's name into a link to its repository, where that is known."""
 
 _FAMILY_NAMES = {"gpt2": "GPT-2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 _FAMILY_NAMES["nanochat"] = "NanoChat"
@@ -28,7 +22,7 @@ def architecture(lineage: Lineage) -> str:
     return _FAMILY_NAMES.get(model_type, model_type)
 
 
-def introduction(lineage: Lineage, link: Link) -> str:
+def introduction(lineage: Lineage) -> str:
     """Say in a sentence or two what the model is."""
     rung = lineage.rung
     ladder = f" of the ladder *{escape_markdown(lineage.title)}*" if lineage.title else ""
@@ -39,9 +33,10 @@ def introduction(lineage: Lineage, link: Link) -> str:
     if not rung.grown:
         return f"{what}: the first, trained from scratch. The others inherit from it."
     assert rung.parent is not None
+    kept = rung.growth is None or rung.growth.preserves_function
     return (
-        f"{what}. It was not trained from scratch: it was grown from {link(lineage, rung.parent)}, began as a larger"
-        f" network that computes {_preservation(lineage)}, and went on from there."
+        f"{what}. It was not trained from scratch: it was grown from {lineage.link(rung.parent)}, began as a larger"
+        f" network that computes {'the same function' if kept else 'something close to it'}, and went on from there."
     )
 
 
@@ -53,28 +48,25 @@ def _origin(lineage: Lineage) -> str:
     return f"[{origin.name}]({constants.ENDPOINT}/{origin.name}) at `{origin.commit[:12]}`"
 
 
-def _preservation(lineage: Lineage) -> str:
-    growth = lineage.rung.growth
-    return "something close to it" if growth and not growth.preserves_function else "the same function"
-
-
-def facts(lineage: Lineage, link: Link) -> list[tuple[str, str]]:
+def facts(lineage: Lineage) -> list[tuple[str, str]]:
     """Return the model at a glance."""
     rung, unit = lineage.rung, flop_unit([lineage.rung])
     embedded = count(rung.parameters.non_embedding)
     size = f"{rung.layers} layers of width {rung.width}, " if rung.layers and rung.width else ""
+    context = rung.config.get("n_positions") or rung.config["max_position_embeddings"]
     rows = [
-        ("Model", f"{architecture(lineage)}, {size}context {_context(rung.config)}"),
+        ("Model", f"{architecture(lineage)}, {size}context {context:,}"),
         ("Parameters", f"{count(rung.parameters.total)}, of which {embedded} outside the embeddings"),
     ]
     if rung.origin is not None:
         rows.append(("Taken from", _origin(lineage)))
     else:
-        rows.append(("Grown from", "nothing" if rung.parent is None else link(lineage, rung.parent)))
+        rows.append(("Grown from", "nothing" if rung.parent is None else lineage.link(rung.parent)))
     if rung.max_abs_logit_diff is not None and rung.max_abs_logit is not None:
         change, scale = small(rung.max_abs_logit_diff), significant(rung.max_abs_logit)
         rows.append(("Started from", f"the parent's function: logits up to {scale} differed by {change} at most"))
-    rows.append(("Bits per byte", _own_against_cold(rung)))
+    baseline = "" if rung.cold is None else f"; its baseline, trained from scratch: {rung.cold.bits_per_byte:.4f}"
+    rows.append(("Bits per byte", f"{rung.bits_per_byte:.4f} on validation documents{baseline}"))
     part = "" if rung.lineage_complete else "; what went into the first of them is not known"
     if rung.origin is None:
         rows.append(("FLOPs of its own", _own_flops(rung, unit)))
@@ -86,15 +78,6 @@ def facts(lineage: Lineage, link: Link) -> list[tuple[str, str]]:
         rows.append(("FLOPs of its baseline", unit.text(rung.cold.flops)))
         rows.append(("FLOPs to match", _match(rung, unit)))
     return rows
-
-
-def _context(config: Mapping[str, Any]) -> str:
-    return f"{config.get('n_positions') or config['max_position_embeddings']:,}"
-
-
-def _own_against_cold(rung: RungRecord) -> str:
-    baseline = "" if rung.cold is None else f"; its baseline, trained from scratch: {rung.cold.bits_per_byte:.4f}"
-    return f"{rung.bits_per_byte:.4f} on validation documents{baseline}"
 
 
 def _own_flops(rung: RungRecord, unit: FlopUnit) -> str:
@@ -114,14 +97,14 @@ def _match(rung: RungRecord, unit: FlopUnit) -> str:
     return f"{unit.text(rung.flops_to_match)}{saved}{eta}"
 
 
-def growth_story(lineage: Lineage, link: Link) -> str:
+def growth_story(lineage: Lineage) -> str:
     """Say how the model was grown and what was checked."""
     growth, rung = lineage.rung.growth, lineage.rung
     if growth is None or rung.parent is None:
         return ""
     size = growth.others.get("parameters_source")
     before = f"{count(size)} parameters, " if size else ""
-    text = f"Grown from {link(lineage, rung.parent)} ({before}method `{growth.method}`, seed {growth.seed})."
+    text = f"Grown from {lineage.link(rung.parent)} ({before}method `{growth.method}`, seed {growth.seed})."
     check = growth.verification
     if check is None:
         return text
@@ -250,14 +233,14 @@ def data_use(lineage: Lineage) -> str:
     return f"{text} From {where} on they had been read before, by it or by an ancestor."
 
 
-def family_table(lineage: Lineage, link: Link) -> str:
+def family_table(lineage: Lineage) -> str:
     """Lay out the finished rungs of the ladder."""
     if len(lineage.family) < 2:
         return ""
     unit = flop_unit(lineage.family)
     rows = []
     for rung in lineage.family:
-        name = f"**{rung.name}**" if rung.name == lineage.rung.name else link(lineage, rung.name)
+        name = f"**{rung.name}**" if rung.name == lineage.rung.name else lineage.link(rung.name)
         rows.append((name, *_family_cells(rung, unit)))
     own, cold, to_match = f"own {unit.name}", f"cold {unit.name}", f"{unit.name} to match"
     header = ("rung", "parameters", "tokens", "bits per byte", "baseline's", own, cold, to_match, "saved", "η")

@@ -1,13 +1,13 @@
 """Publishing what a ladder finishes while it goes on: never in its way, and never the reason that it stops."""
 
+import dataclasses
 import logging
 import os
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Self
 
+from hf_progressive.config import PublishConfig
 from hf_progressive.publishing.publish import publish_family
 
 logger = logging.getLogger(__name__)
@@ -21,25 +21,9 @@ class FamilyPublisher:
     be published is said in one line, with the command that finishes it later, and training goes on.
     """
 
-    def __init__(
-        self,
-        pattern: str,
-        *,
-        private: bool = False,
-        license: str | None = None,
-        language: Sequence[str] = (),
-        collection: str | None = None,
-    ) -> None:
-        """Take the options of `publish_family`."""
-        self._pattern = pattern
-        self._publish_all = partial(
-            publish_family,
-            pattern=pattern,
-            private=private,
-            license=license,
-            language=tuple(language),
-            collection=collection,
-        )
+    def __init__(self, config: PublishConfig) -> None:
+        self._options = dataclasses.asdict(config)
+        self._pattern = self._options.pop("repo_id")
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._last: Future[None] | None = None
 
@@ -57,7 +41,7 @@ class FamilyPublisher:
 
     def _publish(self, run_dir: Path) -> None:
         try:
-            addresses = self._publish_all(run_dir)
+            addresses = publish_family(run_dir, self._pattern, **self._options)
         except (OSError, ValueError) as error:
             remedy = f"hf-progressive publish {run_dir} --repo-id '{self._pattern}'"
             logger.warning("not published: %s. Training is not affected; finish it with: %s", error, remedy)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+
 from hf_progressive.hub.names import RECORD_NAME, check_repo_id
 from hf_progressive.records.ladder import read_run
 from hf_progressive.records.rung import RungRecord
@@ -48,16 +50,9 @@ class Lineage:
 
     @classmethod
     def read(cls, rung_dir: str | os.PathLike[str], repo_id: str) -> "Lineage":
-        """Read a rung's record and, in a run folder, those of the other rungs.
+        """Read the record of a trained checkpoint, `RUN/NAME/final` or a copy, and in a run folder the other rungs'.
 
-        Args:
-            rung_dir: The rung's trained checkpoint, `RUN/NAME/final`, or a copy of it.
-            repo_id: The rung's repository. Where it contains the rung's name, the other rungs' repositories are taken
-                to be named likewise.
-
-        Raises:
-            FileNotFoundError: The folder has no record.
-            ValueError: A record is damaged, or the repository's name is not ORG/NAME.
+        Where the repository's name contains the rung's, the other rungs' are taken to be named likewise.
         """
         folder = Path(rung_dir)
         path = folder / RECORD_NAME
@@ -93,6 +88,11 @@ class Lineage:
         """The parent's repository, if there is a parent and its repository's name is known."""
         return None if self.rung.parent is None else self.repo_ids.get(self.rung.parent)
 
+    def link(self, name: str) -> str:
+        """Return a rung's name as a link to its repository in Markdown, where that is known."""
+        repo_id = self.repo_ids.get(name)
+        return name if repo_id is None else f"[{name}]({constants.ENDPOINT}/{repo_id})"
+
     @property
     def dataset_id(self) -> str | None:
         """The training data's name on the Hub; None for local files and the embedded corpus."""
@@ -108,5 +108,5 @@ def name_pattern(repo_id: str, name: str) -> str | None:
     """
     namespace, _, repository = repo_id.partition("/")
     word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])")
-    replaced, count = word.subn(NAME_FIELD.replace("\\", r"\\"), repository, count=1)
+    replaced, count = word.subn(NAME_FIELD, repository, count=1)
     return f"{namespace}/{replaced}" if count else None

@@ -105,8 +105,7 @@ def prepare_publication(
     if results := evaluation_results(lineage):
         files[RESULTS] = PublishedFile.from_bytes(yaml.safe_dump(results, sort_keys=False).encode())
     files[PLOT] = PublishedFile.from_bytes(_curve_plot(lineage.rung))
-    names = [*files, MANIFEST_NAME]
-    card = model_card(lineage, tag=tag, files=names, license=license, language=language, plot=PLOT)
+    card = model_card(lineage, tag=tag, files=[*files, MANIFEST_NAME], license=license, language=language)
     files[CARD] = PublishedFile.from_bytes(str(card).encode())
     manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(files.items())}
     files[MANIFEST_NAME] = PublishedFile.from_bytes(_json({"format": 1, "files": manifest}))

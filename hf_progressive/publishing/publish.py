@@ -74,25 +74,12 @@ def publish_family(
 ) -> list[str]:
     """Publish every finished rung of a run, from the smallest, and gather them in a collection.
 
-    A first rung that was taken from the Hub stays in its own repository; the collection names that.
-
-    Args:
-        run_dir: The run folder.
-        pattern: The rungs' repositories, with `{name}` for a rung's name: `ORG/{name}`.
-        private: As in `publish_rung`, and for the collection.
-        license: As in `publish_rung`.
-        language: As in `publish_rung`.
-        collection: The collection's title; None makes none.
-        dry_run: As in `publish_rung`.
+    A first rung that was taken from the Hub stays in its own repository; the collection names that. The pattern holds
+    `{name}` for a rung's name: `ORG/{name}`. Options and errors are those of `publish_rung`; what was published before
+    an error stays. Without a title, no collection is made.
 
     Returns:
         The repositories' addresses, and the collection's.
-
-    Raises:
-        FileNotFoundError: The folder is no run, or no rung of it is finished.
-        ValueError: As in `publish_rung`; or the pattern lacks `{name}`.
-        PermissionError: There is no token.
-        HubError: As in `publish_rung`; what was published before stays.
     """
     if NAME_FIELD not in pattern.partition("/")[2]:
         raise ValueError(f"{pattern!r} would give every rung the same repository; write ORG/{NAME_FIELD}")

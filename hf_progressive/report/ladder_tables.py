@@ -93,11 +93,9 @@ def _totals_row(count: Count, all_cold: Count, last_alone: Count, unit: FlopUnit
 
 
 def validation_flops(rungs: Sequence[RungRecord]) -> dict[str, tuple[float, float]] | None:
-    """Add up what validating took.
+    """Add up FLOPs of validation and of the training along which it was done, `grown` and `from scratch` apart.
 
-    Returns:
-        FLOPs of validation and of the training along which it was done, for `grown` models and for those `from
-        scratch`; None where a record, being older, does not say.
+    None where a record, being older, does not say.
     """
     sums = {"grown": (0.0, 0.0), "from scratch": (0.0, 0.0)}
     for rung in rungs:
@@ -113,11 +111,9 @@ def validation_flops(rungs: Sequence[RungRecord]) -> dict[str, tuple[float, floa
 
 
 def core_table(rungs: Sequence[RungRecord]) -> Table | None:
-    """Lay out what the rungs reach on CORE, with standard errors.
+    """Lay out what the rungs reach on CORE, with standard errors; None if no rung was evaluated.
 
-    Returns:
-        A row for the score, under the name that may be claimed for it, and one per task, both as centred accuracy;
-        None if no rung was evaluated.
+    A row for the score, under the name that may be claimed for it, and one per task, both as centred accuracy.
     """
     scores = [rung.core for rung in rungs if rung.core is not None]
     if not scores:

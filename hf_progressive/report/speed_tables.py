@@ -76,8 +76,7 @@ def _price(rung: Mapping[str, Any], mfu: float | None) -> PricedRung:
 def priced_table(rungs: Sequence[RungRecord], prices: Mapping[str, PricedRung]) -> Table | None:
     """Set what every rung's training was priced at beside what it took: its tokens at its measured speed.
 
-    Returns:
-        A row per rung that has a price and whose record has its speed; None where there is none.
+    None where no rung has both a price and a speed.
     """
     pairs = [(rung, prices[rung.name]) for rung in rungs if rung.speed is not None and rung.name in prices]
     if not pairs:

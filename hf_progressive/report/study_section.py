@@ -26,16 +26,7 @@ def study_section(study: StudyRecord) -> str:
 
 
 def write_section(study_dir: str | os.PathLike[str], document: str | os.PathLike[str]) -> None:
-    """Put a study's result into a document, in place of what stands between its two marks.
-
-    Args:
-        study_dir: The study's folder.
-        document: A text file with the lines `<!-- study: begin -->` and `<!-- study: end -->`.
-
-    Raises:
-        FileNotFoundError: The folder has no `study.json`, or there is no such document.
-        ValueError: The record is damaged, or a mark is missing.
-    """
+    """Put a study's result into a document, in place of what stands between its two marks."""
     path = Path(document)
     section, text = study_section(read_study(Path(study_dir))), path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(_BEGIN)

@@ -71,11 +71,9 @@ def recipes_table(study: StudyRecord) -> Table:
 
 
 def phi_table(study: StudyRecord) -> Table | None:
-    """Lay out Φ against its absence.
+    """Lay out Φ against its absence, a row per recipe with Φ and step; None where nothing was compared.
 
-    Returns:
-        A row per recipe with Φ and step, two columns per budget: at equal FLOPs, and at equal tokens, where the
-        estimates cost nothing; None where nothing was compared.
+    A budget has two columns: at equal FLOPs, and at equal tokens, where the estimates cost nothing.
     """
     rungs = [
         (recipe.recipe, rung.rung, {point.fraction: point for point in rung.points})

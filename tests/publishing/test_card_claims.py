@@ -124,7 +124,7 @@ UNITS = [{"one": 1, "unit_name": f"{name}FLOP", "unit_size": size} for name, siz
 
 def card_of(run: Path, name: str) -> str:
     lineage = Lineage.read(run / name / "final", f"org/{name}")
-    return str(model_card(lineage, tag="rung-0123456789ab", files=["config.json"], plot="plot.png").content)
+    return str(model_card(lineage, tag="rung-0123456789ab", files=["config.json"]).content)
 
 
 def unit_size(facts: dict[str, float]) -> float:

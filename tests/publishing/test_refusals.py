@@ -118,9 +118,10 @@ def test_token_is_written_nowhere(server: HubServer, client: HubClient, run_dir:
 import logging
 logging.basicConfig(level=logging.DEBUG)
 logging.getLogger("matplotlib").setLevel(logging.INFO)
+from hf_progressive.config import PublishConfig
 from hf_progressive.publishing import FamilyPublisher, publish_rung
 from hf_progressive.hub import HubError
-with FamilyPublisher("org/{{name}}", private=True, collection="Tiny") as publisher:
+with FamilyPublisher(PublishConfig(repo_id="org/{{name}}", private=True, collection="Tiny")) as publisher:
     publisher({run!r})
 publish_rung({final!r}, "other/d4")
 """
@@ -152,8 +153,9 @@ def test_a_failed_publication_is_a_warning(server: HubServer, client: HubClient,
     program = f"""
 import logging
 logging.basicConfig(level=logging.INFO, format="%(message)s")
+from hf_progressive.config import PublishConfig
 from hf_progressive.publishing import FamilyPublisher
-with FamilyPublisher("other/{{name}}") as publisher:
+with FamilyPublisher(PublishConfig(repo_id="other/{{name}}")) as publisher:
     for _ in range(3):
         publisher({str(run_dir)!r})
 print("trained on")

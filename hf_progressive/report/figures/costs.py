@@ -43,11 +43,9 @@ def draw_costs(rungs: Sequence[RungRecord]) -> "Figure":
 def _rung_bars(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit) -> None:
     for row, rung in enumerate(rungs):
         axes.annotate(rung.name, (0, row - 0.36), xytext=(0, 1), textcoords="offset points", va="bottom", color=INK)
-        axes.barh(
-            row - 0.21, rung.cold_cost / unit.size, _BAR, **_BAR_STYLES["planned" if rung.cold_is_planned else "cold"]
-        )
-        planned = " planned" if rung.cold_is_planned else ""
-        cold = unit.number(rung.cold_cost) + planned if rung.cold_is_known else "not known"
+        kind = "planned" if rung.cold_is_planned else "cold"
+        axes.barh(row - 0.21, rung.cold_cost / unit.size, _BAR, **_BAR_STYLES[kind])
+        cold = unit.number(rung.cold_cost) + " planned" * rung.cold_is_planned if rung.cold_is_known else "not known"
         beside(axes, rung.cold_cost / unit.size, row - 0.21, cold)
         if rung.grown:
             _inherited_bar(axes, row + 0.09, rung, unit)
@@ -100,14 +98,7 @@ def _inherited_bar(axes: "Axes", y: float, rung: RungRecord, unit: FlopUnit) -> 
 
 
 def draw_family(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit, inches: float) -> None:
-    """Draw what the family costs, counted four ways, as bars stacked by rung.
-
-    Args:
-        axes: Where to draw.
-        rungs: The finished rungs, from the smallest.
-        unit: The unit of FLOPs.
-        inches: The panel's width, to tell which names fit into their bars.
-    """
+    """Draw what the family costs, counted four ways, as bars stacked by rung, on a panel of a width in inches."""
     counts = FamilyCost(rungs=tuple(rungs)).counts
     limit = 1.22 * max(count.flops or 0 for count in counts) / unit.size
     for row, count in enumerate(counts):

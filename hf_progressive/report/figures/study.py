@@ -37,7 +37,8 @@ def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUn
     for colour, label, entries in groups:
         curves = [runs.finished for runs in entries if runs.rung == name]
         for points in curves:
-            axes.plot([p.flops / unit.size for p in points], _heights(points), "o", color=colour, markersize=2.5)
+            flops, heights = [p.flops / unit.size for p in points], [p.bits_per_byte for p in points]
+            axes.plot(flops, heights, "o", color=colour, markersize=2.5)
         mean = _mean_curve(curves)
         axes.plot([x / unit.size for x, _ in mean], [y for _, y in mean], color=colour, linewidth=1.8, label=label)
     full = [p.bits_per_byte for e in study.cold if e.rung == name for p in e.finished if p.fraction == 1]
@@ -57,10 +58,6 @@ def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUn
     prefix = "at least: " if rung.at_least else ""
     panel_title(axes, f"{rung.parent} → {name}", prefix + saving, INHERITED)
     axes.legend(loc="lower left", fontsize=7.5)
-
-
-def _heights(points: Sequence[FinishedRun]) -> list[float]:
-    return [point.bits_per_byte for point in points]
 
 
 def _mean_curve(curves: Sequence[Sequence[FinishedRun]]) -> list[tuple[float, float]]:

@@ -73,16 +73,9 @@ def new_figure(width: float, height: float) -> "Figure":
 def panels(
     count: int, height: float, labels: tuple[str, ...], shares: tuple[int, ...] = (1,)
 ) -> tuple["Figure", list[list["Axes"]]]:
-    """Return a figure with a grid of panels, each of one axes or of several, one above the other.
+    """Return a figure with a grid of panels of a height in inches, and the axes of each.
 
-    Args:
-        count: How many panels.
-        height: Inches of one.
-        labels: What the vertical axes of a panel show, from above.
-        shares: How the panel's height is divided among them.
-
-    Returns:
-        The figure, and the axes of each panel.
+    A panel has an axes for each of the labels, one above the other, which share its height.
     """
     columns = min(_COLUMNS, count)
     rows, parts = math.ceil(count / columns), len(labels)
@@ -112,11 +105,8 @@ def write_png(figure: "Figure", path: Path) -> None:
 def svg(figure: "Figure", name: str) -> str:
     """Return a figure as an SVG element for a page that defines the colours of `CSS_NAMES`.
 
-    Text is drawn as outlines, so it needs no font; nothing in it refers to anything outside.
-
-    Args:
-        figure: The figure.
-        name: A word that no other figure of the page uses, to keep identifiers apart.
+    Text is drawn as outlines, so it needs no font; nothing in it refers to anything outside. The name, which no other
+    figure of the page has, keeps identifiers apart.
     """
     buffer, share = io.BytesIO(), figure.get_figwidth() / WIDTH
     with figure_style():
