@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_TOKEN_VALUE = re.compile(r"\bhf_(?:oauth_|jwt_|app_)?[A-Za-z0-9]{30,}")  # as the Hub issues them
+TOKEN = re.compile(r"\bhf_(?:oauth_|jwt_|app_)?[A-Za-z0-9]{30,}")
+"""An access token, as the Hub issues them."""
+
 _SECRET_KEY = re.compile(r"(?:^|[._])(?:token|api_key|password|secret)$", re.IGNORECASE)
 # A tokenizer's special tokens are no secrets.
 _SPECIAL_TOKEN = re.compile(
@@ -28,7 +30,7 @@ def refuse_credentials(value: Any, path: str = "") -> None:
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if _TOKEN_VALUE.search(str(key)):
+            if TOKEN.search(str(key)):
                 raise ValueError(f"{path or 'the top level'}: one of its keys is {_ADVICE}")
             here = f"{path}.{key}" if path else str(key)
             if _SECRET_KEY.search(here) and not _SPECIAL_TOKEN.search(here) and isinstance(item, str) and item:
@@ -37,7 +39,7 @@ def refuse_credentials(value: Any, path: str = "") -> None:
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             refuse_credentials(item, f"{path}.{index}")
-    elif isinstance(value, str) and _TOKEN_VALUE.search(value):
+    elif isinstance(value, str) and TOKEN.search(value):
         raise ValueError(f"{path or 'the configuration'}: holds {_ADVICE}")
 
 
@@ -47,4 +49,4 @@ def without_tokens(text: str) -> str:
     >>> without_tokens("no access with hf_" + "a" * 34)
     'no access with hf_***'
     """
-    return _TOKEN_VALUE.sub("hf_***", text)
+    return TOKEN.sub("hf_***", text)

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import get_token
 
+from hf_progressive.config.credentials import TOKEN
 from hf_progressive.hub.names import CARD, GROWTH, PLOT, RESULTS, RUNG_FILES
 from hf_progressive.publishing.card import evaluation_results, model_card
 from hf_progressive.publishing.lineage import Lineage
@@ -25,7 +26,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 _DPI = 200
 
-_TOKEN_PATTERN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+_TOKEN = re.compile(TOKEN.pattern.encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ def _refuse_tokens(folder: Path, files: Mapping[str, PublishedFile]) -> None:
     token = (get_token() or "").encode()
     for name, file in files.items():
         content = file.content
-        if isinstance(content, bytes) and ((token and token in content) or _TOKEN_PATTERN.search(content)):
+        if isinstance(content, bytes) and ((token and token in content) or _TOKEN.search(content)):
             raise ValueError(
                 f"{folder}: {name} holds what looks like an access token, nothing was sent; take it out of the"
                 " configuration (the token comes from HF_TOKEN or `hf auth login`) and revoke it"

@@ -83,8 +83,13 @@ def _lose_weights(final: Path) -> None:
             ValueError,
             "rung.json holds what looks like an access token",
         ),
+        (
+            lambda final: change_record(final, environment={"argument": "hf_oauth_" + "x" * 34}),
+            ValueError,
+            "rung.json holds what looks like an access token",
+        ),
     ],
-    ids=["damaged", "no weights", "no record", "no manifest", "token"],
+    ids=["damaged", "no weights", "no record", "no manifest", "token", "OAuth token"],
 )
 def test_unfit_rungs_are_refused(
     run_dir: Path, tmp_path: Path, change: Callable[[Path], object], error: type[Exception], message: str
