@@ -1,12 +1,10 @@
-"""The order of a ladder's steps: of a rung trained here, of a first rung trained elsewhere, and of a baseline.
+"""The rung loop: every rung in turn, then the baselines.
 
 Every step leaves complete files or none, so that a run killed at any moment and started again in the same folder goes
 on where it was and ends with the same bits. Under `accelerate launch` the first process writes and the others wait.
 """
 
-import logging
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,53 +14,13 @@ from hf_progressive import storage
 from hf_progressive.config import LadderConfig
 from hf_progressive.data import prepare_corpus, reading_ahead
 from hf_progressive.distributed.processes import current_processes, main_process_first
-from hf_progressive.ladder import external_model, steps
+from hf_progressive.ladder import external_model
 from hf_progressive.ladder.preparation import CORPUS_NAME
 from hf_progressive.ladder.run_folder import claim, exclusive
 from hf_progressive.ladder.rung_work import LadderRun, RungWork
+from hf_progressive.ladder.steps import BASELINE, TRAINED_ELSEWHERE, TRAINED_HERE, carry_out
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.storage.full_disk import FullDiskNamed
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the work on a rung."""
-
-    name: str
-
-    do: Callable[[RungWork], None]
-    """Reads what the steps before have made, and adds to it."""
-
-    seconds: str | None = None
-    """The key under which the rung's record has the step's time; None where it takes none to speak of."""
-
-
-TRAINED_HERE = (
-    Step("initialize", steps.initialize, seconds="grow"),
-    Step("verify the growth", steps.verify_growth),
-    Step("make the penalty", steps.make_penalty),
-    Step("train", steps.train, seconds="train"),
-    Step("estimate for the next rung", steps.estimate, seconds="phi"),
-    Step("evaluate on CORE", steps.evaluate_on_core, seconds="core"),
-    Step("record", steps.record),
-)
-
-TRAINED_ELSEWHERE = (
-    Step("copy", external_model.copy, seconds="fetch"),
-    Step("measure", external_model.measure, seconds="evaluate"),
-    Step("estimate for the next rung", steps.estimate, seconds="phi"),
-    Step("evaluate on CORE", steps.evaluate_on_core, seconds="core"),
-    Step("record", external_model.record),
-)
-
-BASELINE = (
-    Step("initialize", steps.initialize),
-    Step("train", steps.train),
-    Step("match", steps.match),
-)
-"""The same architecture from scratch on its full budget, after all rungs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +92,3 @@ def run_ladder(
                     carry_out(BASELINE, RungWork(run=run, rung=rung, is_baseline=True))
         run.on_first_process(run.catch_up)
         return [RungResult(folder=run.final(rung.name), record=run.record(rung.name).to_dict()) for rung in plan.rungs]
-
-
-def carry_out(order: tuple[Step, ...], work: RungWork) -> None:
-    """Take steps one after the other, and note how long each took."""
-    for step in order:
-        logger.debug("%s: %s", work.rung.name, step.name)
-        started = time.monotonic()
-        step.do(work)
-        if step.seconds is not None:  # training knows what of its time validation took
-            work.seconds.setdefault(step.seconds, time.monotonic() - started)

@@ -1,7 +1,10 @@
-"""The steps of a rung that is trained here, and of its baseline: one function each. `rung_loop` has their order."""
+"""The steps of a ladder, and their order: of a rung trained here, of a first rung trained elsewhere, of a baseline."""
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_progressive import storage
 from hf_progressive.evaluation.core.evaluate import evaluate_core
 from hf_progressive.growth import grow_checkpoint
+from hf_progressive.ladder import external_model
 from hf_progressive.ladder.estimates import estimate_inheritance
-from hf_progressive.ladder.external_model import first_new_block
 from hf_progressive.ladder.record_builder import rung_record
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.ladder.rung_work import RungWork
@@ -20,6 +23,8 @@ from hf_progressive.records.measurements import Baseline, CoreScore
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.precision import evaluation_precision
 from hf_progressive.training.training_run import TrainingRun, train_run
+
+logger = logging.getLogger(__name__)
 
 
 def initialize(work: RungWork) -> None:
@@ -111,7 +116,7 @@ def estimate(work: RungWork) -> None:
     known: Mapping[str, Any] = {}
     if work.origin is not None:
         # What it read, or if that is not at hand, the start of the corpus.
-        read = range(first_new_block(work.origin, run.corpus) or phi.most_sequences)
+        read = range(external_model.first_new_block(work.origin, run.corpus) or phi.most_sequences)
         known = work.origin.record.estimates.to_dict() if work.origin.record else {}
     per_token = rung.size.flops_per_token
     estimates = estimate_inheritance(
@@ -153,3 +158,52 @@ def match(work: RungWork) -> None:
     assert parent is not None
     baseline = Baseline.from_dict(dataclasses.asdict(result))
     run.finish(name, source=run.final(name), record=lambda: run.record(name).with_baseline(baseline, parent))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the work on a rung."""
+
+    name: str
+
+    do: Callable[[RungWork], None]
+    """Reads what the steps before have made, and adds to it."""
+
+    seconds: str | None = None
+    """The key under which the rung's record has the step's time; None where it takes none to speak of."""
+
+
+TRAINED_HERE = (
+    Step("initialize", initialize, seconds="grow"),
+    Step("verify the growth", verify_growth),
+    Step("make the penalty", make_penalty),
+    Step("train", train, seconds="train"),
+    Step("estimate for the next rung", estimate, seconds="phi"),
+    Step("evaluate on CORE", evaluate_on_core, seconds="core"),
+    Step("record", record),
+)
+
+TRAINED_ELSEWHERE = (
+    Step("copy", external_model.copy, seconds="fetch"),
+    Step("measure", external_model.measure, seconds="evaluate"),
+    Step("estimate for the next rung", estimate, seconds="phi"),
+    Step("evaluate on CORE", evaluate_on_core, seconds="core"),
+    Step("record", external_model.record),
+)
+
+BASELINE = (
+    Step("initialize", initialize),
+    Step("train", train),
+    Step("match", match),
+)
+"""The same architecture from scratch on its full budget, after all rungs."""
+
+
+def carry_out(order: tuple[Step, ...], work: RungWork) -> None:
+    """Take steps one after the other, and note how long each took."""
+    for step in order:
+        logger.debug("%s: %s", work.rung.name, step.name)
+        started = time.monotonic()
+        step.do(work)
+        if step.seconds is not None:  # training knows what of its time validation took
+            work.seconds.setdefault(step.seconds, time.monotonic() - started)

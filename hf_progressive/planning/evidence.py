@@ -69,8 +69,8 @@ def _mean(ends: Sequence[float | None]) -> float | None:
 def inherited_flops(cold: Sequence[float], eta: float) -> list[float]:
     """Return what each rung takes to match its baseline at one transfer efficiency on every step.
 
-    C_child = C_cold − η·L, where L is everything that went into the parent, its ancestors included; at η = 1 the sum
-    over the family telescopes to the last rung's cold cost. None is below 0, and the first rung is cold.
+    C_child = C_scratch − η·L, where L is everything that went into the parent, its ancestors included; at η = 1 the
+    sum over the family telescopes to the last rung's cold cost. None is below 0, and the first rung is cold.
 
     >>> inherited_flops([2.0, 3.0, 5.0], eta=1.0)
     [2.0, 1.0, 2.0]

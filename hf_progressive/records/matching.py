@@ -85,7 +85,7 @@ def flops_to_match(curve: Sequence[Measured], target_bits_per_byte: float) -> fl
 
 
 def saving(*, child_flops: float, cold_flops: float) -> float:
-    """Return the share of a cold run's FLOPs that a child did not need: 1 − C_child / C_cold.
+    """Return the share of a cold run's FLOPs that a child did not need: 1 − C_child / C_scratch.
 
     Args:
         child_flops: FLOPs of the child to match, Fisher and subspace estimation included.
@@ -106,10 +106,10 @@ def saving(*, child_flops: float, cold_flops: float) -> float:
 
 
 def transfer_efficiency(*, child_flops: float, cold_flops: float, lineage_flops: float) -> float:
-    """Return η = (C_cold − C_child) / C_lineage, the share of what was spent before that carries over to the child.
+    """Return η = (C_scratch − C_child) / C_lineage, the share of what was spent before that carries over to the child.
 
     C_lineage is everything that went into the child's parent, its ancestors included. At η = 1 the family up to the
-    child, C_lineage + C_child, costs what the child costs cold. The saving of the child is η · C_lineage / C_cold.
+    child, C_lineage + C_child, costs what the child costs cold. The saving of the child is η · C_lineage / C_scratch.
 
     Args:
         child_flops: FLOPs of the child to match, Fisher and subspace estimation included.

@@ -91,8 +91,8 @@ def check_instrument(config: StudyConfig, output_dir: str | os.PathLike[str]) ->
 
     - A baseline that branches off a longer run must equal one that was trained by itself with the same schedule, to
       the last bit of its bits per byte: that is what lets a branch count as a run of its own.
-    - A "child" that goes on from its baseline's own checkpoint after c FLOPs reaches the target after C_cold − c more,
-      so with a parent of c FLOPs its η is (C_cold − (C_cold − c)) / c = 1.
+    - A "child" that goes on from its baseline's own checkpoint after c FLOPs reaches the target after C_scratch − c
+      more, so with a parent of c FLOPs its η is (C_scratch − (C_scratch − c)) / c = 1.
     - A child grown by the method `random` has nothing of its parent in it: η = 0 within its interval.
 
     Args:
