@@ -49,3 +49,12 @@ def current_path(path: str) -> str:
         _noted.add(key)
         logger.warning("%s: is called %s now; the old name is taken for one more release", key, RENAMED[key])
     return ".".join(RENAMED.get(key, key) for key in keys)
+
+
+def former_name(key: str) -> str:
+    """Return the name that a key had first; files that are named by a digest of keys are found by it.
+
+    >>> former_name("reference"), former_name("seed")
+    ('baseline', 'seed')
+    """
+    return next((old for old, new in RENAMED.items() if new == key), key)

@@ -102,8 +102,8 @@ def growth_story(lineage: Lineage) -> str:
     growth, rung = lineage.rung.growth, lineage.rung
     if growth is None or rung.parent is None:
         return ""
-    size = growth.others.get("parameters_source")
-    before = f"{count(size)} parameters, " if size else ""
+    sizes = growth.plan.get("parameters")  # of parent and child
+    before = f"{count(sizes[0])} parameters, " if sizes else ""
     text = f"Grown from {lineage.link(rung.parent)} ({before}method `{growth.method}`, seed {growth.seed})."
     check = growth.verification
     if check is None:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from hf_progressive.config import LadderConfig, PhiConfig, TrainingConfig
+from hf_progressive.config.renamed import former_name
 from hf_progressive.planning.ladder_plan import RungPlan
 from hf_progressive.training.training_run import schedule_steps
 
@@ -123,7 +124,8 @@ class TrainingSetup:
     @cached_property
     def name(self) -> str:
         """Unique name."""
-        settings = {k: v for k, v in dataclasses.asdict(self.training).items() if k not in _WITHOUT_EFFECT}
+        training = dataclasses.asdict(self.training).items()
+        settings = {former_name(k): v for k, v in training if k not in _WITHOUT_EFFECT}  # as older results were named
         penalty = (
             None if self.phi is None else [self.phi.ewc_lambda, self.phi.gamma, self.phi.schedule, self.phi.until]
         )

@@ -109,7 +109,7 @@ def _grown(
         "lineage_complete": parent["lineage_complete"],
         "max_abs_logit_diff": 3.4e-6 * place,
         "max_abs_logit": 11.7 + place,
-        "growth": _growth(parent, place),
+        "growth": _growth(parent, record, place),
         "c_parent_over_c_cold": parent["cold_flops"] and parent["cold_flops"] / cold_flops,
         "phi": phi and {**phi, **PHI_ESTIMATES},
         "training_log": [{"step": step, "loss": 3.0, "phi/grad_ratio": 0.31 / step} for step in (1, 10, 20)],
@@ -155,11 +155,11 @@ def crossing(curve: list[dict[str, Any]], target: float) -> float:
     raise AssertionError(f"the curve stays above {target}")
 
 
-def _growth(parent: Record, place: int) -> Record:
+def _growth(parent: Record, child: Record, place: int) -> Record:
     check = {"preserved": True, "sequences": 4, "length": 64, "dtype": "float32", "kl": 1.7e-12}
     check |= {"max_abs_logit_diff": 3.4e-6 * place, "max_abs_logit": 11.7 + place}
     growth = {"method": "exact", "seed": 17, "preserves_function": True, "verification": check}
-    return growth | {"parameters_source": parent["parameters"]["total"]}
+    return growth | {"plan": {"parameters": [record["parameters"]["total"] for record in (parent, child)]}}
 
 
 def _frame(place: int) -> dict[str, Any]:

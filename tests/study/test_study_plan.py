@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ladder_fixtures import RUNGS
 from study_fixtures import study_config, study_mapping
 
-from hf_progressive.study.models import FinishedModel, InitialModel
+from hf_progressive.config.renamed import RENAMED
+from hf_progressive.study.models import FinishedModel, InitialModel, digest
 from hf_progressive.study.plan import StudyPlan, plan_study
 from hf_progressive.study.tasks import maker_of
 
@@ -148,3 +150,18 @@ def test_the_sweep_trains_baseline_and_child_on_one_rung_and_seed(corpus_file: P
     assert kinds == [("cold", 1e-3, 1e-3, 1.0, 0), ("cold", 3e-3, 3e-3, 1.0, 0), ("child", 1e-3, 1e-3, 0.5, 0)]
     # The rate that the ladder itself has costs nothing more.
     assert plan.swept[1][2].name == plan.cold["l2w24", 0][-1].name
+
+
+def test_results_keep_their_names_where_keys_of_the_configuration_have_new_ones(
+    corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: list[str] = []
+
+    def watched(value: Any) -> str:
+        settings.extend(key for part in value if isinstance(part, dict) for key in part)
+        return digest(value)
+
+    monkeypatch.setattr("hf_progressive.study.models.digest", watched)
+    planned(corpus_file)
+    assert {old for old, new in RENAMED.items() if new == "decay_fraction"} <= set(settings)
+    assert not set(RENAMED.values()) & set(settings)
