@@ -43,8 +43,8 @@ def load_penalty(
 
     Args:
         source: A rung's folder (`RUN/NAME/final`) or its repository on the Hub (ORG/NAME); or a checkpoint's folder,
-            or its `phi` folder. It must stay while a checkpoint's penalty is in use: tensors are read when needed.
-        child: The folder that `grow_checkpoint` wrote from the rung, not trained yet.
+            or its `phi` folder. It must stay as it is while the penalty is in use: tensors are read when needed.
+        child: The folder that `grow_checkpoint` wrote from the rung, not trained yet. It must stay too.
         ewc_lambda: λ, weight of ½ Σ Ωᵢᵢ ΔWᵢ², in nats per token; None or 0 leaves the term out. Not for a
             checkpoint, which knows its own.
         gamma: γ, weight of Tr((I − UUᵀ) ΔW ΔWᵀ (I − UUᵀ)ᵀ); likewise.

@@ -58,11 +58,12 @@ def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) ->
     """
     with atomic_folder(folder, overwrite=True) as temporary:
         files = {kind: _write(temporary, kind, tensors) for kind, tensors in penalty.tensors.items()}
+        written = InheritancePenalty(*(_stored(temporary, each) for each in files.values()))
         description = {
             "format": 1,
             "ewc_lambda": penalty.ewc_lambda,
             "gamma": penalty.gamma,
-            "fingerprint": penalty.fingerprint(),
+            "fingerprint": written.fingerprint(),  # of the same tensors, which may be dear to make anew
             "files": files,
         }
         write_json(temporary / DESCRIPTION_NAME, description)

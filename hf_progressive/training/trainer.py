@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import is_compiled_module
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper  # `accelerate.utils` has it only beside DeepSpeed
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.distributed.stopping import STEPS_BETWEEN, Sigterm, StopVote
 from hf_progressive.distributed.termination import EXIT_CODE
 from hf_progressive.penalty import BoundPenalty, InheritancePenalty
@@ -218,8 +220,11 @@ class ProgressiveTrainer(Trainer):
             return prepared
         if self.is_deepspeed_enabled:
             self.accelerator.deepspeed_engine_wrapped = _PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
-        if self.args.should_save and self._saves_state:
-            keep_penalty(self.penalty, Path(self.args.output_dir))
+        self.bound_penalty = None  # an earlier training's shards go before there are new ones
+        if self._saves_state:
+            with main_process_first(PartialState()):  # reads and writes all of W₀, Ω and U
+                if self.args.should_save:
+                    keep_penalty(self.penalty, Path(self.args.output_dir))
         self.bound_penalty = self.penalty.bind(self._bare_model())
         return prepared
 

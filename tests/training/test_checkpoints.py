@@ -1,5 +1,6 @@
 """A run's checkpoints: resumed to the same bits, complete or ignored, and as many as wanted."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -18,8 +19,10 @@ from trainer_fixtures import (
 )
 from transformers import GPT2LMHeadModel
 
-from hf_progressive.penalty import load_saved_penalty
-from hf_progressive.storage import is_complete
+from hf_progressive.penalty import InheritancePenalty, load_saved_penalty, save_penalty
+from hf_progressive.penalty.saved_penalty import LazyTensors
+from hf_progressive.storage import is_complete, read_json
+from hf_progressive.training import trainer as trainer_module
 from hf_progressive.training.callbacks import KeepStableCheckpoint
 from hf_progressive.training.checkpoints import STAGING_NAME, newest_complete_checkpoint
 from hf_progressive.training.trainer import ProgressiveTrainer
@@ -82,6 +85,48 @@ def test_the_penalty_travels_with_the_checkpoint(tmp_path):
     )
     trainer.train(resume_from_checkpoint=True)
     assert_same_weights(weights(trainer.model), weights(whole.model))
+
+
+def test_the_others_wait_outside_of_a_collective_while_a_penalty_is_kept(tmp_path, monkeypatch):
+    # The whole of W₀, Ω and U is read and written then; the collective in which all bind comes after it.
+    events = []
+
+    @contextlib.contextmanager
+    def first(state):
+        events.append("first")
+        yield
+        events.append("all")
+
+    def noted(name, do):
+        return lambda *args: events.append(name) or do(*args)
+
+    monkeypatch.setattr(trainer_module, "main_process_first", first)
+    monkeypatch.setattr(trainer_module, "keep_penalty", noted("keep", trainer_module.keep_penalty))
+    monkeypatch.setattr(InheritancePenalty, "bind", noted("bind", InheritancePenalty.bind))
+    resumable_trainer(tmp_path).train()
+    assert events == ["first", "keep", "all", "bind"]
+
+
+def test_training_again_lets_the_earlier_shards_go_before_it_binds(tmp_path, monkeypatch):
+    model, held = build_model(), []
+    trainer = ProgressiveTrainer(model, arguments(tmp_path), train_dataset=Blocks(), penalty=build_penalty(model))
+    bind = InheritancePenalty.bind
+    monkeypatch.setattr(InheritancePenalty, "bind", lambda *args: held.append(trainer.bound_penalty) or bind(*args))
+    for _ in range(2):
+        trainer.train()
+        assert trainer.bound_penalty is not None
+    assert held == [None, None]
+
+
+def test_saving_a_penalty_makes_each_of_its_tensors_once(tmp_path):
+    penalty, made = build_penalty(build_model()), []
+    lazy = {
+        kind: LazyTensors(each, lambda name, each=each: made.append(name) or each[name])
+        for kind, each in penalty.tensors.items()
+    }
+    save_penalty(InheritancePenalty(**lazy, ewc_lambda=0.6), tmp_path / "phi")
+    assert sorted(made) == sorted(name for each in penalty.tensors.values() for name in each)
+    assert read_json(tmp_path / "phi/penalty.json")["fingerprint"] == penalty.fingerprint()
 
 
 def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_nothing_for_good(tmp_path, monkeypatch):
