@@ -52,12 +52,12 @@ def test_the_others_wait_longer_than_a_collective_would(tmp_path):
         for turn in range(2):
             with main_process_first(state):
                 if state.is_main_process:
-                    time.sleep(4)
+                    time.sleep(5)
                     (folder / f"{turn}").touch()
                 assert (folder / f"{turn}").exists()
         state.wait_for_everyone()
 
-    assert two_processes(work, tmp_path, timeout=2) == [0, 0]
+    assert two_processes(work, tmp_path, timeout=3) == [0, 0]
 
 
 def test_a_failure_of_the_first_is_told_to_the_others(tmp_path):
@@ -99,12 +99,13 @@ def test_one_process_reads_a_checkpoint_s_files_and_all_refuse_damage(tmp_path, 
 
         def slow_digest(path):
             read.append(path)
-            time.sleep(4)  # longer than a collective waits
+            time.sleep(5)  # longer than a collective waits
             return digest(path)
 
         monkeypatch.setattr(durable, "sha256_file", slow_digest)
         check_checkpoint(checkpoint, None, reads=state.is_main_process)
         assert len(read) == state.is_main_process
+        state.wait_for_everyone()  # the other compares sizes once the first has read
         if state.is_main_process:
             (checkpoint / "weights").write_bytes(b"spoil")
         state.wait_for_everyone()
@@ -112,7 +113,7 @@ def test_one_process_reads_a_checkpoint_s_files_and_all_refuse_damage(tmp_path, 
             check_checkpoint(checkpoint, None, reads=state.is_main_process)
         state.wait_for_everyone()
 
-    assert two_processes(work, tmp_path, timeout=2) == [0, 0]
+    assert two_processes(work, tmp_path, timeout=3) == [0, 0]
 
 
 @pytest.mark.slow
