@@ -65,9 +65,9 @@ _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping, and no key twice, to plain Python values."""
+    """Read a YAML file that holds a mapping, and no key twice, to plain values under the names that keys have now."""
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        value = with_current_names(yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; give the path of a YAML configuration") from None
     except yaml.YAMLError as error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_progressive.config.renamed import with_current_names
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.records.typed import FORMAT, Record
 
@@ -39,6 +40,11 @@ class LadderRecord(Record):
 
     environment: dict[str, Any] = field(default_factory=dict)
     """Versions and machine."""
+
+    @classmethod
+    def _current(cls, content: dict[str, Any]) -> dict[str, Any]:
+        current: dict[str, Any] = with_current_names(content)
+        return current
 
 
 @dataclass(frozen=True, kw_only=True)

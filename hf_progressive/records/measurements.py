@@ -76,6 +76,8 @@ class Baseline(Record):
 
     def __post_init__(self) -> None:
         check_curve(self.curve)
+        if not self.flops:
+            raise ValueError("flops: a baseline trains for more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -364,6 +364,12 @@ class StudyRecord(Record):
         names = [recipe.name for recipe in self.recipes]
         if self.headline.recipe not in names:
             raise ValueError(f"headline.recipe: {self.headline.recipe!r} is not among the recipes {', '.join(names)}")
+        measured = {step.child for step in self.headline_recipe.rungs}
+        whole = {runs.rung for runs in self.cold if any(run.fraction == 1 for run in runs.finished)}
+        for step in self.headline.rungs:
+            if step.child not in measured & whole:
+                missing = "step in the recipe" if step.child in whole else "baseline of the whole budget"
+                raise ValueError(f"headline.rungs: {step.child} has no {missing}; let the study write the record anew")
 
 
 def read_study(study_dir: str | os.PathLike[str]) -> StudyRecord:

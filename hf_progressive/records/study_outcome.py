@@ -185,6 +185,10 @@ class FamilyOutcome(Record):
     seeds: Count
     """Seeds that are complete."""
 
+    def __post_init__(self) -> None:
+        if self.inherited is not None and self.over_last_alone is None:
+            raise ValueError("over_last_alone: is null, although inherited is known")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Record):

@@ -8,6 +8,7 @@ import yaml
 from study_fixtures import study_config, study_mapping
 
 from hf_progressive.config import load_study_config
+from hf_progressive.config.renamed import RENAMED
 
 
 def write(folder: Path, mapping: dict[str, Any]) -> Path:
@@ -45,6 +46,18 @@ def test_a_ladder_stands_on_its_base_and_overrides_go_last(tmp_path: Path) -> No
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "rungs": ["d2", "d3"]}))
     beside = load_study_config(write(tmp_path, {"ladder": {"base": "mine.yaml"}, "recipes": [{"name": "x"}]}))
     assert beside.ladder.name == "mine"
+
+
+def test_a_base_may_give_a_key_under_its_old_name_and_the_study_under_its_new_one(tmp_path: Path) -> None:
+    old = {new: old for old, new in RENAMED.items()}
+    base = {"name": "mine", "rungs": ["d2", "d3"], "training": {old["decay_fraction"]: 0.3}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(base))
+    ladder = {"base": "mine.yaml", "training": {"decay_fraction": 0.25}}
+    config = load_study_config(write(tmp_path, {"ladder": ladder, old["recipes"]: [{"name": "x"}]}))
+    assert config.ladder.training.decay_fraction == 0.25
+    both = {"ladder": ladder, "recipes": [{"name": "x"}], old["recipes"]: []}
+    with pytest.raises(ValueError, match=r"\.yaml: .* is called recipes now, and is given under both names"):
+        load_study_config(write(tmp_path, both))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from hf_progressive.config.renamed import RENAMED
 from hf_progressive.records.ladder import read_run
 from hf_progressive.records.rung import RungRecord
 
@@ -27,6 +28,12 @@ def test_layers_and_width_are_found_under_the_names_of_other_families(run, recor
     first = records()[0] | {"config": {"num_hidden_layers": 5, "hidden_size": 96}}
     rung = read_run(run([first])).rungs[0]
     assert (rung.layers, rung.width) == (5, 96)
+
+
+def test_the_settings_of_an_older_run_are_read_under_the_names_that_they_have_now(run, records):
+    old = {new: old for old, new in RENAMED.items()}["decay_fraction"]
+    read = read_run(run(records(), config={"training": {old: 0.25}}))
+    assert read.ladder.config["training"] == {"decay_fraction": 0.25}
 
 
 @pytest.mark.parametrize(("asked", "pending"), [("all", ("l6w96",)), (["l6w112"], ()), ("none", ())])
@@ -58,6 +65,7 @@ def damaged(change):
         (damaged(lambda r: r["curve"][2].pop("flops")), r"curve\.2\.flops is missing"),
         (damaged(lambda r: r["curve"].reverse()), "curve: FLOPs fall from"),
         (damaged(lambda r: r["cold"].pop("flops")), r"cold\.flops is missing"),
+        (damaged(lambda r: r["cold"].update(flops=0)), r"cold\.flops: a baseline trains for more than 0"),
         (damaged(lambda r: r.pop("data")), ": data is missing"),
         (damaged(lambda r: r.update(name=None)), "name: expected text, got None"),
         (damaged(lambda r: r.update(tokens=-1)), "tokens: expected 0 or more, got -1"),

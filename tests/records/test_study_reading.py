@@ -60,6 +60,9 @@ def test_failed_and_finished_models_are_told_apart() -> None:
         ("rungs", [], "rungs: there are none"),
         ("config.ladder.training.batch_tokens", "512", "config.ladder.training.batch_tokens: expected a whole number"),
         ("environment.cpus", float("inf"), "environment.cpus: inf is not a finite number"),
+        ("cold", [], "headline.rungs: l6w64 has no baseline of the whole budget"),
+        ("recipes.0.rungs", [], "headline.rungs: l6w64 has no step in the recipe"),
+        ("headline.family.over_last_alone", None, "headline.family.over_last_alone: is null, although inherited is"),
         ("format", 2, "format: 2 is not 1, which this version reads; update hf_progressive"),
     ],
 )
