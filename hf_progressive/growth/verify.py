@@ -182,16 +182,18 @@ def _compare(
     )
 
 
-# The model with its arithmetic in `dtype`, and the dtype its weights had before; one that is not in memory yet goes on
-# the device.
+# The model with its arithmetic in `dtype`, and the dtype its weights had before, the shortest where they differ. One
+# that is not in memory yet goes on the device.
 def _load(
     source: ModelSource, dtype: torch.dtype, device: torch.device, revision: str | None
 ) -> tuple[PreTrainedModel, torch.dtype]:
     if not isinstance(source, PreTrainedModel):
         located = locate_source(source, revision)
-        CheckpointReader(located.folder)  # says what is wrong with weights that are damaged
-        model = AutoModelForCausalLM.from_pretrained(located.folder, config=located.read_config(), dtype="auto")
-        stored_in = model.dtype
+        specs = CheckpointReader(located.folder).specs.values()  # says what is wrong with weights that are damaged
+        # The file's own, not the configuration's: "auto" would round a float32 file under a bfloat16 configuration.
+        floating = [spec.dtype for spec in specs if spec.dtype.is_floating_point]
+        stored_in = min(floating, key=lambda each: torch.finfo(each).bits, default=dtype)
+        model = AutoModelForCausalLM.from_pretrained(located.folder, config=located.read_config(), dtype=dtype)
         return model.to(device, dtype), stored_in
     # Some buffers, such as rotary frequencies, stay in float32 beside weights in float64.
     values = (value for value in (*source.parameters(), *source.buffers()) if value.is_floating_point())

@@ -3,13 +3,14 @@
 import copy
 import json
 import os
+import shutil
 
 import pytest
 import torch
 from growth_checkpoints import gpt2, save
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_progressive.growth import GrowthCheck, grow_model, verify_growth
+from hf_progressive.growth import GrowthCheck, grow_checkpoint, grow_model, verify_growth
 from hf_progressive.growth import verify as verify_module
 from hf_progressive.growth.verify import TOLERANCES
 
@@ -93,6 +94,15 @@ def test_norms_that_compute_in_float32_do_not_blur_the_check_in_float64(model_ty
         ids = torch.randint(64, (1, 16))
         stock = (mother(ids).logits - child(ids).logits).abs().max()
     assert 1e-9 * check.max_abs_logit < stock < 1e-5 * check.max_abs_logit
+
+
+def test_weights_are_compared_as_the_file_has_them_whatever_dtype_the_configuration_names(parent, tmp_path):
+    shutil.copytree(parent, tmp_path / "parent")
+    path = tmp_path / "parent" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "bfloat16"}))
+    report = grow_checkpoint(tmp_path / "parent", tmp_path / "child", {"n_layer": 4})
+    assert report.verification.preserved
+    assert report.verification.tolerance == TOLERANCES[torch.float32]
 
 
 def test_a_model_passed_in_is_left_as_it_is():
