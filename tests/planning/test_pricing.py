@@ -134,11 +134,11 @@ def test_evidence_without_an_upper_end_is_an_open_interval(capsys, tmp_path):
 
 
 def test_a_study_in_which_a_rung_did_not_match_is_no_evidence(capsys, tmp_path):
-    matched = {"child": "b", "eta": 0.9, "eta_low": 0.8, "eta_high": 1.0}
-    short = {"child": "c", "eta": None, "eta_low": None, "eta_high": None}
+    matched = {"eta": 0.9, "eta_low": 0.8, "eta_high": 1.0}
+    short = {"child": "l6w72", "eta": None, "eta_low": None, "eta_high": None}
     study = write_study(tmp_path, matched, short)
     assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(study)]) == 2
-    assert "study.json: c did not match, so it has no mean efficiency" in capsys.readouterr().err
+    assert "study.json: l6w72 did not match, so it has no mean efficiency" in capsys.readouterr().err
 
 
 def test_the_table_keeps_the_prices_apart_and_says_what_does_not_fit(capsys):
