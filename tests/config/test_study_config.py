@@ -23,7 +23,7 @@ def test_plain_values_read_back_as_an_equal_configuration(corpus_file: Path, tmp
     assert load_study_config(write(tmp_path, config.to_dict())) == config
 
 
-def test_an_recipe_changes_the_ladder_under_its_dotted_keys(corpus_file: Path) -> None:
+def test_a_recipe_changes_the_ladder_under_its_dotted_keys(corpus_file: Path) -> None:
     overrides = {"phi.gamma": 1e-5, "growth.options": {"init_std": 1e-4}, "training.inherited_learning_rate": 1e-3}
     config = study_config(corpus_file, recipes=[{"name": "plain"}, {"name": "a", "set": overrides}])
     ladder = config.ladder_of(config.recipe("a"))

@@ -69,7 +69,7 @@ def test_sizes_follow_the_real_ladder(benchmark):
         benchmark.size_named("x")
 
 
-def test_an_variant_that_fails_is_named_and_the_others_are_measured(benchmark, monkeypatch, capsys):
+def test_a_variant_that_fails_is_named_and_the_others_are_measured(benchmark, monkeypatch, capsys):
     def broken(workload, pause, observer):
         pause()
         raise RuntimeError("a kernel is missing\nand more")

@@ -90,7 +90,7 @@ def test_phi_is_compared_at_equal_total_flops(record: dict[str, Any]) -> None:
             assert point["at_equal_tokens"] == {"difference": 0, "low": 0, "high": 0}
 
 
-def test_an_recipe_is_compared_with_its_own_baseline(corpus_file: Path, tmp_path: Path) -> None:
+def test_a_recipe_is_compared_with_its_own_baseline(corpus_file: Path, tmp_path: Path) -> None:
     slow = {"training.inherited_learning_rate": 1e-4}
     recipes = [
         {"name": "slow", "set": slow},
