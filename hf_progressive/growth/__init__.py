@@ -5,6 +5,7 @@ from hf_progressive.growth.family_table import Family, WeightRule, linear, norm,
 from hf_progressive.growth.grow import GrowthReport, grow_checkpoint, grow_model
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.methods import register_method
+from hf_progressive.growth.new_entries import NewEntries, new_entries, new_entry_masks
 from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
 
@@ -13,11 +14,14 @@ __all__ = [
     "GrowthCheck",
     "GrowthPlan",
     "GrowthReport",
+    "NewEntries",
     "TensorPlan",
     "WeightRule",
     "grow_checkpoint",
     "grow_model",
     "linear",
+    "new_entries",
+    "new_entry_masks",
     "norm",
     "plan_growth",
     "reads",

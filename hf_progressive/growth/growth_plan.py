@@ -24,6 +24,7 @@ from hf_progressive.growth.exactness import grow_axes
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.family_table import AxisName, Family
 from hf_progressive.growth.methods import DepthPosition, GrowthOptions, LayerOrigin, Method, NewLayers, method_named
+from hf_progressive.growth.new_entries import NewEntries, describe_new_entries, new_units
 from hf_progressive.growth.target import complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
 
@@ -163,6 +164,16 @@ class GrowthPlan:
         """
         return self.tensor(name).inherited()
 
+    def new_entries(self) -> dict[str, NewEntries]:
+        """Tell which entries of every tensor the parent did not have: the complement of `inherited_mask`.
+
+        Returns:
+            By parameter name of the child, a description of a few numbers, of which a mask, or a shard's part of it,
+            is made when it is needed. `hf_progressive.growth.new_entries` tells the same of a grown checkpoint.
+        """
+        heirs = [layer.heir for layer in self.layers]
+        return describe_new_entries(self.family, self.target_config, new_units(self.axes), heirs)
+
     def tensor(self, name: str) -> TensorPlan:
         """Return the plan of one tensor.
 
@@ -184,7 +195,8 @@ class GrowthPlan:
         """Summarise the plan in values that JSON can hold.
 
         Returns:
-            Sizes from → to, layers, numbers of tensors and parameters, factors, and the rules used.
+            Sizes from → to, layers, the new units of every axis, numbers of tensors and parameters, factors, and the
+            rules used.
         """
         family, source = self.family, self.source_config
         old, new = family.sizes(source), family.sizes(self.target_config)
@@ -199,6 +211,7 @@ class GrowthPlan:
             "preserves_function": self.preserves_function,
             "sizes": {name: [value, getattr(new, name)] for name, value in asdict(old).items()},
             "layers": [asdict(layer) for layer in self.layers],
+            "new_units": {name: [list(run) for run in runs] for name, runs in new_units(self.axes).items()},
             "tensors": {
                 "inherited": sum(bool(t.sources) and t.heir for t in self.tensors),
                 "copied": sum(bool(t.sources) and not t.heir for t in self.tensors),

@@ -1,0 +1,176 @@
+"""Which entries of a grown model its parent did not have, told from the initial checkpoint alone.
+
+    new = new_entries("runs/trunk/l8w64/init")           # by parameter name, a few numbers each
+    new["model.norm.weight"].mask()                      # boolean, of the parameter's shape
+    new["model.norm.weight"].of_shard(start, length)     # the same for a flat shard of the row-major parameter
+    masks = new_entry_masks("runs/trunk/l8w64/init")     # all of them at once, one byte per parameter
+
+An entry is new if it stands at a new unit of one of its tensor's dimensions, or in a layer that is new or a mere copy
+of another. These are the entries on which Ω is 0 and to which no statistic of the parent is carried. Copies of a unit
+(`tile`, `split`) inherit, all of them, and are not new.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from hf_progressive.growth.axis import Axis
+from hf_progressive.growth.families import family_of
+from hf_progressive.growth.family_table import AxisName, DimRule, Family, axis_lengths
+from hf_progressive.hub.names import GROWTH
+from hf_progressive.storage import read_json
+
+Ranges = tuple[tuple[int, int], ...]
+"""Runs of units, each from its first unit to the one behind its last."""
+
+
+@dataclass(frozen=True)
+class NewEntries:
+    """Which entries of one tensor the parent did not have.
+
+    Attributes:
+        shape: The tensor's shape.
+        ranges: For each dimension the runs of new units; an entry at any of them is new.
+        whole: Every entry is new: the tensor inherits nothing.
+
+    >>> entries = NewEntries((2, 3), ((), ((2, 3),)))
+    >>> entries.count, entries.mask().tolist()
+    (2, [[False, False, True], [False, False, True]])
+    >>> entries.of_shard(2, 3).tolist()
+    [True, False, False]
+    """
+
+    shape: tuple[int, ...]
+    ranges: tuple[Ranges, ...]
+    whole: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of new entries."""
+        if self.whole:
+            return math.prod(self.shape)
+        new = (sum(stop - start for start, stop in ranges) for ranges in self.ranges)
+        return math.prod(self.shape) - math.prod(size - added for size, added in zip(self.shape, new, strict=True))
+
+    def mask(self) -> Tensor:
+        """Return a boolean tensor of the tensor's shape, true where an entry is new."""
+        return self._rows(0, self.shape[0])
+
+    def of_shard(self, start: int, length: int) -> Tensor:
+        """Return the mask of a shard, without the rest of it.
+
+        Args:
+            start: Where the shard begins in the flattened row-major tensor, in elements.
+            length: Elements of the shard, perhaps 0.
+
+        Returns:
+            (length,), boolean.
+
+        Raises:
+            ValueError: The shard is not within the tensor.
+        """
+        size = math.prod(self.shape)
+        if not 0 <= start <= start + length <= size:
+            raise ValueError(f"a shard of {length} elements from {start} is not within a tensor of {size}")
+        columns = math.prod(self.shape[1:])
+        first = start // columns
+        rows = self._rows(first, max(first, -(-(start + length) // columns)))
+        return rows.reshape(-1)[start - first * columns :][:length]
+
+    def _rows(self, first: int, stop: int) -> Tensor:
+        mask = torch.full((stop - first, *self.shape[1:]), self.whole, dtype=torch.bool)
+        for dim, ranges in enumerate(self.ranges):
+            low, high = (first, stop) if dim == 0 else (0, self.shape[dim])
+            for begin, end in ranges:
+                begin, end = max(begin, low), min(end, high)
+                if begin < end:
+                    mask.narrow(dim, begin - low, end - begin).fill_(True)
+        return mask
+
+
+def new_entries(init: str | os.PathLike[str]) -> dict[str, NewEntries]:
+    """Tell which entries of a grown checkpoint its parent did not have.
+
+    Args:
+        init: The folder that `grow_checkpoint` wrote: an initial model, before any training. Its config.json and
+            growth.json are read, no weights.
+
+    Returns:
+        By name, in the order of the stock class's parameters, a description of a few numbers; a tied output head is
+        none of them.
+
+    Raises:
+        FileNotFoundError: The folder holds no growth.json: it was not grown.
+        ValueError: growth.json does not say it: it was written before it did.
+    """
+    path = Path(init) / GROWTH
+    if not path.is_file():
+        raise FileNotFoundError(f"{init}: holds no {GROWTH}, so it was not grown; give a rung's init/ folder")
+    plan = read_json(path).get("plan", {})
+    if "new_units" not in plan:
+        raise ValueError(f"{path}: does not say which units are new, as later versions do; grow the checkpoint again")
+    config = AutoConfig.from_pretrained(init)
+    units = {name: tuple((start, stop) for start, stop in ranges) for name, ranges in plan["new_units"].items()}
+    return describe_new_entries(family_of(config), config, units, [layer["heir"] for layer in plan["layers"]])
+
+
+def new_entry_masks(init: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the mask of every parameter of a grown checkpoint, true where its parent had no such entry.
+
+    Args:
+        init: As for `new_entries`, which describes the same without a byte per parameter.
+
+    Returns:
+        By name a boolean tensor of the parameter's shape, all of them on the CPU.
+
+    Raises:
+        FileNotFoundError: As for `new_entries`.
+        ValueError: As for `new_entries`.
+    """
+    return {name: entries.mask() for name, entries in new_entries(init).items()}
+
+
+def new_units(axes: Mapping[AxisName, Axis]) -> dict[str, Ranges]:
+    """List the new units of every axis that has any."""
+    runs = {name: tuple((start, start + s.size) for start, s in axis.new()) for name, axis in axes.items()}
+    return {name: _joined(ranges) for name, ranges in runs.items() if ranges}
+
+
+def describe_new_entries(
+    family: Family, config: Any, units: Mapping[str, Ranges], heirs: Sequence[bool]
+) -> dict[str, NewEntries]:
+    """Describe every tensor of a child, from the new units of its axes and which of its layers are heirs."""
+    lengths = axis_lengths(family.sizes(config))
+    return {
+        name: NewEntries(
+            shape=tuple(sum(lengths[axis] for axis in dim.axes) for dim in rule.dims),
+            ranges=tuple(_along(dim, units, lengths) for dim in rule.dims),
+            whole=layer is not None and not heirs[layer],
+        )
+        for name, rule, layer in family.tensors(config)
+    }
+
+
+def _along(dim: DimRule, units: Mapping[str, Ranges], lengths: Mapping[AxisName, int]) -> Ranges:
+    found, offset = [], 0
+    for axis in dim.axes:
+        found += [(offset + start, offset + stop) for start, stop in units.get(axis, ())]
+        offset += lengths[axis]
+    return _joined(found)
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return tuple(joined)
