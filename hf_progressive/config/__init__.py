@@ -11,6 +11,7 @@ from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
 from hf_progressive.config.phi import FisherConfig, PhiConfig, SubspaceConfig
 from hf_progressive.config.study import LearningRatesConfig, RecipeConfig, StudyConfig, load_study_config
 from hf_progressive.config.training import TrainingConfig
+from hf_progressive.config.trunk import TrunkConfig
 
 __all__ = [
     "CoreConfig",
@@ -28,6 +29,7 @@ __all__ = [
     "SubspaceConfig",
     "TokenizerConfig",
     "TrainingConfig",
+    "TrunkConfig",
     "find_config",
     "load_ladder_config",
     "load_study_config",

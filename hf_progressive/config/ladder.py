@@ -2,11 +2,11 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from hf_progressive.config import strict_yaml
 from hf_progressive.config.after_training import CoreConfig, PublishConfig
@@ -16,6 +16,9 @@ from hf_progressive.config.data import DataConfig
 from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
 from hf_progressive.config.phi import PhiConfig
 from hf_progressive.config.training import TrainingConfig
+from hf_progressive.config.trunk import TrunkConfig
+
+_SectionT = TypeVar("_SectionT", TrainingConfig, GrowthConfig, PhiConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,10 @@ class LadderConfig:
 
     seed: int = 0
     """Seed of weights, growth and data loading."""
+
+    schedule: Literal["chain", "trunk"] = "chain"
+    """How rungs follow one another: each from the finished one before it, or all on one training run at a constant
+    rate, the trunk, from which the smaller rungs' models branch off."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """What every rung's model shares."""
@@ -48,6 +55,9 @@ class LadderConfig:
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How every rung trains."""
+
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    """How a trunk grows and branches; without effect, and refused, in a chain."""
 
     core: CoreConfig | None = None
     """Evaluate every rung on CORE; None does not."""
@@ -77,15 +87,76 @@ class LadderConfig:
         for name in () if isinstance(self.cold, str) else self.cold:
             if name not in names[1:]:
                 yield f"cold: {name!r} is no grown rung; {strict_yaml.nearest(name, names[1:])}"
-        blocks, context = self.training.batch_tokens, self.model.context
-        if blocks % context:
-            yield f"training.batch_tokens: {blocks} is not a multiple of the context, {context} tokens"
+        yield from self._trunk_problems() if self.schedule == "trunk" else self._chain_problems()
+        for index, rung in enumerate(self.rungs):
+            try:
+                blocks, context = self.training_of(rung.name).batch_tokens, self.model.context
+                self.growth_of(rung.name)
+                self.phi_of(rung.name)
+            except ValueError as error:
+                yield str(error)
+                continue
+            where = f"rungs.{index}.training" if "batch_tokens" in rung.training else "training"
+            if blocks % context:
+                yield f"{where}.batch_tokens: {blocks} is not a multiple of the context, {context} tokens"
+            if index == 0 and (rung.growth or rung.phi):
+                yield f"rungs.0: {rung.name} grows from nothing; leave its growth and phi out"
+
+    def _chain_problems(self) -> Iterator[str]:
+        for index, rung in enumerate(self.rungs):
+            if rung.until is not None:
+                yield f"rungs.{index}.until: only a trunk's rungs have one; set schedule: trunk, or leave it out"
+        if self.trunk != TrunkConfig():
+            yield "trunk: without effect in a chain; set schedule: trunk, or leave it out"
+
+    def _trunk_problems(self) -> Iterator[str]:
+        if len(self.rungs) < 1 or self.rungs[0].source is not None:
+            yield f"rungs: a trunk trains its first rung itself; leave out the source of {self.rungs[0].name}"
+        before = 0.0
+        for index, rung in enumerate(self.rungs[:-1]):
+            if rung.until is None:
+                yield f"rungs.{index}.until: is missing; after which share of the last rung's tokens does it grow?"
+                continue
+            if rung.until <= before:
+                yield f"rungs.{index}.until: {rung.until:g} does not rise; {before:g} is the rung's before"
+            before = rung.until
+        last = self.rungs[-1]
+        if last.until not in (None, 1):
+            yield f"rungs.{len(self.rungs) - 1}.until: {last.name} is the last and goes on to the end; leave it out"
+        try:
+            begins = 1 - self.training_of(last.name).decay_fraction
+        except ValueError:
+            return  # reported with the rung
+        if before > begins + 1e-9:
+            yield (
+                f"rungs.{len(self.rungs) - 2}.until: {before:g} lies in the last rung's decay, which begins at"
+                f" {begins:g}; grow by then, or lower training.decay_fraction"
+            )
 
     def trains_baseline(self, name: str) -> bool:
         """Tell whether a rung has a baseline; the first, which is cold itself, has none."""
         if name == self.rungs[0].name:
             return False
         return self.cold == "all" or (self.cold != "none" and name in self.cold)
+
+    def training_of(self, name: str) -> TrainingConfig:
+        """Return how a rung, and its baseline, trains: the ladder's section with the rung's own keys in it."""
+        return self._section(self.training, "training", name)
+
+    def growth_of(self, name: str) -> GrowthConfig:
+        """Return how a rung is made from its parent."""
+        return self._section(self.growth, "growth", name)
+
+    def phi_of(self, name: str) -> PhiConfig:
+        """Return a rung's penalty."""
+        return self._section(self.phi, "phi", name)
+
+    def _section(self, section: _SectionT, key: str, name: str) -> _SectionT:
+        index = [rung.name for rung in self.rungs].index(name)
+        own: dict[str, Any] = getattr(self.rungs[index], key)
+        if not own:
+            return section
+        return strict_yaml.build(type(section), merged(plain(section), own), f"rungs.{index}.{key}")
 
     @property
     def keeps_stable(self) -> bool:
@@ -119,6 +190,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return value
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values with changes in them: mappings are merged key by key, anything else is replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        before = result.get(key)
+        result[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return result
 
 
 def find_config(path: str | os.PathLike[str]) -> Path:

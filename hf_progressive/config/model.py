@@ -8,6 +8,9 @@ from typing import Any, Literal
 from hf_progressive.config import strict_yaml
 from hf_progressive.config.checks import require, require_positive
 
+RUNG_SECTIONS = ("training", "growth", "phi")
+"""Sections of the ladder of which a rung may change keys."""
+
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -55,12 +58,26 @@ class RungConfig:
     revision: str | None = None
     """The tag or commit of a `source` on the Hub, which must be pinned."""
 
+    until: float | None = None
+    """In a trunk: the share of the last rung's tokens after which the next rung grows from this one; None on the
+    last."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    """Keys of the ladder's `training` that have another value on this rung and for its baseline."""
+
+    growth: dict[str, Any] = field(default_factory=dict)
+    """Keys of the ladder's `growth` that have another value for this rung's growth."""
+
+    phi: dict[str, Any] = field(default_factory=dict)
+    """Keys of the ladder's `phi` that have another value on this rung."""
+
     def __post_init__(self) -> None:
         require(
             _NAME_PATTERN.fullmatch(self.name) is not None,
             f"name: {self.name!r} cannot name a folder; use letters, digits, '.', '_' and '-'",
         )
         require_positive(self, "depth")
+        require(self.until is None or 0 < self.until <= 1, f"{self.name}: until {self.until} is not in (0, 1]")
         require(
             self.source is None or not (self.depth or self.fields),
             f"{self.name}: a rung with a source has its sizes; leave depth and fields out",
@@ -86,10 +103,12 @@ class RungConfig:
             return cls(name=value, depth=int(match[1]))
         require(isinstance(value, Mapping), f"{path}: expected d11 or a mapping, got {value!r}")
         fields = {str(key): item for key, item in value.items()}
-        own = {"depth": int, "name": str, "source": str, "revision": str}
+        own = {"depth": int, "name": str, "source": str, "revision": str, "until": float}
         given = {
             key: strict_yaml.convert(hint | None, fields.pop(key, None), f"{path}.{key}") for key, hint in own.items()
         }
+        for key in RUNG_SECTIONS:
+            given[key] = strict_yaml.convert(dict[str, Any], fields.pop(key, {}), f"{path}.{key}")
         name, depth = given.pop("name"), given["depth"]
         kind = "explicit fields" if given["source"] is None else "a source"
         require(name is not None or depth is not None, f"{path}: a rung with {kind} needs a name")
@@ -100,8 +119,10 @@ class RungConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rung as `from_yaml` reads it."""
-        given = {"depth": self.depth, "source": self.source, "revision": self.revision}
-        return {"name": self.name, **{key: value for key, value in given.items() if value is not None}, **self.fields}
+        given = {key: getattr(self, key) for key in ("depth", "source", "revision", "until")}
+        sections = {key: getattr(self, key) for key in RUNG_SECTIONS if getattr(self, key)}
+        named = {key: value for key, value in given.items() if value is not None}
+        return {"name": self.name, **named, **sections, **self.fields}
 
 
 @dataclass(frozen=True, kw_only=True)

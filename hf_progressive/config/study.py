@@ -1,7 +1,7 @@
 """A study, read from strict YAML: recipes × seeds × rungs on one ladder."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ import yaml
 from hf_progressive.config import strict_yaml
 from hf_progressive.config.checks import require, require_positive
 from hf_progressive.config.credentials import refuse_credentials
-from hf_progressive.config.ladder import LadderConfig, find_config, plain
+from hf_progressive.config.ladder import LadderConfig, find_config, merged, plain
+from hf_progressive.config.model import RungConfig
 
 _LARGEST_FRACTION = 2.0
-_RECIPE_SECTIONS = ("growth", "phi", "training")
+_RECIPE_SECTIONS = ("growth", "phi", "training", "trunk")
 _BASELINE_KEYS = ("training.tokens_per_parameter", "training.budget_parameters", "training.inherited_fraction")
 
 
@@ -25,8 +26,11 @@ class RecipeConfig:
     name: str
     """The recipe's name, in tables and plots."""
 
+    trunk: tuple[RungConfig, ...] = ()
+    """The stages of a trunk below the rung that is measured, each with its `until`; empty for a chain."""
+
     set: dict[str, Any] = field(default_factory=dict)
-    """Dotted overrides of the ladder below `growth`, `phi` and `training` (`phi.gamma: 1e-4`)."""
+    """Dotted overrides of the ladder below `growth`, `phi`, `training` and `trunk` (`phi.gamma: 1e-4`)."""
 
     parent_fraction: float = 0.5
     """Share of its baseline's budget that a grown parent trains for, decay included, before a child is grown from it.
@@ -191,7 +195,8 @@ class StudyConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values, such that reading them back gives an equal one."""
-        return {**plain(self), "ladder": self.ladder.to_dict()}
+        recipes = [{**plain(recipe), "trunk": [stage.to_dict() for stage in recipe.trunk]} for recipe in self.recipes]
+        return {**plain(self), "ladder": self.ladder.to_dict(), "recipes": recipes}
 
 
 def _check_fractions(name: str, fractions: tuple[float, ...]) -> None:
@@ -241,13 +246,4 @@ def _on_base(ladder: dict[str, Any], folder: Path) -> dict[str, Any]:
     base = changes.pop("base")
     require(isinstance(base, str), f"ladder.base: expected the path or name of a ladder's configuration, got {base!r}")
     beside = folder / base
-    return _merged(strict_yaml.read_yaml(beside if beside.is_file() else find_config(base)), changes)
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    # Mappings are merged key by key; anything else is replaced.
-    result = dict(base)
-    for key, value in changes.items():
-        before = result.get(key)
-        result[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return result
+    return merged(strict_yaml.read_yaml(beside if beside.is_file() else find_config(base)), changes)

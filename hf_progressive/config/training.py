@@ -31,6 +31,10 @@ class TrainingConfig:
     inherited_learning_rate: float | None = None
     """Peak learning rate of grown rungs; None takes `learning_rate`."""
 
+    learning_rate_by_width: float = 0.0
+    """Power of a rung's width over the last rung's by which its peak learning rate is multiplied; -0.5 gives narrower
+    rungs a higher rate, 0 the same."""
+
     warmup_fraction: float = 0.02
     """Share of the steps over which the learning rate rises to its peak."""
 
@@ -78,6 +82,8 @@ class TrainingConfig:
         require_positive(self, "learning_rate", "inherited_learning_rate")
         require_fraction(self, "warmup_fraction", "decay_fraction", "final_lr_ratio")
         require_fraction(self, "adam_beta1", "adam_beta2")
+        power = self.learning_rate_by_width
+        require(-2 <= power <= 2, f"learning_rate_by_width: {power} is not in [-2, 2]")
         require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay} is negative")
         require(self.max_grad_norm >= 0, f"max_grad_norm: {self.max_grad_norm} is negative; 0 clips nothing")
         require(0 < self.inherited_fraction <= 4, f"inherited_fraction: {self.inherited_fraction} is not in (0, 4]")

@@ -18,7 +18,11 @@ from hf_progressive.training.training_run import schedule_steps
 
 _DIGEST_DIGITS = 10
 # What changes how a training run is watched, saved or resumed, and not what it computes.
-_WITHOUT_EFFECT = ("evaluations", "checkpoints", "keep_stable", "inherited_fraction", "inherited_learning_rate")
+_WITHOUT_EFFECT = (
+    *("evaluations", "checkpoints", "keep_stable", "inherited_fraction", "inherited_learning_rate"),
+    "learning_rate_by_width",  # the peak is stated beside
+)
+_ADDED: dict[str, Any] = {}  # keys that came later, with the value at which older results keep their names
 
 
 def digest(value: Any) -> str:
@@ -125,7 +129,11 @@ class TrainingSetup:
     def name(self) -> str:
         """Unique name."""
         training = dataclasses.asdict(self.training).items()
-        settings = {former_name(k): v for k, v in training if k not in _WITHOUT_EFFECT}  # as older results were named
+        settings = {
+            former_name(key): value  # as older results were named
+            for key, value in training
+            if key not in _WITHOUT_EFFECT and not (key in _ADDED and value == _ADDED[key])
+        }
         penalty = (
             None if self.phi is None else [self.phi.ewc_lambda, self.phi.gamma, self.phi.schedule, self.phi.until]
         )

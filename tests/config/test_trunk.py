@@ -1,0 +1,78 @@
+"""Trunks in a ladder's configuration, and keys that a rung has for itself."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hf_progressive.config import LadderConfig, RungConfig, load_ladder_config, strict_yaml
+
+RUNGS: list[dict[str, Any]] = [
+    {"name": "a", "n_layer": 1, "n_embd": 8, "n_head": 1, "until": 0.3},
+    {"name": "b", "n_layer": 2, "n_embd": 8, "n_head": 1, "until": 0.6},
+    {"name": "c", "n_layer": 4, "n_embd": 8, "n_head": 1},
+]
+
+
+def trunk(**changes: Any) -> LadderConfig:
+    settings = {"schedule": "trunk", "rungs": RUNGS, "training": {"decay_fraction": 0.4}, **changes}
+    return strict_yaml.build(LadderConfig, settings)
+
+
+def changed(index: int, **keys: Any) -> list[dict[str, Any]]:
+    return [{**rung, **keys} if i == index else rung for i, rung in enumerate(RUNGS)]
+
+
+def test_a_trunk_is_read_and_written_back_equal(tmp_path: Path) -> None:
+    config = trunk(trunk={"rewarm": "new", "moments": "grown"}, rungs=changed(1, training={"learning_rate": 3e-3}))
+    file = tmp_path / "trunk.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert load_ladder_config(file) == config
+    assert [rung.until for rung in config.rungs] == [0.3, 0.6, None]
+
+
+def test_a_rung_changes_keys_for_itself_alone() -> None:
+    own = {"training": {"learning_rate": 3e-3}, "growth": {"options": {"x": 1}}, "phi": {"fisher": {"sequences": 4}}}
+    config = trunk(rungs=changed(1, **own), training={"decay_fraction": 0.4, "learning_rate": 1e-3})
+    assert [config.training_of(name).learning_rate for name in "abc"] == [1e-3, 3e-3, 1e-3]
+    assert config.training_of("b").decay_fraction == 0.4
+    assert config.growth_of("b").options == {"x": 1}
+    assert config.growth_of("c") is config.growth
+    assert (config.phi_of("b").fisher.sequences, config.phi_of("b").fisher.kind) == (4, "empirical")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rungs": changed(0, until=None)}, r"rungs\.0\.until: is missing"),
+        ({"rungs": changed(1, until=0.3)}, r"rungs\.1\.until: 0\.3 does not rise"),
+        ({"rungs": changed(1, until=0.7)}, r"0\.7 lies in the last rung's decay, which begins at 0\.6"),
+        ({"rungs": changed(2, until=0.9)}, r"rungs\.2\.until: c is the last"),
+        ({"rungs": changed(0, until=1.5)}, r"until 1\.5 is not in \(0, 1\]"),
+        ({"schedule": "chain"}, r"rungs\.0\.until: only a trunk's rungs have one"),
+        ({"schedule": "bough"}, r"schedule: 'bough' is not one of chain, trunk"),
+        ({"trunk": {"member": "none", "average_of": 1}}, r"average_of: 1 is not in"),
+        ({"rungs": changed(1, training={"learning_rates": 1})}, r"rungs\.1\.training\.learning_rates: unknown key"),
+        ({"rungs": changed(1, training={"batch_tokens": 100})}, r"rungs\.1\.training\.batch_tokens: 100 is not a mul"),
+        ({"rungs": changed(0, phi={"gamma": 1.0})}, r"a grows from nothing"),
+        ({"rungs": changed(1, training=3)}, r"rungs\.1\.training: expected a mapping"),
+    ],
+)
+def test_what_a_trunk_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trunk(**changes)
+
+
+def test_a_chain_refuses_what_only_a_trunk_has() -> None:
+    plain = [{key: value for key, value in rung.items() if key != "until"} for rung in RUNGS]
+    with pytest.raises(ValueError, match="trunk: without effect in a chain"):
+        strict_yaml.build(LadderConfig, {"rungs": plain, "trunk": {"rewarm": "new"}})
+    rungs = [{"name": "a", "source": "somewhere", "until": 0.5}, plain[1]]
+    with pytest.raises(ValueError, match="leave out the source of a"):
+        strict_yaml.build(LadderConfig, {"schedule": "trunk", "rungs": rungs})
+
+
+def test_a_rung_is_written_with_its_own_sections_only() -> None:
+    rung = RungConfig.from_yaml(RUNGS[0], "rungs.0")
+    assert rung.to_dict() == RUNGS[0]
