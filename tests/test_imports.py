@@ -115,7 +115,7 @@ def test_no_file_is_long() -> None:
         ("import hf_progressive.ladder", ["matplotlib", "deepspeed"]),
         ("import hf_progressive.cli; hf_progressive.cli.build_parser()", ["torch", "transformers", "datasets"]),
         ("import hf_progressive.config", ["torch", "transformers"]),
-        ("import hf_progressive.study.points, hf_progressive.study.interval", ["torch", "transformers"]),
+        ("import hf_progressive.study.points, hf_progressive.records.interval", ["torch", "transformers"]),
     ],
 )
 def test_nothing_heavy_is_loaded(statement: str, absent: list[str]) -> None:

@@ -88,7 +88,7 @@ def outcome(record: dict[str, Any]) -> dict[str, Any]:
     Returns:
         Figures over the seeds that are complete, and the record itself without its configuration's repetition.
     """
-    from hf_progressive.study.interval import mean_interval
+    from hf_progressive.records.interval import mean_interval
 
     found: dict[str, Any] = {
         "finished_runs": record["finished"],

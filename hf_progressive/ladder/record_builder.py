@@ -27,7 +27,7 @@ def rung_record(work: RungWork) -> RungRecord:
             train=result.flops,
             fisher=before.fisher.flops if before.fisher else 0.0,
             subspace=before.subspace.flops if before.subspace else 0.0,
-            inherited=parent.flops.lineage if parent else 0.0,
+            inherited=parent.flops.passed_on if parent else 0.0,
             evaluation=result.evaluation_flops,
         ),
         lineage_complete=parent is None or parent.lineage_complete,

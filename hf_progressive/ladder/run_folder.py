@@ -12,7 +12,9 @@ from hf_progressive import storage
 from hf_progressive.config import LadderConfig, strict_yaml
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.records.environment import environment
+from hf_progressive.records.family import FamilyCost
 from hf_progressive.records.ladder import LadderRecord
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.storage.locks import try_lock
 from hf_progressive.training.checkpoints import remove_leftovers
 
@@ -61,16 +63,17 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
             write_ladder_record(folder, config, [], state)
 
 
-def write_ladder_record(folder: Path, config: LadderConfig, finished: Sequence[str], state: PartialState) -> None:
-    """Write `ladder.json`, once the rungs of some names are trained."""
-    names = tuple(rung.name for rung in config.rungs)
+def write_ladder_record(folder: Path, config: LadderConfig, rungs: Sequence[RungRecord], state: PartialState) -> None:
+    """Write `ladder.json`, once some rungs are trained."""
+    names, finished = tuple(rung.name for rung in config.rungs), tuple(rung.name for rung in rungs)
     record = LadderRecord(
         name=config.name,
         family=config.model.family,
         seed=config.seed,
         rungs=names,
-        finished=tuple(finished),
-        complete=tuple(finished) == names,
+        finished=finished,
+        complete=finished == names,
+        totals=FamilyCost(rungs=tuple(rungs)).totals() if rungs else None,
         config=config.to_dict(),
         environment=environment(state),
     )

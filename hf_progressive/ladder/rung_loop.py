@@ -49,8 +49,8 @@ class RungResult:
         Returns:
             A few entries of the record, and the checkpoint's folder.
         """
-        keys = ("name", "parent", "tokens", "bits_per_byte", "flops_to_match", "saving", "eta", "max_abs_logit_diff")
-        return {**{key: self.record[key] for key in keys}, "folder": str(self.folder)}
+        keys = ("name", "parent", "tokens", "bits_per_byte", "flops_to_match", "saving", "eta", "last_model_cost")
+        return {**{key: self.record[key] for key in (*keys, "max_abs_logit_diff")}, "folder": str(self.folder)}
 
 
 def run_ladder(

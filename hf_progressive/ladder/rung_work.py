@@ -14,6 +14,7 @@ from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.ladder.run_folder import write_ladder_record
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
+from hf_progressive.records.family import FamilyCost
 from hf_progressive.records.from_parent import Estimates, GrowthRecord
 from hf_progressive.records.ladder import LadderRecord
 from hf_progressive.records.measurements import CoreScore
@@ -62,16 +63,21 @@ class LadderRun:
         self.tell()
 
     def tell(self) -> None:
-        """Write which rungs are finished, and let a report be written of them."""
-        finished = [rung.name for rung in self.plan.rungs if storage.is_complete(self.final(rung.name))]
-        write_ladder_record(self.folder, self.config, finished, self.state)
+        """Write which rungs are finished and what they cost, and let a report be written of them."""
+        write_ladder_record(self.folder, self.config, self._finished, self.state)
         if self.on_record is not None:
             self.on_record(self.folder)
 
     def catch_up(self) -> None:
-        """Tell of a finished ladder if a kill came between the last rung's record and the ladder's."""
-        if not LadderRecord.read(self.folder / "ladder.json").complete:
+        """Tell of a finished ladder if a kill came between the last record of a rung and the ladder's."""
+        told, totals = LadderRecord.read(self.folder / "ladder.json"), FamilyCost(rungs=tuple(self._finished)).totals()
+        if not told.complete or told.totals != totals:
             self.tell()
+
+    @property
+    def _finished(self) -> list[RungRecord]:
+        names = [rung.name for rung in self.plan.rungs if storage.is_complete(self.final(rung.name))]
+        return [self.record(name) for name in names]
 
     def drop_trained(self, name: str) -> None:
         """Remove the files that stand in the final folder too; a kill may have come between the two."""

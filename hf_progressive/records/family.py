@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from hf_progressive.records.matching import last_model_cost
 from hf_progressive.records.rung import RungRecord
+from hf_progressive.records.typed import Amount, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,41 @@ class Count:
     def planned(self) -> bool:
         """Whether a part of the sum is a plan."""
         return any(part.kind == "planned" for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyTotals(Record):
+    """What a family of rungs costs, in FLOPs and shares; None for what is not known (yet)."""
+
+    last_model: str
+    """The last finished rung."""
+
+    last_model_cost: Amount | None
+    """All that went into its weights, itself up to its match, over its baseline's FLOPs."""
+
+    family_cost: Amount | None
+    """`inherited_to_match` / `all_cold`."""
+
+    all_cold: Amount
+    """Every rung trained from scratch on its full budget, as planned where there is no baseline."""
+
+    inherited_as_trained: Amount
+    """What was spent on the rungs, baselines apart."""
+
+    inherited_to_match: Amount | None
+    """The same with the last rung up to its match only; None unless all grown rungs matched."""
+
+    last_alone: Amount
+    """The last rung from scratch on its full budget."""
+
+    last_grown: Amount | None
+    """The last rung up to its match, and all that it inherits."""
+
+    eta: dict[str, float | None]
+    """Transfer efficiency of each grown rung."""
+
+    eta_ceiling: dict[str, float | None]
+    """The most that each could be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +124,32 @@ class FamilyCost:
         return 1 - self.inherited_to_match / self.all_cold
 
     @property
+    def family_cost(self) -> float | None:
+        """`inherited_to_match` over `all_cold`; None unless all matched and all is known."""
+        return None if self.saving is None else 1 - self.saving
+
+    @property
+    def last_grown(self) -> float | None:
+        """The last rung up to its match, with all that went into the weights that it began with; None if not known.
+
+        In a chain it is `inherited_to_match`; in a trunk the others' decays, which it does not inherit, are left out.
+        """
+        last = self.rungs[-1]
+        if last.flops_to_match is None or not last.lineage_complete or not last.flops.inherited:
+            return None
+        return last.flops.inherited + last.flops_to_match
+
+    @property
+    def last_model_cost(self) -> float | None:
+        """`last_grown` over `last_alone`: below 1 it is cheaper to grow the last rung than to train it."""
+        last = self.rungs[-1]
+        if self.last_grown is None or last.flops_to_match is None:
+            return None
+        return last_model_cost(
+            child_flops=last.flops_to_match, cold_flops=self.last_alone, lineage_flops=last.flops.inherited
+        )
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The rungs that are counted."""
         return tuple(rung.name for rung in self.rungs)
@@ -110,6 +173,30 @@ class FamilyCost:
     def eta(self) -> Mapping[str, float | None]:
         """Transfer efficiency of each grown rung; None where it did not match, or has no baseline."""
         return {rung.name: rung.eta for rung in self.rungs if rung.grown}
+
+    @property
+    def eta_ceiling(self) -> Mapping[str, float | None]:
+        """What each η would be, had the rung matched without any FLOPs of its own; None where there is no η."""
+        return {
+            rung.name: None if rung.eta is None or not rung.flops.inherited else rung.cold_cost / rung.flops.inherited
+            for rung in self.rungs
+            if rung.grown
+        }
+
+    def totals(self) -> FamilyTotals:
+        """Return the sums as `ladder.json` has them."""
+        return FamilyTotals(
+            last_model=self.names[-1],
+            last_model_cost=self.last_model_cost,
+            family_cost=self.family_cost,
+            all_cold=self.all_cold,
+            inherited_as_trained=self.inherited_as_trained,
+            inherited_to_match=self.inherited_to_match,
+            last_alone=self.last_alone,
+            last_grown=self.last_grown,
+            eta=dict(self.eta),
+            eta_ceiling=dict(self.eta_ceiling),
+        )
 
     @property
     def counts(self) -> tuple[Count, Count, Count, Count]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_progressive.config.renamed import with_current_names
+from hf_progressive.records.family import FamilyCost, FamilyTotals
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.records.typed import FORMAT, Record
 
@@ -35,6 +36,9 @@ class LadderRecord(Record):
     complete: bool = False
     """Whether all are."""
 
+    totals: FamilyTotals | None = None
+    """What the finished rungs cost; None before there is one, and in older records."""
+
     config: dict[str, Any]
     """The ladder's configuration."""
 
@@ -56,6 +60,11 @@ class Run:
 
     rungs: tuple[RungRecord, ...]
     """The finished rungs, in order."""
+
+    @property
+    def totals(self) -> FamilyTotals | None:
+        """What the finished rungs cost, worked out of their records; None before there is one."""
+        return FamilyCost(rungs=self.rungs).totals() if self.rungs else None
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -132,6 +132,32 @@ def transfer_efficiency(*, child_flops: float, cold_flops: float, lineage_flops:
     return (cold_flops - child_flops) / lineage_flops
 
 
+def last_model_cost(*, child_flops: float, cold_flops: float, lineage_flops: float) -> float:
+    """Return (C_lineage + C_child) / C_scratch: what a model costs with all that it inherits, over its baseline.
+
+    Below 1 it is cheaper to grow the model than to train it from scratch, as η is above 1: the cost is
+    1 + (1 − η) · C_lineage / C_scratch.
+
+    Args:
+        child_flops: FLOPs of the child to match, Fisher and subspace estimation included.
+        cold_flops: FLOPs from scratch at the same bits per byte.
+        lineage_flops: FLOPs of all that went into the child's initial weights, its ancestors included.
+
+    Returns:
+        The cost, in units of the baseline's.
+
+    Raises:
+        ValueError: `cold_flops` is not above 0, or another one is negative; none may be NaN or infinite.
+
+    >>> last_model_cost(child_flops=26.0, cold_flops=100.0, lineage_flops=54.0)
+    0.8
+    """
+    _require_flops("child_flops", child_flops, positive=False)
+    _require_flops("cold_flops", cold_flops, positive=True)
+    _require_flops("lineage_flops", lineage_flops, positive=False)
+    return (lineage_flops + child_flops) / cold_flops
+
+
 def _require_flops(name: str, value: float, *, positive: bool) -> None:
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name}: {value} is not a finite number {'above 0' if positive else 'of 0 or more'}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hf_progressive.records.from_parent import Estimates, GrowthRecord, PenaltyRecord
-from hf_progressive.records.matching import check_curve, flops_to_match, saving, transfer_efficiency
+from hf_progressive.records.matching import check_curve, flops_to_match, last_model_cost, saving, transfer_efficiency
 from hf_progressive.records.measurements import Baseline, CoreScore, CurvePoint, Throughput
 from hf_progressive.records.typed import FORMAT, Amount, Count, Record
 
@@ -72,6 +72,9 @@ class RungFlops(Record):
     evaluation: Amount | None = None
     """Of validating while it trained, which no figure of efficiency counts; None in older records."""
 
+    branch: Amount = 0.0
+    """The part of `train` that only finished this member of a trunk, its decay, and that no later rung inherits."""
+
     @property
     def spent(self) -> float:
         """FLOPs spent on the rung itself: training, Fisher and subspace."""
@@ -81,6 +84,11 @@ class RungFlops(Record):
     def lineage(self) -> float:
         """All FLOPs that went into its weights: its own and its ancestors'."""
         return float(self.spent + self.inherited)
+
+    @property
+    def passed_on(self) -> float:
+        """All FLOPs that went into the weights that its child is grown from: `lineage`, but of a trunk no branch."""
+        return self.lineage - self.branch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +211,14 @@ class RungRecord(Record):
     """Transfer efficiency (see `matching.transfer_efficiency`); None where it is not known what went into the
     parent."""
 
+    eta_ceiling: Amount | None = None
+    """C_scratch / C_lineage, the most that η could be: had the rung matched without any FLOPs of its own. None where
+    there is no η, and in older records."""
+
+    last_model_cost: Amount | None = None
+    """(inherited + flops_to_match) / the baseline's FLOPs: what the rung costs with all that it inherits, over what it
+    costs from scratch. None where there is no η, and in older records."""
+
     c_parent_over_c_cold: Amount | None
     """The parent's full budget from scratch over the rung's own, in FLOPs."""
 
@@ -286,15 +302,18 @@ class RungRecord(Record):
     def with_baseline(self, cold: Baseline, parent: "RungRecord") -> "RungRecord":
         """Return the record with its baseline in it, and what inheritance saved.
 
-        `flops_to_match`, `saving` and `eta` stay None where the rung did not reach its baseline's final bits per byte;
-        `eta` does too where what went into the parent is not known.
+        What was saved stays None where the rung did not reach its baseline's final bits per byte; `eta`, its ceiling
+        and the last-model cost do too where what went into the parent is not known.
         """
         found = flops_to_match(self.curve, cold.bits_per_byte)
-        share = eta = None
+        lineage = parent.flops.passed_on
+        share = eta = ceiling = cost = None
         if found is not None:
             share = saving(child_flops=found, cold_flops=cold.flops)
         if found is not None and parent.lineage_complete:
-            eta = transfer_efficiency(child_flops=found, cold_flops=cold.flops, lineage_flops=parent.flops.lineage)
+            eta = transfer_efficiency(child_flops=found, cold_flops=cold.flops, lineage_flops=lineage)
+            cost = last_model_cost(child_flops=found, cold_flops=cold.flops, lineage_flops=lineage)
+            ceiling = cold.flops / lineage
         return dataclasses.replace(
             self,
             cold=cold,
@@ -302,4 +321,6 @@ class RungRecord(Record):
             flops_to_match=found,
             saving=share,
             eta=eta,
+            eta_ceiling=ceiling,
+            last_model_cost=cost,
         )

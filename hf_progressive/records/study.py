@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hf_progressive.config.renamed import with_current_names
+from hf_progressive.records.last_model import LastModelCost
+from hf_progressive.records.stages import TrunkStage
 from hf_progressive.records.study_outcome import FamilyOutcome, PenaltyEffect, RecipeStep, StepOutcome
 from hf_progressive.records.typed import FORMAT, Amount, Count, Record
 
@@ -128,6 +130,9 @@ class Headline(Record):
     phi_effect: PenaltyEffect
     """Φ against its absence, in all recipes."""
 
+    last_model_cost: LastModelCost | None = None
+    """Of its last rung; None where a seed did not match, and in older records (see `StudyRecord.last_model_cost`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeRecord(Record):
@@ -156,6 +161,9 @@ class RecipeRecord(Record):
 
     points: tuple[Runs, ...]
     """Its models."""
+
+    trunk: tuple[TrunkStage, ...] = ()
+    """The smaller stages of its trunk, from the first; none of a chain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,6 +365,12 @@ class StudyRecord(Record):
     def headline_recipe(self) -> RecipeRecord:
         """The recipe that the study is about."""
         return next(recipe for recipe in self.recipes if recipe.name == self.headline.recipe)
+
+    @property
+    def last_model_cost(self) -> LastModelCost | None:
+        """The headline's last-model cost; of an older record, what its last step's parts say; None if not known."""
+        last = [step for step in self.headline_recipe.rungs if step.child == self.rungs[-1].name]
+        return self.headline.last_model_cost or (last[0].known_cost if last else None)
 
     def __post_init__(self) -> None:
         if not self.rungs:

@@ -7,6 +7,8 @@ themselves.
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from hf_progressive.records.last_model import LastModelCost, mean_cost
+from hf_progressive.records.matching import last_model_cost
 from hf_progressive.records.typed import Amount, Count, Record
 
 
@@ -76,6 +78,10 @@ class StepOutcome(Record):
     seeds: Count
     """Seeds that are complete."""
 
+    last_model_cost: LastModelCost | None = None
+    """What the child costs with all that it inherits, over what it costs from scratch; None where a seed has none, and
+    in older records."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOutcome(Record):
@@ -144,6 +150,23 @@ class RecipeStep(StepOutcome):
 
     advantage: tuple[Advantage, ...]
     """The saving at every length of the baseline."""
+
+    @property
+    def known_cost(self) -> LastModelCost | None:
+        """The last-model cost; of an older record, worked out of what went into each seed's parent and child."""
+        if self.last_model_cost is not None:
+            return self.last_model_cost
+        costs = [
+            last_model_cost(child_flops=seed.c_child, cold_flops=self.c_cold, lineage_flops=seed.c_parent)
+            for seed in self.by_seed
+            if seed.c_child is not None
+        ]
+        return mean_cost(costs, at_most=self.at_least) if costs and len(costs) == self.seeds else None
+
+    @property
+    def eta_ceiling(self) -> float | None:
+        """What η would be, had the child cost nothing of its own: C_scratch / C_lineage."""
+        return self.c_cold / self.c_parent if self.c_parent else None
 
     def outline(self) -> StepOutcome:
         """Return the step without its parts."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hf_progressive.config import RecipeConfig
+from hf_progressive.records.interval import Interval, mean_interval
 from hf_progressive.records.study_outcome import (
     Advantage,
     Difference,
@@ -16,7 +17,6 @@ from hf_progressive.records.study_outcome import (
     RecipeStep,
     SeedOutcome,
 )
-from hf_progressive.study.interval import Interval, mean_interval
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.points import Point, Transfer, bits_per_byte_at, crossing, target_of, transfer
 from hf_progressive.study.results import StudyResults

@@ -45,6 +45,25 @@ def test_a_grown_rung_starts_as_its_parent(finished: Finished) -> None:
         assert record["max_abs_logit_diff"] <= 1e-5 * record["max_abs_logit"]
 
 
+def test_the_ladders_record_holds_what_the_rungs_add_up_to(finished: Finished) -> None:
+    path, run, results = finished
+    totals = storage.read_json(run / "ladder.json")["totals"]
+    first, second, last = (result.record for result in results)
+    spent = [sum(record["flops"][key] for key in ("train", "fisher", "subspace")) for record in (first, second, last)]
+    assert totals["last_model"] == NAMES[-1]
+    assert totals["inherited_as_trained"] == pytest.approx(sum(spent))
+    assert totals["last_alone"] == last["cold"]["flops"]
+    matched = last["flops_to_match"]
+    grown = None if matched is None else sum(spent[:2]) + matched
+    assert totals["last_grown"] == (grown and pytest.approx(grown))
+    assert totals["last_model_cost"] == (grown and pytest.approx(grown / last["cold"]["flops"]))
+    assert totals["last_model_cost"] == last["last_model_cost"]
+    text = (run / "ladder.json").read_text()
+    storage.write_json(run / "ladder.json", storage.read_json(run / "ladder.json") | {"totals": None})
+    run_ladder(load_ladder_config(path), run)  # as if it had been killed after the last rung's record
+    assert (run / "ladder.json").read_text() == text
+
+
 def test_the_record_adds_up(finished: Finished) -> None:
     path, run, results = finished
     first, second, third = (result.record for result in results)

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_progressive.records.matching import crossing_interval, flops_to_match, saving, transfer_efficiency
+from hf_progressive.records.matching import (
+    crossing_interval,
+    flops_to_match,
+    last_model_cost,
+    saving,
+    transfer_efficiency,
+)
 from hf_progressive.records.measurements import CurvePoint
 
 
@@ -96,6 +102,7 @@ def test_a_family_at_eta_one_costs_its_largest_member(first, ignored, ratio):
         spent.append(needed)
         assert eta == pytest.approx(1.0, rel=1e-9)
         assert saving(child_flops=needed, cold_flops=child) == pytest.approx(eta * parent / child, rel=1e-9)
+        assert last_model_cost(child_flops=needed, cold_flops=child, lineage_flops=sum(spent[:-1])) == pytest.approx(1)
     assert sum(spent) == pytest.approx(cold[-1], rel=1e-9)
 
 
@@ -113,6 +120,14 @@ def test_a_child_that_needs_more_than_its_baseline_has_a_negative_efficiency():
         (lambda: flops_to_match(points((-1, 3.0)), 1.0), "FLOPs of point 0: -1 is not a finite number of 0 or more"),
         (lambda: flops_to_match(points((1, 3.0)), math.inf), "target_bits_per_byte: inf is not a finite number"),
         (lambda: saving(child_flops=1.0, cold_flops=0.0), "cold_flops: 0.0 is not a finite number above 0"),
+        (
+            lambda: last_model_cost(child_flops=1.0, cold_flops=0.0, lineage_flops=1.0),
+            "cold_flops: 0.0 is not a finite number above 0",
+        ),
+        (
+            lambda: last_model_cost(child_flops=1.0, cold_flops=1.0, lineage_flops=-1.0),
+            "lineage_flops: -1.0 is not a finite number of 0 or more",
+        ),
         (
             lambda: transfer_efficiency(child_flops=1.0, cold_flops=1.0, lineage_flops=math.nan),
             "lineage_flops: nan is not a finite number above 0",

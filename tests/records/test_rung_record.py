@@ -29,17 +29,30 @@ def test_a_match_is_interpolated_in_log_flops_and_related_to_the_parents_whole_c
     assert record.flops_to_match == pytest.approx(50.0)  # half-way from 25 to 100 on a log scale
     assert record.saving == pytest.approx(0.75)
     assert record.eta == pytest.approx((200 - 50) / 100)
+    assert record.eta_ceiling == pytest.approx(200 / 100)
+    assert record.last_model_cost == pytest.approx((100 + 50) / 200)
     assert record.gap_bits_per_byte == pytest.approx(-0.5)
+
+
+def test_a_child_does_not_inherit_what_only_finished_the_member_before_it() -> None:
+    flops = dataclasses.replace(PARENT.flops, branch=20.0)
+    assert (flops.spent, flops.lineage, flops.passed_on) == (64.0, 100.0, 80.0)
+    record = CHILD.with_baseline(COLD, dataclasses.replace(PARENT, flops=flops))
+    assert record.eta == pytest.approx((200 - 50) / 80)
+    assert record.last_model_cost == pytest.approx((80 + 50) / 200)
+    assert record.last_model_cost == pytest.approx(1 + (1 - record.eta) / record.eta_ceiling)
 
 
 def test_no_eta_where_it_is_not_known_what_went_into_the_parent() -> None:
     record = CHILD.with_baseline(COLD, dataclasses.replace(PARENT, lineage_complete=False))
     assert (record.saving, record.eta) == (pytest.approx(0.75), None)
+    assert (record.eta_ceiling, record.last_model_cost) == (None, None)
 
 
 def test_no_match_says_by_how_much_it_missed() -> None:
     record = dataclasses.replace(CHILD, curve=CURVE[:2], bits_per_byte=2.0).with_baseline(COLD, PARENT)
     assert (record.flops_to_match, record.saving, record.eta) == (None, None, None)
+    assert (record.eta_ceiling, record.last_model_cost) == (None, None)
     assert record.gap_bits_per_byte == pytest.approx(0.5)
 
 

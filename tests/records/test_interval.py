@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from hf_progressive.study.interval import mean_interval, t_quantile
+from hf_progressive.records.interval import mean_interval, t_quantile
 
 
 def t_density(x: float, degrees: int) -> float:
