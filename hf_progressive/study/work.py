@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback
 
 from hf_progressive import storage
 from hf_progressive.data import Corpus, TokenBlocks
 from hf_progressive.growth import grow_checkpoint
 from hf_progressive.growth.grow import OPTIMIZER_NAME
-from hf_progressive.growth.optimizer import read_optimizer_state
 from hf_progressive.ladder.estimates import estimate_inheritance
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.penalty import InheritancePenalty
@@ -26,25 +24,6 @@ from hf_progressive.training.callbacks import evenly_spaced
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.trainer import ProgressiveTrainer
 from hf_progressive.training.training_run import TrainingRun, train_run
-
-
-class CarriedMoments(TrainerCallback):
-    """Put grown moments of Adam into a run's optimizer before its first step.
-
-    Args:
-        path: `optimizer.pt` beside the initial model.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Load the moments; learning rate and weight decay stay this run's own."""
-        if state.global_step > 0:  # a resumed run has them in its checkpoint
-            return
-        optimizer = kwargs["optimizer"]
-        moments = read_optimizer_state(self._path)["state"]
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +136,7 @@ class Worker:
         estimates = sum(estimate["flops"] for estimate in started["estimates"].values())
         branch = self._branch(task, model)
         run = self._training_run(task, model, title, estimates, branch)
-        callbacks = [CarriedMoments(run.init / OPTIMIZER_NAME)] if initial.carry_moments else []
-        result, trainer = train_run(run, corpus, self._penalty(setup), callbacks)
+        result, trainer = train_run(run, corpus, self._penalty(setup))
         self._keep_weights(task, model, trainer, branch)
         del trainer
         gc.collect()
@@ -222,6 +200,7 @@ class Worker:
             warmup_steps=setup.warmup_steps,
             checkpoint_steps=frozenset(steps),
             branch_from=branch,
+            optimizer=self.folder.path(initial.init) / OPTIMIZER_NAME if initial.carry_moments else None,
         )
         if setup.phi is None:
             return run

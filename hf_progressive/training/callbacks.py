@@ -1,4 +1,4 @@
-"""Callbacks of a training run: when it evaluates, saves and logs; a progress bar; the weights before the decay."""
+"""Callbacks of a training run: when it evaluates, saves and logs; a progress bar; what it starts from and leaves."""
 
 import math
 from collections.abc import Callable, Collection
@@ -7,6 +7,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+
+from hf_progressive.growth.optimizer import read_optimizer_state
+from hf_progressive.training.moments import load_moments
 
 LOGS_PER_RUN = 50
 """Logs of the training loss, evenly spaced."""
@@ -85,3 +88,19 @@ class KeepStableCheckpoint(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self._step:
             self._save(self._folder)
+
+
+class CarriedMoments(TrainerCallback):
+    """Put an optimizer's state into a run before its first step.
+
+    Args:
+        path: `optimizer.pt`, such as growth leaves beside an initial model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Load the moments; learning rate and weight decay stay this run's own."""
+        if state.global_step == 0:  # a resumed run has them in its checkpoint
+            load_moments(kwargs["model"], kwargs["optimizer"], read_optimizer_state(self._path))

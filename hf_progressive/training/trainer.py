@@ -27,6 +27,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.distributed.stopping import STEPS_BETWEEN, Sigterm, StopVote
 from hf_progressive.distributed.termination import EXIT_CODE
+from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.penalty import BoundPenalty, InheritancePenalty
 from hf_progressive.penalty.schedule import schedule_factor
 from hf_progressive.penalty.step_log import StepLog
@@ -42,6 +43,7 @@ from hf_progressive.training.checkpoints import (
 )
 from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, FiniteWatch
 from hf_progressive.training.loss import LastBatch, filled_up, return_loss_alone
+from hf_progressive.training.moments import whole_optimizer_state
 from hf_progressive.training.throughput import ThroughputMeter
 
 __all__ = ["NonFiniteLossError", "ProgressiveTrainer", "ProgressiveTrainingArguments", "TrainingInterrupted"]
@@ -225,7 +227,7 @@ class ProgressiveTrainer(Trainer):
             with main_process_first(PartialState()):  # reads and writes all of W₀, Ω and U
                 if self.args.should_save:
                     keep_penalty(self.penalty, Path(self.args.output_dir))
-        self.bound_penalty = self.penalty.bind(self._bare_model())
+        self.bound_penalty = self.penalty.bind(self.bare_model())
         return prepared
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -239,7 +241,8 @@ class ProgressiveTrainer(Trainer):
     def _saves_state(self) -> bool:
         return self.args.save_strategy != "no" and not self.args.save_only_model
 
-    def _bare_model(self) -> nn.Module:
+    def bare_model(self) -> nn.Module:
+        """Return the model as its engine has prepared it, without wrappers: its parameters have their own names."""
         model: nn.Module = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
         return model
 
@@ -333,17 +336,20 @@ class ProgressiveTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Wait until the checkpoint stands at its own name."""
 
-    def save_pretrained_whole(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained_whole(self, folder: str | os.PathLike[str], *, moments: bool = False) -> None:
         """Save the model and tokenizer as a stock checkpoint, complete or not at all; every process must call it.
 
-        A checkpoint that stands there is replaced.
+        A checkpoint that stands there is replaced. With `moments`, the optimizer's state is there too, whole.
         """
         started = time.monotonic()
         self._require_finite()
+        optimizer_state = whole_optimizer_state(self.bare_model(), self.optimizer) if moments else None
         with written_whole(Path(folder), writes=self.args.should_save) as (staged, _):
             self.save_model(str(staged), _internal_call=True)
             if self.args.should_save:
                 (staged / "training_args.bin").unlink(missing_ok=True)
+                if optimizer_state is not None:
+                    torch.save(optimizer_state, staged / OPTIMIZER_NAME)
         if self.meter is not None:
             self.meter.saving(time.monotonic() - started)
 

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ from hf_progressive.data import Corpus, rung_blocks
 from hf_progressive.distributed.float32_products import own_float32_products
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.training.arguments import ProgressiveTrainingArguments, check_arguments
-from hf_progressive.training.callbacks import KeepStableCheckpoint, Milestones, ProgressBar, evenly_spaced
+from hf_progressive.training.callbacks import (
+    CarriedMoments,
+    KeepStableCheckpoint,
+    Milestones,
+    ProgressBar,
+    evenly_spaced,
+)
 from hf_progressive.training.checkpoints import newest_complete_checkpoint
 from hf_progressive.training.flops import FORWARD_SHARE
 from hf_progressive.training.precision import attend_without_masks, blocks_of_one_size, describe, device_settings
+from hf_progressive.training.rewarm import RewarmNewEntries
 from hf_progressive.training.throughput import ThroughputMeter
 from hf_progressive.training.trainer import ProgressiveTrainer
 
@@ -73,6 +81,9 @@ class TrainingRun:
     stable: Path | None = None
     """Folder for the weights from before the decay; None keeps none."""
 
+    stable_moments: bool = False
+    """Whether the optimizer's state is kept beside the weights from before the decay."""
+
     phi_schedule: str = "constant"
     """Course of λ and γ."""
 
@@ -82,11 +93,26 @@ class TrainingRun:
     warmup_steps: int | None = None
     """Steps of warm-up; None takes the share of the steps that `training` states."""
 
+    decay_steps: int | None = None
+    """Steps of decay, at the end; None takes the share of the steps that `training` states."""
+
+    rewarm_new: bool = False
+    """Whether the warm-up is that of the entries alone which the parent of the initial checkpoint had not: the others
+    learn at the full rate from the first step."""
+
+    optimizer: Path | None = None
+    """An optimizer's state, `optimizer.pt`, that the first step goes on from; None begins at 0."""
+
     checkpoint_steps: frozenset[int] | None = None
     """Steps after which to save a checkpoint, all of which are kept; None saves and rotates as `training` says."""
 
     branch_from: Path | None = None
     """A checkpoint of another run to go on from, until there is one of this run."""
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """Steps of warm-up and of decay."""
+        return schedule_steps(self.training, self.steps, self.warmup_steps, self.decay_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +182,7 @@ def training_arguments(run: TrainingRun, context: int) -> ProgressiveTrainingArg
     check_arguments(training.arguments)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     size, accumulation = micro_batches(training, context, processes)
-    warmup, decay = schedule_steps(training, run.steps, run.warmup_steps)
+    warmup, decay = run.schedule
     settings: dict[str, Any] = {
         **device_settings(training),
         "report_to": "none",
@@ -183,7 +209,7 @@ def training_arguments(run: TrainingRun, context: int) -> ProgressiveTrainingArg
             "decay_type": "linear",
             "min_lr_ratio": training.final_lr_ratio,
         },
-        warmup_steps=warmup,
+        warmup_steps=0 if run.rewarm_new else warmup,
         weight_decay=training.weight_decay,
         adam_beta1=training.adam_beta1,
         adam_beta2=training.adam_beta2,
@@ -213,14 +239,17 @@ def keep_to_one_gpu(args: ProgressiveTrainingArguments) -> None:
         args._n_gpu = 1
 
 
-def schedule_steps(training: TrainingConfig, steps: int, warmup: int | None = None) -> tuple[int, int]:
-    """Return the steps of warm-up, by their share unless they are given, and of decay; at least one of each if any.
+def schedule_steps(
+    training: TrainingConfig, steps: int, warmup: int | None = None, decay: int | None = None
+) -> tuple[int, int]:
+    """Return the steps of warm-up and of decay, each by its share unless it is given; at least one of each if any.
 
     >>> schedule_steps(TrainingConfig(warmup_fraction=0.02, decay_fraction=0.5), 200)
     (4, 100)
     """
     warmup = math.ceil(training.warmup_fraction * steps) if warmup is None else min(warmup, steps)
-    return warmup, min(math.ceil(training.decay_fraction * steps), steps - warmup)
+    decay = math.ceil(training.decay_fraction * steps) if decay is None else decay
+    return warmup, min(decay, steps - warmup)
 
 
 def block_trainer(
@@ -295,9 +324,15 @@ def train_run(
         processes=trainer.args.world_size,
     )
     trainer.add_callback(meter)
+    warmup, decay = run.schedule
+    if run.rewarm_new and warmup:
+        floor = run.training.final_lr_ratio  # where the scheduler's own warm-up begins, too
+        trainer.add_callback(RewarmNewEntries(trainer.bare_model, run.init, steps=warmup, floor=floor))
+    if run.optimizer is not None:
+        trainer.add_callback(CarriedMoments(run.optimizer))
     if run.stable is not None:
-        _, decay = schedule_steps(run.training, run.steps, run.warmup_steps)
-        trainer.add_callback(KeepStableCheckpoint(trainer.save_pretrained_whole, run.stable, run.steps - decay))
+        save = partial(trainer.save_pretrained_whole, moments=run.stable_moments)
+        trainer.add_callback(KeepStableCheckpoint(save, run.stable, run.steps - decay))
     own = newest_complete_checkpoint(run.folder / "checkpoints")
     checkpoint = own or run.branch_from
     if checkpoint is None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, Traine
 
 from hf_progressive.config import DataConfig, TokenizerConfig, TrainingConfig
 from hf_progressive.data import Corpus, prepare_corpus
+from hf_progressive.growth import grow_checkpoint
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.training import callbacks
 from hf_progressive.training.checkpoints import write_fresh
@@ -125,10 +126,14 @@ def full_penalty(init: Path) -> InheritancePenalty:
 
 
 @pytest.mark.parametrize("micro_batch", [4, 1], ids=["whole", "accumulated"])
-@pytest.mark.parametrize("with_phi", [False, True], ids=["plain", "Φ"])
+@pytest.mark.parametrize("kind", ["plain", "Φ", "re-warm"])
 def test_between_two_logs_a_ladder_s_training_reads_nothing(
-    corpus: Corpus, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, with_phi: bool
+    corpus: Corpus, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, kind: str
 ) -> None:
+    with_phi = kind == "Φ"
+    if kind == "re-warm":
+        grow_checkpoint(init, tmp_path / "init", {"n_layer": 3, "n_embd": 24, "n_head": 3})
+        init = tmp_path / "init"
     monkeypatch.setattr(callbacks, "LOGS_PER_RUN", LOGS)
     run = TrainingRun(
         title="reads",
@@ -140,6 +145,8 @@ def test_between_two_logs_a_ladder_s_training_reads_nothing(
         first_block=0,
         flops_per_token=1.0,
         phi_schedule="linear",
+        warmup_steps=STEPS - 2 if kind == "re-warm" else None,
+        rewarm_new=kind == "re-warm",
     )
     between = BetweenLogs()
     result, _ = train_run(run, corpus, full_penalty(init) if with_phi else None, callbacks=[between])
