@@ -77,6 +77,9 @@ def facts(lineage: Lineage) -> list[tuple[str, str]]:
     if rung.cold is not None:
         rows.append(("FLOPs of its baseline", unit.text(rung.cold.flops)))
         rows.append(("FLOPs to match", _match(rung, unit)))
+        if rung.last_model_cost is not None:
+            inherited = "with all that it inherits, it costs"
+            rows.append(("Last-model cost", f"{inherited} {rung.last_model_cost:.2f} times what its baseline does"))
     return rows
 
 
@@ -94,6 +97,7 @@ def _match(rung: RungRecord, unit: FlopUnit) -> str:
         return "not matched"
     saved = "" if rung.saving is None else f", {percent(rung.saving)} saved"
     eta = "" if rung.eta is None else f", transfer efficiency η = {minus(f'{rung.eta:.2f}')}"
+    eta += "" if rung.eta_ceiling is None else f" of {rung.eta_ceiling:.2f} at most"
     return f"{unit.text(rung.flops_to_match)}{saved}{eta}"
 
 
@@ -153,7 +157,17 @@ def cold_comparison(lineage: Lineage) -> str:
     return (
         f"{text}. All that had gone into its parent, ancestors included, was"
         f" {unit.text(rung.flops.inherited)}; the saving is {minus(f'{rung.eta:.2f}')} of that: the"
-        f" transfer efficiency η."
+        f" transfer efficiency η.{_last_model_cost(rung, unit)}"
+    )
+
+
+def _last_model_cost(rung: RungRecord, unit: FlopUnit) -> str:
+    if rung.last_model_cost is None or rung.flops_to_match is None:
+        return ""
+    total = unit.text(rung.flops.inherited + rung.flops_to_match)
+    return (
+        f" Up to the match, it and all that it inherits took {total}, {rung.last_model_cost:.2f} times what the"
+        f" baseline did: the last-model cost, for whoever wants this model alone."
     )
 
 
@@ -243,7 +257,8 @@ def family_table(lineage: Lineage) -> str:
         name = f"**{rung.name}**" if rung.name == lineage.rung.name else lineage.link(rung.name)
         rows.append((name, *_family_cells(rung, unit)))
     own, cold, to_match = f"own {unit.name}", f"cold {unit.name}", f"{unit.name} to match"
-    header = ("rung", "parameters", "tokens", "bits per byte", "baseline's", own, cold, to_match, "saved", "η")
+    measured, compared = ("bits per byte", "baseline's"), ("saved", "η", "last-model cost")
+    header = ("rung", "parameters", "tokens", *measured, own, cold, to_match, *compared)
     return f"{Table(header=header, rows=tuple(rows)).markdown(escape=False)}\n\n{unit.definition}."
 
 
@@ -258,6 +273,7 @@ def _family_cells(rung: RungRecord, unit: FlopUnit) -> list[str]:
         NOTHING if rung.flops_to_match is None else unit.number(rung.flops_to_match),
         NOTHING if rung.saving is None else percent(rung.saving),
         decimals(rung.eta),
+        decimals(rung.last_model_cost),
     ]
 
 

@@ -1,7 +1,7 @@
 """What a family costs: all of it from scratch, all of it inherited, and its last member alone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hf_progressive.records.matching import last_model_cost
@@ -199,8 +199,8 @@ class FamilyCost:
         )
 
     @property
-    def counts(self) -> tuple[Count, Count, Count, Count]:
-        """All cold, all inherited as trained, the same with the last rung to its match, and the last alone, cold.
+    def counts(self) -> tuple[Count, ...]:
+        """All cold, all inherited as trained, the same with the last rung to its match, and the last alone, both ways.
 
         A sum without what is not known of a first rung that was trained elsewhere is a lower bound.
         """
@@ -220,9 +220,15 @@ class FamilyCost:
         to_match: tuple[Part, ...] = ()
         if self.inherited_to_match is not None and last.flops_to_match is not None:
             to_match = (*trained[:-1], Part(name=last.name, flops=last.flops_to_match, kind="inherited"))
+        grown: tuple[Part, ...] = ()
+        if self.last_grown is not None and last.flops_to_match is not None:
+            before = (rung.flops.spent - rung.flops.branch for rung in self.rungs[:-1])
+            stems = tuple(replace(part, flops=flops) for part, flops in zip(trained[:-1], before, strict=True))
+            grown = (*stems, Part(name=last.name, flops=last.flops_to_match, kind="inherited"))
         return (
             Count(title="every rung cold", parts=cold, at_least=self.cold_is_bound),
             Count(title="every rung inherited, as trained", parts=trained, at_least=at_least),
             Count(title="every rung inherited, the last to its match", parts=to_match, at_least=at_least),
             Count(title=f"{last.name} alone, cold", parts=cold[-1:]),
+            Count(title=f"{last.name} alone, inherited, to its match", parts=grown),
         )

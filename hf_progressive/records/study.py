@@ -11,6 +11,7 @@ from hf_progressive.config.renamed import with_current_names
 from hf_progressive.records.last_model import LastModelCost
 from hf_progressive.records.stages import TrunkStage
 from hf_progressive.records.study_outcome import FamilyOutcome, PenaltyEffect, RecipeStep, StepOutcome
+from hf_progressive.records.study_settings import StudySettings
 from hf_progressive.records.typed import FORMAT, Amount, Count, Record
 
 
@@ -238,73 +239,6 @@ class CorpusSummary(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings(Record):
-    """What a report says of the configuration's `data`."""
-
-    source: str
-    """The corpus."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings(Record):
-    """What a report says of the configuration's `model`."""
-
-    context: Count
-    """Tokens of a block."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings(Record):
-    """What a report says of the configuration's `training`."""
-
-    tokens_per_parameter: Amount
-    """Tokens of a full budget per parameter."""
-
-    batch_tokens: Count
-    """Tokens of a batch."""
-
-    learning_rate: Amount
-    """Peak learning rate from scratch."""
-
-    warmup_fraction: Amount
-    """Share of the steps in which the rate rises."""
-
-    decay_fraction: Amount
-    """Share of the steps in which it falls."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LadderSettings(Record):
-    """What a report says of the configuration's `ladder`."""
-
-    data: DataSettings
-    """Its data."""
-
-    model: ModelSettings
-    """Its models."""
-
-    training: TrainingSettings
-    """Its training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudySettings(Record):
-    """The study's configuration: what a report says of it, and in `others` the rest."""
-
-    seeds: tuple[int, ...]
-    """The seeds."""
-
-    cold_fractions: tuple[Amount, ...]
-    """Lengths of the baselines, as shares of the full budget."""
-
-    child_fractions: tuple[Amount, ...]
-    """Lengths of the children."""
-
-    ladder: LadderSettings
-    """The ladder."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudyRecord(Record):
     """A study, finished or not."""
 
@@ -365,6 +299,11 @@ class StudyRecord(Record):
     def headline_recipe(self) -> RecipeRecord:
         """The recipe that the study is about."""
         return next(recipe for recipe in self.recipes if recipe.name == self.headline.recipe)
+
+    @property
+    def trunk(self) -> tuple[TrunkStage, ...]:
+        """The smaller stages of the headline recipe; none of a chain."""
+        return self.headline_recipe.trunk
 
     @property
     def last_model_cost(self) -> LastModelCost | None:

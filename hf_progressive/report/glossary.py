@@ -4,11 +4,20 @@ _BASELINE = "The same architecture trained from scratch on its full budget, on t
 _SAVING = "1 − FLOPs to match / FLOPs of the baseline."
 _TRANSFER_EFFICIENCY = (
     "(FLOPs of the baseline − FLOPs to match) / all FLOPs that went into the parent, its ancestors' included. At 1 "
-    "the family up to where a model matches costs what that model costs from scratch; above 1 it costs less."
+    "the family up to where a model matches costs what that model costs from scratch; above 1 it costs less. Its "
+    "ceiling, FLOPs of the baseline / all that went into the parent, would take a match without any FLOPs of its own."
 )
+_LAST_MODEL_COST = (
+    "(all FLOPs that went into the parent + FLOPs to match) / FLOPs of the baseline, of the largest member: below 1 "
+    "it is cheaper to grow it than to train it."
+)
+_FAMILY_COST = "FLOPs of all that was trained, the last model up to its match / those of all members from scratch."
 
 OF_LADDERS = {
     "Baseline (cold)": _BASELINE,
+    "Last-model cost": _LAST_MODEL_COST
+    + " What was spent to finish a smaller member alone, such as a decay off a trunk, is the family's and not in it.",
+    "Family cost": _FAMILY_COST,
     "FLOPs to match": (
         "What the grown model had spent, Fisher and subspace included and its parent's training not, when its "
         "validation bits per byte first came down to those its baseline ended with. Between two validation points, "
@@ -24,6 +33,11 @@ OF_LADDERS = {
 
 OF_STUDIES = {
     "Baseline (cold)": _BASELINE,
+    "Last-model cost": _LAST_MODEL_COST
+    + " Where baselines are finished at several budgets and the child at one, the child is compared with the budget "
+    "from scratch that has its bits per byte, read on the line through the baselines, linear in log FLOPs; beyond "
+    "their ends it is extrapolated, and said to be.",
+    "Family cost": _FAMILY_COST,
     "FLOPs to match": (
         "Each budget is a finished model, at the end of its own decay. Between two of them bits per byte are taken to "
         "be linear in log FLOPs; the match is where they cross what the baseline ended with. Nothing is extrapolated "

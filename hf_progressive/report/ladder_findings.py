@@ -3,6 +3,7 @@
 The sentences come from the records alone. A run has one seed, so none of them gives an interval.
 """
 
+import math
 from collections.abc import Sequence
 
 from hf_progressive.records.family import FamilyCost
@@ -10,7 +11,7 @@ from hf_progressive.records.ladder import Run
 from hf_progressive.records.matching import crossing_interval
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.findings import Findings, Tile
-from hf_progressive.report.formatting import NOTHING, FlopUnit, decimals, join_names, minus, percent, span
+from hf_progressive.report.formatting import NOTHING, FlopUnit, decimals, join_names, percent, span
 from hf_progressive.report.ladder_tables import data_repetition, flop_unit
 
 _LONGEST_LIST = 4  # a tile holds so many values of η
@@ -51,8 +52,8 @@ def _unfinished(run: Run) -> str | None:
 
 def _answer(grown: Sequence[RungRecord], totals: FamilyCost, unit: FlopUnit) -> tuple[str, str]:
     compared = [rung for rung in grown if rung.cold is not None]
-    if totals.inherited_to_match is not None and totals.saving is not None:
-        return _family_answer(totals, totals.inherited_to_match, totals.saving, unit)
+    if totals.inherited_to_match is not None and totals.family_cost is not None:
+        return _family_answer(totals, totals.inherited_to_match, totals.family_cost, unit)
     bound = "at least " * bool(totals.unknown)
     took = f"As trained, the family took {bound}{unit.text(totals.inherited_as_trained)}"
     spent = f"{took}; {_from_scratch(totals, unit)}"
@@ -63,6 +64,8 @@ def _answer(grown: Sequence[RungRecord], totals: FamilyCost, unit: FlopUnit) -> 
         headline = f"The one grown model that has a baseline {'matched' if matched else 'did not match'} it."
     else:
         headline = f"{matched or 'None'} of the {len(compared)} grown models that have a baseline matched it."
+    if totals.last_model_cost is not None:
+        headline = f"{_last_model(totals.last_model_cost)}. {headline}"
     sentences = _outcomes(compared)
     without = [rung.name for rung in grown if rung.cold is None]
     if without:
@@ -72,19 +75,23 @@ def _answer(grown: Sequence[RungRecord], totals: FamilyCost, unit: FlopUnit) -> 
     return headline, " ".join([*sentences, "So no saving can be stated for the family.", spent])
 
 
-def _family_answer(totals: FamilyCost, to_match: float, saving: float, unit: FlopUnit) -> tuple[str, str]:
-    models, last = f"{len(totals.names)} models", totals.names[-1]
-    if round(abs(saving), 2) == 0:
-        headline = f"Inheritance saved nothing on these {models}."
-    elif saving > 0:
-        headline = f"Inheritance saved {percent(saving)} of the FLOPs that these {models} take from scratch."
+def _family_answer(totals: FamilyCost, to_match: float, family_cost: float, unit: FlopUnit) -> tuple[str, str]:
+    last, cost, grown = totals.names[-1], totals.last_model_cost, totals.last_grown
+    models = f"{len(totals.names)} models"
+    if cost is None:
+        headline = f"All {models} for {percent(family_cost)} of their price from scratch."
     else:
-        headline = f"Inheritance cost {percent(-saving)} more FLOPs than these {models} take from scratch."
-    pays = "growing does not pay" if to_match >= totals.last_alone else "growing pays too"
+        headline = f"{_last_model(cost)}, all {models} for {percent(family_cost)} of theirs."
+    part = "" if grown is None or math.isclose(grown, to_match) else f", {unit.text(grown)} of it for {last}"
+    pays = "growing pays too" if (grown or to_match) < totals.last_alone else "growing does not pay"
     return headline, (
-        f"Every grown model matched its baseline. Up to the last match the family took {unit.text(to_match)}; "
+        f"Every grown model matched its baseline. Up to the last match the family took {unit.text(to_match)}{part}; "
         f"{_from_scratch(totals, unit)} For whoever wants only {last}, {pays}."
     )
+
+
+def _last_model(cost: float) -> str:
+    return f"The last model for {cost:.2f} times its price from scratch"
 
 
 def _from_scratch(totals: FamilyCost, unit: FlopUnit) -> str:
@@ -113,27 +120,35 @@ def _outcomes(compared: Sequence[RungRecord]) -> list[str]:
 
 
 def _tiles(totals: FamilyCost, unit: FlopUnit) -> tuple[Tile, ...]:
-    to_match, saving = totals.inherited_to_match, totals.saving
-    family = over_last = NOTHING
-    family_note = over_last_note = "not every grown model was seen to match"
+    cost, last, family = NOTHING, totals.names[-1], NOTHING
+    last_note, family_note = f"{last} was not seen to match", "not every grown model was seen to match"
     if totals.unknown:
-        family_note = over_last_note = f"what went into {join_names(totals.unknown)} is not known"
-    if to_match is not None and saving is not None:
-        family, family_note = (
-            minus(f"{-100 * saving:+.0f} %"),
-            f"{unit.number(to_match)} of {unit.text(totals.all_cold)}",
-        )
-        over_last = f"{to_match / totals.last_alone:.2f} ×"
-        over_last_note = f"{totals.names[-1]} alone and cold is 1 ×"
-    known = [eta for eta in totals.eta.values() if eta is not None]
-    etas = span(known, decimals) if len(known) > _LONGEST_LIST else ", ".join(map(decimals, known)) or NOTHING
+        last_note = family_note = f"what went into {join_names(totals.unknown)} is not known"
+    if totals.last_model_cost is not None and totals.last_grown is not None:
+        cost = f"{totals.last_model_cost:.2f} ×"
+        last_note = f"{unit.number(totals.last_grown)} with all that {last} inherits, "
+        last_note += f"{unit.text(totals.last_alone)} from scratch"
+    if totals.inherited_to_match is not None and totals.family_cost is not None:
+        family = percent(totals.family_cost)
+        family_note = f"{unit.number(totals.inherited_to_match)} of {unit.text(totals.all_cold)} from scratch"
+    known = {name: eta for name, eta in totals.eta.items() if eta is not None}
     of_models = f", {len(known)} of {len(totals.eta)} models" if len(known) < len(totals.eta) else ""
+    ceilings = [ceiling for ceiling in totals.eta_ceiling.values() if ceiling is not None]
+    at_most = f"; at most {_listed(ceilings)}" if ceilings else ""
     return (
-        Tile(title="family to match, against all cold", value=family, note=family_note),
-        Tile(title="family to match, over its last model", value=over_last, note=over_last_note),
-        Tile(title="transfer efficiency η", value=etas, note=f"of what was spent before carried over{of_models}"),
+        Tile(title="last-model cost", value=cost, note=last_note),
+        Tile(title="family cost", value=family, note=family_note),
+        Tile(
+            title="transfer efficiency η",
+            value=_listed(list(known.values())),
+            note=f"of what was spent before carried over{of_models}{at_most}",
+        ),
         Tile(title="seeds", value="1", note="no interval can be given"),
     )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return span(values, decimals) if len(values) > _LONGEST_LIST else ", ".join(map(decimals, values)) or NOTHING
 
 
 def _certainty(run: Run, grown: Sequence[RungRecord]) -> tuple[str, ...]:

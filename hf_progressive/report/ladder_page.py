@@ -32,7 +32,7 @@ def write_ladder_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     findings, ladder, rungs = find_in_run(run), run.ladder, run.rungs
     answer = overview = None
     if any(rung.grown for rung in rungs):
-        answer = Section(title="The family, counted four ways", table=totals_table(rungs))
+        answer = Section(title="What the family costs, and its last member", table=totals_table(rungs))
         caption = f"{ladder.name}: {ladder.family}, {len(rungs)} rungs on {rungs[0].data.source}, one seed"
         overview = Plot(name="overview", figure=draw_overview(rungs, findings.headline, caption))
     page = Page(
@@ -58,7 +58,9 @@ def _results(rungs: Sequence[RungRecord]) -> Iterator[Section]:
         yield Section(
             title="What each rung cost, and the family",
             plot=Plot(name="costs", figure=draw_costs(rungs)),
-            notes=("A saving on the family is not a cheaper last model: its price is the last bar on the right.",),
+            notes=(
+                "A saving on the family is not a cheaper last model: what that costs is the last bar on the right.",
+            ),
         )
     if rungs:
         yield Section(

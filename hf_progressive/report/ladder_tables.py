@@ -71,11 +71,13 @@ def _to_match(rung: RungRecord, unit: FlopUnit) -> str:
 def totals_table(rungs: Sequence[RungRecord]) -> Table:
     """Lay out what the family of one rung or more costs, a row for each way of counting."""
     counts, unit, spent = FamilyCost(rungs=tuple(rungs)).counts, flop_unit(rungs), validation_flops(rungs)
-    rows = [_totals_row(count, counts[0], counts[-1], unit) for count in counts]
+    all_cold, last_alone = counts[0], counts[3]
+    shown = counts if any(rung.grown for rung in rungs) else counts[:-1]
+    rows = [_totals_row(count, all_cold, last_alone, unit) for count in shown]
     if spent is not None:
         parts = (Part(name="validation", flops=sum(flops for flops, _ in spent.values()), kind="cold"),)
         title = "validation on top, counted in none of these"
-        rows.append(_totals_row(Count(title=title, parts=parts), counts[0], counts[-1], unit))
+        rows.append(_totals_row(Count(title=title, parts=parts), all_cold, last_alone, unit))
     return Table(header=("the family", unit.name, "of all cold", "of the last alone"), rows=tuple(rows))
 
 

@@ -2,10 +2,19 @@
 
 from collections.abc import Sequence
 
-from hf_progressive.records.study import FinishedRun, Headline, StudyRecord, SweptRate
+from hf_progressive.records.study import FinishedRun, StudyRecord, SweptRate
 from hf_progressive.records.study_outcome import Difference, PenaltyEffect, StepOutcome
 from hf_progressive.report.findings import Findings, Tile
-from hf_progressive.report.formatting import FlopUnit, duration, percent, signed, significant, span, two_ends
+from hf_progressive.report.formatting import (
+    FlopUnit,
+    duration,
+    join_names,
+    percent,
+    signed,
+    significant,
+    span,
+    two_ends,
+)
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -30,20 +39,25 @@ def find_in_study(study: StudyRecord) -> Findings:
     return Findings(
         headline=_headline(study),
         explanation=_explanation(study),
-        tiles=tuple(_tiles(study.headline, study_unit(study))),
+        tiles=tuple(_tiles(study)),
         certainty=tuple(_certainty(study)),
         unfinished=None if study.complete else unfinished,
     )
 
 
 def _headline(study: StudyRecord) -> str:
-    rungs, family = study.headline.rungs, study.headline.family
+    rungs, family, cost = study.headline.rungs, study.headline.family, study.last_model_cost
     if not rungs:
         return "No step is finished with all of its budgets yet"
-    if family.inherited is not None:
-        count, bound = in_words(len(study.rungs)), "at most " * family.at_most
-        ratio = f"{bound}{family.over_last_alone:.2f} times"
-        return f"A family of {count} models for {ratio} what its largest alone costs from scratch"
+    if cost is not None:
+        price, stages = f"{'at most ' * cost.at_most}{cost.value:.2f} times its price from scratch", study.trunk
+        if stages:
+            return f"The last model for {price}, by a trunk through {in_words(len(stages))} smaller"
+        count, shared = in_words(len(study.rungs)), ""
+        if family.inherited is not None:
+            share = "at most " * family.at_most + percent(family.inherited / family.cold)
+            shared = f", all {count} for {share} of theirs"
+        return f"The last of {count} models for {price}{shared}"
     missed = [rung.child for rung in rungs if rung.eta is None]
     if missed:
         return f"{', '.join(missed)}: not every seed matched its baseline within the budgets tried"
@@ -53,6 +67,13 @@ def _headline(study: StudyRecord) -> str:
 
 def _explanation(study: StudyRecord) -> str:
     headline = study.headline
+    if study.trunk:
+        stages = ", ".join(f"{stage.name} until {percent(stage.until)}" for stage in study.trunk)
+        return (
+            f"Recipe “{headline.recipe}” on {join_names([rung.child for rung in headline.rungs])}: one run at a "
+            f"constant rate grows from size to size ({stages} of the tokens), decays once at its end, and is compared "
+            f"with the same model trained from scratch, at equal bits per byte."
+        )
     names = " → ".join(rung.name for rung in study.rungs)
     return (
         f"Recipe “{headline.recipe}” on {names}: each model is grown from the one before it, which trained for "
@@ -61,30 +82,31 @@ def _explanation(study: StudyRecord) -> str:
     )
 
 
-def _tiles(headline: Headline, unit: FlopUnit) -> list[Tile]:
+def _tiles(study: StudyRecord) -> list[Tile]:
+    headline, unit, cost = study.headline, study_unit(study), study.last_model_cost
     family = headline.family
     tiles = []
+    if cost is not None:
+        value = "≤ " * cost.at_most + f"{cost.value:.2f} ×"
+        beyond = f"; {cost.extrapolated} of {cost.seeds} seeds extrapolated" * (cost.extrapolated > 0)
+        tiles.append(Tile(title="last-model cost", value=value, note=two_ends(cost.low, cost.high) + beyond))
     if family.inherited is not None:
-        tiles += [
+        tiles.append(
             Tile(
-                title="family over its last model alone",
-                value="≤ " * family.at_most + f"{family.over_last_alone:.2f} ×",
-                note=two_ends(family.over_last_alone_low, family.over_last_alone_high),
-            ),
-            Tile(
-                title="saved on the family, against all cold",
-                value=percent(1 - family.inherited / family.cold),
-                note=f"{unit.number(family.inherited)} instead of {unit.text(family.cold)}",
-            ),
-        ]
-    known = [(rung.eta, rung) for rung in headline.rungs if rung.eta is not None]
+                title="family cost",
+                value="≤ " * family.at_most + percent(family.inherited / family.cold),
+                note=f"{unit.number(family.inherited)} of {unit.text(family.cold)} from scratch",
+            )
+        )
+    known = [(rung.eta, rung) for rung in study.headline_recipe.rungs if rung.eta is not None]
     if known:
         _, worst = min(known, key=lambda pair: pair[0])
+        ceiling = "" if worst.eta_ceiling is None else f"; at most {worst.eta_ceiling:.2f}"
         tiles.append(
             Tile(
                 title=f"η of the step that saves least, {worst.child}",
                 value="≥ " * worst.at_least + f"{worst.eta:.2f}",
-                note=two_ends(worst.eta_low, worst.eta_high),
+                note=two_ends(worst.eta_low, worst.eta_high) + ceiling,
             )
         )
     points = headline.phi_effect.points
@@ -112,6 +134,7 @@ def _certainty(study: StudyRecord) -> list[str]:
         sentences.append(
             f"{', '.join(bounds)} matched at the smallest budget tried already: saving and η are lower bounds there."
         )
+    sentences += _extrapolated(study)
     sentences += _as_parents(rungs)
     sentences += _phi_verdict(study.headline.phi_effect)
     sentences += _rate_sentences(study)
@@ -124,6 +147,16 @@ def _certainty(study: StudyRecord) -> list[str]:
         f"The study itself spent {spent} times the largest model's budget, {duration(costs.seconds)} of computing."
     )
     return sentences
+
+
+def _extrapolated(study: StudyRecord) -> list[str]:
+    cost = study.last_model_cost
+    if cost is None or not cost.extrapolated:
+        return []
+    return [
+        f"In {cost.extrapolated} of {cost.seeds} seeds the last model is better, or worse, than every finished "
+        f"baseline: the budget from scratch that is worth it is extrapolated there."
+    ]
 
 
 def _as_parents(rungs: Sequence[StepOutcome]) -> list[str]:

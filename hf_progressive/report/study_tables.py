@@ -4,7 +4,7 @@ import itertools
 from typing import Literal
 
 from hf_progressive.records.study import FinishedRun, StudyRecord
-from hf_progressive.records.study_outcome import Difference, StepOutcome
+from hf_progressive.records.study_outcome import Difference, RecipeStep, StepOutcome
 from hf_progressive.report.formatting import NOTHING, count, decimals, percent, signed, two_ends
 from hf_progressive.report.study_findings import study_unit
 from hf_progressive.report.table import Table
@@ -19,11 +19,26 @@ def steps_table(study: StudyRecord) -> Table:
             _bounded(rung, "saving"),
             _bounded(rung, "eta"),
             _interval(rung),
+            decimals(None if rung.eta is None else rung.eta_ceiling),
+            *_cost_cells(rung),
             f"{rung.matched}/{rung.seeds}",
         )
-        for rung in study.headline.rungs
+        for rung in _headline_steps(study)
     )
-    return Table(header=("child", "parent/cold", "saving", "η", "95 %", "seeds matched"), rows=rows)
+    header = ("child", "parent/cold", "saving", "η", "95 %", "η at most", "last-model cost", "95 %", "seeds matched")
+    return Table(header=header, rows=rows)
+
+
+def _headline_steps(study: StudyRecord) -> list[RecipeStep]:
+    steps = {step.child: step for step in study.headline_recipe.rungs}
+    return [steps[step.child] for step in study.headline.rungs]
+
+
+def _cost_cells(rung: RecipeStep) -> tuple[str, str]:
+    cost = rung.known_cost
+    if cost is None:
+        return NOTHING, NOTHING
+    return "≤ " * cost.at_most + f"{cost.value:.2f}", two_ends(cost.low, cost.high)
 
 
 def _bounded(rung: StepOutcome, key: Literal["saving", "eta"]) -> str:
@@ -62,12 +77,14 @@ def recipes_table(study: StudyRecord) -> Table:
             str(rung.seeds),
             _bounded(rung, "eta"),
             _interval(rung),
+            *_cost_cells(rung),
             signed(rung.gap_bits_per_byte),
         )
         for recipe in study.recipes
         for rung in recipe.rungs
     )
-    return Table(header=("recipe", "child", "seeds", "η", "95 %", "longest child − baseline"), rows=rows)
+    header = ("recipe", "child", "seeds", "η", "95 %", "last-model cost", "95 %", "longest child − baseline")
+    return Table(header=header, rows=rows)
 
 
 def phi_table(study: StudyRecord) -> Table | None:

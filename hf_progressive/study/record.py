@@ -14,9 +14,9 @@ from hf_progressive.records.study import (
     StudyCosts,
     StudyModel,
     StudyRecord,
-    StudySettings,
     SweptRate,
 )
+from hf_progressive.records.study_settings import StudySettings
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.outcome import family_outcome, phi_outcome, rung_outcome
 from hf_progressive.study.plan import StudyPlan

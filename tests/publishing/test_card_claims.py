@@ -15,6 +15,7 @@ CASES = {
     **{f"{length} rungs": family(length, phi=PHI) for length in range(1, 6)},
     **{origin: family(4, origin=origin) for origin in ORIGINS[1:]},
     **{f"{origin}, one grown": family(2, origin=origin) for origin in ORIGINS[1:]},
+    "trunk": family(4, branches=True),
     "not matched": family(3, unmatched=(1,)),
     "no baseline": family(3, without_baseline=(2,)),
     "dearer than its baseline": family(3, dearer=True),
@@ -57,7 +58,12 @@ CLAIMS = [
     Claim("FLOPs inherited: {lineage}, spent on its ancestors", lambda f: f["is_known"]),
     Claim("FLOPs inherited: {lineage}, spent on its ancestors" + UNKNOWN, lambda f: not f["is_known"]),
     Claim("FLOPs of its baseline: {cold}", lambda f: f["has_baseline"]),
-    Claim("FLOPs to match: {match}, {saving} saved, transfer efficiency η = {eta}"),
+    Claim("FLOPs to match: {match}, {saving} saved, transfer efficiency η = {eta} of {ceiling} at most"),
+    Claim("Last-model cost: with all that it inherits, it costs {last_model_cost} times what its baseline does"),
+    Claim(
+        "Up to the match, it and all that it inherits took {grown}, {last_model_cost} times what the baseline did: the"
+        " last-model cost, for whoever wants this model alone."
+    ),
     Claim("FLOPs to match: {match}, {saving} saved", lambda f: f["eta"] is None),
     Claim("FLOPs to match: not matched", lambda f: f["has_baseline"] and f["match"] is None),
     Claim("Grown from {parent:s} ({parent_parameters} parameters, method CODE, seed {seed})."),
@@ -118,6 +124,7 @@ FAMILY = {
     "to match": "match",
     "saved": "saving",
     "η": "eta",
+    "last-model cost": "last_model_cost",
 }
 UNITS = [{"one": 1, "unit_name": f"{name}FLOP", "unit_size": size} for name, size in (("G", "10⁹"), ("T", "10¹²"))]
 

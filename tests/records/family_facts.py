@@ -44,7 +44,7 @@ def rung_facts(records: list[Record], place: int) -> dict[str, Any]:
     record, baseline, origin = records[place], records[place]["cold"], records[0]["origin"]
     parent = records[place - 1] if place else None
     known, cold, match = is_known(records), cold_cost(record), match_flops(record)
-    lineage = sum(spent(ancestor) for ancestor in records[:place])
+    lineage = sum(spent(ancestor) - ancestor["flops"].get("branch", 0.0) for ancestor in records[:place])
     measured = baseline is not None or (place == 0 and origin is None)
     saved = cold - match if cold is not None and match is not None else None
     facts = {
@@ -76,6 +76,9 @@ def rung_facts(records: list[Record], place: int) -> dict[str, Any]:
         "saving": saved / cold if saved is not None else None,
         "extra": -saved / cold if saved is not None else None,
         "eta": saved / lineage if saved is not None and known else None,
+        "ceiling": cold / lineage if saved is not None and known else None,
+        "grown": lineage + match if saved is not None and known else None,
+        "last_model_cost": (lineage + match) / cold if saved is not None and known else None,
         "parent": parent and parent["name"],
         "parent_over_cold": budget(parent) / budget(record) if parent and budget(parent) else None,
         "blocks": record["data"]["blocks"],
@@ -149,6 +152,7 @@ def family_facts(records: list[Record]) -> dict[str, Any]:
     matched = [rung for rung in compared if rung["match"] is not None]
     short = [rung for rung in compared if rung["match"] is None]
     etas = [rung["eta"] for rung in grown if rung["eta"] is not None]
+    ceilings = [rung["ceiling"] for rung in grown if rung["ceiling"] is not None]
     costs, known = [rung["cold"] for rung in rungs], is_known(records)
     trained = sum(rung["spent"] for rung in rungs)
     all_cold = sum(cost for cost in costs if cost is not None)
@@ -170,6 +174,9 @@ def family_facts(records: list[Record]) -> dict[str, Any]:
         "extra": None if saving is None else -saving,
         "change": None if saving is None else -saving,
         "over_last": to_match / last["cold"] if to_match is not None else None,
+        "family_cost": to_match / all_cold if saving is not None else None,
+        "last_grown": last["grown"],
+        "last_model_cost": last["last_model_cost"],
         "matched_names": _listed(matched),
         "short_names": _listed(short),
         "compared": len(compared),
@@ -185,8 +192,12 @@ def family_facts(records: list[Record]) -> dict[str, Any]:
         "most_eta": max(etas, default=None),
         "etas": ", ".join(f"{eta:.2f}" for eta in etas).replace("-", "−") or "–",
         "known_etas": len(etas),
+        "least_ceiling": min(ceilings, default=None),
+        "most_ceiling": max(ceilings, default=None),
+        "ceilings": ", ".join(f"{ceiling:.2f}" for ceiling in ceilings) or None,
         "grown": len(grown),
         "logit_change": max((rung["logit_change"] for rung in grown), default=None),
         "rate": 0.004,
         "one": 1,
+        "branches": any(record["flops"].get("branch") for record in records),
     }

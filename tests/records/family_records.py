@@ -26,6 +26,7 @@ def family(
     phi: dict[str, Any] | None = None,
     repeats: dict[int, int] | None = None,
     timed: bool = False,
+    branches: bool = False,
 ) -> list[Record]:
     """Return the records of a finished ladder.
 
@@ -38,6 +39,7 @@ def family(
         phi: The penalty's settings, if it was on.
         repeats: By place, the token from which on a rung reads what was read before.
         timed: Whether the records hold what validation took, and how fast the models trained.
+        branches: Whether the ladder is a trunk, off which every member but the last branches for its decay.
     """
     records: list[dict[str, Any]] = []
     for place in range(length):
@@ -46,6 +48,8 @@ def family(
         else:
             matched = None if place in without_baseline else place not in unmatched
             records.append(_grown(records[-1], place, matched=matched, dearer=dearer, phi=phi))
+        if branches and place + 1 < length:
+            records[-1]["flops"]["branch"] = 0.083 * records[-1]["flops"]["train"]
         records[-1]["data"]["repeats_from_token"] = (repeats or {}).get(place)
         if timed:
             _time(records[-1])
@@ -103,6 +107,7 @@ def _grown(
     estimates = {"fisher": 0.0131 * cold_flops, "subspace": 0.0017 * cold_flops} if phi else {}
     flops = record["flops"] | {"fisher": 0.0, "subspace": 0.0} | estimates
     flops["inherited"] = sum(parent["flops"][key] for key in ("train", "fisher", "subspace", "inherited"))
+    flops["inherited"] -= parent["flops"].get("branch", 0.0)
     record |= {
         "parent": parent["name"],
         "flops": flops,
@@ -134,7 +139,10 @@ def _grown(
         match = crossing(record["curve"], own["bits_per_byte"])
         spared = baseline["flops"]["train"] - match
         record |= {"flops_to_match": match, "saving": spared / baseline["flops"]["train"]}
-        record["eta"] = spared / flops["inherited"] if record["lineage_complete"] else None
+        if record["lineage_complete"]:
+            whole = baseline["flops"]["train"]
+            record |= {"eta": spared / flops["inherited"], "eta_ceiling": whole / flops["inherited"]}
+            record["last_model_cost"] = (flops["inherited"] + match) / whole
     return record
 
 

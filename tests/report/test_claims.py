@@ -29,6 +29,7 @@ CASES = {
     "one baseline, matched": family(3, without_baseline=(1,)),
     "no baseline": family(3, without_baseline=(1, 2)),
     "dearer than their baselines": family(3, dearer=True),
+    "trunk": family(4, branches=True),
     "timed": family(3, phi=PHI, timed=True),
     "timed, the first alone": family(1, timed=True),
     "timed, taken grown": family(3, origin="taken grown", timed=True, without_baseline=(1, 2)),
@@ -47,17 +48,15 @@ MATCHED, SPENT = (
     "Up to the last match the family took {to_match}" + SCRATCH,
     "As trained, the family took {trained}" + SCRATCH,
 )
+LAST = "The last model for {last_model_cost} times its price from scratch"
 PART = " (partly as planned, not as trained)"
 AT_LEAST = SPENT.replace("took {", "took at least {")
 
 VALIDATION = "Validation, {validation_share} on top of all training"
 
 FAMILY_CLAIMS = [
-    Claim("Inheritance saved nothing on these {rungs} models.", lambda f: abs(f["saving"]) < 0.005),
-    Claim("Inheritance saved {saving} of the FLOPs that these {rungs} models take from scratch."),
-    Claim(
-        "Inheritance cost {extra} more FLOPs than these {rungs} models take from scratch.", lambda f: f["extra"] > 0
-    ),
+    Claim(LAST + ", all {rungs} models for {family_cost} of theirs."),
+    Claim(LAST + ".", lambda f: f["family_cost"] is None),
     Claim("{matched} of the {compared} grown models that have a baseline matched it.", lambda f: f["compared"] > 1),
     Claim("None of the {compared} grown models that have a baseline matched it.", lambda f: f["matched"] == 0),
     Claim("The one grown model that has a baseline matched it.", lambda f: (f["compared"], f["matched"]) == (1, 1)),
@@ -65,10 +64,11 @@ FAMILY_CLAIMS = [
         "The one grown model that has a baseline did not match it.",
         lambda f: (f["compared"], f["matched"]) == (1, 0),
     ),
-    Claim(MATCHED, lambda f: not planned(f) and f["known"]),
+    Claim(MATCHED, lambda f: not planned(f) and f["known"] and not f["branches"]),
     Claim(MATCHED.replace("{all_cold}", "{all_cold}" + PART), lambda f: planned(f) and f["known"]),
-    Claim("For whoever wants only {last:s}, growing does not pay.", lambda f: f["over_last"] >= 1 and f["known"]),
-    Claim("For whoever wants only {last:s}, growing pays too.", lambda f: f["over_last"] < 1 and f["known"]),
+    Claim("For whoever wants only {last:s}, growing does not pay.", lambda f: f["last_model_cost"] >= 1),
+    Claim("For whoever wants only {last:s}, growing pays too.", lambda f: f["last_model_cost"] < 1),
+    Claim(MATCHED.replace("{to_match}", "{to_match}, {last_grown} of it for {last:s}"), lambda f: f["branches"]),
     Claim(SPENT, lambda f: f["known"] and not planned(f)),
     Claim(SPENT.replace("{all_cold}", "{all_cold}" + PART), lambda f: f["known"] and planned(f)),
     Claim(AT_LEAST, lambda f: not f["known"] and f["cold_is_known"] and not planned(f)),
@@ -105,16 +105,27 @@ FAMILY_CLAIMS = [
             ("{validation_scratch} on models from scratch", lambda f: f["validation_grown"] is None),
         )
     ),
+    Claim(
+        "Last-model cost: (all FLOPs that went into the parent + FLOPs to match) / FLOPs of the baseline, of the"
+        " largest member: below 1 it is cheaper to grow it than to train it."
+    ),
     Claim("Saving: 1 − FLOPs to match / FLOPs of the baseline."),
     Claim(
         "At 1 the family up to where a model matches costs what that model costs from scratch; above 1 it costs less."
     ),
     # Tiles: title, value and note.
-    Claim("family to match, against all cold: {change}; {to_match@unit} of {all_cold}"),
-    Claim("family to match, over its last model: {over_last}; {last:s} alone and cold is 1 ×"),
+    Claim(
+        "last-model cost: {last_model_cost}; {last_grown@unit} with all that {last:s} inherits, {last_cold} from"
+        " scratch"
+    ),
+    Claim("family cost: {family_cost}; {to_match@unit} of {all_cold} from scratch"),
     *(
-        Claim(f"transfer efficiency η: {values}; of what was spent before carried over{count}", when)
-        for values in ("{etas:s}", "{least_eta} to {most_eta}")
+        Claim(f"transfer efficiency η: {values}; of what was spent before carried over{count}{ceiling}", when)
+        for values, ceiling in (
+            ("{etas:s}", "; at most {ceilings:s}"),
+            ("{least_eta} to {most_eta}", "; at most {least_ceiling} to {most_ceiling}"),
+            ("–", ""),
+        )
         for count, when in (
             ("", lambda f: f["known_etas"] == f["grown"]),
             (", {known_etas} of {grown} models", lambda f: f["known_etas"] < f["grown"]),
@@ -127,6 +138,7 @@ FAMILY_CLAIMS = [
     Claim("{trained}", lambda f: f["known"]),
     Claim("≥ {trained}", lambda f: not f["known"]),
     Claim("{to_match}", lambda f: f["known"]),
+    Claim("{last_grown}"),
     Claim("≥ {to_match}", lambda f: not f["known"]),
     Claim("{last_cold}"),
 ]
@@ -269,9 +281,11 @@ def priced_table_faults(rows: list[list[str]], rungs: list[Any]) -> Iterator[str
 
 
 def family_table_faults(header: list[str], rows: list[list[str]], facts: Any) -> Iterator[str]:
-    """Compare the table of the four ways to count."""
+    """Compare the table of the ways to count."""
     names = ["all_cold", "trained", "to_match", "last_cold"]
     bounds = [not facts["cold_is_known"], not facts["known"], not facts["known"], False]
+    if facts["grown"]:
+        names, bounds = [*names, "last_grown"], [*bounds, False]
     last_planned = facts["last_is_planned"]
     if facts["validation"] is not None:
         names, bounds = [*names, "validation"], [*bounds, False]

@@ -30,7 +30,11 @@ PRETENDED = {
 }
 WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 
-FAMILY = "A family of {count:s} models for {over_last} times what its largest alone costs from scratch"
+FAMILY = (
+    "The last of {count:s} models for {over_last} times its price from scratch, all {count:s} for {family_cost} of"
+)
+FAMILY += " theirs"
+WORST, WORST_ENDS = "η of the step that saves least, {worst:s}: ", "; {worst_ends:s}; at most {worst_ceiling}"
 RATES = "peak learning rates tried on {rung:s} ({rates:s}) the study uses {own_rate}, "
 CLAIMS = [
     Claim(FAMILY, lambda f: not f["bound"]),
@@ -86,17 +90,27 @@ CLAIMS = [
     Claim(
         "The last column is bits per byte of the longest child less its baseline's; below {zero} the child is better."
     ),
+    Claim(
+        "Last-model cost: (all FLOPs that went into the parent + FLOPs to match) / FLOPs of the baseline, of the"
+        " largest member: below 1 it is cheaper to grow it than to train it."
+    ),
     Claim("Saving: 1 − FLOPs to match / FLOPs of the baseline."),
     Claim(
         "At 1 the family up to where a model matches costs what that model costs from scratch; above 1 it costs less."
     ),
     Claim("{unit_name:s}: 1 {unit_name:s} is {unit_size:s} floating-point operations."),
     # Tiles: title, value and note.
-    Claim("family over its last model alone: {over_last} ×; {over_ends:s}", lambda f: not f["bound"]),
-    Claim("family over its last model alone: ≤ {over_last} ×; {over_ends:s}", lambda f: f["bound"]),
-    Claim("saved on the family, against all cold: {saved}; {inherited@unit} instead of {all_cold}"),
-    Claim("η of the step that saves least, {worst:s}: {worst_eta}; {worst_ends:s}", lambda f: not f["worst_bound"]),
-    Claim("η of the step that saves least, {worst:s}: ≥ {worst_eta}; {worst_ends:s}", lambda f: f["worst_bound"]),
+    *(
+        Claim(template, (lambda f: f["bound"]) if "≤" in template else lambda f: not f["bound"])
+        for template in (
+            "last-model cost: {over_last} ×; {over_ends:s}",
+            "last-model cost: ≤ {over_last} ×; {over_ends:s}",
+            "family cost: {family_cost}; {inherited@unit} of {all_cold} from scratch",
+            "family cost: ≤ {family_cost}; {inherited@unit} of {all_cold} from scratch",
+        )
+    ),
+    Claim(WORST + "{worst_eta}" + WORST_ENDS, lambda f: not f["worst_bound"]),
+    Claim(WORST + "≥ {worst_eta}" + WORST_ENDS, lambda f: f["worst_bound"]),
     Claim("Φ at its best, {best_phi:s}: {best_difference}; bits per byte; {best_ends:s}"),
 ]
 
@@ -210,6 +224,7 @@ def all_facts(study: dict[str, Any], facts: StudyFacts, text: str) -> Iterator[d
     }
     if worst:
         common |= {"worst": worst["child"], "worst_eta": worst["eta"], "worst_bound": worst["bound"]}
+        common |= {"worst_ceiling": worst["ceiling"]}
         common |= {"worst_ends": ends(worst["eta_low"], worst["eta_high"])}
     yield from ({**common, **phi} for phi in phi_facts(facts))
     yield from ({**common, **rates} for rates in rate_facts(study, facts))
@@ -257,8 +272,9 @@ def rate_facts(study: dict[str, Any], facts: StudyFacts) -> Iterator[dict[str, A
 
 def table_faults(header: list[str], rows: list[list[str]], study: dict[str, Any], facts: StudyFacts) -> Iterator[str]:
     """Compare a table cell by cell; one that is not known fails."""
-    if header == ["child", "parent/cold", "saving", "η", "95 %", "seeds matched"]:
-        for child, ratio, saving, eta, both, matched in rows:
+    cost_cells = ["last-model cost", "95 %"]
+    if header == ["child", "parent/cold", "saving", "η", "95 %", "η at most", *cost_cells, "seeds matched"]:
+        for child, ratio, saving, eta, both, ceiling, *cost, matched in rows:
             step = facts.step(study["headline"]["recipe"], child)
             bound = step["bound"] and step["eta"] is not None
             yield from filter(
@@ -268,15 +284,18 @@ def table_faults(header: list[str], rows: list[list[str]], study: dict[str, Any]
                     cell_fault(saving, step["saving"], bound=bound),
                     cell_fault(eta, step["eta"], bound=bound),
                     *wrong_ends(both, step),
+                    cell_fault(ceiling, step["ceiling"]),
+                    *wrong_cost(*cost, step),
                     "" if matched == f"{step['matched']}/{step['seeds']}" else f"{child}: {matched}",
                 ),
             )
-    elif header == ["recipe", "child", "seeds", "η", "95 %", "longest child − baseline"]:
-        for recipe, child, seeds, eta, both, gap in rows:
+    elif header == ["recipe", "child", "seeds", "η", "95 %", *cost_cells, "longest child − baseline"]:
+        for recipe, child, seeds, eta, both, *cost, gap in rows:
             step = facts.step(recipe, child)
             bound = step["bound"] and step["eta"] is not None
             faults_of_row = (cell_fault(seeds, step["seeds"]), cell_fault(eta, step["eta"], bound=bound))
-            yield from filter(None, (*faults_of_row, *wrong_ends(both, step), cell_fault(gap, step["gap"])))
+            faults_of_row += (*wrong_ends(both, step), *wrong_cost(*cost, step), cell_fault(gap, step["gap"]))
+            yield from filter(None, faults_of_row)
     elif header[:2] == ["recipe", "child"]:
         yield from phi_faults(header, rows, facts)
     elif header[:2] == ["rung", "parameters"]:
@@ -299,6 +318,15 @@ def table_faults(header: list[str], rows: list[list[str]], study: dict[str, Any]
 def wrong_ends(said: str, step: dict[str, Any]) -> list[str]:
     true = "–" if step["eta"] is None else ends(step["eta_low"], step["eta_high"])
     return [] if said == true else [f"{said} here, and {true} in truth"]
+
+
+def wrong_cost(said: str, both: str, step: dict[str, Any]) -> list[str]:
+    if step["cost"] is None:
+        return [] if (said, both) == ("–", "–") else [f"{said}, {both} here, and not known in truth"]
+    faults_of_cost = [cell_fault(said.removeprefix("≤ "), step["cost"])]
+    if said.startswith("≤ ") != step["bound"] or both != ends(step["cost_low"], step["cost_high"]):
+        faults_of_cost.append(f"{said}, {both} here, and {step} in truth")
+    return faults_of_cost
 
 
 def phi_faults(header: list[str], rows: list[list[str]], facts: StudyFacts) -> Iterator[str]:

@@ -51,9 +51,10 @@ def test_the_page_answers_first_and_holds_nothing_from_elsewhere(study: tuple[Pa
     html, markdown = paths.html.read_text(), paths.markdown.read_text()
     family = record["headline"]["family"]
     answer = (
-        f"A family of three models for {family['over_last_alone']:.2f} times what its largest alone costs from scratch"
+        f"The last of three models for {family['over_last_alone']:.2f} times its price from scratch, all three for"
+        f" {100 * family['inherited'] / family['cold']:.0f} % of theirs"
     )
-    assert f"<h1>{answer}</h1>" in html
+    assert f"<h1>{answer}</h1>".replace(" %", "\N{NO-BREAK SPACE}%") in html
     assert answer in markdown
     assert html.index("How sure is this?") < html.index("<svg")
     assert "with Φ &lt;1&gt;" in html
@@ -171,6 +172,7 @@ def test_bounds_gaps_and_single_seeds_are_said(study: tuple[Path, dict[str, Any]
     assert any("lower bounds" in sentence for sentence in find_in_study(typed(record)).certainty)
     second |= {"eta": None, "saving": None, "eta_low": None, "eta_high": None}
     record["headline"]["family"]["inherited"] = None
+    record["recipes"][0]["rungs"][1]["by_seed"][0]["c_child"] = None
     assert "l2w24: not every seed matched" in find_in_study(typed(record)).headline
     for rung in (first, second):
         rung["seeds"] = 1
@@ -179,6 +181,25 @@ def test_bounds_gaps_and_single_seeds_are_said(study: tuple[Path, dict[str, Any]
     assert find_in_study(typed(record)).unfinished.startswith("1 of ")
     record["headline"]["rungs"] = []
     assert find_in_study(typed(record)).headline.startswith("No step is finished")
+
+
+def test_a_trunk_says_what_its_last_model_costs_and_what_is_extrapolated(study: tuple[Path, dict[str, Any]]) -> None:
+    _, finished = study
+    record = copy.deepcopy(finished)
+    stages = [
+        {"name": name, "until": until, "parameters": 100, "flops_per_token": 600.0, "learning_rate": 4e-3}
+        for name, until in (("l1w16", 0.3), ("l2w16", 0.6))
+    ]
+    record["recipes"][0]["trunk"] = stages
+    cost = {"value": 0.742, "low": 0.61, "high": 0.874, "seeds": 3, "at_most": False, "extrapolated": 1}
+    record["headline"]["last_model_cost"] = cost
+    found = find_in_study(typed(record))
+    assert found.headline == "The last model for 0.74 times its price from scratch, by a trunk through two smaller"
+    assert "(l1w16 until 30 %, l2w16 until 60 % of the tokens)" in found.explanation
+    tile = found.tiles[0]
+    assert (tile.title, tile.value) == ("last-model cost", "0.74 ×")
+    assert tile.note == "0.61 to 0.87; 1 of 3 seeds extrapolated"
+    assert any(sentence.startswith("In 1 of 3 seeds the last model is better, or") for sentence in found.certainty)
 
 
 def test_the_report_command_tells_a_study_from_a_run(

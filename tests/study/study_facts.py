@@ -64,6 +64,9 @@ class StudyFacts:
         savings = [spared[seed] / baselines[seed]["flops"] for seed in matched]
         bound = any(at_smallest for _, at_smallest in found.values())
         ends = [self.children[recipe, rung, seed][-1]["bits_per_byte"] for seed in seeds]
+        costs = [(self.lineage(recipe, rung, seed) + matched[seed]) / baselines[seed]["flops"] for seed in matched]
+        ceilings = [baselines[seed]["flops"] / self.lineage(recipe, rung, seed) for seed in seeds]
+        cost_low, cost_high = interval(costs) if complete else (None, None)
         low, high = interval(etas) if complete else (None, None)
         budgets = [size["cold_tokens"] * size["flops_per_token"] for size in self.study["rungs"]]
         return {
@@ -76,6 +79,10 @@ class StudyFacts:
             "saving": statistics.fmean(savings) if complete else None,
             "eta_low": low,
             "eta_high": None if bound else high,
+            "ceiling": statistics.fmean(ceilings) if complete else None,
+            "cost": statistics.fmean(costs) if complete else None,
+            "cost_low": None if bound else cost_low,
+            "cost_high": cost_high,
             "gap": statistics.fmean(
                 end - baselines[seed]["bits_per_byte"] for end, seed in zip(ends, seeds, strict=True)
             ),
@@ -102,7 +109,7 @@ class StudyFacts:
             return {"inherited": None, "all_cold": cold}
         inherited, (low, high) = statistics.fmean(totals), interval([total / alone for total in totals])
         ratios = {"over_last": inherited / alone, "over_low": None if bound else low, "over_high": high}
-        return ratios | {"inherited": inherited, "all_cold": cold, "saved": 1 - inherited / cold, "bound": bound}
+        return ratios | {"inherited": inherited, "all_cold": cold, "family_cost": inherited / cold, "bound": bound}
 
     def phi(self) -> dict[tuple[str, str, float], tuple[list[float], list[float]]]:
         """Differences to the recipe without Φ, by recipe, rung and budget: at equal FLOPs, and at equal tokens."""

@@ -1,4 +1,4 @@
-"""What was spent, as bars: each rung cold and inherited, and the family counted four ways."""
+"""What was spent, as bars: each rung cold and inherited, the family, and its last member."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BAR = 0.27  # height of a bar where rungs are 1 apart
-_FAMILY_HEIGHT = 3.4  # inches
+_FAMILY_HEIGHT = 3.9  # inches
 _CHARACTER = 0.075  # inches, an upper bound for the small type inside bars
 _BAR_STYLES: dict[str, dict[str, Any]] = {
     "cold": {"facecolor": COLD, "edgecolor": SURFACE, "linewidth": 1},
@@ -25,7 +25,7 @@ _BAR_STYLES: dict[str, dict[str, Any]] = {
 
 
 def draw_costs(rungs: Sequence[RungRecord]) -> "Figure":
-    """Draw FLOPs as bars: each rung cold and inherited, and the family counted four ways."""
+    """Draw FLOPs as bars: each rung cold and inherited, the family, and its last member."""
     unit = flop_unit(rungs)
     height = max(_FAMILY_HEIGHT, 1.1 + 0.62 * len(rungs))
     with figure_style():
@@ -98,7 +98,7 @@ def _inherited_bar(axes: "Axes", y: float, rung: RungRecord, unit: FlopUnit) -> 
 
 
 def draw_family(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit, inches: float) -> None:
-    """Draw what the family costs, counted four ways, as bars stacked by rung, on a panel of a width in inches."""
+    """Draw what the family and its last member cost, as bars stacked by rung, on a panel of a width in inches."""
     counts = FamilyCost(rungs=tuple(rungs)).counts
     limit = 1.22 * max(count.flops or 0 for count in counts) / unit.size
     for row, count in enumerate(counts):
@@ -108,7 +108,7 @@ def draw_family(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit, inche
             count.title + mark, (0, row - 0.24), xytext=(0, 1), textcoords="offset points", va="bottom", color=INK
         )
         if count.flops is None:
-            axes.annotate("not known: not every grown model was seen to match", (0, row), va="center", color=MUTED)
+            axes.annotate("not known", (0, row), va="center", color=MUTED)
             continue
         left = 0.0
         for part in count.parts:
@@ -119,10 +119,10 @@ def draw_family(axes: "Axes", rungs: Sequence[RungRecord], unit: FlopUnit, inche
                 axes.annotate(part.name, (left + width / 2, row), ha="center", va="center", color=colour, fontsize=7.5)
             left += width
         beside(axes, left, row, (AT_LEAST if count.at_least else "") + unit.text(count.flops))
-    axes.set_ylim(3.4, -0.75)
+    axes.set_ylim(len(counts) - 0.6, -0.75)
     axes.set_xlim(0, limit)
     _only_x_axis(axes, unit)
-    panel_title(axes, "The family", "counted four ways")
+    panel_title(axes, "The family", "and its last member")
 
 
 def _only_x_axis(axes: "Axes", unit: FlopUnit) -> None:
