@@ -32,7 +32,10 @@ def say(text: str) -> None:
 def grow_command(options: argparse.Namespace) -> Outcome:
     """Grow a checkpoint and say how far its logits are from the source's."""
     from hf_progressive.growth import grow_checkpoint
+    from hf_progressive.growth.options import GrowthOptions
 
+    method_options = strict_yaml.apply_overrides({}, options.option)
+    GrowthOptions.of(method_options)
     report = grow_checkpoint(
         options.source,
         options.output,
@@ -44,10 +47,13 @@ def grow_command(options: argparse.Namespace) -> Outcome:
         dtype=options.dtype,
         overwrite=options.overwrite,
         revision=options.revision,
+        **method_options,
     )
     record = report.to_dict()
     before, after = report.parameters_source, report.parameters_target
     say(f"{options.source} ({before:,} parameters) grew into {options.output} ({after:,}) in {report.seconds:.1f} s")
+    for change in report.changes:
+        say(f"by design the function changes: {change}")
     check = report.verification
     if check is not None:
         say(check.describe())

@@ -68,7 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("source", metavar="SRC", help="a checkpoint's folder or Hub name")
     add("output", metavar="OUT", help="the folder to create")
     add("--set", nargs="+", required=True, action="extend", metavar="FIELD=VALUE", help="target fields")
-    add("--method", default="exact", help="growth method (default: exact)")
+    text = "growth method: exact (default), tile, split, llama_pro, stack, interleave, solar"
+    add("--method", default="exact", help=f"{text}, shrink_pad_perturb, pad or random")
+    text = "options of the method, such as depth_position=spread, depth_method=stack, noise=0.1 or new_scale=1.0"
+    add("--option", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help=text)
     add("--seed", type=int, default=0, help="seed of new random entries (default: 0)")
     add("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
     add("--optimizer", metavar="FILE", help="AdamW state of a Trainer checkpoint to grow along")

@@ -10,6 +10,9 @@ With ε' = ρ²·ε, the normalised value of an old channel is 1/ρ of the paren
 New channels are normalised to zero, so whatever reads them may be random. A norm without gain cannot restore
 anything: there whatever writes the stream is multiplied by 1/ρ instead, ρ becomes 1 and ε stays.
 
+With new channels of a scale of their own, s times that of the old ones, ρ² = (k·D + s²·(D' − k·D))/D' does the same in
+the mean over what the channels hold: the old ones keep their size behind the norm, the new ones have s times it.
+
 **Copies.** A unit copied k times is read with shares c₁ … c_k that add up to 1.
 
 **Tied embeddings** are written into the stream and read by the output head with one and the same factor w, so the
@@ -35,7 +38,8 @@ import torch
 
 from hf_progressive.growth.axis import Axis, Fill, Segment
 from hf_progressive.growth.family_table import AxisName, Family, Sizes, axis_lengths
-from hf_progressive.growth.methods import Method, UnitOrigin
+from hf_progressive.growth.methods import Method
+from hf_progressive.growth.units import UnitOrigin
 
 _STEADY_ROTATIONS = ("default", "linear", "llama3")  # rates depend on i/head_dim alone
 
@@ -43,15 +47,22 @@ Head = tuple[int | None, float]
 """A head's source (None if new) and the share that readers take from it."""
 
 
-def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple[dict[AxisName, Axis], float]:
-    """Work out every axis of the child by name, and the factor of the norms' epsilon."""
+def grow_axes(
+    family: Family, source: Any, target: Any, method: Method, *, new_scale: float = 0.0
+) -> tuple[dict[AxisName, Axis], float]:
+    """Work out every axis of the child by name, and the factor of the norms' epsilon.
+
+    `new_scale` is the scale of what new residual channels hold, relative to the old ones.
+    """
     old, new = family.sizes(source), family.sizes(target)
     if not method.inherits:
         lengths = axis_lengths(old)
         return {name: Axis.of(lengths[name], [Segment(size)]) for name, size in axis_lengths(new).items()}, 1.0
     if family.rotary:
         _check_rotation(family, source, old, new)
-    axes, eps_factor = _stream_axes(family, method, old.width, new.width, tied=target.tie_word_embeddings)
+    axes, eps_factor = _stream_axes(
+        family, method, old.width, new.width, tied=target.tie_word_embeddings, new_scale=new_scale
+    )
     query_scale = key_scale = math.sqrt(eps_factor) if family.normed_queries else 1.0
     scaled = family.scaled_scores  # by √head_dim: always, never, or if the field it names is true
     if method.rescales and (getattr(source, scaled) if isinstance(scaled, str) else scaled):
@@ -62,6 +73,8 @@ def grow_axes(family: Family, source: Any, target: Any, method: Method) -> tuple
     axes["positions"] = _appended(old.positions, new.positions)
     if not method.rescales:
         axes = {name: axis.filled("zero", "zero") for name, axis in axes.items()}
+    for name in ("gain", "final_gain"):
+        axes[name] = axes[name].filled("zero" if method.zero_gains else "mean")
     return axes, eps_factor
 
 
@@ -70,7 +83,7 @@ def _appended(old: int, new: int) -> Axis:
 
 
 def _stream_axes(
-    family: Family, method: Method, old: int, new: int, *, tied: bool
+    family: Family, method: Method, old: int, new: int, *, tied: bool, new_scale: float
 ) -> tuple[dict[AxisName, Axis], float]:
     if tied and family.norm == "weightless_rms" and old != new:
         raise ValueError(
@@ -79,7 +92,8 @@ def _stream_axes(
         )
     units, copies = _whole_copies(_width(method, "width", old, new), old)
     shared = _unit_axis(old, units)  # written as it is, each copy read by its share
-    rho = math.sqrt(copies * old / new) if method.rescales else 1.0
+    added = new - copies * old
+    rho = math.sqrt((copies * old + new_scale**2 * added) / new) if method.rescales else 1.0
     if family.norm == "weightless_rms":
         carried, gain, handed, eps_factor = 1 / rho, 1.0, 1 / rho, 1.0
     else:
@@ -91,10 +105,10 @@ def _stream_axes(
     axes: dict[AxisName, Axis] = {
         "embedding": shared.scaled(embedded, 1 / embedded).filled(silent),
         "residual": shared.scaled(carried, 1 / carried).filled(silent),
-        "gain": shared.scaled(gain, 1 / gain).filled("mean"),
+        "gain": shared.scaled(gain, 1 / gain),
         "shift": shared.filled("zero"),
         "normed": shared.scaled(handed, 1 / handed),
-        "final_gain": shared.scaled(gain, 1 / gain).filled("mean"),
+        "final_gain": shared.scaled(gain, 1 / gain),
         "final_shift": shared.filled("zero"),
         "final": shared.scaled(handed, 1 / handed),
     }

@@ -67,6 +67,7 @@ class GrowthReport:
         files: Names of the weight files.
         size: Their total size, in bytes.
         seconds: Duration of the whole, in seconds.
+        changes: What changes the function, by construction, a line each.
     """
 
     output: str
@@ -82,11 +83,13 @@ class GrowthReport:
     files: tuple[str, ...]
     size: int
     seconds: float
+    changes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
         verification = None if self.verification is None else self.verification.to_dict()
-        return {**asdict(self), "files": list(self.files), "verification": verification}
+        lists = {"files": list(self.files), "changes": list(self.changes)}
+        return {**asdict(self), **lists, "verification": verification}
 
 
 def grow_checkpoint(
@@ -130,7 +133,7 @@ def grow_checkpoint(
             and record both. Without, sizes stand alone: on a processor without instructions for SHA, that is twice
             as fast.
         progress: Show a bar on stderr, if that is a terminal.
-        **options: Further options of `plan_growth`.
+        **options: Options of the method, as `plan_growth` takes them.
 
     Returns:
         What was done and measured.
@@ -184,6 +187,7 @@ def grow_checkpoint(
             files=tuple(writer.sha256),
             size=writer.total_bytes,
             seconds=time.monotonic() - started,
+            changes=plan.changes,
         )
         write_json(folder / RECORD_NAME, _record(report, plan, read_json(folder / CONFIG_NAME), files))
     return replace(report, seconds=time.monotonic() - started)
@@ -218,7 +222,7 @@ def grow_model(
         target: The child's config, or a dict of config fields; what a dict does not name is kept or derived.
         method: A growth method; see `hf_progressive.growth.methods`.
         seed: Seed of the new entries; the weights are those that `grow_checkpoint` writes.
-        **options: Further options of `plan_growth`.
+        **options: Options of the method, as `plan_growth` takes them.
 
     Returns:
         The child, of the parent's class, dtype, device, mode and kind of attention; it shares no memory with the

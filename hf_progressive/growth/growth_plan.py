@@ -13,7 +13,7 @@ dimension 0 of a `Linear` (out, in), dimension 1 of a `Conv1D` (in, out) and of 
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -22,11 +22,15 @@ from torch import Tensor
 from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.exactness import grow_axes
 from hf_progressive.growth.families import family_of
-from hf_progressive.growth.family_table import AxisName, Family
-from hf_progressive.growth.methods import DepthPosition, GrowthOptions, LayerOrigin, Method, NewLayers, method_named
+from hf_progressive.growth.family_table import AxisName, Family, Sizes
+from hf_progressive.growth.layers import LayerOrigin
+from hf_progressive.growth.methods import Method, method_named
 from hf_progressive.growth.new_entries import NewEntries, describe_new_entries, new_units
+from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.growth.target import complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
+
+_FACTORS_TOLD = 8  # along an axis, in a plan's summary
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,7 @@ class GrowthPlan:
         family: Their family.
         method: Name of the growth method.
         options: What the method left open.
-        preserves_function: The child computes the parent's function, up to rounding. With a larger vocabulary, that
-            is about the logits of the parent's tokens: new tokens have logits of their own, so probabilities change.
+        changes: What changes the function, a line each; none if the child computes the parent's function.
         tensors: The child's tensors in the order of the stock class's parameters; a tied output head is none.
         ignored_sources: Canonical names of what the parent's files may hold and the child does without: buffers, a
             tied output head.
@@ -53,11 +56,20 @@ class GrowthPlan:
     family: Family
     method: str
     options: GrowthOptions
-    preserves_function: bool
+    changes: tuple[str, ...]
     tensors: tuple[TensorPlan, ...] = field(repr=False)
     ignored_sources: tuple[str, ...] = field(repr=False)
     layers: tuple[LayerOrigin, ...] = field(repr=False)
     axes: Mapping[AxisName, Axis] = field(repr=False)
+
+    @property
+    def preserves_function(self) -> bool:
+        """Whether the child computes the parent's function, up to rounding.
+
+        With a larger vocabulary, that is about the logits of the parent's tokens: new tokens have logits of their own,
+        so probabilities change.
+        """
+        return not self.changes
 
     def check_source_keys(self, keys_with_shapes: Mapping[str, Sequence[int]]) -> None:
         """Raise unless a checkpoint, by its files' names and shapes, holds exactly the parent's tensors."""
@@ -209,6 +221,7 @@ class GrowthPlan:
             "family": family.model_type,
             "method": self.method,
             "preserves_function": self.preserves_function,
+            "changes": list(self.changes),
             "sizes": {name: [value, getattr(new, name)] for name, value in asdict(old).items()},
             "layers": [asdict(layer) for layer in self.layers],
             "new_units": {name: [list(run) for run in runs] for name, runs in new_units(self.axes).items()},
@@ -218,22 +231,14 @@ class GrowthPlan:
                 "new": sum(not t.sources for t in self.tensors),
             },
             "parameters": [before, sum(math.prod(tensor.shape) for tensor in self.tensors)],
-            "factors": {name: values for name, values in factors.items() if values},
+            "factors": {name: _few(values) for name, values in factors.items() if values},
             family.eps_field: [getattr(config, family.eps_field) for config in (source, self.target_config)],
             "rules": dict(Counter(tensor.rule for tensor in self.tensors)),
         }
 
 
 def plan_growth(
-    source_config: Any,
-    target_config: Any | Mapping[str, Any],
-    *,
-    method: str = "exact",
-    depth_position: DepthPosition = "append",
-    new_layers: NewLayers = "copy",
-    init_std: float | None = None,
-    noise: float | None = None,
-    vocab_multiple: int = 1,
+    source_config: Any, target_config: Any | Mapping[str, Any], *, method: str = "exact", **options: Any
 ) -> GrowthPlan:
     """Plan the growth of a model, from configs alone.
 
@@ -242,21 +247,16 @@ def plan_growth(
         target_config: The child's config, or a dict of the family's own config fields; what a dict does not name is
             kept, or derived where the family derives it. Not changed.
         method: A growth method; see `hf_progressive.growth.methods`.
-        depth_position: Where new layers go: `append` after the last, `spread` evenly among the old, or a list of the
-            parent's layers (from 0; −1 is before the first) after which to put one each. Methods that repeat layers
-            have their own order.
-        new_layers: `copy` a neighbour or draw `fresh` ones; both add nothing at first.
-        init_std: Standard deviation of new entries; None takes the config's `initializer_range`.
-        noise: Symmetry-breaking noise on what reads the copies of one unit, relative to the weight's root mean
-            square; it adds up to zero over the copies, so the function is kept. None takes the method's own.
-        vocab_multiple: The vocabulary is padded to a multiple of this.
+        **options: What the method leaves open: any of `depth_position`, `new_layers`, `depth_method`, `init_std`,
+            `free_scale`, `new_scale`, `noise`, `uneven`, `shrink`, `perturb`, `new_moments` and `vocab_multiple`;
+            `GrowthOptions` in `hf_progressive.growth.options` says what each is.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: Unknown family, method or field; a size that shrinks or cannot be reached exactly; a change of the
-            function.
+        ValueError: Unknown family, method, option or field; a size that shrinks or cannot be reached exactly; a change
+            of the function.
 
     >>> from transformers import GPT2Config
     >>> parent = GPT2Config(n_layer=2, n_embd=96, n_head=6, vocab_size=64, n_positions=16)
@@ -266,38 +266,54 @@ def plan_growth(
     >>> plan.tensor("transformer.h.0.attn.c_attn.weight").shape
     (112, 336)
     """
-    options = GrowthOptions(
-        depth_position=depth_position,
-        new_layers=new_layers,
-        init_std=init_std,
-        noise=noise,
-        vocab_multiple=vocab_multiple,
-    )
+    chosen = GrowthOptions.of(options)
     family = family_of(source_config)
-    chosen = method_named(method)
+    way = method_named(method).with_options(chosen)
     target = complete_target(family, source_config, target_config)
     vocab_field = family.size_fields["vocab"]
-    setattr(target, vocab_field, math.ceil(getattr(target, vocab_field) / vocab_multiple) * vocab_multiple)
-    axes, eps_factor = grow_axes(family, source_config, target, chosen)
+    rows = math.ceil(getattr(target, vocab_field) / chosen.vocab_multiple) * chosen.vocab_multiple
+    setattr(target, vocab_field, rows)
+    axes, eps_factor = grow_axes(family, source_config, target, way, new_scale=chosen.new_scale)
     old, new = family.sizes(source_config), family.sizes(target)
-    layers = _layer_origins(chosen, old.layers, new.layers, options)
-    if chosen.inherits:
+    layers = _layer_origins(way, old.layers, new.layers, chosen)
+    if way.inherits:
         setattr(target, family.eps_field, getattr(source_config, family.eps_field) * eps_factor)
         for name in family.layer_fields:
             setattr(target, name, _follow(layers, getattr(source_config, name)))
-    wider = replace(old, layers=new.layers) != new
     return GrowthPlan(
         source_config=source_config,
         target_config=target,
         family=family,
         method=method,
-        options=options,
-        preserves_function=(chosen.keeps_width or not wider) and (chosen.keeps_depth or old.layers == new.layers),
-        tensors=tuple(plan_tensors(family, source_config, target, axes, layers, chosen, options)),
+        options=chosen,
+        changes=tuple(_changes(way, chosen, old, new)),
+        tensors=tuple(plan_tensors(family, source_config, target, axes, layers, way, chosen)),
         ignored_sources=tuple(family.ignored_names(source_config)),
         layers=tuple(layers),
         axes=axes,
     )
+
+
+def _changes(method: Method, options: GrowthOptions, old: Sizes, new: Sizes) -> Iterator[str]:
+    if not method.inherits:
+        yield "nothing is inherited"
+        return
+    kept = replace(old, layers=new.layers)
+    if not method.keeps_width and kept != new:
+        yield f"the method {method.name!r} does not keep the function of a wider model"
+    if not method.keeps_depth and old.layers != new.layers:
+        yield f"the order of layers of {options.depth_method or method.name!r} does not keep the function"
+    if options.new_scale > 0 and replace(kept, vocab=new.vocab, positions=new.positions) != new:
+        yield f"new entries that the function fixes are drawn at {options.new_scale:g} of their matrix's RMS"
+    if method.shrink != 1.0:
+        yield f"old matrices are multiplied by {method.shrink:g}"
+    if method.perturb > 0:
+        yield f"matrices carry noise of {method.perturb:g} of a new model's"
+
+
+def _few(values: Sequence[float]) -> Sequence[float]:
+    # Shares that are drawn are as many as there are units: the least and the largest of them say enough.
+    return values if len(values) <= _FACTORS_TOLD else [values[0], values[-1]]
 
 
 def _layer_origins(method: Method, old: int, new: int, options: GrowthOptions) -> Sequence[LayerOrigin]:

@@ -9,6 +9,7 @@ so one pair of factors maps values, gradients, Adam's moments and the diagonal F
 is duplicated, read = 1/write, and a weight scaled by a has its gradient scaled by 1/a.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +17,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from hf_progressive.growth.axis import Axis, Dim
+from hf_progressive.growth.axis import Axis, Dim, Segment
+
+_MANY_BLOCKS = 512  # copied one by one, in some 10 µs each
 
 
 @dataclass(frozen=True)
@@ -38,39 +41,70 @@ def place(parent: Tensor, dims: Sequence[Dim], *, power: int, out: Tensor) -> No
 
     `power` is 0 to scale values, 1 to scale gradients, 2 to scale squared gradients (equation 1).
     """
+    if math.prod(len(dim.axis.segments) for dim in dims) > _MANY_BLOCKS:
+        _place_units(parent, dims, power=power, out=out)
+        return
     for blocks in product(*(list(dim.axis.inherited()) for dim in dims)):
         target, source, factor = out, parent, 1.0
         for index, (dim, (start, segment)) in enumerate(zip(dims, blocks, strict=True)):
             target = target.narrow(index, start, segment.size)
             source = source.narrow(index, segment.first, segment.size)
-            factor *= dim.gradient_factor(segment) ** power if power else dim.value_factor(segment)
+            factor *= _factor(dim, segment, power)
         target.copy_(source)
         if factor != 1.0:
             target.mul_(factor)
 
 
-def fill_new(out: Tensor, dims: Sequence[Dim], *, fresh: Fresh, generator: torch.Generator) -> None:
+def _factor(dim: Dim, segment: Segment, power: int) -> float:
+    return dim.gradient_factor(segment) ** power if power else dim.value_factor(segment)
+
+
+# The same unit by unit, where shares that are drawn leave no runs of units alike: a block for every entry otherwise.
+def _place_units(parent: Tensor, dims: Sequence[Dim], *, power: int, out: Tensor) -> None:
+    grown, places = parent, []
+    for index, dim in enumerate(dims):
+        units, sources = dim.axis.unit_sources()
+        factors = [_factor(dim, segment, power) for _, segment in dim.axis.inherited() for _ in range(segment.size)]
+        along = [-1 if axis == index else 1 for axis in range(out.ndim)]
+        grown = grown.index_select(index, torch.tensor(sources, dtype=torch.long)).to(out.dtype)
+        grown = grown * torch.tensor(factors, dtype=out.dtype).view(along)
+        places.append(torch.tensor(units, dtype=torch.long).view(along))
+    out[tuple(places)] = grown
+
+
+def fill_new(
+    out: Tensor,
+    dims: Sequence[Dim],
+    *,
+    fresh: Fresh,
+    generator: torch.Generator,
+    near: Fresh | None = None,
+    silent: Fresh | None = None,
+) -> None:
     """Fill the entries of new units in place, once the inherited ones stand.
 
     Dimensions that are read come first, those that are written last: a new output unit holds what its own rule says
     for every input, new inputs included, and a mean over outputs is taken when all of them stand.
+
+    `fresh` is what free entries are drawn from, `near` what is added to a mean that only has to be near (`fresh`, if
+    it is not given), `silent` what is added to the zeros and means that keep the function (nothing, likewise).
     """
+    added = {"zero": silent or Fresh(), "mean": silent or Fresh(), "fresh": fresh, "near_mean": near or fresh}
     for role in ("read", "write"):
         for index, dim in enumerate(dims):
             if dim.role != role:
                 continue
             for start, segment in dim.axis.new():
-                region = out.narrow(index, start, segment.size)
-                match dim.fill(segment):
-                    case "zero":
-                        region.zero_()
-                    case "fresh":
-                        region.copy_(fresh.draw(region.shape, region.dtype, generator))
-                    case "mean":
-                        region.copy_(_mean_unit(out, index, dim.axis))
-                    case "near_mean":
-                        region.copy_(fresh.draw(region.shape, region.dtype, generator))
-                        region.add_(_mean_unit(out, index, dim.axis))
+                region, fill = out.narrow(index, start, segment.size), dim.fill(segment)
+                region.copy_(added[fill].draw(region.shape, region.dtype, generator))
+                if fill in ("mean", "near_mean"):
+                    region.add_(_mean_unit(out, index, dim.axis))
+
+
+def inherited_rms(out: Tensor, dims: Sequence[Dim]) -> float:
+    """Return the root mean square of the inherited entries of a tensor whose others are zero."""
+    count = math.prod(sum(segment.size for _, segment in dim.axis.inherited()) for dim in dims)
+    return float(torch.linalg.vector_norm(out)) / math.sqrt(max(count, 1))
 
 
 def _mean_unit(out: Tensor, index: int, axis: Axis) -> Tensor:

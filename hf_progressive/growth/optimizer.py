@@ -1,9 +1,24 @@
 """Adam's moments through the plan of a growth, so that training can go on with them.
 
 A gradient of the child equals the parent's, scaled as the plan says, on every inherited entry (equation 1 of
-`hf_progressive.growth.operators`); Adam's averages of gradients and of their squares scale with it. In models with
-LayerNorm the gradients of what writes a *widened* residual stream differ by a constant over the channels, which the
-norm does not see; everywhere else, and for RMSNorm everywhere, the moments are those that the child would have had.
+`hf_progressive.growth.operators`); Adam's averages of gradients and of their squares scale with it, and the moments
+are those that the child would have had. Two exceptions concern what writes a *widened* residual stream, whose
+gradients come through a norm: with LayerNorm and new channels they differ by a constant over the channels, which the
+norm does not see; with copies of channels that are read in uneven shares (`split`, `uneven`) by what the norm's
+backward pass takes off all copies alike. Every copy of a unit carries the unit's moments, scaled like its gradient by
+the share it is read by. Where growth changes the function (`shrink`, `perturb`, `new_scale`) the child's gradients are
+others, and moments map as if it did not.
+
+**New entries.** A tensor that inherits nothing (a new layer, a mere copy of one) starts at step 0, as in a new
+optimizer: bias correction makes its first updates lr · sign. New entries of an inherited tensor share its step t, at
+which bias correction is over; with both moments at zero, a gradient g in each of n steps moves them by
+
+    lr · (1 − β₁ⁿ) / √(1 − β₂ⁿ)
+
+in the n-th: with β = (0.9, 0.999) by 3.2 lr at first and by 6.6 lr at the most, in the 12th step; with (0.9, 0.95) by
+0.45 lr and 1.1 lr. So `new_moments: zero` is harmless at β₂ = 0.95, and makes the steps of new entries several times
+too long at 0.999. `mean` sets their second moment to the mean over the tensor's inherited entries: the first update is
+(1 − β₁) · lr · g/√mean, and they move as entries with gradients of a usual size do.
 """
 
 import os
@@ -51,7 +66,8 @@ def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str
 
     Returns:
         The child's state in the same form, its parameters grouped and ordered as Trainer does. Moments are scaled as
-        gradients are, and zero where nothing is inherited; `step` is kept, and starts at 0 for what inherits nothing.
+        gradients are; `step` is kept, and starts at 0 for what inherits nothing. On new entries moments are zero, but
+        the second one is the mean of the inherited ones under the option `new_moments: mean`.
 
     Raises:
         ValueError: The groups are not those Trainer builds for the parent, or the state is not Adam's.
@@ -66,7 +82,7 @@ def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str
     grown = {}
     for name in names:
         tensor = tensors[name]
-        entry = _grown_entry(tensor, entries[tensor.sources[0]]) if tensor.heir else _new_entry(tensor, example)
+        entry = _grown_entry(plan, tensor, entries[tensor.sources[0]]) if tensor.heir else _new_entry(tensor, example)
         if entry:
             grown[keys[name]] = entry
     groups = [
@@ -103,15 +119,21 @@ def _entries_by_name(state: Mapping[str, Any], groups: tuple[list[str], ...]) ->
     return {name: state["state"].get(key, {}) for name, key in names_of.items()}
 
 
-def _grown_entry(tensor: TensorPlan, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _grown_entry(plan: GrowthPlan, tensor: TensorPlan, entry: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [name for name in entry if name not in {"step", *_POWERS}]
     if unknown:
         raise ValueError(f"the optimizer keeps {', '.join(unknown)}; only the state of Adam and AdamW can grow")
     # The step is copied: an optimizer counts it up in place and takes the loaded tensor for its own.
-    return {
+    grown = {
         name: deepcopy(value) if name == "step" else tensor.carry(value, _POWERS[name])
         for name, value in entry.items()
     }
+    if plan.options.new_moments == "mean" and not tensor.is_copy:
+        inherited = tensor.inherited()
+        for name in grown.keys() & _POWERS.keys():
+            if _POWERS[name] == 2:
+                grown[name].masked_fill_(~inherited, grown[name][inherited].mean())
+    return grown
 
 
 def _new_entry(tensor: TensorPlan, example: Mapping[str, Any]) -> dict[str, Any]:

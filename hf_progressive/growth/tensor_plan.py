@@ -10,8 +10,12 @@ from torch import Tensor
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.growth.axis import Axis, Dim, joined
 from hf_progressive.growth.family_table import AxisName, Family, WeightRule
-from hf_progressive.growth.methods import GrowthOptions, LayerOrigin, Method
-from hf_progressive.growth.operators import Fresh, add_noise, fill_new, place
+from hf_progressive.growth.layers import LayerOrigin
+from hf_progressive.growth.methods import Method
+from hf_progressive.growth.operators import Fresh, add_noise, fill_new, inherited_rms, place
+from hf_progressive.growth.options import GrowthOptions
+
+_ALL_NAMED = 4  # factors along an axis, when more of them are told by their range
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class TensorPlan:
         offset: The working value is the stored value plus this.
         heir: It inherits its source's statistics too; a copied layer beside the original does not.
         noise: Symmetry-breaking noise, relative to the root mean square of the weight.
+        shrink: Factor of what is inherited.
+        perturb: Standard deviation of the noise on all entries, inherited or new.
+        free_scale: Standard deviation of free new entries, relative to the root mean square of the inherited ones;
+            None takes that of `fresh`.
+        new_scale: Standard deviation of what is added to the new entries that exactness fixes, relative likewise.
     """
 
     name: str
@@ -41,6 +50,10 @@ class TensorPlan:
     offset: float = field(default=0.0, repr=False)
     heir: bool = True
     noise: float = field(default=0.0, repr=False)
+    shrink: float = field(default=1.0, repr=False)
+    perturb: float = field(default=0.0, repr=False)
+    free_scale: float | None = field(default=None, repr=False)
+    new_scale: float = field(default=0.0, repr=False)
 
     @property
     def is_copy(self) -> bool:
@@ -55,20 +68,32 @@ class TensorPlan:
             generator: Source of random numbers; seed it by the tensor's name, and the order does not matter.
         """
         if not self.sources:
-            return self.fresh.draw(self.shape, torch.float32, generator) - self.offset
+            return self._perturbed(self.fresh.draw(self.shape, torch.float32, generator) - self.offset, generator)
         parent = read(self.sources[0])
         self._require_parents_shape(parent)
         dtype = working_dtype(parent.dtype)
+        if self.shrink != 1.0:
+            parent = parent.to(dtype) * self.shrink
         if self.is_copy:
-            return parent.to(dtype)
+            return self._perturbed(parent.to(dtype), generator)
         if self.offset:
             parent = parent.to(dtype) + self.offset
         child = torch.empty(self.shape, dtype=dtype)
+        if scaled := self.free_scale is not None or self.new_scale > 0.0:
+            child.zero_()
         place(parent, self.dims, power=0, out=child)
+        rms = inherited_rms(child, self.dims) if scaled else 0.0
         if self.noise:
             add_noise(child, self.dims, self.noise * parent.to(dtype).square().mean().sqrt().item(), generator)
-        fill_new(child, self.dims, fresh=self.fresh, generator=generator)
-        return child - self.offset if self.offset else child
+        free = self.fresh if self.free_scale is None else Fresh(std=self.free_scale * rms)
+        silent = Fresh(std=self.new_scale * rms)
+        fill_new(child, self.dims, fresh=free, near=self.fresh, silent=silent, generator=generator)
+        return self._perturbed(child - self.offset if self.offset else child, generator)
+
+    def _perturbed(self, child: Tensor, generator: torch.Generator) -> Tensor:
+        if not self.perturb:
+            return child
+        return child + Fresh(std=self.perturb).draw(self.shape, child.dtype, generator)
 
     def _require_parents_shape(self, tensor: Tensor, what: str = "") -> None:
         expected = tuple(dim.axis.parent_size for dim in self.dims)
@@ -129,7 +154,6 @@ def plan_tensors(
 ) -> Iterator[TensorPlan]:
     """Plan every tensor of the child, in the order of the stock class's parameters."""
     std = target.initializer_range if options.init_std is None else options.init_std
-    noise = method.noise if options.noise is None else options.noise
     layered = bool(family.layered_scores and getattr(source, family.layered_scores))
     for name, rule, layer in family.tensors(target):
         origin = LayerOrigin(None) if layer is None else layers[layer]
@@ -139,16 +163,34 @@ def plan_tensors(
             here = {**axes, "query": axes["query"].scaled(later, 1 / later)}
         dims = tuple(Dim(joined([here[axis] for axis in dim.axes]), dim.role) for dim in rule.dims)
         shape = tuple(dim.axis.size for dim in dims)
-        plan = TensorPlan(name, shape, (), "fresh", dims, rule.fresh(std, len(layers)), rule.name, rule.offset, False)
+        fresh = rule.fresh(std, len(layers))
+        plan = TensorPlan(name, shape, (), "fresh", dims, fresh, rule.name, rule.offset, False)
         if origin.silent and rule.closes:
-            yield replace(plan, rule="zero: the new layer is silent", fresh=Fresh(), offset=0.0)
+            silent = replace(plan, rule="zero: the new layer is silent", fresh=Fresh(), offset=0.0)
+            yield replace(silent, rule=_and_noise(silent, method), perturb=method.perturb * fresh.std)
         elif not method.inherits or (layer is not None and origin.source is None):
             yield plan
         else:
             # An output head that is tied in the parent and is not in the child is made from the embedding.
             parent = rule.name.format(layer=origin.source) if rule.exists(source) else rule.tied_to
             words = _describe(rule, dims, origin)
-            yield replace(plan, sources=(parent,), rule=words, heir=origin.heir, noise=noise)
+            plan = replace(plan, sources=(parent,), rule=words, heir=origin.heir, noise=method.noise)
+            if len(dims) > 1:  # gains and biases are left alone
+                plan = replace(
+                    plan,
+                    rule=_and_noise(plan, method),
+                    shrink=method.shrink,
+                    perturb=method.perturb * fresh.std,
+                    free_scale=options.free_scale,
+                    new_scale=options.new_scale,
+                )
+            yield plan
+
+
+def _and_noise(plan: TensorPlan, method: Method) -> str:
+    words = [f"× {method.shrink:g}"] if plan.sources and method.shrink != 1.0 else []
+    words += ["noise on all"] if len(plan.dims) > 1 and method.perturb else []
+    return "; ".join([plan.rule, *words])
 
 
 def _describe(rule: WeightRule, dims: Sequence[Dim], origin: LayerOrigin) -> str:
@@ -157,6 +199,10 @@ def _describe(rule: WeightRule, dims: Sequence[Dim], origin: LayerOrigin) -> str
         name = "|".join(dim_rule.axes)
         fills = sorted({dim.fill(segment) for _, segment in dim.axis.new()})
         factors = sorted({dim.value_factor(segment) for _, segment in dim.axis.inherited()} - {1.0})
+        named = [f"{factor:.6g}" for factor in factors]
         words += [f"new {name}: {' or '.join(fills)}"] if fills else []
-        words += [f"{name} × {', '.join(f'{factor:.6g}' for factor in factors)}"] if factors else []
+        if len(named) > _ALL_NAMED:
+            words += [f"{name} × {named[0]} … {named[-1]}"]
+        elif named:
+            words += [f"{name} × {', '.join(named)}"]
     return "; ".join(words)

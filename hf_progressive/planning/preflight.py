@@ -1,6 +1,5 @@
 """What in a ladder's settings contradicts the rest, or asks for what is not here: all of it, before any compute."""
 
-import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
@@ -22,7 +21,7 @@ from hf_progressive.config import (
 )
 from hf_progressive.data import load_tokenizer, vocabulary_size
 from hf_progressive.evaluation.core.bundle import load_bundle
-from hf_progressive.growth.methods import GrowthOptions
+from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.records.origin import Origin, locate_origin
 from hf_progressive.training.arguments import ProgressiveTrainingArguments, check_arguments
 from hf_progressive.training.training_run import micro_batches
@@ -162,14 +161,10 @@ def _install(package: str) -> str:
 
 
 def _check_growth_options(options: Mapping[str, Any]) -> None:
-    known = {field.name for field in dataclasses.fields(GrowthOptions)}
-    for name in options:
-        if name not in known:
-            raise ValueError(f"growth.options.{name}: unknown option; {strict_yaml.nearest(name, known)}")
     try:
-        GrowthOptions(**options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"growth.options: {error}") from error
+        GrowthOptions.of(options)
+    except ValueError as error:
+        raise ValueError(f"growth.options.{error}") from error
 
 
 def _data_problems(data: DataConfig, context: int) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """The command line: exit codes, one line per mistake, one JSON object on the last line of stdout."""
 
 import argparse
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hf_progressive import cli
 from hf_progressive.cli import parser
 from hf_progressive.distributed.processes import MainProcessFailedError
+from hf_progressive.growth.methods import METHODS
+from hf_progressive.growth.options import GrowthOptions
+
+ROOT = Path(__file__).parents[2]
 
 COMMANDS = ("grow", "verify", "plan", "ladder", "study", "report", "publish", "core")
 
@@ -46,6 +52,33 @@ def test_grow_then_verify(parent: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert 0 <= check["max_abs_logit_diff"] <= 1e-5 * check["max_abs_logit"]
 
 
+def test_options_of_a_method_are_given_by_name_and_what_changes_the_function_is_said(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--method", "split", "--option", "depth_method=stack", "uneven=0.5", "--option", "noise=0"]
+    grow = ["grow", str(parent), str(tmp_path / "child"), "--set", "n_layer=4", "n_embd=32", "n_head=4", "--json"]
+    assert cli.main([*grow, *options]) == 0
+    written = capsys.readouterr()
+    assert "by design the function changes: the order of layers of 'stack' does not keep the function" in written.err
+    assert "function NOT preserved: max |Δlogit|" in written.err
+    report = json.loads(written.out.splitlines()[-1])
+    assert report["changes"] == ["the order of layers of 'stack' does not keep the function"]
+    chosen = json.loads((tmp_path / "child" / "growth.json").read_text(encoding="utf-8"))["options"]
+    assert (chosen["depth_method"], chosen["uneven"], chosen["noise"]) == ("stack", 0.5, 0)
+
+
+def test_help_and_documents_name_every_method_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["grow", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    readme, api = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/api.md"))
+    for name in METHODS:
+        assert re.search(rf"\b{name}\b", text), name
+        assert f"`{name}`" in readme, name
+    for field in dataclasses.fields(GrowthOptions):
+        assert f"| `{field.name}` |" in api, field.name
+
+
 def test_verify_fails_with_one_where_the_function_changed(
     parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +97,12 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["grow", "PARENT", "CHILD", "--set", "n_embd=17"], "n_embd"),
         (["grow", "PARENT", "CHILD", "--set", "n_layers=3"], "n_layer"),
         (["grow", "PARENT", "CHILD", "--set", "n_layer"], "expected key.path=value"),
+        (
+            ["grow", "PARENT", "CHILD", "--set", "n_layer=3", "--option", "nois=1"],
+            "nois: unknown option; did you mean",
+        ),
+        (["grow", "PARENT", "CHILD", "--set", "n_layer=3", "--option", "seed=1"], "seed: unknown option"),
+        (["grow", "PARENT", "CHILD", "--set", "n_layer=3", "--option", "noise=-1"], "noise=-1: expected a number"),
         (["grow", "/nowhere/at-all", "CHILD", "--set", "n_layer=3"], "/nowhere/at-all"),
         (["grow", "PARENT", "PARENT", "--set", "n_layer=3"], "exists already"),
         (["plan", "nothing.yaml"], "nothing.yaml: no such file"),

@@ -220,7 +220,11 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
         "depth_position": draw(st.sampled_from(("append", "spread"))),
         "init_std": 0.3,  # large, so that new entries that should be silent and are not would show
         "noise": draw(st.sampled_from((0.0, 0.3))),
+        "uneven": draw(st.sampled_from((None, 0.0, 0.6))),
+        "free_scale": draw(st.sampled_from((None, 1.0))),
     }
+    if method == "llama_pro":  # it has its own places
+        del options["depth_position"]
     return Pair(config_of(model_type, **old, tie_word_embeddings=tied, **extra), target, options)
 
 

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, BertConfig, GPT2Config
 from hf_progressive.growth.families import FAMILIES, family_of
 from hf_progressive.growth.growth_plan import plan_growth
 
-EXACT_METHODS = ("exact", "tile", "split")
+EXACT_METHODS = ("exact", "tile", "split", "llama_pro")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 families = pytest.mark.parametrize("model_type", FAMILIES)
@@ -144,7 +144,7 @@ def test_a_child_of_all_axes_generates_what_the_parent_generates(model_type):
 
 
 @families
-@pytest.mark.parametrize("method", ["stack", "interleave", "pad", "random"])
+@pytest.mark.parametrize("method", ["stack", "interleave", "solar", "shrink_pad_perturb", "pad", "random"])
 def test_methods_that_change_the_function_say_so_and_make_a_model(model_type, method):
     parent = build(config_of(model_type, tie_word_embeddings=False))
     child, plan = grow(parent, fields_of(model_type, **ALL_AXES), method=method)

@@ -120,7 +120,7 @@ def test_gradients_of_the_child_are_the_parents_carried_over(method, model_type)
     def check(pair, seed):
         parent = build(pair.source, seed=seed)
         pair.target.pop("tie_word_embeddings", None)  # the gradient of a tied embedding is of both its uses
-        child, plan = grow(parent, pair.target, **pair.options | {"noise": 0.0})
+        child, plan = grow(parent, pair.target, **pair.options | {"noise": 0.0, "uneven": None})
         loss_weights = torch.randn(2, 9, pair.source.vocab_size, dtype=torch.float64)
         before, after = (gradients(model, tokens_for(pair.source), loss_weights) for model in (parent, child))
         carried = plan.map_gradient(before)

@@ -1,6 +1,7 @@
 """Methods: where units and layers come from, and a method of one's own."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from growth_models import build, config_of, fields_of, grow, norms_in_full_precision, relative_difference, tokens_for
@@ -9,25 +10,22 @@ from hypothesis import strategies as st
 
 from hf_progressive.growth import methods
 from hf_progressive.growth.growth_plan import plan_growth
-from hf_progressive.growth.methods import (
-    METHODS,
-    GrowthOptions,
-    UnitOrigin,
-    append_units,
+from hf_progressive.growth.layers import (
+    insert_after_groups,
     insert_layers,
     interleave_layers,
-    method_named,
-    register_method,
-    split_units,
+    overlap_layers,
     stack_layers,
-    tile_units,
 )
+from hf_progressive.growth.methods import DEPTH_METHODS, METHODS, method_named, register_method
+from hf_progressive.growth.options import GrowthOptions
+from hf_progressive.growth.units import UnitOrigin, append_units, split_units, tile_units, uneven_shares
 
 
-@pytest.mark.parametrize("rule", [append_units, tile_units, split_units])
+@pytest.mark.parametrize("rule", [append_units, tile_units, split_units, uneven_shares(tile_units, 0.9)])
 @given(old=st.integers(1, 20), times=st.integers(1, 3), more=st.integers(0, 20))
 def test_every_unit_of_the_parent_is_read_in_shares_that_add_up_to_one(rule, old, times, more):
-    new = old * times + (0 if rule is tile_units else more)
+    new = old * times + (more if rule in (append_units, split_units) else 0)
     shares = defaultdict(float)
     units = rule(old, new)
     for unit in units:
@@ -42,6 +40,16 @@ def test_copies_of_a_split_unit_are_read_unevenly():
     for unit in split_units(3, 11):
         shares[unit.source].append(unit.share)
     assert all(len(set(copies)) == len(copies) for copies in shares.values())
+
+
+def test_drawn_shares_differ_from_unit_to_unit_within_their_bounds_and_are_drawn_once():
+    for spread in (0.0, 0.2, 0.9):
+        units = uneven_shares(tile_units, spread)(50, 100)
+        shares = {unit.share for unit in units}
+        assert all((1 - spread) / 2 <= share <= (1 + spread) / 2 for share in shares)
+        assert len(shares) == (100 if spread else 1)
+        assert units == uneven_shares(tile_units, spread)(50, 100)
+    assert [unit.share for unit in uneven_shares(append_units, 0.9)(3, 5)] == [1.0] * 5
 
 
 def test_tiling_to_no_multiple_is_refused_with_the_nearest_multiples():
@@ -68,6 +76,25 @@ def test_inserted_layers_copy_the_layer_before_them_and_are_silent(position, new
     assert all(layer.silent != layer.heir for layer in layers)
 
 
+def test_llama_pro_puts_a_silent_copy_after_the_last_layer_of_each_group():
+    layers = insert_after_groups(
+        8, 12, GrowthOptions()
+    )  # the paper's 32 → 40 in small: groups of 2, a block after each
+    assert [layer.source for layer in layers] == [0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7, 7]
+    assert [index for index, layer in enumerate(layers) if layer.silent] == [2, 5, 8, 11]
+    with pytest.raises(ValueError, match=r"depth_position='spread': 'llama_pro' has its own places; leave it out"):
+        insert_after_groups(8, 12, GrowthOptions(depth_position="spread"))
+
+
+def test_solar_drops_the_last_layers_of_one_copy_and_the_first_of_another():
+    layers = overlap_layers(32, 48, GrowthOptions())  # the paper's sizes
+    assert [layer.source for layer in layers] == [*range(24), *range(8, 32)]
+    assert [layer.source for layer in overlap_layers(3, 4, GrowthOptions())] == [0, 1, 1, 2]
+    assert [layer.source for layer in layers if layer.heir] == [*range(32)]
+    with pytest.raises(ValueError, match=r"'solar' at most doubles them: 3 → 7; take 6, or the method 'stack'"):
+        overlap_layers(3, 7, GrowthOptions())
+
+
 def test_fresh_layers_copy_nothing():
     layers = insert_layers(2, 4, GrowthOptions(new_layers="fresh"))
     assert [layer.source for layer in layers] == [0, 1, None, None]
@@ -88,26 +115,27 @@ def test_stacking_repeats_the_stack_and_interleaving_every_layer():
         assert not any(layer.silent for layer in layers)
 
 
-@pytest.mark.parametrize("rule", [stack_layers, interleave_layers])
+@pytest.mark.parametrize("rule", [stack_layers, interleave_layers, overlap_layers])
 @pytest.mark.parametrize("options", [{"depth_position": "spread"}, {"new_layers": "fresh"}])
 def test_options_that_a_method_cannot_follow_are_refused(rule, options):
     with pytest.raises(ValueError, match=r"repeat layers in their own order, leave them out"):
         rule(2, 4, GrowthOptions(**options))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"depth_position": "front"}, r"depth_position='front': expected 'append', 'spread' or a list"),
-        ({"new_layers": "zero"}, r"new_layers='zero': expected 'copy' or 'fresh'"),
-        ({"init_std": -1.0}, r"init_std=-1.0: expected a number ≥ 0"),
-        ({"noise": -1.0}, r"noise=-1.0: expected a number ≥ 0"),
-        ({"vocab_multiple": 0}, r"vocab_multiple=0: expected a number ≥ 1"),
-    ],
-)
-def test_options_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        GrowthOptions(**options)
+def test_an_unknown_depth_method_is_refused_with_those_known_and_where_no_layer_is_inherited():
+    with pytest.raises(ValueError, match=r"depth_method='stak' is not known; choose one of insert, llama_pro, stack"):
+        method_named("tile").with_options(GrowthOptions(depth_method="stak"))
+    with pytest.raises(ValueError, match=r"depth_method='stack': 'random' inherits no layers; leave it out"):
+        method_named("random").with_options(GrowthOptions(depth_method="stack"))
+
+
+def test_a_method_of_a_depth_rule_alone_is_that_depth_method_of_exact():
+    for name, (rule, keeps) in DEPTH_METHODS.items():
+        method = METHODS["exact" if name == "insert" else name]
+        assert (method.depth, method.keeps_depth) == (rule, keeps)
+        assert replace(
+            METHODS["exact"].with_options(GrowthOptions(depth_method=name)), summary="", name=""
+        ) == replace(method, summary="", name="")
 
 
 def test_an_unknown_method_is_refused_with_those_known():

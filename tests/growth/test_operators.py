@@ -3,12 +3,13 @@
 import pytest
 import torch
 from growth_models import map_matrix
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_progressive.distributed.working_dtype import working_dtype
+from hf_progressive.growth import operators
 from hf_progressive.growth.axis import Axis, Dim, Segment, joined
-from hf_progressive.growth.operators import Fresh, add_noise, fill_new, place
+from hf_progressive.growth.operators import Fresh, add_noise, fill_new, inherited_rms, place
 
 
 @st.composite
@@ -24,9 +25,11 @@ def axes(draw, parent_size=None):
     return Axis.of(size, segments)
 
 
-@settings(max_examples=60, deadline=None)
-@given(axes(), axes(), st.integers(0, 2))
-def test_inherited_entries_are_those_of_a_product_of_matrices(output, source, power):
+@pytest.mark.parametrize("many_blocks", [0, 512])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(output=axes(), source=axes(), power=st.integers(0, 2))
+def test_inherited_entries_are_those_of_a_product_of_matrices(monkeypatch, many_blocks, output, source, power):
+    monkeypatch.setattr(operators, "_MANY_BLOCKS", many_blocks)  # above it they are placed unit by unit
     parent = torch.randn(output.parent_size, source.parent_size, dtype=torch.float64)
     child = torch.zeros(output.size, source.size, dtype=torch.float64)
 
@@ -58,14 +61,14 @@ def test_a_joined_axis_is_block_diagonal(first, second):
     assert torch.equal(map_matrix(joined([first, second]), "write"), expected)
 
 
-def filled(written_as="fresh", read_as="fresh", fresh=None) -> torch.Tensor:
+def filled(written_as="fresh", read_as="fresh", fresh=None, **others) -> torch.Tensor:
     output = Axis.of(3, [Segment(3, source=0), Segment(2, written_as=written_as)])
     source = Axis.of(4, [Segment(4, source=0), Segment(3, read_as=read_as)])
     child = torch.full((5, 7), torch.nan, dtype=torch.float64)
     parent = torch.arange(12.0, dtype=torch.float64).view(3, 4)
     dims = (Dim(output, "write"), Dim(source, "read"))
     place(parent, dims, power=0, out=child)
-    fill_new(child, dims, fresh=fresh or Fresh(std=1.0), generator=torch.Generator().manual_seed(0))
+    fill_new(child, dims, fresh=fresh or Fresh(std=1.0), generator=torch.Generator().manual_seed(0), **others)
     assert torch.equal(child[:3, :4], parent)
     return child
 
@@ -100,6 +103,20 @@ def test_near_the_mean_is_the_mean_plus_fresh_noise():
     near = filled(written_as="near_mean", read_as="zero", fresh=Fresh(std=1e-3))
     torch.testing.assert_close(exact[3:], exact[:3].mean(0).expand(2, -1))
     assert 0 < (near - exact)[3:].abs().max() < 1e-2
+
+
+def test_what_is_fixed_at_zero_or_the_mean_carries_what_is_added_to_it():
+    for fill, expected in (("zero", torch.zeros(2, 4)), ("mean", torch.arange(12.0).view(3, 4).mean(0).expand(2, -1))):
+        added = filled(written_as=fill, silent=Fresh(std=1e-3))[3:, :4] - expected
+        assert added.all(), fill
+        assert added.abs().max() < 1e-2
+
+
+def test_the_root_mean_square_is_that_of_inherited_entries():
+    axis = Axis.of(2, [Segment(2, source=0), Segment(3), Segment(1, source=0)])
+    child = torch.zeros(6, 4)
+    place(torch.ones(2, 4), (Dim(axis, "write"), Dim(Axis.unchanged(4), "read")), power=0, out=child)
+    assert inherited_rms(child, (Dim(axis, "write"), Dim(Axis.unchanged(4), "read"))) == pytest.approx(1.0)
 
 
 def test_fresh_entries_have_the_distribution_asked_for():

@@ -55,12 +55,24 @@ def test_groups_and_order_are_trainers(model_type, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "method"),
-    [("gpt2", "tile"), ("llama", "exact"), ("llama", "tile"), ("qwen3", "exact"), ("nanochat", "exact")],
+    ("model_type", "method", "options"),
+    [
+        ("gpt2", "tile", {}),
+        ("gpt2", "tile", {"uneven": 0.7, "axes": {"mlp": 48, "layers": 3}}),
+        ("llama", "exact", {}),
+        ("llama", "exact", {"free_scale": 1.0}),
+        ("llama", "tile", {}),
+        ("llama", "tile", {"uneven": 0.7, "axes": ALL_AXES | {"width": 16}}),
+        ("llama", "split", {"noise": 0.0, "axes": ALL_AXES | {"width": 24}}),
+        ("qwen3", "exact", {}),
+        ("nanochat", "exact", {}),
+    ],
 )
-def test_moments_are_those_of_a_child_that_had_seen_the_same_batches(model_type, method):
+def test_moments_are_those_of_a_child_that_had_seen_the_same_batches(model_type, method, options):
     parent = build(config_of(model_type, tie_word_embeddings=False))
-    child, plan = grow(parent, fields_of(model_type, **ALL_AXES), method=method)
+    axes = options.get("axes", ALL_AXES)
+    options = {name: value for name, value in options.items() if name != "axes"}
+    child, plan = grow(parent, fields_of(model_type, **axes), method=method, **options)
     optimizers = [adamw(model, lr=0.0) for model in (parent, child)]
     with norms_in_full_precision(parent, child):
         for model, optimizer in zip((parent, child), optimizers, strict=True):
@@ -108,6 +120,49 @@ def test_a_step_then_growth_is_growth_then_a_step_of_what_is_inherited(model_typ
         moved = (dict(child.named_parameters())[name] - parameter)[inherited]
         torch.testing.assert_close(moved, torch.zeros_like(moved), atol=1e-9, rtol=0)
     assert relative_difference(later, child, tokens_for(parent.config)) < 1e-9
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_new_entries_take_the_mean_second_moment_of_their_tensor_if_asked(model_type):
+    parent = build(config_of(model_type))
+    optimizer = adamw(parent)
+    train(parent, optimizer, 2)
+    target = fields_of(model_type, **ALL_AXES | {"width": 24, "heads": 3, "kv_heads": 3})
+    states = []
+    for choice in ("zero", "mean"):
+        child, plan = grow(parent, target, new_moments=choice)
+        states.append(adamw(child))
+        states[-1].load_state_dict(grow_optimizer_state(optimizer.state_dict(), plan))
+        states[-1] = entries_by_name(child, states[-1])
+    for name, entry in states[1].items():
+        old = plan.inherited_mask(name)
+        assert torch.equal(entry["exp_avg"], states[0][name]["exp_avg"])
+        if not plan.tensor(name).heir:  # at step 0, where bias correction makes steps of the usual size
+            assert entry["step"] == 0
+            assert not entry["exp_avg_sq"].any()
+        else:
+            assert torch.equal(entry["exp_avg_sq"][old], states[0][name]["exp_avg_sq"][old])
+            mean = sum(entry["exp_avg_sq"][old].tolist()) / int(old.sum())
+            assert entry["exp_avg_sq"][~old].tolist() == pytest.approx([mean] * int((~old).sum()))
+            assert not states[0][name]["exp_avg_sq"][~old].any()
+
+
+@pytest.mark.parametrize(("beta2", "first", "largest", "at"), [(0.999, 3.2, 6.6, 12), (0.95, 0.45, 1.1, 20)])
+def test_steps_of_entries_whose_moments_are_zero_are_as_long_as_the_docstring_says(beta2, first, largest, at):
+    for second, expected in ((0.0, (first, largest, at)), (1.0, (0.1, 1.0, None))):  # gradients of 1, and of 1 before
+        weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer = torch.optim.AdamW([weight], lr=1.0, betas=(0.9, beta2), weight_decay=0.0, eps=0.0)
+        moments = {"exp_avg": torch.zeros_like(weight.data), "exp_avg_sq": torch.full_like(weight.data, second)}
+        optimizer.state[weight] = {"step": torch.tensor(1e6), **moments}
+        moves = []
+        for _ in range(60):
+            before = weight.item()
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+            moves.append(abs(weight.item() - before))
+        assert moves[0] == pytest.approx(expected[0], rel=0.02)
+        assert max(moves) == pytest.approx(expected[1], rel=0.01)
+        assert expected[2] is None or moves.index(max(moves)) + 1 == expected[2]
 
 
 def test_training_goes_on_from_a_checkpoint_of_trainer(tmp_path):

@@ -31,7 +31,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["training.arguments.max_steps=1"], "training.arguments.max_steps: the ladder sets it"),
         (["growth.method=magic"], "magic"),
         (["growth.options={a: 1}"], "growth.options.a: unknown option"),
-        (["growth.options={noise: x}"], "growth.options: "),
+        (["growth.options={noise: x}"], "growth.options.noise='x': expected a number"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(
