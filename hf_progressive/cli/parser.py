@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--option", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help=text)
     add("--seed", type=int, default=0, help="seed of new random entries (default: 0)")
     add("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
-    add("--optimizer", metavar="FILE", help="AdamW state of a Trainer checkpoint to grow along")
+    add("--optimizer", metavar="FILE", help="AdamW's (or Muon's) state of a Trainer checkpoint to grow along")
     add("--dtype", help="dtype of the output's weights; default: the source's")
     add("--revision", help="branch, tag or commit of a Hub source")
     add("--overwrite", action="store_true", help="replace an existing output once the new one is complete")

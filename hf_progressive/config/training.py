@@ -25,8 +25,15 @@ class TrainingConfig:
     micro_batch_size: int = 16
     """Blocks per forward pass and process, at the most."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon for the matrices inside the layers, AdamW for embeddings, output head, norms and biases."""
+
     learning_rate: float = 2e-3
     """Peak learning rate."""
+
+    muon_learning_rate: float | None = None
+    """Muon's peak where AdamW's is `learning_rate`; with any other peak of a run it moves in proportion. None: the
+    same, for Muon's steps are scaled to the size of AdamW's."""
 
     inherited_learning_rate: float | None = None
     """Peak learning rate of grown rungs; None takes `learning_rate`."""
@@ -45,7 +52,7 @@ class TrainingConfig:
     """Learning rate at the last step over the peak."""
 
     weight_decay: float = 0.1
-    """AdamW's decoupled weight decay, on matrices."""
+    """Decoupled weight decay, on matrices."""
 
     adam_beta1: float = 0.9
     """AdamW's decay rate of the first moment."""
@@ -79,7 +86,7 @@ class TrainingConfig:
         require_positive(
             self, "tokens_per_parameter", "batch_tokens", "micro_batch_size", "evaluations", "checkpoints"
         )
-        require_positive(self, "learning_rate", "inherited_learning_rate")
+        require_positive(self, "learning_rate", "muon_learning_rate", "inherited_learning_rate")
         require_fraction(self, "warmup_fraction", "decay_fraction", "final_lr_ratio")
         require_fraction(self, "adam_beta1", "adam_beta2")
         power = self.learning_rate_by_width
@@ -88,8 +95,22 @@ class TrainingConfig:
         require(self.max_grad_norm >= 0, f"max_grad_norm: {self.max_grad_norm} is negative; 0 clips nothing")
         require(0 < self.inherited_fraction <= 4, f"inherited_fraction: {self.inherited_fraction} is not in (0, 4]")
         self._require_one_precision()
+        self._require_one_optimizer()
         total = self.warmup_fraction + self.decay_fraction
         require(total <= 1, f"decay_fraction: warm-up and decay together are {total} of the steps, more than 1")
+
+    def _require_one_optimizer(self) -> None:
+        if self.optimizer != "muon":
+            require(
+                self.muon_learning_rate is None,
+                f"muon_learning_rate: {self.muon_learning_rate} needs optimizer: muon; set that, or leave it out",
+            )
+            return
+        for name in ("optim", "optim_args", "optim_target_modules"):
+            require(
+                not self.arguments.get(name),
+                f"optimizer: muon contradicts arguments.{name}: {self.arguments.get(name)}; leave one out",
+            )
 
     def _require_one_precision(self) -> None:
         wanted, given = self.precision, self.arguments

@@ -121,8 +121,8 @@ def grow_checkpoint(
         method: A growth method; see `hf_progressive.growth.methods`.
         seed: Seed of the new entries. Same seed and inputs, same bytes.
         max_shard_size: Size beyond which a new weight file begins, in bytes or as `"5GB"`.
-        optimizer: `optimizer.pt` of a Trainer checkpoint of the parent: the moments of Adam or AdamW grow along, into
-            a file of the same name in the output.
+        optimizer: `optimizer.pt` of a Trainer checkpoint of the parent: the moments of Adam or AdamW, and Muon's
+            momentum, grow along, into a file of the same name in the output.
         dtype: Dtype of the child's weights, such as `"bfloat16"`; None keeps that of each of the parent's tensors.
             Arithmetic is in float32 (float64 for float64), rounded once.
         overwrite: Replace an existing output, once the new one is complete.
@@ -142,7 +142,7 @@ def grow_checkpoint(
         FileExistsError: The output exists, and `overwrite` is not set, or it is no checkpoint.
         FileNotFoundError: The parent, or a part of it, is missing.
         ValueError: The parent is damaged, holds NaN, needs remote code or does not fit its config; the target is
-            not one that it can grow into; or the optimizer's state is not Adam's for this parent.
+            not one that it can grow into; or the optimizer's state is not Adam's or Muon's for this parent.
         OSError: The disk is full or cannot be written.
     """
     started = time.monotonic()

@@ -1,7 +1,7 @@
-"""Adam's moments through the plan of a growth, so that training can go on with them.
+"""Adam's moments, and Muon's momentum, through the plan of a growth, so that training can go on with them.
 
 A gradient of the child equals the parent's, scaled as the plan says, on every inherited entry (equation 1 of
-`hf_progressive.growth.operators`); Adam's averages of gradients and of their squares scale with it, and the moments
+`hf_progressive.growth.operators`); averages of gradients and of their squares scale with it, and the moments
 are those that the child would have had. Two exceptions concern what writes a *widened* residual stream, whose
 gradients come through a norm: with LayerNorm and new channels they differ by a constant over the channels, which the
 norm does not see; with copies of channels that are read in uneven shares (`split`, `uneven`) by what the norm's
@@ -23,7 +23,7 @@ too long at 0.999. `mean` sets their second moment to the mean over the tensor's
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -32,10 +32,11 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer
 
 from hf_progressive.growth.growth_plan import GrowthPlan
+from hf_progressive.growth.hidden_matrices import hidden_matrices
 from hf_progressive.growth.tensor_plan import TensorPlan
 
-_POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
-"""Adam's moments, and the power of the gradient that each averages."""
+_POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer": 1}
+"""Adam's moments, Muon's momentum, and the power of the gradient that each averages."""
 
 
 def read_optimizer_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def read_optimizer_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str, Any]:
-    """Grow the state of Adam or AdamW along the plan that grew the weights.
+    """Grow the state of Adam, AdamW, or Muon beside AdamW along the plan that grew the weights.
 
     Args:
         state: The parent's `state_dict()`. Its parameters may be numbered, as `torch.optim` and Trainer number them,
@@ -70,11 +71,18 @@ def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str
         the second one is the mean of the inherited ones under the option `new_moments: mean`.
 
     Raises:
-        ValueError: The groups are not those Trainer builds for the parent, or the state is not Adam's.
+        ValueError: The groups are not those Trainer builds for the parent, or the state is of another optimizer.
     """
-    parents, children = parameter_groups(plan.source_config), parameter_groups(plan.target_config)
+    with_muon = has_muon(state["param_groups"])
+    parents, children = (parameter_groups(c, muon=with_muon) for c in (plan.source_config, plan.target_config))
     entries = _entries_by_name(state, parents)
-    example = next((entry for entry in entries.values() if entry), {})
+    _require_known(entries, parents[2] if with_muon else [])
+    # What an entry holds depends on the group: Muon's is the third.
+    examples = {
+        name: next((entries[other] for other in members if entries[other]), {})
+        for members, grown in zip(_by_optimizer(parents), _by_optimizer(children), strict=True)
+        for name in grown
+    }
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     names = [*chain(*children)]
     named = any(isinstance(key, str) for key in state["state"])
@@ -82,7 +90,10 @@ def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str
     grown = {}
     for name in names:
         tensor = tensors[name]
-        entry = _grown_entry(plan, tensor, entries[tensor.sources[0]]) if tensor.heir else _new_entry(tensor, example)
+        if tensor.heir:
+            entry = _grown_entry(plan, tensor, entries[tensor.sources[0]])
+        else:
+            entry = _new_entry(tensor, examples[name])
         if entry:
             grown[keys[name]] = entry
     groups = [
@@ -92,14 +103,29 @@ def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str
     return {**state, "state": grown, "param_groups": groups}
 
 
-def parameter_groups(config: Any) -> tuple[list[str], list[str]]:
-    """Name a model's parameters as Trainer's optimizer orders them: those with weight decay, those without."""
+def has_muon(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether one of an optimizer's groups is Muon's (`hf_progressive.training.muon`)."""
+    return any(group.get("use_muon") for group in groups)
+
+
+def parameter_groups(config: Any, *, muon: bool = False) -> tuple[list[str], ...]:
+    """Name a model's parameters as Trainer's optimizer orders them: those with weight decay, those without.
+
+    With Muon, what it trains is left out of these two and is the third.
+    """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     # A method of Trainer that does not look at the instance; asking it keeps in step with the installed version.
     decayed = set(Trainer.get_decay_parameter_names(None, model))
-    names = [name for name, _ in model.named_parameters()]
-    return [name for name in names if name in decayed], [name for name in names if name not in decayed]
+    matrices = list(hidden_matrices(model)) if muon else []
+    names = [name for name, _ in model.named_parameters() if name not in set(matrices)]
+    groups = [name for name in names if name in decayed], [name for name in names if name not in decayed]
+    return (*groups, matrices) if muon else groups
+
+
+def _by_optimizer(groups: tuple[list[str], ...]) -> tuple[list[str], list[str]]:
+    # Adam's, then Muon's.
+    return [*groups[0], *groups[1]], [*chain(*groups[2:])]
 
 
 def _entries_by_name(state: Mapping[str, Any], groups: tuple[list[str], ...]) -> dict[str, dict[str, Any]]:
@@ -119,10 +145,16 @@ def _entries_by_name(state: Mapping[str, Any], groups: tuple[list[str], ...]) ->
     return {name: state["state"].get(key, {}) for name, key in names_of.items()}
 
 
+def _require_known(entries: Mapping[str, Mapping[str, Any]], of_muon: Sequence[str]) -> None:
+    for name, entry in entries.items():
+        known = {"momentum_buffer"} if name in set(of_muon) else {"step", *_POWERS} - {"momentum_buffer"}
+        if unknown := [key for key in entry if key not in known]:
+            raise ValueError(
+                f"the optimizer keeps {', '.join(unknown)}; only the state of Adam, AdamW and Muon can grow"
+            )
+
+
 def _grown_entry(plan: GrowthPlan, tensor: TensorPlan, entry: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = [name for name in entry if name not in {"step", *_POWERS}]
-    if unknown:
-        raise ValueError(f"the optimizer keeps {', '.join(unknown)}; only the state of Adam and AdamW can grow")
     # The step is copied: an optimizer counts it up in place and takes the loaded tensor for its own.
     grown = {
         name: deepcopy(value) if name == "step" else tensor.carry(value, _POWERS[name])
@@ -138,4 +170,4 @@ def _grown_entry(plan: GrowthPlan, tensor: TensorPlan, entry: Mapping[str, Any])
 
 def _new_entry(tensor: TensorPlan, example: Mapping[str, Any]) -> dict[str, Any]:
     zeros: dict[str, Any] = {name: example[name].new_zeros(tensor.shape) for name in _POWERS if name in example}
-    return {"step": example["step"] * 0, **zeros} if zeros else {}
+    return {**({"step": example["step"] * 0} if "step" in example else {}), **zeros}

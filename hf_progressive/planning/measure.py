@@ -31,7 +31,13 @@ from hf_progressive.estimation.subspace import select_weights
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.penalty.validation import weight_output_dimension
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
-from hf_progressive.planning.memory import checkpoint_bytes, penalty_state, sequence_bytes, training_bytes
+from hf_progressive.planning.memory import (
+    checkpoint_bytes,
+    muon_parameters,
+    penalty_state,
+    sequence_bytes,
+    training_bytes,
+)
 from hf_progressive.planning.speed import MeasuredRung, Measurement
 from hf_progressive.training.precision import blocks_of_one_size
 from hf_progressive.training.trainer import ProgressiveTrainer
@@ -267,7 +273,8 @@ class _Job:
         )
         state = penalty_state(config.phi, grown=rung.parent is not None)
         size = self.micro_batch[0]
-        return training_bytes(rung.parameters.total, sequences=size, per_sequence=per_sequence, **state)
+        total, of_muon = rung.parameters.total, muon_parameters(rung.config, config.training)
+        return training_bytes(total, sequences=size, per_sequence=per_sequence, of_muon=of_muon, **state)
 
     def why_not(self, rate: float) -> str | None:
         # Why the rung cannot be measured on a device of `rate` FLOPs per second, if it cannot.

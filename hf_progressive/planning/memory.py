@@ -10,8 +10,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.config import PhiConfig, TrainingConfig
+from hf_progressive.growth.hidden_matrices import hidden_matrices
+from hf_progressive.training.flops import meta_model
 
 _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8  # bytes per parameter: float32 weights and gradients, Adam's two moments
+_MOMENTUM = 4  # of Muon, in place of Adam's moments
 _ANCHOR, _FISHER = 4, 4  # Φ's W₀ and Ω
 _TRAINER_CHECKPOINTS = 2  # of which the newest are kept for resuming
 
@@ -72,46 +75,69 @@ def penalty_state(phi: PhiConfig, *, grown: bool) -> dict[str, bool]:
     return {"with_penalty": grown and not phi.is_off, "with_fisher": phi.ewc_lambda > 0}
 
 
+def muon_parameters(config: PretrainedConfig, training: TrainingConfig) -> int:
+    """Count the parameters that Muon trains; 0 where everything is AdamW's."""
+    if training.optimizer != "muon":
+        return 0
+    model = meta_model(config)
+    return sum(model.get_parameter(name).numel() for name in hidden_matrices(model))
+
+
+def _moments(parameters: int, of_muon: int) -> int:
+    return parameters * _MOMENTS - of_muon * (_MOMENTS - _MOMENTUM)
+
+
 def training_bytes(
-    parameters: int, *, sequences: int, per_sequence: int, with_penalty: bool, with_fisher: bool, shards: int = 1
+    parameters: int,
+    *,
+    sequences: int,
+    per_sequence: int,
+    with_penalty: bool,
+    with_fisher: bool,
+    shards: int = 1,
+    of_muon: int = 0,
 ) -> int:
-    """Return the bytes that one accelerator holds while a model trains with AdamW in float32 or under autocast.
+    """Return the bytes that one accelerator holds while a model trains in float32 or under autocast.
 
     Weights, gradients and moments are 16 bytes per parameter (Rajbhandari et al., arXiv 1910.02054, section 3, in
-    float32), Φ's anchor and Fisher information 8 more. Bases of subspaces, buffers of the communication and the
-    fragmentation of memory are not counted: leave a tenth. With ZeRO-3 and FSDP2, `shards` processes share the state.
+    float32), 12 for those `of_muon`, Φ's anchor and Fisher information 8 more. Bases of subspaces, buffers of the
+    communication and the fragmentation of memory are not counted: leave a tenth. With ZeRO-3 and FSDP2, `shards`
+    processes share the state.
 
     >>> training_bytes(1000, sequences=2, per_sequence=50, with_penalty=True, with_fisher=True, shards=4)
     6100
     """
-    state = _WEIGHT + _GRADIENT + _MOMENTS
+    state = _WEIGHT + _GRADIENT
     if with_penalty:
         state += _ANCHOR + (_FISHER if with_fisher else 0)
-    return -(-parameters * state // shards) + sequences * per_sequence
+    held = parameters * state + _moments(parameters, of_muon)
+    return -(-held // shards) + sequences * per_sequence
 
 
-def disk_bytes(parameters: int, *, baseline: bool, stable: bool, with_fisher: bool) -> int:
+def disk_bytes(parameters: int, *, baseline: bool, stable: bool, with_fisher: bool, of_muon: int = 0) -> int:
     """Return the bytes that a rung leaves in its run folder, but for bases of subspaces and what is small.
 
     >>> disk_bytes(1000, baseline=False, stable=False, with_fisher=True)
     36000
     """
-    run = 2 * _WEIGHT + _TRAINER_CHECKPOINTS * (_WEIGHT + _MOMENTS)  # initial and final weights, checkpoints
+    kept = _TRAINER_CHECKPOINTS * checkpoint_bytes(parameters, of_muon=of_muon)
+    run = 2 * _WEIGHT * parameters + kept  # initial and final weights, checkpoints
     runs = 2 if baseline else 1
     extra = (_WEIGHT if stable else 0) + (_FISHER if with_fisher else 0)
-    return parameters * (runs * run + extra)
+    return runs * run + parameters * extra
 
 
-def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher: bool) -> int:
+def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher: bool, of_muon: int = 0) -> int:
     """Return the bytes that one training run writes, replaced checkpoints included: by them goes what saving takes.
 
     >>> saved_bytes(1000, checkpoints=4, stable=True, with_fisher=False)
     60000
     """
     weights = _WEIGHT * (3 if stable else 2)  # initial, final, and those from before the decay
-    return parameters * (checkpoints * (_WEIGHT + _MOMENTS) + weights + (_FISHER if with_fisher else 0))
+    saved = checkpoints * checkpoint_bytes(parameters, of_muon=of_muon)
+    return saved + parameters * (weights + (_FISHER if with_fisher else 0))
 
 
-def checkpoint_bytes(parameters: int) -> int:
-    """Return the bytes of a checkpoint for resuming: weights and AdamW's moments."""
-    return parameters * (_WEIGHT + _MOMENTS)
+def checkpoint_bytes(parameters: int, *, of_muon: int = 0) -> int:
+    """Return the bytes of a checkpoint for resuming: weights, Adam's moments and Muon's momentum."""
+    return parameters * _WEIGHT + _moments(parameters, of_muon)

@@ -1,5 +1,6 @@
 """What in a ladder's settings contradicts the rest, or asks for what is not here: all of it, before any compute."""
 
+import os
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
@@ -24,6 +25,8 @@ from hf_progressive.evaluation.core.bundle import load_bundle
 from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.records.origin import Origin, locate_origin
 from hf_progressive.training.arguments import ProgressiveTrainingArguments, check_arguments
+from hf_progressive.training.muon import NEEDS_MATRICES
+from hf_progressive.training.precision import DIVIDING_ENGINES
 from hf_progressive.training.training_run import micro_batches
 
 _POINTS = "the ladder evaluates, saves and logs at points of its own (training.evaluations, training.checkpoints)"
@@ -67,6 +70,7 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
     """
     arguments = config.training.arguments
     problems = [*_argument_problems(arguments), *_contradictions(arguments), *_missing_packages(arguments)]
+    problems += _muon_problems(config)
     if processes is not None:
         problems += _of(lambda: micro_batches(config.training, config.model.context, processes))
     problems += _data_problems(config.data, config.model.context)
@@ -154,6 +158,24 @@ def _missing_packages(arguments: Mapping[str, Any]) -> Iterator[str]:
                 f"training.arguments.report_to: {name} is not installed; {_install(name)}, or report to none"
                 f" (--set training.arguments.report_to=none)"
             )
+
+
+def _muon_problems(config: LadderConfig) -> Iterator[str]:
+    optimizers = {rung.name: config.training_of(rung.name).optimizer for rung in config.rungs}
+    if "muon" not in optimizers.values():
+        return
+    arguments = config.training.arguments
+    by_deepspeed, by_fsdp = (os.environ.get(name, "false").lower() in ("true", "1") for name in DIVIDING_ENGINES)
+    stated = arguments.get("fsdp_config")
+    version = stated.get("version", 2) if isinstance(stated, Mapping) else 2
+    if by_fsdp:
+        version = os.environ.get("FSDP_VERSION", "1")
+    flattened_by_fsdp = (by_fsdp or arguments.get("fsdp")) and str(version) == "1"
+    if by_deepspeed or arguments.get("deepspeed") or flattened_by_fsdp:
+        yield f"training.optimizer: {NEEDS_MATRICES}"
+    if config.schedule == "trunk" and config.trunk.moments == "grown" and len(set(optimizers.values())) > 1:
+        named = ", ".join(f"{name} {optimizer}" for name, optimizer in optimizers.items())
+        yield f"trunk.moments: grown moments need one training.optimizer on all rungs, not {named}; take fresh ones"
 
 
 def _install(package: str) -> str:

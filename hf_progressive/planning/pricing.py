@@ -18,7 +18,14 @@ from hf_progressive.config import LadderConfig
 from hf_progressive.planning.cluster import Cluster, DataSupply
 from hf_progressive.planning.evidence import Evidence, inherited_flops
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
-from hf_progressive.planning.memory import disk_bytes, penalty_state, saved_bytes, sequence_bytes, training_bytes
+from hf_progressive.planning.memory import (
+    disk_bytes,
+    muon_parameters,
+    penalty_state,
+    saved_bytes,
+    sequence_bytes,
+    training_bytes,
+)
 from hf_progressive.planning.overhead import core_tokens, estimate_flops, validation
 from hf_progressive.planning.speed import Measurement, Speed, speeds
 from hf_progressive.training.flops import FORWARD_SHARE
@@ -175,6 +182,7 @@ class _RungPrice:
                 checkpoints=min(training.checkpoints, steps),
                 stable=self.config.keeps_stable and steps == self.rung.steps,
                 with_fisher=self.config.phi.ewc_lambda > 0 and steps == self.rung.steps,
+                of_muon=self._of_muon,
             )
         hours = None if measured is None else written / measured.saving_bytes_per_second / 3600
         return {**self._timed(0.0, hours), "bytes": written}
@@ -207,8 +215,13 @@ class _RungPrice:
                 baseline=rung.trains_baseline,
                 stable=self.config.keeps_stable,
                 with_fisher=self.config.phi.ewc_lambda > 0,
+                of_muon=self._of_muon,
             ),
         }
+
+    @property
+    def _of_muon(self) -> int:
+        return muon_parameters(self.rung.config, self.config.training_of(self.rung.name))
 
     def _memory(self) -> dict[str, Any]:
         training, context = self.config.training, self.config.model.context
@@ -216,10 +229,12 @@ class _RungPrice:
         size, accumulation = micro_batches(training, context, cluster.count)
         per_sequence = sequence_bytes(rung.config, training, context=context, on_gpu=cluster.gpu.name != "cpu")
         state = penalty_state(self.config.phi, grown=rung.parent is not None)
+        total, of_muon = rung.parameters.total, self._of_muon
 
         def held(sequences: int, shards: int = 1) -> int:
-            total = rung.parameters.total
-            return training_bytes(total, sequences=sequences, per_sequence=per_sequence, shards=shards, **state)
+            return training_bytes(
+                total, sequences=sequences, per_sequence=per_sequence, shards=shards, of_muon=of_muon, **state
+            )
 
         free = _USABLE_MEMORY * cluster.gpu.memory_gb * 1e9 - held(0)
         return {

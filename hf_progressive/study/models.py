@@ -22,7 +22,8 @@ _WITHOUT_EFFECT = (
     *("evaluations", "checkpoints", "keep_stable", "inherited_fraction", "inherited_learning_rate"),
     "learning_rate_by_width",  # the peak is stated beside
 )
-_ADDED: dict[str, Any] = {}  # keys that came later, with the value at which older results keep their names
+# Keys that came later, with the value at which older results keep their names.
+_ADDED: dict[str, Any] = {"optimizer": "adamw", "muon_learning_rate": None}
 
 
 def digest(value: Any) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from hf_progressive.config import strict_yaml
 from hf_progressive.distributed.float32_products import allow_tf32
@@ -14,13 +15,15 @@ _OWN_ARGUMENTS = {
     "output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "seed", "data_seed",
     "adam_beta1", "adam_beta2", "max_grad_norm", "train_sampling_strategy", "phi_schedule", "phi_until",
-    "resume_from_checkpoint", "eval_strategy", "save_strategy", "eval_on_start",
+    "muon_learning_rate", "resume_from_checkpoint", "eval_strategy", "save_strategy", "eval_on_start",
 }  # fmt: skip
+
+_ADAMW = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
 
 
 @dataclasses.dataclass
 class ProgressiveTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the schedule of Φ, and without a filter of losses that are not finite.
+    """`TrainingArguments` with Φ's schedule and Muon's rate, and without a filter of losses that are not finite.
 
     Such a loss ends the training, and the filter reads every micro-batch's loss from the device. A GPU's batches are
     copied while it works, and float32 products are rounded to TF32 only under mixed precision or where `tf32` asks:
@@ -29,10 +32,13 @@ class ProgressiveTrainingArguments(TrainingArguments):
     Args:
         phi_schedule: How λ and γ move: `constant`, `linear` or `cosine` to zero.
         phi_until: Fraction of `max_steps`, above 0, at which λ and γ are zero; above 1, that is after the last step.
+        muon_learning_rate: Peak rate of Muon, which then trains the matrices inside the layers (see
+            `hf_progressive.training.muon`), AdamW the rest at `learning_rate`. None leaves all to `optim`.
         logging_nan_inf_filter: As in `TrainingArguments`, but False unless it is set.
 
     Raises:
-        ValueError: A schedule is unknown, `phi_until` is not above 0, or a Hub token was passed: it would be
+        ValueError: A schedule is unknown, `phi_until` is not above 0, `muon_learning_rate` is not, or stands beside an
+            `optim` other than PyTorch's AdamW, or a Hub token was passed: it would be
             written into every checkpoint's training_args.bin.
     """
 
@@ -43,12 +49,23 @@ class ProgressiveTrainingArguments(TrainingArguments):
         default=1.0, metadata={"help": "Fraction of the run, above 0, at which λ and γ reach zero."}
     )
 
+    muon_learning_rate: float | None = dataclasses.field(
+        default=None, metadata={"help": "Peak learning rate of Muon for the matrices inside the layers; none without."}
+    )
+
     logging_nan_inf_filter: bool = dataclasses.field(
         default=False, metadata={"help": "Read every micro-batch's loss, to keep it from the log if it is not finite."}
     )
 
     def __post_init__(self) -> None:
         schedule_factor(self.phi_schedule, 0.0, self.phi_until)
+        if self.muon_learning_rate is not None:
+            if self.muon_learning_rate <= 0:
+                raise ValueError(f"muon_learning_rate is {self.muon_learning_rate}; it must be above 0")
+            if self.optim not in _ADAMW:
+                raise ValueError(
+                    f"muon_learning_rate: Muon trains beside PyTorch's AdamW, not {str(self.optim)!r}; leave out optim"
+                )
         if self.hub_token is not None:
             raise ValueError(
                 "hub_token would be written into every checkpoint's training_args.bin; "

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from hf_progressive.growth.optimizer import parameter_groups
+from hf_progressive.growth.optimizer import has_muon, parameter_groups
 
 
 def whole_optimizer_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
@@ -35,10 +35,18 @@ def whole_optimizer_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
 def load_moments(model: Any, optimizer: Any, state: Mapping[str, Any]) -> None:
     """Put moments into an optimizer whose learning rate and weight decay stay as they are; every process must call.
 
-    `state` holds all parameters, by number or by name, whichever engine it was gathered from.
+    `state` holds all parameters, by number or by name, whichever engine it was gathered from. One that another kind of
+    optimizer left is a ValueError.
     """
     moments = state["state"]
-    names = [*chain(*parameter_groups(model.config))]
+    of_muon, wants_muon = (has_muon(groups) for groups in (state["param_groups"], optimizer.param_groups))
+    if of_muon is not wants_muon:
+        kinds = {True: "Muon", False: "AdamW"}
+        raise ValueError(
+            f"the moments are {kinds[of_muon]}'s, and this run trains with {kinds[wants_muon]}; train with the same"
+            " optimizer, or begin with fresh moments"
+        )
+    names = [*chain(*parameter_groups(model.config, muon=wants_muon))]
     if not _is_divided(model):
         if any(isinstance(key, str) for key in moments):
             moments = {number: moments[name] for number, name in enumerate(names) if name in moments}

@@ -17,7 +17,8 @@ BLOCK_ATTENTION = "sdpa_without_masks"
 """The name under which Transformers knows the attention over whole blocks of text."""
 
 _NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_DIVIDING_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+DIVIDING_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+"""Variables by which a launch names an engine that divides a model."""
 
 
 def device_settings(training: TrainingConfig) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def device_settings(training: TrainingConfig) -> dict[str, Any]:
         if by_device or training.precision == "bfloat16":
             settings["bf16"] = True
     if not given.keys() & {"torch_compile", "torch_compile_backend", "torch_compile_mode"}:
-        divided = any(os.environ.get(name, "false").lower() in ("true", "1") for name in _DIVIDING_ENGINES)
+        divided = any(os.environ.get(name, "false").lower() in ("true", "1") for name in DIVIDING_ENGINES)
         by_device = training.compile == "auto" and on_cuda and not divided and "deepspeed" not in given
         if training.compile is True or (by_device and compiles_on("cuda")):
             settings["torch_compile"] = True

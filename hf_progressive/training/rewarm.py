@@ -2,8 +2,8 @@
 
 An optimizer has one rate for a whole tensor. So it steps at the full rate, and of the step of a new entry a share is
 then taken: w := w_before + s·(w_after − w_before). For optimizers whose step is proportional to the rate, as AdamW's
-with its decoupled weight decay is, this is the step at s times the rate. Source: SPARKLING, arXiv 2602.02472, which
-re-warms the new channels only.
+and Muon's with their decoupled weight decay are, this is the step at s times the rate. Source: SPARKLING,
+arXiv 2602.02472, which re-warms the new channels only.
 """
 
 from collections.abc import Callable

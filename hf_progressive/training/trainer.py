@@ -44,6 +44,7 @@ from hf_progressive.training.checkpoints import (
 from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, FiniteWatch
 from hf_progressive.training.loss import LastBatch, filled_up, return_loss_alone
 from hf_progressive.training.moments import whole_optimizer_state
+from hf_progressive.training.muon import NEEDS_MATRICES, muon_optimizer
 from hf_progressive.training.throughput import ThroughputMeter
 
 __all__ = ["NonFiniteLossError", "ProgressiveTrainer", "ProgressiveTrainingArguments", "TrainingInterrupted"]
@@ -73,7 +74,8 @@ class ProgressiveTrainer(Trainer):
         **kwargs: As for `Trainer`; `args` should be `ProgressiveTrainingArguments`.
 
     Raises:
-        ValueError: `penalty` is given with arguments that hold no schedule for it, or does not fit the model.
+        ValueError: `penalty` is given with arguments that hold no schedule for it, or does not fit the model; or the
+            arguments want Muon under an engine that flattens weights.
     """
 
     def __init__(self, *args: Any, penalty: InheritancePenalty | None = None, **kwargs: Any) -> None:
@@ -82,6 +84,9 @@ class ProgressiveTrainer(Trainer):
             raise ValueError(
                 f"a penalty needs args of class ProgressiveTrainingArguments, got {type(self.args).__name__}"
             )
+        flattened = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
+        if flattened and getattr(self.args, "muon_learning_rate", None) is not None:
+            raise ValueError(f"muon_learning_rate: {NEEDS_MATRICES}")
         self.penalty = penalty
         self.bound_penalty: BoundPenalty | None = None
         """Φ on the prepared model, once training has begun."""
@@ -214,6 +219,13 @@ class ProgressiveTrainer(Trainer):
             if self.meter is not None:
                 logs.update(self.meter.at_log(self.state.global_step))
         super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the optimizer as `Trainer` does, or Muon beside AdamW where the arguments give Muon's rate."""
+        rate = getattr(self.args, "muon_learning_rate", None)
+        if rate is not None and getattr(self, "optimizer", None) is None:
+            self.optimizer = muon_optimizer(self.model, self, rate)
+        return super().create_optimizer(*args, **kwargs)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)

@@ -34,6 +34,7 @@ from hf_progressive.training.callbacks import (
 )
 from hf_progressive.training.checkpoints import newest_complete_checkpoint
 from hf_progressive.training.flops import FORWARD_SHARE
+from hf_progressive.training.muon import muon_peak
 from hf_progressive.training.precision import attend_without_masks, blocks_of_one_size, describe, device_settings
 from hf_progressive.training.rewarm import RewarmNewEntries
 from hf_progressive.training.throughput import ThroughputMeter
@@ -203,6 +204,7 @@ def training_arguments(run: TrainingRun, context: int) -> ProgressiveTrainingArg
         per_device_eval_batch_size=settings.pop("per_device_eval_batch_size", training.micro_batch_size),
         gradient_accumulation_steps=accumulation,
         learning_rate=run.learning_rate,
+        muon_learning_rate=muon_peak(training, run.learning_rate),
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={
             "num_decay_steps": decay,

@@ -79,6 +79,8 @@ def test_overrides_reach_nested_keys_and_list_items(tmp_path: Path) -> None:
         ("phi.gamma=-1", r"phi\.gamma: -1\.0 is not a finite number of 0 or more"),
         ("phi.gamma=.nan", r"phi\.gamma: nan is not a finite number"),
         ("training.weight_decay=.nan", r"training\.weight_decay: nan is not a finite number"),
+        ("training.optimizer=muno", r"training\.optimizer: .*muno.*muon"),
+        ("training.muon_learning_rate=1e-2", r"muon_learning_rate: 0\.01 needs optimizer: muon; set that"),
         ("training.weight_decay=-1", r"training\.weight_decay: -1\.0 is negative"),
         ("training.arguments={eps: [1, .inf]}", r"training\.arguments\.eps\.1: inf is not a finite number"),
         (f"model.fields={'[' * 5000}", r"override of model\.fields: is nested too deeply"),

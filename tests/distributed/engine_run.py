@@ -18,6 +18,7 @@ from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 VOCABULARY, WIDTH = 67, 20  # 67 rows: odd, so that two processes hold unequal shards
+MUON = {"muon_learning_rate": 1e-2, "weight_decay": 0.1}
 LARGEST_BYTES = 4 * 4 * WIDTH * WIDTH  # the MLP's matrices
 
 
@@ -143,8 +144,9 @@ def main():
     parser.add_argument("output", type=Path)
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--on-device", action="store_true", help="train on the accelerator")
+    parser.add_argument("--muon", action="store_true", help="train with Muon beside AdamW")
     options = parser.parse_args()
-    common = {"fsdp": options.fsdp, "use_cpu": not options.on_device}
+    common = {"fsdp": options.fsdp, "use_cpu": not options.on_device, **(MUON if options.muon else {})}
     train(options.output / "plain", batch=4, accumulation=1, save_strategy="steps", save_steps=2, **common)
     train(options.output / "accumulated", batch=2, accumulation=2, **common)
     resumed = options.output / "resumed"

@@ -38,11 +38,12 @@ def read(folder):
     return result, load_file(folder / "weights.safetensors")
 
 
-def launch(engine, folder):
+def launch(engine, folder, *options):
     """Two CPU processes with the engine's own configuration; only what a CPU cannot do is overridden."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{engine}.yaml"),
-        "--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0", str(SCRIPT), str(folder),
+        "--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0",
+        str(SCRIPT), str(folder), *options,
     ]  # fmt: skip
     if engine == "fsdp2":
         command.append("--fsdp")
@@ -69,6 +70,24 @@ def test_two_processes_train_as_one(engine, alone, tmp_path):
         torch.testing.assert_close(weights, expected_weights, rtol=0, atol=2e-6)
         ranks = [json.loads((tmp_path / case / f"result-{rank}.json").read_text()) for rank in (0, 1)]
         assert_memory(ranks, expected, divides=divides)
+    _, weights = read(tmp_path / "plain")
+    _, resumed = read(tmp_path / "resumed")
+    torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_train_with_muon_as_one(engine, tmp_path):
+    """GPT-2's fused matrices, sharded across their parts: weights to rounding, resumed ones to the bit."""
+    engine_run.train(tmp_path / "alone", batch=8, accumulation=1, **engine_run.MUON)
+    launch(engine, tmp_path, "--muon")
+    expected, expected_weights = read(tmp_path / "alone")
+    for case in ("plain", "accumulated"):
+        result, weights = read(tmp_path / case)
+        assert (result["engine"], result["processes"]) == (ENGINES[engine][0], 2)
+        for key in COMPARED:
+            assert result[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), (case, key)
+        torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-5)
     _, weights = read(tmp_path / "plain")
     _, resumed = read(tmp_path / "resumed")
     torch.testing.assert_close(resumed, weights, rtol=0, atol=0)

@@ -14,7 +14,9 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import Trainer, TrainingArguments
 
 from hf_progressive.growth.growth_plan import plan_growth
+from hf_progressive.growth.hidden_matrices import hidden_matrices
 from hf_progressive.growth.optimizer import grow_optimizer_state, parameter_groups, read_optimizer_state
+from hf_progressive.training.muon import MuonWithAdamW
 
 ALL_AXES = {"width": 32, "layers": 3, "heads": 4, "kv_heads": 4, "mlp": 48}
 
@@ -25,6 +27,15 @@ def adamw(model, lr=1e-2):
     decayed, others = ([parameters[name] for name in names] for names in parameter_groups(model.config))
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr)
+
+
+def muon(model, lr=1e-2):
+    """The optimizer of a trainer with Muon."""
+    parameters = dict(model.named_parameters())
+    decayed, others, _ = ([parameters[name] for name in names] for names in parameter_groups(model.config, muon=True))
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    matrices = [(parameters[name], parts) for name, parts in hidden_matrices(model).items()]
+    return MuonWithAdamW(groups, matrices, lr=lr, muon_lr=lr, weight_decay=0.1)
 
 
 def train(model, optimizer, steps, *, first=0):
@@ -54,6 +65,7 @@ def test_groups_and_order_are_trainers(model_type, tmp_path):
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
+@pytest.mark.parametrize("make", [adamw, muon])
 @pytest.mark.parametrize(
     ("model_type", "method", "options"),
     [
@@ -68,27 +80,28 @@ def test_groups_and_order_are_trainers(model_type, tmp_path):
         ("nanochat", "exact", {}),
     ],
 )
-def test_moments_are_those_of_a_child_that_had_seen_the_same_batches(model_type, method, options):
+def test_moments_are_those_of_a_child_that_had_seen_the_same_batches(model_type, method, options, make):
     parent = build(config_of(model_type, tie_word_embeddings=False))
     axes = options.get("axes", ALL_AXES)
     options = {name: value for name, value in options.items() if name != "axes"}
     child, plan = grow(parent, fields_of(model_type, **axes), method=method, **options)
-    optimizers = [adamw(model, lr=0.0) for model in (parent, child)]
+    optimizers = [make(model, lr=0.0) for model in (parent, child)]
     with norms_in_full_precision(parent, child):
         for model, optimizer in zip((parent, child), optimizers, strict=True):
             train(model, optimizer, 3)
 
     own = entries_by_name(child, optimizers[1])
-    fresh = adamw(child)
+    fresh = make(child)
     fresh.load_state_dict(grow_optimizer_state(optimizers[0].state_dict(), plan))
 
     for name, entry in entries_by_name(child, fresh).items():
         inherited = plan.inherited_mask(name)
-        for moment in ("exp_avg", "exp_avg_sq"):
+        assert entry.keys() == own[name].keys()
+        for moment in entry.keys() - {"step"}:
             expected = torch.where(inherited, own[name][moment], 0)
             scale = expected.abs().max().item()
             torch.testing.assert_close(entry[moment], expected, rtol=1e-9, atol=1e-11 * scale)
-        assert entry["step"].item() == (3 if plan.tensor(name).heir else 0)
+        assert "step" not in entry or entry["step"].item() == (3 if plan.tensor(name).heir else 0)
 
 
 @pytest.mark.parametrize(
@@ -183,15 +196,16 @@ def test_training_goes_on_from_a_checkpoint_of_trainer(tmp_path):
     assert {name: 3 if plan.tensor(name).heir else 1 for name in steps} == steps
 
 
-def test_a_named_state_as_fsdp_gathers_it_grows_like_a_numbered_one():
+@pytest.mark.parametrize("make", [adamw, muon])
+def test_a_named_state_as_fsdp_gathers_it_grows_like_a_numbered_one(make):
     parent = build(config_of("llama"))
-    optimizer = adamw(parent)
+    optimizer = make(parent)
     train(parent, optimizer, 2)
     child, plan = grow(parent, fields_of("llama", **ALL_AXES))
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
     named = grow_optimizer_state(get_optimizer_state_dict(parent, optimizer, options=options), plan)
-    first, second = adamw(child), adamw(child)
+    first, second = make(child), make(child)
     set_optimizer_state_dict(child, first, named, options=options)
     second.load_state_dict(grow_optimizer_state(optimizer.state_dict(), plan))
 
@@ -211,9 +225,10 @@ def test_the_parents_state_stays_as_it_was():
     assert str(state) == str(before)
 
 
-def test_an_optimizer_that_has_not_stepped_grows_into_one_that_has_not():
+@pytest.mark.parametrize("make", [adamw, muon])
+def test_an_optimizer_that_has_not_stepped_grows_into_one_that_has_not(make):
     parent = build(config_of("gpt2"))
-    grown = grow_optimizer_state(adamw(parent).state_dict(), plan_growth(parent.config, {"n_layer": 3}))
+    grown = grow_optimizer_state(make(parent).state_dict(), plan_growth(parent.config, {"n_layer": 3}))
     assert grown["state"] == {}
     assert sum(len(group["params"]) for group in grown["param_groups"]) == 2 + 3 * 12 + 2
 
@@ -226,8 +241,14 @@ def test_a_state_of_another_model_or_optimizer_is_refused():
         grow_optimizer_state(single.state_dict(), plan)
     momentum = torch.optim.SGD(adamw(parent).param_groups, lr=0.1, momentum=0.9)
     train(parent, momentum, 1)
-    with pytest.raises(ValueError, match=r"keeps momentum_buffer; only the state of Adam and AdamW can grow"):
+    with pytest.raises(ValueError, match=r"keeps momentum_buffer; only the state of Adam, AdamW and Muon can grow"):
         grow_optimizer_state(momentum.state_dict(), plan)
+    mixed = muon(parent)
+    train(parent, mixed, 1)
+    state = mixed.state_dict()
+    state["state"][0]["momentum_buffer"] = state["state"][0].pop("exp_avg")
+    with pytest.raises(ValueError, match=r"keeps momentum_buffer; only the state"):
+        grow_optimizer_state(state, plan)
 
 
 class Payload:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_progressive.planning.memory import activation_bytes, training_bytes
+from hf_progressive.config import TrainingConfig
+from hf_progressive.planning.memory import activation_bytes, checkpoint_bytes, muon_parameters, training_bytes
+from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 SIZES = {
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 5, "n_positions": 24, "vocab_size": 97, "resid_pdrop": 0.0,
@@ -51,3 +53,22 @@ def test_the_state_is_16_bytes_a_parameter_and_8_with_a_penalty():
     assert training_bytes(10, with_penalty=False, **sizes) == 160
     assert training_bytes(10, with_penalty=True, **sizes) == 240
     assert training_bytes(10, with_penalty=True, shards=3, **sizes) == 80
+
+
+def test_muon_keeps_half_of_what_adam_does_for_its_matrices(tmp_path):
+    config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=16, n_head=2, n_positions=24, vocab_size=97)
+    of_muon = muon_parameters(config, TrainingConfig(optimizer="muon"))
+    assert of_muon == 2 * 12 * 16**2
+    assert muon_parameters(config, TrainingConfig()) == 0
+    model = AutoModelForCausalLM.from_config(config)
+    total = sum(p.numel() for p in model.parameters())
+    args = ProgressiveTrainingArguments(str(tmp_path), muon_learning_rate=1e-3, use_cpu=True)
+    optimizer = ProgressiveTrainer(model, args).create_optimizer()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    held = (value for entry in optimizer.state.values() for key, value in entry.items() if key != "step")
+    kept = sum(4 * value.numel() for value in held)
+    assert checkpoint_bytes(total, of_muon=of_muon) == 4 * total + kept
+    sizes = {"sequences": 0, "per_sequence": 1, "with_penalty": False, "with_fisher": False}
+    assert training_bytes(total, of_muon=of_muon, **sizes) == 8 * total + kept

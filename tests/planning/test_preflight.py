@@ -62,6 +62,26 @@ def test_a_plain_install_is_told_how_to_report_or_not(monkeypatch):
     assert find_problems(load_ladder_config("ladder_d10_d18")) == []  # as shipped it asks for no extra
 
 
+@pytest.mark.parametrize(
+    ("launch", "arguments", "fits"),
+    [
+        ({}, [], True),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, [], True),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, [], False),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, [], False),
+        ({}, ["training.arguments.fsdp=full_shard"], True),
+        ({}, ["training.arguments.fsdp=full_shard", "training.arguments.fsdp_config={version: 1}"], False),
+    ],
+)
+def test_muon_is_refused_where_matrices_are_flattened(launch, arguments, fits, monkeypatch):
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    refused = "training.optimizer: Muon needs whole matrices, and DeepSpeed and FSDP 1 hand flattened ones"
+    problems = find_problems(load_ladder_config("ladder_tiny", ["training.optimizer=muon", *arguments]))
+    assert [problem[: len(refused)] for problem in problems] == ([] if fits else [refused])
+    assert find_problems(load_ladder_config("ladder_tiny", arguments)) == []
+
+
 @pytest.mark.parametrize("name", ["ladder_tiny", "ladder_small", "ladder_d10_d18", "validation_d15_d16"])
 def test_nothing_is_wrong_with_what_ships(name):
     assert find_problems(load_ladder_config(name), processes=4) == []
