@@ -15,19 +15,21 @@ from hf_progressive.config.ladder import LadderConfig, find_config, merged, plai
 from hf_progressive.config.model import RungConfig
 
 _LARGEST_FRACTION = 2.0
+_ROUNDING = 1e-9
 _RECIPE_SECTIONS = ("growth", "phi", "training", "trunk")
 _BASELINE_KEYS = ("training.tokens_per_parameter", "training.budget_parameters", "training.inherited_fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
-    """One recipe for the grown rungs; the first rung and all baselines are trained as the ladder says."""
+    """One recipe for the rungs measured; baselines, and the first rung of chains, are trained as the ladder says."""
 
     name: str
     """The recipe's name, in tables and plots."""
 
     trunk: tuple[RungConfig, ...] = ()
-    """The stages of a trunk below the rung that is measured, each with its `until`; empty for a chain."""
+    """The stages of a trunk below the rung that is measured, each with its `until`; empty for a chain. A trunk comes
+    from none of the ladder's other rungs, so that in a study of trunks alone every rung is measured."""
 
     set: dict[str, Any] = field(default_factory=dict)
     """Dotted overrides of the ladder below `growth`, `phi`, `training` and `trunk` (`phi.gamma: 1e-4`)."""
@@ -43,13 +45,14 @@ class RecipeConfig:
     """Grow Adam's moments along with the weights; otherwise they begin at 0."""
 
     rungs: tuple[str, ...] | None = None
-    """Grown rungs to measure; None measures all. The parents that these need are trained in any case."""
+    """Rungs to measure; None measures all grown ones. The parents that these need are trained in any case."""
 
     seeds: tuple[int, ...] | None = None
     """Seeds to measure; None takes the study's."""
 
     child_fractions: tuple[float, ...] | None = None
-    """Shares of the baseline's budget at which a child is finished; None takes the study's."""
+    """Shares of the baseline's budget at which a child is finished, of a trunk with its stages; None takes the
+    study's."""
 
     reference: str | None = None
     """The recipe without Φ that this one, with Φ, is compared with; None takes the study's."""
@@ -65,11 +68,23 @@ class RecipeConfig:
                 "change the ladder instead",
             )
             require(key not in _BASELINE_KEYS, f"set.{key}: it sizes the baseline too; change the ladder instead")
+        if self.trunk:
+            require(self.parent_recipe is None, "parent_recipe: a trunk trains its own stages; leave it out")
+            require(not self.carry_moments, "carry_moments: in a trunk, set trunk.moments: grown instead")
+            for index, stage in enumerate(self.trunk):
+                require(stage.until is not None, f"trunk.{index}.until: is missing; after which share does it grow?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRatesConfig:
-    """A sweep of peak learning rates on one rung and the first seed."""
+    """Sweeps of peak learning rates on one rung and the first seed."""
+
+    rates: tuple[float, ...] = ()
+    """Rates of the baseline and of trunks, before anything else: each side then takes its best one on all seeds, the
+    baseline that of its whole budget, a recipe that of its longest."""
+
+    recipes: tuple[str, ...] | None = None
+    """Recipes that are tried at these `rates`; the others take the first one's best. None tries all."""
 
     cold: tuple[float, ...] = ()
     """Rates of the baseline, each on its whole budget."""
@@ -78,10 +93,10 @@ class LearningRatesConfig:
     """Rates of the headline recipe's child, each finished at the recipe's `parent_fraction`."""
 
     rung: str | None = None
-    """The grown rung; None takes the first."""
+    """The rung; None takes the first that is measured."""
 
     def __post_init__(self) -> None:
-        for name in ("cold", "child"):
+        for name in ("rates", "cold", "child"):
             for value in getattr(self, name):
                 require(value > 0, f"{name}: {value} is no positive learning rate")
 
@@ -118,7 +133,11 @@ class StudyConfig:
     """A sweep of peak learning rates."""
 
     def __post_init__(self) -> None:
-        require(len(self.ladder.rungs) > 1, "ladder.rungs: a study needs two rungs or more")
+        require(
+            len(self.ladder.rungs) > 1 or self.of_trunks,
+            "ladder.rungs: a study needs two rungs or more, unless all of its recipes are trunks",
+        )
+        require(self.ladder.schedule == "chain", "ladder.schedule: a study's trunks are its recipes'; leave it out")
         source = self.ladder.rungs[0].source
         require(source is None, f"ladder.rungs.0: a study trains its first rung itself; leave out source {source!r}")
         require(len(self.recipes) > 0, "recipes: the list is empty; name at least one")
@@ -138,8 +157,18 @@ class StudyConfig:
                     self.ladder_of(self.recipe(name)).phi.is_off,
                     f"{key}: the recipe {name!r} has Φ on; name one without",
                 )
-        if self.learning_rates.rung is not None:
-            self._check_rung(self.learning_rates.rung, "learning_rates.rung")
+        self._check_rates(names)
+
+    def _check_rates(self, names: list[str]) -> None:
+        sweep = self.learning_rates
+        if sweep.rung is not None:
+            self._check_rung(sweep.rung, "learning_rates.rung")
+        if sweep.rates:
+            require(
+                self.of_trunks, "learning_rates.rates: for studies whose recipes are all trunks; sweep cold and child"
+            )
+        for name in sweep.recipes or ():
+            require(name in names, f"learning_rates.recipes: there is no recipe {name!r}; {_nearest(name, names)}")
 
     def _check_recipe(self, recipe: RecipeConfig, where: str, above: list[str]) -> None:
         require(recipe.name not in above, f"{where}.name: {recipe.name!r} is given twice")
@@ -154,6 +183,9 @@ class StudyConfig:
             require(seed in self.seeds, f"{where}.seeds: {seed} is none of the study's seeds, {list(self.seeds)}")
         if recipe.child_fractions is not None:
             _check_fractions(f"{where}.child_fractions", recipe.child_fractions)
+        if recipe.trunk:
+            self._check_trunk(recipe, where)
+            return
         try:
             ladder = self.ladder_of(recipe)
         except ValueError as error:
@@ -166,14 +198,44 @@ class StudyConfig:
             f"lower training.warmup_fraction",
         )
 
+    def _check_trunk(self, recipe: RecipeConfig, where: str) -> None:
+        require(
+            len(self.cold_fractions) > 1, "cold_fractions: a trunk is read on the baseline's curve; give two or more"
+        )
+        last = recipe.trunk[-1].until
+        assert last is not None
+        for end in self.rungs_of(recipe):
+            try:
+                ladder = self.trunk_of(recipe, end)
+                batches = {ladder.training_of(rung.name).batch_tokens for rung in ladder.rungs}
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            require(len(batches) == 1, f"{where}.trunk: the batch is {sorted(batches)} tokens; keep to one in a trunk")
+            constant = 1 - ladder.training_of(end).decay_fraction
+            for fraction in self.fractions_of(recipe):
+                require(
+                    last <= fraction * constant + _ROUNDING,
+                    f"{where}.child_fractions: finished at {fraction:g}, {end} decays from {fraction * constant:g} on,"
+                    f" before the trunk has grown into it at {last:g}; finish it later, or grow earlier",
+                )
+
     def _check_rung(self, name: str, where: str) -> None:
-        grown = self.grown_rungs
-        require(name in grown, f"{where}: {name!r} is no grown rung; {_nearest(name, grown)}")
+        known, kind = self.measured_rungs, "rung" if self.of_trunks else "grown rung"
+        require(name in known, f"{where}: {name!r} is no {kind}; {_nearest(name, known)}")
 
     @property
-    def grown_rungs(self) -> list[str]:
-        """Names of all rungs but the first."""
-        return [rung.name for rung in self.ladder.rungs[1:]]
+    def of_trunks(self) -> bool:
+        """Whether all recipes are trunks, so that no rung comes from another."""
+        return all(recipe.trunk for recipe in self.recipes)
+
+    @property
+    def measured_rungs(self) -> list[str]:
+        """Names of the rungs that recipes are measured on: all but the first, which a chain grows from."""
+        return [rung.name for rung in self.ladder.rungs[0 if self.of_trunks else 1 :]]
+
+    def rungs_of(self, recipe: RecipeConfig) -> list[str]:
+        """Return the names of the rungs that a recipe is measured on, from the smallest."""
+        return [name for name in self.measured_rungs if recipe.rungs is None or name in recipe.rungs]
 
     @property
     def headline_recipe(self) -> RecipeConfig:
@@ -185,9 +247,16 @@ class StudyConfig:
         return next(recipe for recipe in self.recipes if recipe.name == name)
 
     def ladder_of(self, recipe: RecipeConfig) -> LadderConfig:
-        """Return the ladder with a recipe's overrides in it."""
-        items = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in recipe.set.items()]
-        return strict_yaml.build(LadderConfig, strict_yaml.apply_overrides(self.ladder.to_dict(), items))
+        """Return the ladder with a recipe's overrides in it; of a trunk, that which ends in its largest rung."""
+        if recipe.trunk:
+            return self.trunk_of(recipe, self.rungs_of(recipe)[-1])
+        return _overridden(self.ladder.to_dict(), recipe.set)
+
+    def trunk_of(self, recipe: RecipeConfig, end: str) -> LadderConfig:
+        """Return a recipe's trunk as a ladder: its stages, and the rung of the study that it ends in."""
+        last = next(rung for rung in self.ladder.rungs if rung.name == end)
+        rungs = [rung.to_dict() for rung in (*recipe.trunk, last)]
+        return _overridden({**self.ladder.to_dict(), "schedule": "trunk", "rungs": rungs, "cold": "none"}, recipe.set)
 
     def fractions_of(self, recipe: RecipeConfig) -> tuple[float, ...]:
         """Return the shares of the baseline's budget at which a recipe's children are finished."""
@@ -197,6 +266,11 @@ class StudyConfig:
         """Return the configuration as plain values, such that reading them back gives an equal one."""
         recipes = [{**plain(recipe), "trunk": [stage.to_dict() for stage in recipe.trunk]} for recipe in self.recipes]
         return {**plain(self), "ladder": self.ladder.to_dict(), "recipes": recipes}
+
+
+def _overridden(ladder: dict[str, Any], changes: dict[str, Any]) -> LadderConfig:
+    items = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in changes.items()]
+    return strict_yaml.build(LadderConfig, strict_yaml.apply_overrides(ladder, items))
 
 
 def _check_fractions(name: str, fractions: tuple[float, ...]) -> None:

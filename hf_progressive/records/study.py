@@ -108,6 +108,9 @@ class SweptRate(Record):
     point: FinishedRun | FailedRun | None
     """What came of it; None where it is not done."""
 
+    recipe: str | None = None
+    """The child's recipe; None for a baseline, and for the headline's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Headline(Record):

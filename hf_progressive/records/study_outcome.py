@@ -127,6 +127,17 @@ class Advantage(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShareCost(Record):
+    """The last-model cost of trunks of one length."""
+
+    fraction: Amount
+    """Share of the full budget's tokens that the trunk and its end train on."""
+
+    last_model_cost: LastModelCost
+    """The cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeStep(StepOutcome):
     """A step of a recipe, with each seed's part."""
 
@@ -150,6 +161,9 @@ class RecipeStep(StepOutcome):
 
     advantage: tuple[Advantage, ...]
     """The saving at every length of the baseline."""
+
+    by_share: tuple[ShareCost, ...] = ()
+    """Of a trunk, the last-model cost at every length; the longest one's is the step's."""
 
     @property
     def known_cost(self) -> LastModelCost | None:

@@ -197,7 +197,11 @@ def _rate_sentences(study: StudyRecord) -> list[str]:
     # Whether a peak learning rate of the sweep beats the one that baselines, or children, were trained with.
     sentences = []
     for kind, name in (("cold", "baseline's"), ("child", "child's")):
-        rows = [row for row in study.learning_rates if row.kind == kind and isinstance(row.point, FinishedRun)]
+        rows = [
+            row
+            for row in study.learning_rates
+            if row.kind == kind and row.recipe in (None, study.headline.recipe) and isinstance(row.point, FinishedRun)
+        ]
         own = _own_point(study, rows[0]) if rows else None
         if own is None:
             continue

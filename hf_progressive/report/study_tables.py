@@ -120,7 +120,7 @@ def rates_table(study: StudyRecord) -> Table:
     """Lay out the sweep of learning rates, a row per training run."""
     rows = tuple(
         (
-            f"{row.kind} {row.rung}",
+            f"{row.recipe or row.kind} {row.rung}",
             f"{row.learning_rate:g}",
             decimals(row.point.bits_per_byte if isinstance(row.point, FinishedRun) else None, 4),
         )

@@ -49,7 +49,7 @@ def _initial_task(initial: InitialModel) -> Task:
 
 def _task(model: FinishedModel, title: str, branches_off: FinishedModel | None = None) -> Task:
     needs = [model.initial.init] + ([] if model.setup.phi is None else [model.initial.estimated_parent])
-    shared = 0 if branches_off is None else model.decay_begins
+    shared = 0 if branches_off is None else model.shared_steps
     uses = [branches_off.checkpoint(shared)] if branches_off is not None and shared else []
     return Task(
         name=model.name,

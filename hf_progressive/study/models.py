@@ -9,9 +9,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-from hf_progressive.config import LadderConfig, PhiConfig, TrainingConfig
+from hf_progressive.config import GrowthConfig, LadderConfig, PhiConfig, TrainingConfig
 from hf_progressive.config.renamed import former_name
 from hf_progressive.planning.ladder_plan import RungPlan
 from hf_progressive.training.training_run import schedule_steps
@@ -63,17 +63,27 @@ class InitialModel:
         if self.parent is None:
             config = {k: v for k, v in self.rung.size.config.to_diff_dict().items() if k != "transformers_version"}
             return f"{self.rung.name}-s{self.seed}-fresh-{digest([config, self.draw, self.fingerprint])}"
-        phi = dataclasses.asdict(self.ladder.phi)
+        phi = dataclasses.asdict(self.phi)
         estimates = {key: phi[key] for key in ("fisher", "subspace")} if self.estimates_inheritance else None
-        terms = [self.ladder.phi.ewc_lambda > 0, self.ladder.phi.gamma > 0]
-        growth = {k: v for k, v in dataclasses.asdict(self.ladder.growth).items() if not k.startswith("max_")}
+        terms = [self.phi.ewc_lambda > 0, self.phi.gamma > 0]
+        growth = {k: v for k, v in dataclasses.asdict(self.growth).items() if not k.startswith("max_")}
         made_of = [self.parent.name, self.rung.target, growth, self.draw, self.carry_moments, estimates, terms]
         return f"{self.rung.name}-s{self.seed}-grown-{digest(made_of)}"
 
     @property
+    def growth(self) -> GrowthConfig:
+        """How it is made from its parent."""
+        return self.ladder.growth_of(self.rung.name)
+
+    @property
+    def phi(self) -> PhiConfig:
+        """The penalty whose estimates are made of its parent."""
+        return self.ladder.phi_of(self.rung.name)
+
+    @property
     def estimates_inheritance(self) -> bool:
         """Whether Φ is on, so that its estimates have to be made of the parent."""
-        return self.parent is not None and not self.ladder.phi.is_off
+        return self.parent is not None and not self.phi.is_off
 
     @property
     def lineage(self) -> list["FinishedModel"]:
@@ -94,7 +104,22 @@ class InitialModel:
     def source(self) -> str:
         """The checkpoint that it is grown from: the parent after its decay, or before it where the recipe says so."""
         assert self.parent is not None
-        return f"{self.parent.name}/{self.ladder.growth.parent}"
+        return self.parent.final if not self.parent.decays else f"{self.parent.name}/{self.growth.parent}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkPlace:
+    """Where on a trunk a training run stands, and how its rate rises there."""
+
+    steps_before: int
+    """Steps of the trunk before the run's first."""
+
+    rewarm_steps: int | None
+    """Steps over which the rate rises again after the growth; None on the first stage, which warms up like a
+    baseline."""
+
+    rewarm: Literal["all", "new"]
+    """Whose rate rises again: every entry's, or that of new ones alone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,6 +151,9 @@ class TrainingSetup:
     order: int | None
     """Seed of the order of the data; None for the corpus's own order."""
 
+    trunk: TrunkPlace | None = None
+    """Where on a trunk it is; None for baselines and chains."""
+
     @cached_property
     def name(self) -> str:
         """Unique name."""
@@ -140,33 +168,54 @@ class TrainingSetup:
         )
         course = [self.learning_rate, self.warmup_steps, self.cold_steps, self.first_block, self.order, penalty]
         made_of = [self.initial.name, settings, *course]
+        if self.trunk is not None:
+            made_of.append(dataclasses.asdict(self.trunk))
         return f"{self.initial.rung.name}-s{self.initial.seed}-{digest(made_of)}"
 
     @property
+    def steps_before(self) -> int:
+        """Steps of the trunk before its first; 0 outside of trunks."""
+        return 0 if self.trunk is None else self.trunk.steps_before
+
+    @property
     def warmup_steps(self) -> int:
-        """Steps of warm-up."""
-        return schedule_steps(self.training, self.cold_steps)[0]
+        """Steps over which the rate rises at the beginning."""
+        if self.trunk is None or self.trunk.rewarm_steps is None:
+            return schedule_steps(self.training, self.cold_steps)[0]
+        return self.trunk.rewarm_steps
+
+    @property
+    def rewarms_new(self) -> bool:
+        """Whether it rises so for new entries alone."""
+        return self.trunk is not None and self.trunk.rewarm_steps is not None and self.trunk.rewarm == "new"
 
     def finished(self, fraction: float) -> "FinishedModel":
-        """Return the model that is finished at a share of the baseline's full budget."""
+        """Return the model that is finished at a share of the baseline's full budget, its trunk's steps included."""
         return FinishedModel(setup=self, fraction=fraction)
+
+    def stage(self, until: float) -> "FinishedModel":
+        """Return the model as it is on the trunk at a share of the end's full budget, without a decay."""
+        return FinishedModel(setup=self, fraction=until, decays=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinishedModel:
-    """A model at the end of its training run, decay included."""
+    """A model at the end of its training run, decay included; or a stage of a trunk, which has none."""
 
     setup: TrainingSetup
     """How it trains."""
 
     fraction: float
-    """Share of the baseline's full budget that it trains for."""
+    """Share of the baseline's full budget that it trains for, its trunk's steps before it included."""
+
+    decays: bool = True
+    """Whether its rate falls at the end."""
 
     @cached_property
     def name(self) -> str:
         """Unique name."""
-        kind = "cold" if self.initial.parent is None else "child"
-        made_of = [self.setup.name, self.steps]
+        kind = "trunk" if not self.decays else "cold" if self.initial.parent is None else "child"
+        made_of = [self.setup.name, self.steps, *([] if self.decays else ["constant"])]
         return f"{self.initial.rung.name}-s{self.initial.seed}-{kind}-f{self.fraction:g}-{digest(made_of)}"
 
     @property
@@ -177,7 +226,12 @@ class FinishedModel:
     @property
     def steps(self) -> int:
         """Optimizer steps from the initial model to the end."""
-        return max(1, round(self.fraction * self.setup.cold_steps))
+        return max(1, self.steps_on_trunk - self.setup.steps_before)
+
+    @property
+    def steps_on_trunk(self) -> int:
+        """Optimizer steps from the fresh weights of its trunk to its end; outside of trunks, as `steps`."""
+        return round(self.fraction * self.setup.cold_steps)
 
     @property
     def tokens(self) -> int:
@@ -191,13 +245,25 @@ class FinishedModel:
 
     @property
     def decay_steps(self) -> int:
-        """Steps of its decay."""
-        return schedule_steps(self.setup.training, self.steps, self.setup.warmup_steps)[1]
+        """Steps of its decay: in a trunk, of as many as its baseline's of that budget, if it has them."""
+        if not self.decays:
+            return 0
+        steps, warmup = self.steps, self.setup.warmup_steps
+        of_baseline = schedule_steps(self.setup.training, self.setup.steps_before + steps, warmup)[1]
+        return min(of_baseline, max(0, steps - warmup))
 
     @property
     def decay_begins(self) -> int:
-        """The last step before its decay, up to which it equals every longer run of its setup."""
+        """The last step before its decay."""
         return self.steps - self.decay_steps
+
+    @property
+    def shared_steps(self) -> int:
+        """The last step from which it can branch off a longer run of its setup, which it equals until its decay.
+
+        A stage leaves its last one to be taken, so that it is a training run like any other.
+        """
+        return self.decay_begins if self.decays else self.steps - 1
 
     @property
     def final(self) -> str:

@@ -1,10 +1,10 @@
 """What recipes achieved: per rung over the seeds, for the family, and for Φ against its absence."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from hf_progressive.config import RecipeConfig
-from hf_progressive.records.interval import Interval, mean_interval
+from hf_progressive.records.interval import mean_interval
+from hf_progressive.records.last_model import LastModelCost, cost_at_match, over_seeds
 from hf_progressive.records.study_outcome import (
     Advantage,
     Difference,
@@ -17,9 +17,9 @@ from hf_progressive.records.study_outcome import (
     RecipeStep,
     SeedOutcome,
 )
-from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.points import Point, Transfer, bits_per_byte_at, crossing, target_of, transfer
-from hf_progressive.study.results import StudyResults
+from hf_progressive.study.results import StudyResults, complete_seeds, named, with_ends
+from hf_progressive.study.trunk_outcome import trunk_alone, trunk_outcome
 
 _BEYOND = 0.05  # of FLOPs: how far Φ's estimates may carry a point beyond the reference's last
 
@@ -32,10 +32,12 @@ def rung_outcome(results: StudyResults, recipe: RecipeConfig, rung: str) -> Reci
         `gap_bits_per_byte` says how much is missing; where one matched at its smallest budget already, they are lower
         bounds (`at_least`), and their intervals have no upper end.
     """
+    if recipe.trunk:
+        return trunk_outcome(results, recipe, rung)
     plan = results.plan
     index = plan.rungs.index(rung)
     seeds, transfers, pairs, as_trained = [], [], [], []
-    for seed, child, cold, parent in _complete_seeds(results, recipe, rung):
+    for seed, child, cold, parent in complete_seeds(results, recipe, rung):
         seeds.append(seed)
         pairs.append((child, cold))
         transfers.append(transfer(child, cold, results.lineage_flops(parent)))
@@ -44,41 +46,46 @@ def rung_outcome(results: StudyResults, recipe: RecipeConfig, rung: str) -> Reci
         return None
     sizes = [plan.ladder.rungs[i].size.flops for i in (index - 1, index)]
     matched = all(item.eta is not None for item in transfers)
-    eta = mean_interval([item.eta for item in transfers if item.eta is not None]) if matched else None
-    saving = mean_interval([item.saving for item in transfers if item.saving is not None]) if matched else None
+    eta = [item.eta for item in transfers if item.eta is not None] if matched else None
+    saving = [item.saving for item in transfers if item.saving is not None] if matched else None
     at_least = any(item.crossing.reached == "at_most" for item in transfers)
     return RecipeStep(
         parent=plan.rungs[index - 1],
         child=rung,
         c_parent_over_c_cold=sizes[0] / sizes[1],
-        **_named("saving", saving, at_least=at_least),
-        **_named("eta", eta, at_least=at_least),
+        **named("saving", saving, at_least=at_least),
+        **named("eta", eta, at_least=at_least),
         at_least=at_least,
         matched=sum(item.eta is not None for item in transfers),
         seeds=len(seeds),
         gap_bits_per_byte=mean_interval([item.crossing.gap_bits_per_byte for item in transfers]).mean,
-        gap_as_trained=MeanGap(**_with_ends("mean", as_trained)),
+        gap_as_trained=MeanGap(**with_ends("mean", as_trained)),
         c_cold=sizes[1],
         c_parent=_mean([item.parent_flops for item in transfers]),
         c_child=_mean([item.crossing.flops for item in transfers if item.crossing.flops]) if matched else None,
         by_seed=tuple(_seed_outcome(seed, item) for seed, item in zip(seeds, transfers, strict=True)),
         advantage=tuple(_advantages(pairs)),
+        last_model_cost=_last_model_cost(seeds, transfers, pairs) if matched else None,
     )
 
 
-def _complete_seeds(
-    results: StudyResults, recipe: RecipeConfig, rung: str
-) -> Iterator[tuple[int, list[Point], list[Point], FinishedModel]]:
-    # The seeds whose children and baselines are all finished: seed, children, baselines, and what they grew from.
-    for seed in results.plan.config.seeds:
-        models = results.plan.children.get((recipe.name, rung, seed))
-        child = results.points(models) if models else None
-        cold = results.points(results.plan.cold[rung, seed])
-        if not models or child is None or cold is None:
-            continue
-        parent = models[0].initial.parent
-        assert parent is not None
-        yield seed, child, cold, parent
+def _last_model_cost(
+    seeds: Sequence[int], transfers: Sequence[Transfer], pairs: Sequence[tuple[list[Point], list[Point]]]
+) -> LastModelCost:
+    costs = []
+    for seed, item, (_, cold) in zip(seeds, transfers, pairs, strict=True):
+        assert item.crossing.flops is not None
+        at_most = item.crossing.reached == "at_most"
+        costs.append(
+            cost_at_match(
+                seed=seed,
+                lineage_flops=item.parent_flops,
+                match_flops=item.crossing.flops,
+                baseline=target_of(cold),
+                at_most=at_most,
+            )
+        )
+    return over_seeds(costs)
 
 
 def _bits_per_byte_after(child: Sequence[Point], fraction: float) -> float:
@@ -93,22 +100,6 @@ def _bits_per_byte_after(child: Sequence[Point], fraction: float) -> float:
 
 def _mean(values: Sequence[float]) -> float | None:
     return mean_interval(values).mean if values else None
-
-
-def _named(name: str, interval: Interval | None, *, at_least: bool = False, at_most: bool = False) -> dict[str, Any]:
-    # Of values that are bounds themselves, an interval has one end only.
-    parts = ["low", "high", "bootstrap_low", "bootstrap_high"]
-    open_end = {"high"} if at_least else {"low"} if at_most else set()
-    values = {name: None if interval is None else interval.mean}
-    for part in parts:
-        known = interval is not None and part.removeprefix("bootstrap_") not in open_end
-        values[f"{name}_{part}"] = getattr(interval, part) if known else None
-    return values
-
-
-def _with_ends(name: str, values: Sequence[float]) -> dict[str, Any]:
-    interval = mean_interval(values)
-    return {name: interval.mean, "low": interval.low, "high": interval.high}
 
 
 def _seed_outcome(seed: int, item: Transfer) -> SeedOutcome:
@@ -142,22 +133,24 @@ def family_outcome(results: StudyResults, recipe: RecipeConfig) -> FamilyOutcome
     By inheritance, the first rung trains for its whole budget, each grown one as it was trained to be a parent, and
     the last one to its crossing.
     """
+    if recipe.trunk:
+        return trunk_alone(results, recipe)
     sizes = [float(rung.size.flops) for rung in results.plan.ladder.rungs]
     last = results.plan.rungs[-1]
     totals: list[float | None] = []
     at_most = False
-    for _, child, cold, parent in _complete_seeds(results, recipe, last):
+    for _, child, cold, parent in complete_seeds(results, recipe, last):
         found = crossing(child, target_of(cold).bits_per_byte)
         at_most |= found.reached == "at_most"
         totals.append(None if found.flops is None else results.lineage_flops(parent) + found.flops)
     known = [total for total in totals if total is not None]
     complete = bool(known) and len(known) == len(totals)
-    ratio = mean_interval([total / sizes[-1] for total in known]) if complete else None
+    ratio = [total / sizes[-1] for total in known] if complete else None
     return FamilyOutcome(
         cold=sum(sizes),
         inherited=_mean(known) if complete else None,
         last_alone=sizes[-1],
-        **_named("over_last_alone", ratio, at_most=at_most),
+        **named("over_last_alone", ratio, at_most=at_most),
         at_most=at_most,
         seeds=len(totals),
     )
@@ -217,8 +210,8 @@ def _phi_points(results: StudyResults, recipe: str, reference: str, rung: str) -
             fraction=fraction,
             flops=flops[fraction],
             seeds=len(values),
-            **_with_ends("difference", values),
-            at_equal_tokens=Difference(**_with_ends("difference", tokens[fraction])) if fraction in tokens else None,
+            **with_ends("difference", values),
+            at_equal_tokens=Difference(**with_ends("difference", tokens[fraction])) if fraction in tokens else None,
         )
         for fraction, values in sorted(differences.items())
     ]

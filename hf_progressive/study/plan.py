@@ -1,5 +1,6 @@
 """The whole of a study, laid out before any compute: who needs which models, and in which order they are trained."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +9,9 @@ from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
 from hf_progressive.study.model_tasks import model_tasks
 from hf_progressive.study.models import FinishedModel, InitialModel, TrainingSetup
+from hf_progressive.study.rates import TriedRate, at_rate
 from hf_progressive.study.tasks import Task
+from hf_progressive.study.trunks import peak_learning_rate, trunk_end
 from hf_progressive.training.arguments import check_arguments
 
 _SEED_STRIDE = 1000  # between the seeds of two studies' seeds, so that no two rungs share a draw
@@ -30,8 +33,17 @@ class StudyPlan:
     children: dict[tuple[str, str, int], list[FinishedModel]]
     """The children that a recipe is measured by, by recipe, rung and seed."""
 
+    trunks: dict[tuple[str, str], LadderPlan]
+    """The sizes of a trunk, by recipe and the rung that it ends in."""
+
     swept: list[tuple[Literal["cold", "child"], float, FinishedModel]]
     """Models of the sweep: `cold` or `child`, peak learning rate, model."""
+
+    tried: list[TriedRate]
+    """Rates of `learning_rates.rates`."""
+
+    rate_tasks: list[Task]
+    """The tasks of these alone."""
 
     tasks: list[Task]
     """All tasks in the order in which to take them; a task stands after those it needs."""
@@ -60,9 +72,18 @@ def plan_study(config: StudyConfig, fingerprint: str) -> StudyPlan:
 class _Planner:
     def __init__(self, config: StudyConfig, fingerprint: str) -> None:
         self.config, self.fingerprint = config, fingerprint
-        self.ladder = plan_ladder(config.ladder)
-        self.ladders = {recipe.name: config.ladder_of(recipe) for recipe in config.recipes}
-        self.plans = {recipe.name: self._planned(recipe) for recipe in config.recipes}
+        self.ladder = _rungs_alone(config.ladder) if config.of_trunks else plan_ladder(config.ladder)
+        self.indices = {rung.name: rung.index for rung in self.ladder.rungs}
+        self.width = self.ladder.rungs[-1].size.config.hidden_size
+        chains = [recipe for recipe in config.recipes if not recipe.trunk]
+        self.ladders = {recipe.name: config.ladder_of(recipe) for recipe in chains}
+        self.plans = {recipe.name: self._planned(recipe) for recipe in chains}
+        self.trunks = {
+            (recipe.name, end): self._planned_trunk(recipe, end)
+            for recipe in config.recipes
+            if recipe.trunk
+            for end in config.rungs_of(recipe)
+        }
         self.first_blocks = self._first_blocks()
 
     def _planned(self, recipe: RecipeConfig) -> LadderPlan:
@@ -73,9 +94,18 @@ class _Planner:
         except ValueError as error:
             raise ValueError(f"recipe {recipe.name!r}: {error}") from None
 
+    def _planned_trunk(self, recipe: RecipeConfig, end: str) -> LadderPlan:
+        try:
+            return plan_ladder(self.config.trunk_of(recipe, end))
+        except ValueError as error:
+            raise ValueError(f"recipe {recipe.name!r}: {error}") from None
+
     def _first_blocks(self) -> list[int]:
         # Where each rung begins to read: behind all that any rung below may have read, whatever its recipe or length,
         # so that a recipe added later changes nothing of what is there. Child and baseline begin at the same block.
+        # In a study of trunks alone no rung comes from another, and all read from the first block on.
+        if self.config.of_trunks:
+            return [0] * len(self.ladder.rungs)
         recipes = [self.config.fractions_of(recipe)[-1] for recipe in self.config.recipes]
         share = max(1.0, *self.config.cold_fractions, *self.config.child_fractions, *recipes)
         blocks, first = [], 0
@@ -86,12 +116,38 @@ class _Planner:
 
     def cold(self, index: int, seed: int, learning_rate: float | None = None) -> TrainingSetup:
         rung, ladder = self.ladder.rungs[index], self.config.ladder
-        return self._setup(rung, seed, ladder, learning_rate or ladder.training.learning_rate)
+        if self.config.of_trunks:
+            ladder = at_rate(ladder, learning_rate)
+            return self._setup(rung, seed, ladder, peak_learning_rate(ladder, rung.name, rung.size.config, self.width))
+        rate = learning_rate or peak_learning_rate(ladder, rung.name, rung.size.config, self.width)
+        return self._setup(rung, seed, ladder, rate)
 
     def child(self, recipe: RecipeConfig, index: int, seed: int, learning_rate: float | None = None) -> TrainingSetup:
+        if recipe.trunk:
+            return self._trunk(recipe, index, seed, learning_rate)
         rung, ladder = self.plans[recipe.name].rungs[index], self.ladders[recipe.name]
-        rate = learning_rate or ladder.training.inherited_learning_rate or ladder.training.learning_rate
+        rate = learning_rate or ladder.training_of(rung.name).inherited_learning_rate
+        rate = rate or peak_learning_rate(ladder, rung.name, rung.size.config, self.width)
         return self._setup(rung, seed, ladder, rate, self._parent(recipe, index - 1, seed), recipe.carry_moments)
+
+    def _trunk(self, recipe: RecipeConfig, index: int, seed: int, learning_rate: float | None) -> TrainingSetup:
+        plan = self.trunks[recipe.name, self.ladder.rungs[index].name]
+        return trunk_end(
+            dataclasses.replace(plan, config=at_rate(plan.config, learning_rate)),
+            seed=seed,
+            draw=self._draw(index, seed),
+            fingerprint=self.fingerprint,
+            first_block=self.first_blocks[index],
+            order=self._order(seed),
+            width=self.width,
+        )
+
+    def _draw(self, index: int, seed: int) -> int:
+        return self.config.ladder.seed + _SEED_STRIDE * seed + index
+
+    def _order(self, seed: int) -> int | None:
+        shuffle_seed = self.config.ladder.data.shuffle_seed
+        return None if shuffle_seed is None else shuffle_seed + seed
 
     def _parent(self, recipe: RecipeConfig, index: int, seed: int) -> FinishedModel:
         # What a recipe's children on the next rung grow from.
@@ -109,11 +165,10 @@ class _Planner:
         parent: FinishedModel | None = None,
         carry_moments: bool = False,
     ) -> TrainingSetup:
-        study, shuffle_seed = self.config.ladder, self.config.ladder.data.shuffle_seed
         initial = InitialModel(
             rung=rung,
             seed=seed,
-            draw=study.seed + _SEED_STRIDE * seed + rung.index,
+            draw=self._draw(rung.index, seed),
             fingerprint=self.fingerprint,
             ladder=ladder,
             parent=parent,
@@ -121,12 +176,12 @@ class _Planner:
         )
         return TrainingSetup(
             initial=initial,
-            training=ladder.training,
-            phi=ladder.phi if initial.estimates_inheritance else None,
+            training=ladder.training_of(rung.name),
+            phi=initial.phi if initial.estimates_inheritance else None,
             learning_rate=learning_rate,
             cold_steps=rung.size.steps,
             first_block=self.first_blocks[rung.index],
-            order=None if shuffle_seed is None else shuffle_seed + seed,
+            order=self._order(seed),
         )
 
     def plan(self) -> StudyPlan:
@@ -136,35 +191,71 @@ class _Planner:
         asked: list[FinishedModel] = []
         for seed in config.seeds:
             for index, rung in enumerate(self.ladder.rungs):  # a step is measured before the next one begins
-                fractions = config.cold_fractions if index else (1.0,)
+                fractions = config.cold_fractions if rung.name in config.measured_rungs else (1.0,)
                 setup = self.cold(index, seed)
                 cold[rung.name, seed] = [setup.finished(fraction) for fraction in fractions]
                 asked += cold[rung.name, seed]
-                for recipe in config.recipes if index else ():
-                    if _measures(recipe, rung.name, seed):
+                for recipe in config.recipes:
+                    if rung.name in config.rungs_of(recipe) and (recipe.seeds is None or seed in recipe.seeds):
                         setup, key = self.child(recipe, index, seed), (recipe.name, rung.name, seed)
                         children[key] = [setup.finished(fraction) for fraction in config.fractions_of(recipe)]
                         asked += children[key]
-        swept = list(self._swept())
+        swept, tried = list(self._swept()), list(self._tried())
+        trials = [model for rate in tried for model in rate.models]
         labels = {models[0].setup.name: recipe for (recipe, _, _), models in reversed(children.items())}
         rates = {model.name: f"rate {rate:g}" for _, rate, model in swept}
+        rates |= {
+            model.name: f"{rate.recipe or 'cold'}, rate {rate.learning_rate:g}"
+            for rate in tried
+            for model in rate.models
+        }
 
         def title(model: FinishedModel) -> str:
             made_as = "cold" if model.initial.parent is None else labels.get(model.setup.name, "parent")
             rung, seed = model.initial.rung.name, model.initial.seed
+            made_as = made_as if model.decays else "trunk"
             return f"{rung} {rates.get(model.name, made_as)}, seed {seed}, {model.fraction:g}"
 
-        tasks = model_tasks([*asked, *(model for _, _, model in swept)], title)
-        return StudyPlan(config=config, ladder=self.ladder, cold=cold, children=children, swept=swept, tasks=tasks)
+        return StudyPlan(
+            config=config,
+            ladder=self.ladder,
+            cold=cold,
+            children=children,
+            trunks=self.trunks,
+            swept=swept,
+            tried=tried,
+            rate_tasks=model_tasks(trials, title),
+            tasks=model_tasks([*trials, *asked, *(model for _, _, model in swept)], title),
+        )
 
     def _swept(self) -> Iterator[tuple[Literal["cold", "child"], float, FinishedModel]]:
         rates, seed, recipe = self.config.learning_rates, self.config.seeds[0], self.config.headline_recipe
-        index = 1 if rates.rung is None else [rung.name for rung in self.ladder.rungs].index(rates.rung)
+        index = self.indices[rates.rung or self.config.rungs_of(recipe)[0]]
         for rate in rates.cold:
             yield "cold", rate, self.cold(index, seed, rate).finished(1.0)
+        share = self.config.fractions_of(recipe)[-1] if recipe.trunk else recipe.parent_fraction
         for rate in rates.child:
-            yield "child", rate, self.child(recipe, index, seed, rate).finished(recipe.parent_fraction)
+            yield "child", rate, self.child(recipe, index, seed, rate).finished(share)
+
+    def _tried(self) -> Iterator[TriedRate]:
+        # Every length at every rate: the decays cost less than training the best rate's again once it is known.
+        config, sweep, seed = self.config, self.config.learning_rates, self.config.seeds[0]
+        for rate in sweep.rates:
+            index = self.indices[sweep.rung or config.measured_rungs[0]]
+            models = [self.cold(index, seed, rate).finished(fraction) for fraction in config.cold_fractions]
+            yield TriedRate(recipe=None, learning_rate=rate, models=models[: config.cold_fractions.index(1.0) + 1])
+        for recipe in config.recipes:
+            if sweep.recipes is not None and recipe.name not in sweep.recipes:
+                continue
+            index = self.indices[sweep.rung or config.rungs_of(recipe)[0]]
+            for rate in sweep.rates:
+                setup = self.child(recipe, index, seed, rate)
+                models = [setup.finished(fraction) for fraction in config.fractions_of(recipe)]
+                yield TriedRate(recipe=recipe.name, learning_rate=rate, models=models)
 
 
-def _measures(recipe: RecipeConfig, rung: str, seed: int) -> bool:
-    return (recipe.rungs is None or rung in recipe.rungs) and (recipe.seeds is None or seed in recipe.seeds)
+def _rungs_alone(config: LadderConfig) -> LadderPlan:
+    # The rungs by themselves: none is grown from another.
+    alone = (plan_ladder(dataclasses.replace(config, rungs=(rung,), cold="none")).rungs[0] for rung in config.rungs)
+    rungs = tuple(dataclasses.replace(rung, index=index) for index, rung in enumerate(alone))
+    return LadderPlan(config=config, rungs=rungs)

@@ -1,10 +1,15 @@
 """study.json, put together from the results of a study's tasks."""
 
+from collections.abc import Iterator
+from typing import Literal
+
 from accelerate import PartialState
 
 from hf_progressive.config import RecipeConfig
 from hf_progressive.data import Corpus
 from hf_progressive.records.environment import environment
+from hf_progressive.records.last_model import LastModelCost
+from hf_progressive.records.stages import TrunkStage
 from hf_progressive.records.study import (
     CorpusSummary,
     FailedTask,
@@ -42,13 +47,16 @@ def study_record(results: StudyResults, corpus: Corpus, state: PartialState) -> 
             rungs=tuple(step.outline() for step in headline.rungs),
             family=headline.family,
             phi_effect=phi_outcome(results),
+            last_model_cost=_last_model_cost(headline, plan.rungs[-1]),
         ),
         rungs=tuple(_model_record(plan, index) for index in range(len(plan.rungs))),
         cold=tuple(_runs(results, rung, seed, models) for (rung, seed), models in plan.cold.items()),
         recipes=tuple(recipes),
         learning_rates=tuple(
-            SweptRate(kind=kind, rung=model.initial.rung.name, learning_rate=rate, point=results.record(model))
-            for kind, rate, model in plan.swept
+            SweptRate(
+                kind=kind, rung=model.initial.rung.name, learning_rate=rate, point=results.record(model), recipe=recipe
+            )
+            for kind, recipe, rate, model in _swept(plan)
         ),
         failed=tuple(_failures(results)),
         costs=_costs(results),
@@ -58,9 +66,20 @@ def study_record(results: StudyResults, corpus: Corpus, state: PartialState) -> 
     )
 
 
+def _last_model_cost(recipe: RecipeRecord, last: str) -> LastModelCost | None:
+    return next((step.last_model_cost for step in recipe.rungs if step.child == last), None)
+
+
+def _swept(plan: StudyPlan) -> Iterator[tuple[Literal["cold", "child"], str | None, float, FinishedModel]]:
+    for kind, rate, model in plan.swept:
+        yield kind, None, rate, model
+    for tried in plan.tried:
+        yield "cold" if tried.recipe is None else "child", tried.recipe, tried.learning_rate, tried.models[-1]
+
+
 def _recipe_record(results: StudyResults, recipe: RecipeConfig) -> RecipeRecord:
     plan = results.plan
-    outcomes = (rung_outcome(results, recipe, rung) for rung in plan.rungs[1:])
+    outcomes = (rung_outcome(results, recipe, rung) for rung in plan.config.measured_rungs)
     return RecipeRecord(
         name=recipe.name,
         overrides=dict(recipe.set),
@@ -74,7 +93,23 @@ def _recipe_record(results: StudyResults, recipe: RecipeConfig) -> RecipeRecord:
             for (name, rung, seed), models in plan.children.items()
             if name == recipe.name
         ),
+        trunk=tuple(_stages(plan, recipe)) if recipe.trunk else (),
     )
+
+
+def _stages(plan: StudyPlan, recipe: RecipeConfig) -> Iterator[TrunkStage]:
+    # Of the trunk that ends in the recipe's largest rung.
+    end = plan.config.rungs_of(recipe)[-1]
+    seed = plan.config.seeds[0] if recipe.seeds is None else recipe.seeds[0]
+    for stage in plan.children[recipe.name, end, seed][0].initial.lineage:
+        size = stage.initial.rung.size
+        yield TrunkStage(
+            name=size.name,
+            until=stage.fraction,
+            parameters=size.parameters.total,
+            flops_per_token=size.flops_per_token,
+            learning_rate=stage.setup.learning_rate,
+        )
 
 
 def _runs(results: StudyResults, rung: str, seed: int, models: list[FinishedModel]) -> Runs:
@@ -104,7 +139,7 @@ def _failures(results: StudyResults) -> list[FailedTask]:
 def _costs(results: StudyResults) -> StudyCosts:
     # What the study itself spent: steps that several runs share once; estimates once per initial model.
     training = estimates = seconds = sweep = 0.0
-    swept = {model.name for _, _, model in results.plan.swept}
+    swept = {model.name for _, _, _, model in _swept(results.plan)}
     for task in results.plan.tasks:
         result = results.result(task.name)
         if result is None or "failed" in result:

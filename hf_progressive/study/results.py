@@ -1,9 +1,11 @@
 """Results on the disk, read as points by recipe, rung and seed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_progressive.config import RecipeConfig
+from hf_progressive.records.interval import mean_interval
 from hf_progressive.records.study import FailedRun, FinishedRun
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.plan import StudyPlan
@@ -58,3 +60,41 @@ class StudyResults:
             repeats_from_token=result["data"]["repeats_from_token"],
             **{name: result[name] for name in names},
         )
+
+
+def complete_seeds(
+    results: StudyResults, recipe: RecipeConfig, rung: str
+) -> Iterator[tuple[int, list[Point], list[Point], FinishedModel]]:
+    """Yield the seeds whose children and baselines are all finished.
+
+    Yields:
+        Seed, children, baselines, and the model that the children grew from.
+    """
+    for seed in results.plan.config.seeds:
+        models = results.plan.children.get((recipe.name, rung, seed))
+        child = results.points(models) if models else None
+        cold = results.points(results.plan.cold[rung, seed])
+        if not models or child is None or cold is None:
+            continue
+        parent = models[0].initial.parent
+        assert parent is not None
+        yield seed, child, cold, parent
+
+
+def named(
+    name: str, values: Sequence[float] | None, *, at_least: bool = False, at_most: bool = False
+) -> dict[str, Any]:
+    """Return a mean with the ends of its intervals as a record's fields; of bounds, an interval has one end only."""
+    interval = None if values is None else mean_interval(values)
+    open_end = {"high"} if at_least else {"low"} if at_most else set()
+    fields: dict[str, Any] = {name: None if interval is None else interval.mean}
+    for part in ("low", "high", "bootstrap_low", "bootstrap_high"):
+        known = interval is not None and part.removeprefix("bootstrap_") not in open_end
+        fields[f"{name}_{part}"] = getattr(interval, part) if known else None
+    return fields
+
+
+def with_ends(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """Return a mean and the ends of its interval as a record's fields."""
+    interval = mean_interval(values)
+    return {name: interval.mean, "low": interval.low, "high": interval.high}

@@ -9,7 +9,7 @@ STUDY/locks/
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import yaml
 
 from hf_progressive import storage
 from hf_progressive.config import StudyConfig
-from hf_progressive.data import prepare_corpus
+from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.distributed.processes import current_processes
 from hf_progressive.storage.agreement import agreed
 from hf_progressive.storage.full_disk import FullDiskNamed
 from hf_progressive.storage.locks import wait_lock
-from hf_progressive.study.plan import plan_study
+from hf_progressive.study.plan import StudyPlan, plan_study
 from hf_progressive.study.progress import Progress
+from hf_progressive.study.rates import with_best_rates
 from hf_progressive.study.record import study_record
 from hf_progressive.study.results import StudyResults
 from hf_progressive.study.runner import TaskFolder, run_tasks
@@ -42,7 +43,8 @@ def run_study(
     """Carry out a study, or the rest of one.
 
     Started several times on one folder, the processes share the work. A process killed at any moment leaves a task
-    that the next one takes up from its newest complete checkpoint.
+    that the next one takes up from its newest complete checkpoint. Where learning rates are to be tried, that comes
+    first; what follows takes the best of them.
 
     Args:
         config: The study.
@@ -61,7 +63,6 @@ def run_study(
         raise ValueError("a study's runs train in one process each; start the command itself several times instead")
     ladder, root = config.ladder, Path(output_dir)
     plan_study(config, fingerprint="")  # what cannot be grown is said before anything is written
-    state = current_processes()
     with (
         FullDiskNamed(root),
         agreed(root / CONFIG_NAME, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)) as alike,
@@ -72,22 +73,42 @@ def run_study(
             )
         corpus = prepare_corpus(ladder.data, ladder.model.context, root / "data")
         plan = plan_study(config, corpus.fingerprint)
-        folder = TaskFolder(root, plan.tasks)
-        worker = Worker(folder=folder, corpus=corpus, state=state)
-        progress = Progress(folder)
+        if plan.tried:
+            _Round(root, plan, plan.rate_tasks, corpus, on_record).run()
+            results = TaskFolder(root, plan.rate_tasks)
+            plan = plan_study(with_best_rates(config, plan.tried, results.result), corpus.fingerprint)
+        return _Round(root, plan, plan.tasks, corpus, on_record).run()
 
-        def write_record() -> dict[str, Any]:
-            with wait_lock(root / ".record.lock"):
-                record = study_record(StudyResults(plan=plan, result=folder.result), corpus, state).to_dict()
-                storage.write_json(root / RECORD_NAME, record)
-            if on_record is not None:
-                on_record(record)
-            return record
 
-        def finished(task: Task) -> None:
-            progress.report(task)
-            write_record()
+class _Round:
+    # Some of a plan's tasks, carried out to the last, with the record kept up to date.
+    def __init__(
+        self,
+        root: Path,
+        plan: StudyPlan,
+        tasks: Sequence[Task],
+        corpus: Corpus,
+        on_record: Callable[[dict[str, Any]], object] | None,
+    ) -> None:
+        self.root, self.plan, self.corpus, self.on_record = root, plan, corpus, on_record
+        self.folder, self.state = TaskFolder(root, tasks), current_processes()
+        self.worker = Worker(folder=self.folder, corpus=corpus, state=self.state)
+        self.progress = Progress(self.folder)
 
-        write_record()
-        run_tasks(folder, lambda task: worker.carry_out(task, progress.title(task)), finished)
-        return write_record()
+    def run(self) -> dict[str, Any]:
+        self.write_record()
+        run_tasks(self.folder, lambda task: self.worker.carry_out(task, self.progress.title(task)), self._finished)
+        return self.write_record()
+
+    def _finished(self, task: Task) -> None:
+        self.progress.report(task)
+        self.write_record()
+
+    def write_record(self) -> dict[str, Any]:
+        with wait_lock(self.root / ".record.lock"):
+            results = StudyResults(plan=self.plan, result=self.folder.result)
+            record = study_record(results, self.corpus, self.state).to_dict()
+            storage.write_json(self.root / RECORD_NAME, record)
+        if self.on_record is not None:
+            self.on_record(record)
+        return record

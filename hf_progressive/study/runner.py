@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_progressive import storage
-from hf_progressive.storage.locks import try_lock
+from hf_progressive.storage.locks import try_lock, wait_lock
 from hf_progressive.study.tasks import Task, maker_of
 from hf_progressive.training.checkpoints import remove_leftovers
 
@@ -73,6 +73,10 @@ class TaskFolder:
     def lock(self, task: Task) -> contextlib.AbstractContextManager[bool]:
         """Return a context that takes a task, if no other process has it, and says whether it did."""
         return try_lock(self.root / "locks" / f"{task.name}.lock")
+
+    def settling(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context in which no other process ends a task and deletes what is no longer needed."""
+        return wait_lock(self.root / "locks" / ".settling.lock")
 
     def unfinished(self) -> list[Task]:
         """Return what is still to be done, in order.
@@ -133,6 +137,8 @@ def run_tasks(
 ) -> None:
     """Take one task after the other until none is left, beside any other process that does the same.
 
+    When it returns no process will delete anything of these tasks any more.
+
     Args:
         folder: The tasks' files.
         carry_out: Does a task.
@@ -144,8 +150,9 @@ def run_tasks(
         if task is None:
             time.sleep(_POLL_SECONDS)
             continue
-        folder.prune()
         on_result(task)
+    with folder.settling():
+        pass
 
 
 def _take_one(folder: TaskFolder, carry_out: CarryOut, unfinished: Sequence[Task]) -> Task | None:
@@ -157,7 +164,10 @@ def _take_one(folder: TaskFolder, carry_out: CarryOut, unfinished: Sequence[Task
         with folder.lock(task) as free:
             # Another process may have finished it since.
             if free and task.name in {other.name for other in folder.unfinished()}:
-                storage.write_json(folder.result_path(task.name), _result(folder, carry_out, task))
+                result = _result(folder, carry_out, task)
+                with folder.settling():
+                    storage.write_json(folder.result_path(task.name), result)
+                    folder.prune()
                 return task
     return None
 

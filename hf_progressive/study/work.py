@@ -76,7 +76,7 @@ class Worker:
         if initial.parent is None:
             write_fresh(initial.rung.size.config, self.corpus.tokenizer, init, seed=initial.draw)
             return {**result, "parent": None, "estimates": {}, "seconds": time.monotonic() - began}
-        growth, source = initial.ladder.growth, self.folder.path(initial.source)
+        growth, source = initial.growth, self.folder.path(initial.source)
         report = grow_checkpoint(
             source,
             init,
@@ -111,7 +111,7 @@ class Worker:
         setup, corpus = parent.setup, self.corpus_in(parent.setup.order)
         estimates = estimate_inheritance(
             making,
-            initial.ladder.phi,
+            initial.phi,
             corpus,
             range(setup.first_block, setup.first_block + parent.tokens // corpus.context),
             flops_per_token=parent.initial.rung.size.flops_per_token,
@@ -171,7 +171,7 @@ class Worker:
     def _branch(self, task: Task, model: FinishedModel) -> Path | None:
         # The newest checkpoint of what the task uses in which the model's decay has not begun.
         found = [path for used in task.uses for path in self.folder.path(used).parent.glob("checkpoint-*")]
-        complete = [path for path in found if storage.is_complete(path) and 0 < _step_of(path) <= model.decay_begins]
+        complete = [path for path in found if storage.is_complete(path) and 0 < _step_of(path) <= model.shared_steps]
         return max(complete, key=_step_of, default=None)
 
     def _training_run(
@@ -198,6 +198,8 @@ class Worker:
             flops_before=estimates,
             seed=initial.draw,
             warmup_steps=setup.warmup_steps,
+            decay_steps=model.decay_steps,
+            rewarm_new=setup.rewarms_new,
             checkpoint_steps=frozenset(steps),
             branch_from=branch,
             optimizer=self.folder.path(initial.init) / OPTIMIZER_NAME if initial.carry_moments else None,
@@ -212,7 +214,7 @@ class Worker:
         if setup.phi is None:
             return None
         parent, init = self.folder.path(setup.initial.estimated_parent), self.folder.path(setup.initial.init)
-        return rung_penalty(setup.phi, setup.initial.ladder.growth, init=init, parent=parent)
+        return rung_penalty(setup.phi, setup.initial.growth, init=init, parent=parent)
 
     def _keep_weights(
         self, task: Task, model: FinishedModel, trainer: ProgressiveTrainer, branch: Path | None

@@ -148,7 +148,7 @@ def stop_early(record: dict[str, Any]) -> dict[str, Any]:
     family = headline["family"]
     unknown = dict.fromkeys(key for key in family if key.startswith(("inherited", "over_")))
     family = {**family, **unknown, "at_most": False, "seeds": 0}
-    record["headline"] = {**headline, "rungs": headline["rungs"][:-1], "family": family}
+    record["headline"] = {**headline, "rungs": headline["rungs"][:-1], "family": family, "last_model_cost": None}
     for recipe in record["recipes"]:
         recipe["rungs"], recipe["points"] = (
             recipe["rungs"][:-1],

@@ -23,10 +23,16 @@ HEAD_START = 0.55
 """Share of the cold budget at which every child is where its baseline ends, without estimates."""
 
 
+TRUNK_WORTH = 0.9
+"""Share of a trunk's steps that trains a baseline as far."""
+
+
 def bits_per_byte(model: FinishedModel) -> float:
     """Return LEVEL − SLOPE · ln(share), so that children match their baselines at HEAD_START of the cold FLOPs."""
     lead = 1.0 if model.initial.parent is None else HEAD_START
-    return LEVEL - SLOPE * math.log(model.steps / (lead * model.setup.cold_steps))
+    if model.setup.trunk is not None:
+        lead = 1 / TRUNK_WORTH
+    return LEVEL - SLOPE * math.log(model.steps_on_trunk / (lead * model.setup.cold_steps))
 
 
 def pretend(patch: pytest.MonkeyPatch, log: Path, before: Callable[[str], object] = lambda name: None) -> None:
@@ -57,7 +63,7 @@ def pretend(patch: pytest.MonkeyPatch, log: Path, before: Callable[[str], object
         setup, initial = model.setup, model.initial
         assert all(self.folder.is_there(path) for path in task.needs)
         assert initial.init in task.needs
-        branched_at = model.decay_begins if any(self.folder.is_there(path) for path in task.uses) else 0
+        branched_at = model.shared_steps if any(self.folder.is_there(path) for path in task.uses) else 0
         for path in task.makes:
             write(self.folder.path(path))
         per_token = initial.rung.size.flops_per_token

@@ -89,7 +89,7 @@ def draw_recipes(study: StudyRecord) -> "Figure":
 
     Recipes that neither matched nor were trained as long as others of the step are left out: they say nothing here.
     """
-    found = {rung.name: rows for rung in study.rungs[1:] if (rows := _of_step(study, rung.name))}
+    found = {rung.name: rows for rung in study.rungs if (rows := _of_step(study, rung.name))}
     with figure_style():
         figure, grid = _lines(found, 1, "transfer efficiency η (1: the whole family at the price of its largest)")
         for axes, rows in zip(grid, found.values(), strict=True):

@@ -1,0 +1,72 @@
+"""Peak learning rates tried on baselines and trunks, and the best of each side."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_progressive.config import LadderConfig, StudyConfig
+from hf_progressive.study.models import FinishedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriedRate:
+    """One rate on one side."""
+
+    recipe: str | None
+    """The recipe; None for the baseline."""
+
+    learning_rate: float
+    """The peak."""
+
+    models: list[FinishedModel]
+    """What is finished at it, the longest last: that one tells which rate is best."""
+
+
+def at_rate(ladder: LadderConfig, learning_rate: float | None) -> LadderConfig:
+    """Return a ladder with another peak learning rate; None leaves it as it is."""
+    if learning_rate is None:
+        return ladder
+    return dataclasses.replace(ladder, training=dataclasses.replace(ladder.training, learning_rate=learning_rate))
+
+
+def with_best_rates(
+    config: StudyConfig, tried: Sequence[TriedRate], result: Callable[[str], dict[str, Any] | None]
+) -> StudyConfig:
+    """Return a study in which baselines and every recipe have the best of the rates that were tried.
+
+    Args:
+        config: The study.
+        tried: The rates; a recipe that none was tried on takes the first tried one's best.
+        result: Gives a task's result by its name.
+
+    Raises:
+        ValueError: Nothing came of any rate on some side.
+    """
+    best: dict[str | None, float] = {}
+    for side in dict.fromkeys(rate.recipe for rate in tried):
+        found = {}
+        for rate in tried:
+            given = result(rate.models[-1].name) or {}
+            if rate.recipe == side and "bits_per_byte" in given:
+                found[rate.learning_rate] = given["bits_per_byte"]
+        name = "the baseline" if side is None else f"recipe {side!r}"
+        if not found:
+            raise ValueError(f"learning_rates.rates: training failed at every rate of {name}; try lower ones")
+        best[side] = min(found, key=lambda rate: found[rate])
+        at_end = best[side] in (min(found), max(found)) and len(found) > 1
+        note = ", which is the end of what was tried: widen learning_rates.rates" if at_end else ""
+        logger.info("%s: of the rates %s the best is %g%s", name, _listed(found), best[side], note)
+    first = next((side for side in best if side is not None), None)
+    recipes = (
+        dataclasses.replace(recipe, set={**recipe.set, "training.learning_rate": best.get(recipe.name, best[first])})
+        for recipe in config.recipes
+    )
+    return dataclasses.replace(config, ladder=at_rate(config.ladder, best[None]), recipes=tuple(recipes))
+
+
+def _listed(rates: Sequence[float] | dict[float, float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)

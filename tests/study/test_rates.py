@@ -1,0 +1,107 @@
+"""Rates that are tried on both sides, and the best of each that the study goes on with."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import study_pretence
+from ladder_fixtures import RUNGS
+from study_fixtures import study_config, study_mapping
+from study_pretence import pretend
+from trunk_studies import THIN, trunk_study
+
+from hf_progressive.study.models import FinishedModel
+from hf_progressive.study.plan import plan_study
+from hf_progressive.study.run import run_study
+
+RATES = [1e-3, 2e-3, 4e-3]
+BEST = {"cold": 2e-3, "child": 4e-3}
+RECIPES: list[dict[str, Any]] = [
+    {"name": "tried", "trunk": [{**THIN, "until": 0.4}]},
+    {"name": "untried", "trunk": [{**THIN, "until": 0.3}]},
+]
+
+
+@pytest.fixture
+def rates_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Tasks that pretend, of which baselines do best at one rate and trunks at another; returns their log."""
+    plain = study_pretence.bits_per_byte
+
+    def by_rate(model: FinishedModel) -> float:
+        best = BEST["cold" if model.setup.trunk is None else "child"]
+        return plain(model) + abs(math.log(model.setup.learning_rate / best))
+
+    monkeypatch.setattr(study_pretence, "bits_per_byte", by_rate)
+    pretend(monkeypatch, tmp_path / "log")
+    return tmp_path / "log"
+
+
+def test_each_side_takes_its_best_rate_on_all_seeds(rates_matter: Path, corpus_file: Path, tmp_path: Path) -> None:
+    sweep = {"rates": RATES, "recipes": ["tried"]}
+    config = trunk_study(corpus_file, recipes=RECIPES, seeds=[0, 1], learning_rates=sweep)
+    record = run_study(config, tmp_path / "study")
+    assert record["complete"]
+    assert record["config"]["ladder"]["training"]["learning_rate"] == BEST["cold"]
+    for recipe in record["recipes"]:
+        assert recipe["overrides"] == {"training.learning_rate": BEST["child"]}
+        assert {point["learning_rate"] for runs in recipe["points"] for point in runs["points"]} == {BEST["child"]}
+        assert {stage["learning_rate"] for stage in recipe["trunk"]} == {BEST["child"]}
+    assert {point["learning_rate"] for runs in record["cold"] for point in runs["points"]} == {BEST["cold"]}
+    rows = [
+        (row["kind"], row["recipe"], row["learning_rate"], row["point"]["fraction"])
+        for row in record["learning_rates"]
+    ]
+    assert rows == [("cold", None, rate, 1.0) for rate in RATES] + [("child", "tried", rate, 1.0) for rate in RATES]
+    # What was tried is what the study goes on with: nothing is trained twice.
+    done = [line.split()[0] for line in rates_matter.read_text().splitlines()]
+    trained = [name for name in done if "-fresh-" not in name and "-grown-" not in name]
+    assert len(trained) == len(set(trained)) == record["runs"]
+
+
+def test_a_study_set_to_its_best_rates_has_the_models_that_were_tried(corpus_file: Path) -> None:
+    tried = plan_study(trunk_study(corpus_file, learning_rates={"rates": RATES}), "corpus").tried
+    for rate in RATES:
+        recipe = {"name": "one step", "trunk": [{**THIN, "until": 0.4}], "set": {"training.learning_rate": rate}}
+        plain = plan_study(trunk_study(corpus_file, recipes=[recipe]), "corpus")
+        models = next(entry.models for entry in tried if entry.recipe and entry.learning_rate == rate)
+        assert [m.name for m in models] == [m.name for m in plain.children["one step", "l2w16", 0]]
+
+
+def test_a_side_that_fails_at_every_rate_ends_the_study_in_one_line(
+    corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(name: str) -> None:
+        if "-child-" in name:
+            raise FloatingPointError("step 3: the loss is nan")
+
+    pretend(monkeypatch, tmp_path / "log", diverge)
+    config = trunk_study(corpus_file, learning_rates={"rates": RATES})
+    with pytest.raises(ValueError, match="training failed at every rate of recipe 'one step'; try lower ones"):
+        run_study(config, tmp_path / "study")
+
+
+def test_rates_of_both_sides_are_for_trunks(corpus_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"learning_rates.rates: for studies whose recipes are all trunks"):
+        study_config(corpus_file, learning_rates={"rates": RATES})
+    with pytest.raises(ValueError, match=r"learning_rates.recipes: there is no recipe 'x'; known: one step"):
+        trunk_study(corpus_file, learning_rates={"rates": RATES, "recipes": ["x"]})
+
+
+def test_smaller_stages_have_a_rate_by_their_width(corpus_file: Path) -> None:
+    ladder = {**study_mapping(corpus_file)["ladder"], "rungs": RUNGS[2:]}  # of width 24
+    ladder["training"] = {**ladder["training"], "learning_rate_by_width": -0.5, "decay_fraction": 0.4}
+    stage = {
+        "name": "third",
+        "n_layer": 2,
+        "n_embd": 8,
+        "n_head": 1,
+        "until": 0.4,
+        "training": {"learning_rate": 1e-3},
+    }
+    plan = plan_study(trunk_study(corpus_file, ladder=ladder, recipes=[{"name": "a", "trunk": [stage]}]), "corpus")
+    end = plan.children["a", "l2w24", 0][0]
+    parent = end.initial.parent
+    assert parent is not None
+    assert parent.setup.learning_rate == pytest.approx(1e-3 * 3**0.5)
+    assert end.setup.learning_rate == plan.cold["l2w24", 0][0].setup.learning_rate == 3e-3
