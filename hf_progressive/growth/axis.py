@@ -127,6 +127,8 @@ def joined(axes: Sequence[Axis]) -> Axis:
     >>> joined([Axis.unchanged(2), Axis.unchanged(3)]) == Axis.unchanged(5)
     True
     """
+    if len(axes) == 1:
+        return axes[0]
     segments: list[Segment] = []
     offset = 0
     for axis in axes:
