@@ -15,18 +15,16 @@ def steps_table(study: StudyRecord) -> Table:
     rows = tuple(
         (
             rung.child,
-            f"{rung.c_parent_over_c_cold:.2f}",
-            _bounded(rung, "saving"),
+            *_cost_cells(rung),
             _bounded(rung, "eta"),
             _interval(rung),
             decimals(None if rung.eta is None else rung.eta_ceiling),
-            *_cost_cells(rung),
+            _bounded(rung, "saving"),
             f"{rung.matched}/{rung.seeds}",
         )
         for rung in _headline_steps(study)
     )
-    header = ("child", "parent/cold", "saving", "η", "95 %", "η at most", "last-model cost", "95 %", "seeds matched")
-    return Table(header=header, rows=rows)
+    return Table(header=("child", "last-model cost", "95 %", "η", "95 %", "at most", "saving", "seeds"), rows=rows)
 
 
 def _headline_steps(study: StudyRecord) -> list[RecipeStep]:

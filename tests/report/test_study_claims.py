@@ -273,14 +273,13 @@ def rate_facts(study: dict[str, Any], facts: StudyFacts) -> Iterator[dict[str, A
 def table_faults(header: list[str], rows: list[list[str]], study: dict[str, Any], facts: StudyFacts) -> Iterator[str]:
     """Compare a table cell by cell; one that is not known fails."""
     cost_cells = ["last-model cost", "95 %"]
-    if header == ["child", "parent/cold", "saving", "η", "95 %", "η at most", *cost_cells, "seeds matched"]:
-        for child, ratio, saving, eta, both, ceiling, *cost, matched in rows:
+    if header == ["child", *cost_cells, "η", "95 %", "at most", "saving", "seeds"]:
+        for child, *cost, eta, both, ceiling, saving, matched in rows:
             step = facts.step(study["headline"]["recipe"], child)
             bound = step["bound"] and step["eta"] is not None
             yield from filter(
                 None,
                 (
-                    cell_fault(ratio, step["parent_over_cold"]),
                     cell_fault(saving, step["saving"], bound=bound),
                     cell_fault(eta, step["eta"], bound=bound),
                     *wrong_ends(both, step),

@@ -110,7 +110,7 @@ def test_tables_hold_what_the_record_says(study: tuple[Path, dict[str, Any]]) ->
     _, record = study
     steps = steps_table(typed(record)).rows
     assert [row[0] for row in steps] == ["l2w16", "l2w24"]
-    assert [row[2] for row in steps] == [f"{100 * rung['saving']:.0f} %" for rung in record["headline"]["rungs"]]
+    assert [row[6] for row in steps] == [f"{100 * rung['saving']:.0f} %" for rung in record["headline"]["rungs"]]
     assert len(recipes_table(typed(record)).rows) == 4
     phi = phi_table(typed(record))
     assert phi is not None

@@ -68,10 +68,8 @@ class StudyFacts:
         ceilings = [baselines[seed]["flops"] / self.lineage(recipe, rung, seed) for seed in seeds]
         cost_low, cost_high = interval(costs) if complete else (None, None)
         low, high = interval(etas) if complete else (None, None)
-        budgets = [size["cold_tokens"] * size["flops_per_token"] for size in self.study["rungs"]]
         return {
             "child": rung,
-            "parent_over_cold": budgets[place - 1] / budgets[place],
             "seeds": len(seeds),
             "matched": len(matched),
             "bound": bound,

@@ -1,0 +1,268 @@
+"""A law of what growing saves, fitted to studies: last-model cost and η against size, tokens and growth factor.
+
+    log cost = a + b·log N + c·log r + d·log g + noise          η = a + b·log N + c·log r + d·log g + noise
+
+N: parameters of the last model; r: its tokens from scratch per parameter; g: N over the parameters of the smallest
+model before it. A power law in tokens is what Liew and Kato (arXiv 2510.06548) find for models that are reused: their
+second-stage loss falls as D₂^(−α + β·log D₁), so that at equal loss budgets are powers of each other. In g a power can
+hold on a stretch only: "When is Warmstarting Effective for Scaling Language Models?" (arXiv 2605.13405) finds factor 2
+most reliable, a bound above which nothing is saved, and gains that shrink with r.
+
+Few studies tell several of these apart. An exponent is fitted where its quantity was measured at enough values, far
+enough apart; otherwise it is 0, and the interval of a prediction is as wide as if it had been fitted to what there is.
+
+This module imports neither torch nor transformers.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from hf_progressive.planning.observations import Observation
+from hf_progressive.records.interval import t_quantile
+
+Response = Literal["last_model_cost", "eta"]
+
+QUANTITIES: Final = ("parameters", "tokens_per_parameter", "growth")
+"""What the law depends on, by the names of `Observation`'s fields: N, r, g."""
+
+_ENOUGH: Final = {"parameters": 3, "tokens_per_parameter": 2, "growth": 2}  # distinct values for an exponent
+_FAR_ENOUGH: Final = 1.5  # the largest over the smallest of them
+_SAME: Final = 1.05  # values that are closer than this factor are one
+_LEAST_SPREAD: Final = math.log(2) ** 2
+"""What a quantity's squared deviations are taken to be at least, in the interval of a prediction: a factor of two says
+about as little of an exponent as the noise does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a law says of one model, with a 95 % interval for a single run."""
+
+    value: float
+    """The expected value."""
+
+    low: float | None
+    """Lower end of its interval; None where the observations say nothing of their spread."""
+
+    high: float | None
+    """Upper end."""
+
+    factor: float
+    """The model's parameters over those of the largest that was measured; above 1 the law is extrapolated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The largest size, predicted from the others."""
+
+    parameters: int
+    """Parameters of the largest size."""
+
+    predicted: Prediction
+    """What a law of the others says."""
+
+    measured: float
+    """The mean of what was measured there."""
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the measured mean lies in the interval; None where there is none."""
+        if self.predicted.low is None or self.predicted.high is None:
+            return None
+        return self.predicted.low <= self.measured <= self.predicted.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """A fitted law."""
+
+    response: Response
+    """What it is about."""
+
+    observations: tuple[Observation, ...]
+    """What it was fitted to."""
+
+    centre: dict[str, float]
+    """Means of log N, log r and log g."""
+
+    intercept: float
+    """The response at the centre: of log cost, or of η."""
+
+    exponents: dict[str, float | None]
+    """Of N, r and g; None for one that was not fitted, and counts as 0."""
+
+    standard_errors: dict[str, float | None]
+    """Theirs; None where no degrees of freedom are left."""
+
+    left_out: dict[str, str]
+    """Why an exponent was not fitted."""
+
+    noise: float | None
+    """Standard deviation of the residuals; None where no degrees of freedom are left."""
+
+    degrees: int
+    """Degrees of freedom: observations less fitted coefficients."""
+
+    covariance: Any
+    """Of intercept and fitted exponents, in units of the noise's variance; an array."""
+
+    def predict(self, *, parameters: float, tokens_per_parameter: float, growth: float) -> Prediction:
+        """Say what is to be expected of a model, and how far that is extrapolated.
+
+        Args:
+            parameters: N.
+            tokens_per_parameter: r.
+            growth: g.
+        """
+        at = {"parameters": parameters, "tokens_per_parameter": tokens_per_parameter, "growth": growth}
+        shift = {name: math.log(at[name]) - self.centre[name] for name in QUANTITIES}
+        fitted = [name for name in QUANTITIES if self.exponents[name] is not None]
+        mean = self.intercept + sum((self.exponents[name] or 0.0) * shift[name] for name in QUANTITIES)
+        low = high = None
+        if self.noise is not None:
+            row = np.array([1.0, *(shift[name] for name in fitted)])
+            spread = 1.0 + float(row @ self.covariance @ row)
+            spread += sum(shift[name] ** 2 / self._spread(name) for name in QUANTITIES if name not in fitted)
+            half = t_quantile(self.degrees) * self.noise * math.sqrt(spread)
+            low, high = self._response(mean - half), self._response(mean + half)
+        largest = max(observation.parameters for observation in self.observations)
+        return Prediction(value=self._response(mean), low=low, high=high, factor=parameters / largest)
+
+    def _spread(self, name: str) -> float:
+        logs = [math.log(getattr(observation, name)) for observation in self.observations]
+        return max(_LEAST_SPREAD, sum((log - self.centre[name]) ** 2 for log in logs))
+
+    def _response(self, value: float) -> float:
+        return math.exp(min(value, 700.0)) if self.response == "last_model_cost" else value
+
+    def held_out(self) -> HeldOut | None:
+        """Predict the largest size from the others; None where there is one size only."""
+        largest = max(observation.parameters for observation in self.observations)
+        at = [observation for observation in self.observations if observation.parameters == largest]
+        others = [observation for observation in self.observations if observation.parameters < largest]
+        if not others:
+            return None
+        place = {name: float(np.mean([getattr(item, name) for item in at])) for name in QUANTITIES}
+        measured = float(np.mean([_value(item, self.response) for item in at]))
+        predicted = fit(others, self.response).predict(**place)
+        return HeldOut(parameters=largest, predicted=predicted, measured=self._response(measured))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        held_out = self.held_out()
+        sizes = [observation.parameters for observation in self.observations]
+        tokens = [observation.tokens_per_parameter for observation in self.observations]
+        growths = [observation.growth for observation in self.observations]
+        left = "log cost" if self.response == "last_model_cost" else "eta"
+        return {
+            "form": f"{left} = a + b·log N + c·log r + d·log g, N, r and g over their means {self._means()}",
+            "a": self.intercept,
+            "exponents": dict(self.exponents),
+            "standard_errors": dict(self.standard_errors),
+            "left_out": dict(self.left_out),
+            "noise": self.noise,
+            "degrees_of_freedom": self.degrees,
+            "observations": len(self.observations),
+            "studies": sorted({observation.study for observation in self.observations}),
+            "families": sorted({observation.family for observation in self.observations}),
+            "schedules": sorted({observation.schedule for observation in self.observations}),
+            "measured": {
+                "parameters": [min(sizes), max(sizes)],
+                "tokens_per_parameter": [min(tokens), max(tokens)],
+                "growth": [min(growths), max(growths)],
+            },
+            "held_out": None
+            if held_out is None
+            else {
+                "parameters": held_out.parameters,
+                "predicted": held_out.predicted.value,
+                "low": held_out.predicted.low,
+                "high": held_out.predicted.high,
+                "measured": held_out.measured,
+                "inside": held_out.inside,
+            },
+        }
+
+    def _means(self) -> str:
+        means = (f"{letter} {math.exp(self.centre[name]):.3g}" for letter, name in zip("Nrg", QUANTITIES, strict=True))
+        return ", ".join(means)
+
+
+def fit(observations: Sequence[Observation], response: Response = "last_model_cost") -> Law:
+    """Fit the law by least squares, every seed of every step an observation.
+
+    Args:
+        observations: What studies measured.
+        response: What to fit: the last-model cost, whose logarithm is taken, or η.
+
+    Returns:
+        The law, with the exponents that the observations can tell apart.
+
+    Raises:
+        ValueError: There are no observations.
+    """
+    if not observations:
+        raise ValueError("observations: there are none to fit a law to; name a study whose steps have matched")
+    logs = {name: np.log([float(getattr(item, name)) for item in observations]) for name in QUANTITIES}
+    centre = {name: float(column.mean()) for name, column in logs.items()}
+    columns = [np.ones(len(observations))]
+    fitted: list[str] = []
+    left_out: dict[str, str] = {}
+    for name in QUANTITIES:
+        reason = _too_few(name, [getattr(item, name) for item in observations])
+        candidate = [*columns, logs[name] - centre[name]]
+        if reason is None and len(observations) <= len(candidate):
+            reason = f"{len(observations)} observations are too few for another exponent"
+        if reason is None and not _independent(candidate):
+            reason = "it changed together with what stands before it, and cannot be told from that"
+        if reason is None:
+            columns, fitted = candidate, [*fitted, name]
+        else:
+            left_out[name] = reason
+    design, values = np.stack(columns, axis=1), np.array([_value(item, response) for item in observations])
+    covariance = np.linalg.inv(design.T @ design)
+    coefficients = covariance @ design.T @ values
+    degrees = len(values) - len(coefficients)
+    residuals = values - design @ coefficients
+    noise = math.sqrt(float(residuals @ residuals) / degrees) if degrees > 0 else None
+    found = {name: float(coefficients[1 + place]) for place, name in enumerate(fitted)}
+    errors = {name: math.sqrt(float(covariance[1 + place, 1 + place])) for place, name in enumerate(fitted)}
+    return Law(
+        response=response,
+        observations=tuple(observations),
+        centre=centre,
+        intercept=float(coefficients[0]),
+        exponents={name: found.get(name) for name in QUANTITIES},
+        standard_errors={
+            name: None if noise is None or name not in errors else noise * errors[name] for name in QUANTITIES
+        },
+        left_out=left_out,
+        noise=noise,
+        degrees=degrees,
+        covariance=covariance,
+    )
+
+
+def _value(observation: Observation, response: Response) -> float:
+    return math.log(observation.last_model_cost) if response == "last_model_cost" else observation.eta
+
+
+def _too_few(name: str, values: Sequence[float]) -> str | None:
+    distinct: list[float] = []
+    for value in sorted(values):
+        if not distinct or value > _SAME * distinct[-1]:
+            distinct.append(value)
+    needed = _ENOUGH[name]
+    if len(distinct) >= needed and distinct[-1] >= _FAR_ENOUGH * distinct[0]:
+        return None
+    measured = ", ".join(f"{value:.3g}" for value in distinct)
+    return f"{needed} values over a factor of {_FAR_ENOUGH:g} are needed; measured: {measured}"
+
+
+def _independent(columns: Sequence[Any]) -> bool:
+    # Whether no column is nearly a combination of the others.
+    unit = np.stack([column / np.linalg.norm(column) for column in columns], axis=1)
+    return bool(np.linalg.svd(unit, compute_uv=False)[-1] > 0.1)
