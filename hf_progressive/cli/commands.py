@@ -74,7 +74,7 @@ def plan_command(options: argparse.Namespace) -> Outcome:
     """Show what a ladder would train and cost."""
     from hf_progressive.config import load_ladder_config
     from hf_progressive.planning.cluster import Cluster
-    from hf_progressive.planning.evidence import read_evidence
+    from hf_progressive.planning.evidence import read_evidence, read_studies
     from hf_progressive.planning.ladder_plan import plan_ladder
     from hf_progressive.planning.pricing import LadderPrice
     from hf_progressive.report import price_table, write_prices
@@ -98,6 +98,7 @@ def plan_command(options: argparse.Namespace) -> Outcome:
         cluster=cluster,
         measurement=measurement,
         evidence=read_evidence(options.recipe_eta) if options.recipe_eta else None,
+        studies=read_studies(options.recipe_eta or ()),
         budget_dollars=options.budget_dollars,
         budget_hours=options.budget_hours,
         cores=options.cores,

@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = f"time real steps on this machine, and price by them: SECONDS a rung (default: {_MEASURED_SECONDS:g})"
     add("--measure", nargs="?", type=float, const=_MEASURED_SECONDS, metavar="SECONDS", help=text)
     add("--price", type=float, metavar="DOLLARS", help="price of one accelerator for an hour")
-    text = "measured transfer efficiency: ETA, or ETA LOW HIGH, or the path of a study.json"
+    text = "measured transfer efficiency: ETA, or ETA LOW HIGH, or study.json files"
     add("--recipe-eta", nargs="+", metavar="ETA", help=text)
     add("--budget-dollars", type=float, metavar="DOLLARS", help="what the run may cost")
     add("--budget-hours", type=float, metavar="HOURS", help="what the run may take")

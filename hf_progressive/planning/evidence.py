@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from hf_progressive.records.study import StudyRecord
+from hf_progressive.records.study_outcome import StepOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +31,13 @@ class Evidence:
 
 
 def read_evidence(words: Sequence[str]) -> Evidence:
-    """Read a transfer efficiency: η, with or without the two ends of its interval, or the path of a `study.json`.
+    """Read a transfer efficiency: η, with or without the two ends of its interval, or the paths of `study.json` files.
 
-    Of a study, the mean over its headline's rungs is taken, and of their ends likewise; one that did not match is an
+    Of studies, the mean over their headlines' rungs is taken, and of their ends likewise; one that did not match is an
     error.
     """
-    if len(words) == 1 and words[0].endswith(".json"):
-        return _from_study(Path(words[0]))
+    if paths := _study_paths(words):
+        return _from_studies(paths)
     try:
         numbers = [float(word) for word in words]
     except ValueError:
@@ -46,18 +47,34 @@ def read_evidence(words: Sequence[str]) -> Evidence:
     return Evidence(eta=numbers[0], low=numbers[1] if numbers[1:] else None, high=numbers[2] if numbers[1:] else None)
 
 
-def _from_study(path: Path) -> Evidence:
-    headline = StudyRecord.read(path).headline
-    eta = [step.eta for step in headline.rungs if step.eta is not None]
-    short = [step.child for step in headline.rungs if step.eta is None]
-    if not eta or short:
-        missing = f"{', '.join(short)} did not match" if short else "its headline has no finished rung"
-        raise ValueError(f"recipe-eta: {path}: {missing}, so it has no mean efficiency; finish the study or give ETA")
+def read_studies(words: Sequence[str]) -> tuple[StudyRecord, ...]:
+    """Read the studies that are named; none where a transfer efficiency is given."""
+    return tuple(StudyRecord.read(path) for path in _study_paths(words))
+
+
+def _study_paths(words: Sequence[str]) -> list[Path]:
+    return [Path(word) for word in words] if words and all(word.endswith(".json") for word in words) else []
+
+
+def _from_studies(paths: Sequence[Path]) -> Evidence:
+    steps: list[StepOutcome] = []
+    sources = []
+    for path in paths:
+        headline = StudyRecord.read(path).headline
+        short = [step.child for step in headline.rungs if step.eta is None]
+        if not headline.rungs or short:
+            missing = f"{', '.join(short)} did not match" if short else "its headline has no finished rung"
+            raise ValueError(
+                f"recipe-eta: {path}: {missing}, so it has no mean efficiency; finish the study or give ETA"
+            )
+        steps += headline.rungs
+        name = path.name if len(paths) == 1 else f"{path.parent.name}/{path.name}"
+        sources.append(f"{name}, recipe {headline.recipe!r}")
     return Evidence(
-        eta=fmean(eta),
-        low=_mean([step.eta_low for step in headline.rungs]),
-        high=_mean([step.eta_high for step in headline.rungs]),
-        source=f"{path.name}, recipe {headline.recipe!r}",
+        eta=fmean([step.eta for step in steps if step.eta is not None]),
+        low=_mean([step.eta_low for step in steps]),
+        high=_mean([step.eta_high for step in steps]),
+        source="; ".join(sources),
     )
 
 

@@ -2,7 +2,8 @@
 
 Three prices are kept apart: every model from scratch, every model inherited, and the last model alone. What
 inheritance costs is given twice, where it is known: as the configuration trains it (`inherited_fraction` of every cold
-budget), and as a measured transfer efficiency η says it takes to match the baselines. These three are of training
+budget), and as a measured transfer efficiency η says it takes to match the baselines. What the last model costs by
+way of the others stands beside its price alone, by a law fitted to the studies that are named. These are of training
 alone. What a run does beside it (validation, estimates for Φ, CORE, saving) stands by itself, and in the sum of what
 the run takes.
 
@@ -17,6 +18,7 @@ from typing import Any
 from hf_progressive.config import LadderConfig
 from hf_progressive.planning.cluster import Cluster, DataSupply
 from hf_progressive.planning.evidence import Evidence, inherited_flops
+from hf_progressive.planning.forecast import forecast
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
 from hf_progressive.planning.memory import (
     disk_bytes,
@@ -28,6 +30,7 @@ from hf_progressive.planning.memory import (
 )
 from hf_progressive.planning.overhead import core_tokens, estimate_flops, validation
 from hf_progressive.planning.speed import Measurement, Speed, speeds
+from hf_progressive.records.study import StudyRecord
 from hf_progressive.training.flops import FORWARD_SHARE
 from hf_progressive.training.training_run import micro_batches
 
@@ -49,6 +52,9 @@ class LadderPrice:
 
     evidence: Evidence | None = None
     """The transfer efficiency that is counted on; None where none was named."""
+
+    studies: tuple[StudyRecord, ...] = ()
+    """The studies that it is from, by which the last model's cost is predicted too."""
 
     measurement: Measurement | None = None
     """What was timed on the machine at hand; None prices with the cluster's MFU."""
@@ -80,12 +86,14 @@ class LadderPrice:
             "core": added(rung["core"] for rung in rungs) if self.plan.config.core else None,
             "saving": added(rung["saving"] for rung in rungs),
         }
+        last_model = self._last_model(by_eta)
         in_all = added([this_run, *filter(None, beside.values())])
         family = {
             "cold": added(rung["cold"] for rung in trained),
             "as_configured": added(rung["as_configured"] for rung in rungs),
             "to_match": {key: added(rung["to_match"][key] for rung in trained) for key in by_eta} or None,
             "last_alone": rungs[-1]["cold"],
+            "last_model": None if last_model is None else self._scaled(rungs[-1]["cold"], last_model),
             "this_run": this_run,
             **beside,
             "validation_share": _share(validated["flops"], this_run["flops"]),
@@ -99,6 +107,7 @@ class LadderPrice:
             "budget": {"dollars": self.budget_dollars, "hours": self.budget_hours},
             "inherited_fraction": self.plan.config.training.inherited_fraction,
             "cluster": dataclasses.asdict(self.cluster),
+            "last_model": last_model,
             "evidence": None if self.evidence is None else dataclasses.asdict(self.evidence),
             "measurement": None if self.measurement is None else self.measurement.to_dict(),
             "data": self.data.to_dict(),
@@ -111,11 +120,30 @@ class LadderPrice:
         return DataSupply.of(streaming=streaming, gpus=self.cluster.count, cores=self.cores)
 
     def _by_eta(self) -> dict[str, list[float]]:
-        if self.evidence is None:
-            return {}
+        if self.evidence is None or self.plan.config.schedule == "trunk":
+            return {}  # a trunk's members cost what is planned
         cold = [rung.cold_flops or 0.0 for rung in self.plan.rungs]
         etas = {"expected": self.evidence.eta, "at_best": self.evidence.high, "at_worst": self.evidence.low}
         return {key: inherited_flops(cold, eta) for key, eta in etas.items() if eta is not None}
+
+    def _last_model(self, by_eta: dict[str, list[float]]) -> dict[str, Any] | None:
+        """Return the last-model cost that is to be expected, and what it is based on; None where nothing says it."""
+        predicted = forecast(self.studies, self.plan)
+        if predicted is not None:
+            return predicted.to_dict()
+        alone = self.plan.rungs[-1].cold_flops
+        if not by_eta or not alone:
+            return None
+        value = {key: sum(flops) / alone for key, flops in by_eta.items()}
+        return {"value": value["expected"], "low": value.get("at_best"), "high": value.get("at_worst"), "basis": "eta"}
+
+    @staticmethod
+    def _scaled(alone: Cost, cost: dict[str, Any]) -> dict[str, Cost | None]:
+        def times(share: float | None) -> Cost | None:
+            known = {unit: None if alone[unit] is None else alone[unit] * (share or 0.0) for unit in alone}
+            return None if share is None else known
+
+        return {"expected": times(cost["value"]), "at_best": times(cost["low"]), "at_worst": times(cost["high"])}
 
 
 def added(costs: Iterable[Cost]) -> Cost:

@@ -5,6 +5,7 @@ themselves.
 """
 
 from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import Literal
 
 from hf_progressive.records.last_model import LastModelCost, mean_cost
@@ -180,6 +181,8 @@ class RecipeStep(StepOutcome):
     @property
     def eta_ceiling(self) -> float | None:
         """What η would be, had the child cost nothing of its own: C_scratch / C_lineage."""
+        if self.last_model_cost is not None and self.last_model_cost.by_seed:
+            return fmean(seed.eta_ceiling for seed in self.last_model_cost.by_seed)
         return self.c_cold / self.c_parent if self.c_parent else None
 
     def outline(self) -> StepOutcome:

@@ -18,7 +18,7 @@ def price_table(record: Mapping[str, Any]) -> str:
     A line per rung, the family's prices, and what does not fit.
     """
     rungs = Table(header=_HEADER, rows=tuple(_row(rung) for rung in record["rungs"]))
-    parts = (_family, _beside, _budget, _measured, _misfits, _starved)
+    parts = (_family, _last_model, _beside, _budget, _measured, _misfits, _starved)
     return "\n".join([rungs.plain(), "", *(line for part in parts for line in part(record))])
 
 
@@ -49,7 +49,7 @@ def _cells(cost: Mapping[str, Any]) -> tuple[str, str, str]:
 def _family(record: Mapping[str, Any]) -> list[str]:
     family, evidence = record["family"], record["evidence"]
     entries = [("every rung cold", family["cold"])]
-    if evidence is not None:
+    if evidence is not None and family["to_match"]:
         entries += [(f"every rung inherited, to match at {_described(evidence)}", family["to_match"]["expected"])]
         for key, text in (("at_best", "  at the upper end"), ("at_worst", "  at the lower end")):
             entries += [(text, family["to_match"][key])] if key in family["to_match"] else []
@@ -57,6 +57,7 @@ def _family(record: Mapping[str, Any]) -> list[str]:
     entries += [
         (f"every rung inherited, {share}, as configured", family["as_configured"]),
         ("the last rung alone, cold", family["last_alone"]),
+        *_last_model_entries(record),
         ("this run, its baselines included", family["this_run"]),
     ]
     cluster = record["cluster"]
@@ -64,6 +65,35 @@ def _family(record: Mapping[str, Any]) -> list[str]:
     price = "" if cluster["price"] is None else f" at ${cluster['price']:g} per GPU-hour"
     machine = f"{cluster['count']} × {cluster['gpu']['name']}{speed}{price}"
     return [f"{machine}; training alone:", *(f"  {_priced(cost)}  {text}" for text, cost in entries)]
+
+
+def _last_model_entries(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    cost, prices = record["last_model"], record["family"]["last_model"]
+    if cost is None:
+        return []
+    basis = "by that η" if cost["basis"] == "eta" else f"by {' and '.join(cost['law']['studies'])}"
+    entries = [(f"the last rung by way of the others, {cost['value']:.2f} × that, {basis}", prices["expected"])]
+    for key, end, text in (("at_best", "low", "  at the least"), ("at_worst", "high", "  at the most")):
+        if prices[key] is not None:
+            entries.append((f"{text}, {cost[end]:.2f} ×", prices[key]))
+    return entries
+
+
+def _last_model(record: Mapping[str, Any]) -> list[str]:
+    # How far the last model's price is from what was measured.
+    cost = record["last_model"]
+    if cost is None or cost["basis"] != "law":
+        return []
+    law = cost["law"]
+    lines = [f"the last rung's price by way of the others is from {law['observations']} runs; {law['form']}:"]
+    lines += [f"  {note}" for note in cost["notes"]]
+    held_out = law["held_out"]
+    if held_out is not None and held_out["low"] is not None:
+        lines.append(
+            f"  the largest size that was measured, held out: {held_out['predicted']:.2f} predicted"
+            f" ({held_out['low']:.2f} to {held_out['high']:.2f}), {held_out['measured']:.2f} measured"
+        )
+    return lines
 
 
 def _beside(record: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,131 @@
+"""What the last model of a planned ladder would cost by way of the others, by what studies measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_progressive.planning.ladder_plan import LadderPlan
+from hf_progressive.planning.law import Law, Prediction, fit
+from hf_progressive.planning.observations import Observation, observed
+from hf_progressive.records.study import StudyRecord
+
+_FAR = 2.0  # times the largest size measured: from here on a prediction is called extrapolated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """A last-model cost, expected and with its interval, for one ladder."""
+
+    cost: Prediction
+    """Of the last-model cost."""
+
+    eta: Prediction
+    """Of the transfer efficiency."""
+
+    law: Law
+    """What the cost is predicted with."""
+
+    eta_law: Law
+    """What η is predicted with."""
+
+    parameters: int
+    """N of the ladder's last model."""
+
+    tokens_per_parameter: float
+    """r."""
+
+    growth: float
+    """g: N over the parameters of the ladder's first."""
+
+    notes: tuple[str, ...]
+    """Where the ladder differs from what was measured, a sentence each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        measured = self.law.to_dict()["measured"]
+        return {
+            "value": self.cost.value,
+            "low": self.cost.low,
+            "high": self.cost.high,
+            "basis": "law",
+            "eta": {"value": self.eta.value, "low": self.eta.low, "high": self.eta.high},
+            "extrapolation": {
+                "parameters": self.parameters,
+                "factor": self.cost.factor,
+                "tokens_per_parameter": self.tokens_per_parameter,
+                "growth": self.growth,
+                "measured": measured,
+            },
+            "notes": list(self.notes),
+            "law": self.law.to_dict(),
+            "eta_law": self.eta_law.to_dict(),
+        }
+
+
+def forecast(studies: Sequence[StudyRecord], plan: LadderPlan) -> Forecast | None:
+    """Predict the last-model cost of a planned ladder.
+
+    Studies of the ladder's schedule and of its family count, if there are any; otherwise all do, and a note says so.
+
+    Returns:
+        The forecast; None where no seed of the studies has a last-model cost, or the ladder has one rung.
+    """
+    found = observed(studies)
+    first, last = plan.rungs[0], plan.rungs[-1]
+    if not found or last.parent is None:
+        return None
+    notes: list[str] = []
+    config = plan.config
+    found = _preferred(found, "schedule", config.schedule, f"in a {config.schedule}, as here", notes)
+    found = _preferred(found, "family", config.model.family, f"with {config.model.family} models, as here", notes)
+    at = {
+        "parameters": last.parameters.total,
+        "tokens_per_parameter": last.size.tokens / last.parameters.scaling,
+        "growth": last.parameters.total / first.parameters.total,
+    }
+    law, eta_law = fit(found), fit(found, "eta")
+    return Forecast(
+        cost=law.predict(**at),
+        eta=eta_law.predict(**at),
+        law=law,
+        eta_law=eta_law,
+        parameters=last.parameters.total,
+        tokens_per_parameter=at["tokens_per_parameter"],
+        growth=at["growth"],
+        notes=(*notes, *_distances(law, at), *_unfitted(law)),
+    )
+
+
+def _preferred(found: list[Observation], name: str, value: str, how: str, notes: list[str]) -> list[Observation]:
+    same = [item for item in found if getattr(item, name) == value]
+    if not same:
+        seen = sorted({str(getattr(item, name)) for item in found})
+        notes.append(f"nothing was measured {how}; the figures are of {' and '.join(seen)}")
+    return same or found
+
+
+def _distances(law: Law, at: dict[str, float]) -> list[str]:
+    measured, sentences = law.to_dict()["measured"], []
+    largest = measured["parameters"][1]
+    if (factor := at["parameters"] / largest) > _FAR:
+        sentences.append(
+            f"extrapolated in size: {at['parameters'] / 1e6:,.4g} M parameters are {factor:,.3g} times the largest"
+            f" that was measured, {largest / 1e6:.3g} M"
+        )
+    for name, words in (("tokens_per_parameter", "tokens per parameter"), ("growth", "times the first model's size")):
+        low, high = measured[name]
+        if not 0.95 * low <= at[name] <= 1.05 * high:
+            span = f"{low:.3g}" if high < 1.05 * low else f"{low:.3g} to {high:.3g}"
+            sentences.append(f"extrapolated: {at[name]:.3g} {words}, measured at {span}")
+    return sentences
+
+
+def _unfitted(law: Law) -> list[str]:
+    names = {"parameters": "size", "tokens_per_parameter": "tokens per parameter", "growth": "growth factor"}
+    missing = [names[name] for name in law.left_out]
+    if not missing:
+        return []
+    return [
+        f"no exponent of {', '.join(missing)}: too few values were measured, so that the expected cost does not change"
+        " with it, and the interval widens with the distance"
+    ]
