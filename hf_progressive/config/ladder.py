@@ -159,11 +159,6 @@ class LadderConfig:
         return strict_yaml.build(type(section), merged(plain(section), own), f"rungs.{index}.{key}")
 
     @property
-    def keeps_stable(self) -> bool:
-        """Whether the weights from before the decay are kept."""
-        return self.training.keep_stable or self.growth.parent == "stable"
-
-    @property
     def corpus(self) -> DataConfig:
         """The corpus with its tokenizer: that of the first rung's source, where there is one and none is named."""
         first = self.rungs[0]

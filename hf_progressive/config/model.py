@@ -136,7 +136,7 @@ class GrowthConfig:
     """Options of `plan_growth`, by name."""
 
     parent: Literal["final", "stable"] = "final"
-    """Grow from the parent after its decay, or from the checkpoint before it."""
+    """Grow from the parent after its decay, or from the checkpoint before it; a trunk always does the latter."""
 
     max_relative_logit_difference: float = 1e-5
     """Largest |Δlogit| over the logit scale that a function-preserving growth may show before the ladder stops."""

@@ -1,13 +1,17 @@
 """What `rung.json` holds of a rung, put together from what its steps have made."""
 
+import dataclasses
 from typing import Any
 
 from hf_progressive import storage
 from hf_progressive.ladder.rung_work import RungWork
+from hf_progressive.planning.ladder_plan import RungPlan
+from hf_progressive.planning.trunk_plan import TrunkPart
 from hf_progressive.records.environment import environment
 from hf_progressive.records.from_parent import Estimates, PenaltyRecord
 from hf_progressive.records.measurements import CurvePoint, Throughput
 from hf_progressive.records.rung import DataUse, RungFlops, RungParameters, RungRecord
+from hf_progressive.records.stages import TrunkRecord
 from hf_progressive.training.flops import FORWARD_SHARE
 
 
@@ -18,6 +22,11 @@ def rung_record(work: RungWork) -> RungRecord:
     before = parent.estimates if parent else Estimates()
     check = growth.verification if growth else None
     parent_flops = parent.cold_flops if parent else None
+    loss, bits_per_byte, curve, validation = result.loss, result.bits_per_byte, result.curve, result.evaluation_flops
+    if work.measured:  # an average, which took no step beyond the trunk's last
+        loss, bits_per_byte = work.measured["loss"], work.measured["bits_per_byte"]
+        curve = [*curve, {**curve[-1], "loss": loss, "bits_per_byte": bits_per_byte}]
+        validation += work.measured["tokens"] * rung.size.flops_per_token * FORWARD_SHARE
     return RungRecord(
         **_frame(work, result.tokens),
         cold_tokens=rung.size.tokens,
@@ -28,12 +37,13 @@ def rung_record(work: RungWork) -> RungRecord:
             fisher=before.fisher.flops if before.fisher else 0.0,
             subspace=before.subspace.flops if before.subspace else 0.0,
             inherited=parent.flops.passed_on if parent else 0.0,
-            evaluation=result.evaluation_flops,
+            evaluation=validation,
+            branch=float(rung.branch_tokens * rung.size.flops_per_token),
         ),
         lineage_complete=parent is None or parent.lineage_complete,
-        bits_per_byte=result.bits_per_byte,
-        loss=result.loss,
-        curve=tuple(map(CurvePoint.from_dict, result.curve)),
+        bits_per_byte=bits_per_byte,
+        loss=loss,
+        curve=tuple(map(CurvePoint.from_dict, curve)),
         training_log=tuple(result.training_log),
         computed_in=result.computed_in,
         c_parent_over_c_cold=None if parent_flops is None else parent_flops / rung.size.flops,
@@ -42,8 +52,14 @@ def rung_record(work: RungWork) -> RungRecord:
         max_abs_logit=None if check is None else check.max_abs_logit,
         growth=growth,
         phi=_penalty(work, parent.estimates) if parent else None,
+        trunk=None if rung.trunk is None else _trunk_record(rung, rung.trunk),
         throughput=Throughput.from_dict(result.throughput) if result.throughput else None,
     )
+
+
+def _trunk_record(rung: RungPlan, part: TrunkPart) -> TrunkRecord:
+    tokens = rung.tokens - rung.branch_tokens
+    return TrunkRecord(**dataclasses.asdict(part), tokens=tokens, flops=rung.flops_handed_on)
 
 
 def origin_record(work: RungWork, data: DataUse) -> RungRecord:
@@ -91,7 +107,7 @@ def _frame(work: RungWork, tokens: int) -> dict[str, Any]:
         "config": storage.read_json(work.trained / "config.json"),
         "parameters": RungParameters(total=counts.total, non_embedding=counts.non_embedding, scaling=counts.scaling),
         "tokens": tokens,
-        "tokens_per_parameter": tokens / getattr(counts, config.training.budget_parameters),
+        "tokens_per_parameter": tokens / getattr(counts, work.training.budget_parameters),
         "core": work.core,
         "estimates": work.estimates,
         "seconds": dict(work.seconds),
@@ -101,7 +117,7 @@ def _frame(work: RungWork, tokens: int) -> dict[str, Any]:
 
 
 def _penalty(work: RungWork, estimates: Estimates) -> PenaltyRecord | None:
-    phi = work.run.config.phi
+    phi = work.phi
     if phi.is_off:
         return None
     return PenaltyRecord(

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from hf_progressive import storage
-from hf_progressive.config import LadderConfig
+from hf_progressive.config import GrowthConfig, LadderConfig, PhiConfig, TrainingConfig
 from hf_progressive.data import Corpus
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.ladder.run_folder import write_ladder_record
@@ -21,6 +21,9 @@ from hf_progressive.records.measurements import CoreScore
 from hf_progressive.records.origin import Origin
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.training.training_run import TrainingResult
+
+AVERAGED_NAME = "averaged"
+"""Folder of the trunk's weights that a member by average is made of, until it is finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +83,9 @@ class LadderRun:
         return [self.record(name) for name in names]
 
     def drop_trained(self, name: str) -> None:
-        """Remove the files that stand in the final folder too; a kill may have come between the two."""
-        shutil.rmtree(self.folder / name / "trained", ignore_errors=True)
+        """Remove what the final folder holds too, or was made of; a kill may have come between the two."""
+        for folder in ("trained", AVERAGED_NAME):
+            shutil.rmtree(self.folder / name / folder, ignore_errors=True)
 
 
 @dataclass(kw_only=True)
@@ -105,7 +109,7 @@ class RungWork:
     """What training measured."""
 
     measured: Mapping[str, float] = field(default_factory=dict)
-    """Loss and bits per byte of a model trained elsewhere."""
+    """Loss and bits per byte of a model trained elsewhere, or of an average."""
 
     estimates: Estimates = field(default_factory=Estimates)
     """What was estimated for the next rung's Φ: how, and the FLOPs spent."""
@@ -132,11 +136,37 @@ class RungWork:
         return self.folder / ("final" if self.is_baseline else "trained")
 
     @property
+    def stable(self) -> Path:
+        """The weights from before the decay, of a trunk those that it goes on from."""
+        return self.folder / "stable"
+
+    @property
+    def averaged(self) -> dict[int, Path]:
+        """Folders of the weights that a member by average is made of, by the steps after which they are taken."""
+        trunk = self.rung.trunk
+        if trunk is None or self.is_baseline:
+            return {}
+        folders = {step: self.folder / AVERAGED_NAME / f"step-{step}" for step in trunk.averaged_steps}
+        return {step: self.stable if step == trunk.steps else folder for step, folder in folders.items()}
+
+    @property
+    def training(self) -> TrainingConfig:
+        return self.run.config.training_of(self.rung.name)
+
+    @property
+    def growth_config(self) -> GrowthConfig:
+        return self.run.config.growth_of(self.rung.name)
+
+    @property
+    def phi(self) -> PhiConfig:
+        return self.run.config.phi_of(self.rung.name)
+
+    @property
     def parent(self) -> Path | None:
         """The checkpoint that the model grows from; None for one from scratch."""
         if self.rung.parent is None or self.is_baseline:
             return None
-        return self.run.folder / self.rung.parent / self.run.config.growth.parent
+        return self.run.folder / self.rung.parent / self.run.plan.rungs[self.rung.index - 1].hands_on
 
     @property
     def parent_record(self) -> RungRecord | None:

@@ -11,15 +11,19 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
+from hf_progressive.config import LadderConfig
 from hf_progressive.evaluation.core.evaluate import evaluate_core
 from hf_progressive.growth import grow_checkpoint
+from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.ladder import external_model
 from hf_progressive.ladder.estimates import estimate_inheritance
+from hf_progressive.ladder.measurement import measure
 from hf_progressive.ladder.record_builder import rung_record
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.ladder.rung_work import RungWork
 from hf_progressive.records.from_parent import Estimates, GrowthRecord
 from hf_progressive.records.measurements import Baseline, CoreScore
+from hf_progressive.training.averaging import average_checkpoints
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.precision import evaluation_precision
 from hf_progressive.training.training_run import TrainingRun, train_run
@@ -29,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def initialize(work: RungWork) -> None:
     """Make the initial checkpoint: fresh weights on the first rung and for a baseline, else grown ones."""
-    run, rung, growth = work.run, work.rung, work.run.config.growth
+    run, rung, growth = work.run, work.rung, work.growth_config
     seed = run.config.seed + rung.index
 
     def write() -> None:
@@ -45,6 +49,7 @@ def initialize(work: RungWork) -> None:
             method=growth.method,
             dtype="float32",
             seed=seed,
+            optimizer=work.parent / OPTIMIZER_NAME if carries_moments(run.config) else None,
             overwrite=True,
             **growth.options,
         )
@@ -61,7 +66,7 @@ def verify_growth(work: RungWork) -> None:
     assert check is not None
     if growth.preserves_function:
         difference, scale = check.max_abs_logit_diff, check.max_abs_logit
-        work.run.config.growth.require_kept_function(f"rung {work.rung.name}", difference=difference, scale=scale)
+        work.growth_config.require_kept_function(f"rung {work.rung.name}", difference=difference, scale=scale)
     # The record is published, and says of the parent who it is, not where it lay on this machine.
     work.growth = dataclasses.replace(growth, source={**growth.source, "name": work.rung.parent})
 
@@ -69,50 +74,73 @@ def verify_growth(work: RungWork) -> None:
 def make_penalty(work: RungWork) -> None:
     """Make Φ of the parent's estimates, in the coordinates of the initial checkpoint."""
     if work.parent is not None:
-        config = work.run.config
-        work.penalty = rung_penalty(config.phi, config.growth, init=work.init, parent=work.parent)
+        work.penalty = rung_penalty(work.phi, work.growth_config, init=work.init, parent=work.parent)
 
 
 def train(work: RungWork) -> None:
     """Train, from the initial checkpoint or the newest one of a run that was stopped, and save the weights."""
     result, trainer = train_run(_training_run(work), work.run.corpus, work.penalty)
-    trainer.save_pretrained_whole(work.trained)
+    if not work.averaged:
+        trainer.save_pretrained_whole(work.trained)
     work.result, work.penalty = result, None  # neither model nor penalty is held any longer
     work.seconds["train"] = result.seconds - result.evaluation_seconds
     work.seconds["evaluate"] = result.evaluation_seconds
 
 
+def carries_moments(config: LadderConfig) -> bool:
+    """Tell whether the optimizer's state grows along with the weights."""
+    return config.schedule == "trunk" and config.trunk.moments == "grown"
+
+
+def average(work: RungWork) -> None:
+    """Make a member of the trunk's last weights, if that is how it is finished, and measure it."""
+    if work.averaged:
+        work.run.on_first_process(lambda: average_checkpoints([*work.averaged.values()], work.trained))
+        measure(work)
+
+
 def _training_run(work: RungWork) -> TrainingRun:
-    rung, config, training = work.rung, work.run.config, work.run.config.training
+    rung, config, training = work.rung, work.run.config, work.training
     training_run = TrainingRun(
         title=f"{rung.name} cold" if work.is_baseline else rung.name,
         init=work.init,
         folder=work.folder,
         training=training,
-        learning_rate=training.learning_rate,
+        learning_rate=rung.cold_learning_rate if work.is_baseline else rung.learning_rate,
         steps=rung.size.steps if work.is_baseline else rung.steps,
         first_block=rung.first_block,
         flops_per_token=rung.size.flops_per_token,
         seed=config.seed,
-        stable=work.folder / "stable" if config.keeps_stable and not work.is_baseline else None,
+        stable=work.stable if rung.keeps_stable and not work.is_baseline else None,
     )
-    parent = work.parent_record
-    if parent is None or work.is_baseline:
+    if work.is_baseline:
+        return training_run
+    parent, until = work.parent_record, work.phi.until
+    if rung.trunk is not None:
+        until *= rung.trunk.steps / rung.steps  # a branch must not change the trunk
+        training_run = dataclasses.replace(
+            training_run,
+            warmup_steps=rung.trunk.warmup_steps,
+            decay_steps=rung.trunk.decay_steps,
+            rewarm_new=parent is not None and config.trunk.rewarm == "new",
+            optimizer=work.init / OPTIMIZER_NAME if parent is not None and carries_moments(config) else None,
+            stable_moments=carries_moments(config) and rung.trunk.member != "end",
+            kept_weights={step: folder for step, folder in work.averaged.items() if folder != work.stable},
+        )
+    if parent is None:
         return training_run
     return dataclasses.replace(
-        training_run,
-        learning_rate=training.inherited_learning_rate or training.learning_rate,
-        flops_before=parent.estimates.flops,
-        phi_schedule=config.phi.schedule,
-        phi_until=config.phi.until,
+        training_run, flops_before=parent.estimates.flops, phi_schedule=work.phi.schedule, phi_until=until
     )
 
 
 def estimate(work: RungWork) -> None:
     """Estimate what the next rung's Φ needs, on the weights that the next rung grows from."""
-    run, rung, phi, growth = work.run, work.rung, work.run.config.phi, work.run.config.growth
-    checkpoint = work.folder / "stable" if growth.parent == "stable" else work.trained
-    read = range(rung.first_block, rung.first_block + rung.tokens // run.corpus.context)
+    run, rung = work.run, work.rung
+    phi = run.plan.next_phi(rung)
+    checkpoint = work.stable if rung.hands_on == "stable" else work.trained
+    tokens = rung.tokens - rung.branch_tokens
+    read = range(rung.first_block, rung.first_block + tokens // run.corpus.context)
     known: Mapping[str, Any] = {}
     if work.origin is not None:
         # What it read, or if that is not at hand, the start of the corpus.
@@ -133,7 +161,7 @@ def evaluate_on_core(work: RungWork) -> None:
     if options is None:
         return
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(work.trained, dtype=torch.float32)
-    with evaluation_precision(run.config.training, run.state.device):
+    with evaluation_precision(work.training, run.state.device):
         result = evaluate_core(
             model.to(run.state.device),
             run.corpus.tokenizer,
@@ -178,6 +206,7 @@ TRAINED_HERE = (
     Step("verify the growth", verify_growth),
     Step("make the penalty", make_penalty),
     Step("train", train, seconds="train"),
+    Step("average", average, seconds="average"),
     Step("estimate for the next rung", estimate, seconds="phi"),
     Step("evaluate on CORE", evaluate_on_core, seconds="core"),
     Step("record", record),
@@ -185,7 +214,7 @@ TRAINED_HERE = (
 
 TRAINED_ELSEWHERE = (
     Step("copy", external_model.copy, seconds="fetch"),
-    Step("measure", external_model.measure, seconds="evaluate"),
+    Step("measure", measure, seconds="evaluate"),
     Step("estimate for the next rung", estimate, seconds="phi"),
     Step("evaluate on CORE", evaluate_on_core, seconds="core"),
     Step("record", external_model.record),

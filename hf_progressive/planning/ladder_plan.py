@@ -9,15 +9,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoTokenizer, PretrainedConfig
 
-from hf_progressive.config import LadderConfig, ModelConfig, TokenizerConfig
+from hf_progressive.config import LadderConfig, ModelConfig, PhiConfig, TokenizerConfig
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.families import family_of
 from hf_progressive.planning.preflight import find_origin, find_problems
 from hf_progressive.planning.sizing import ParameterCount, RungSize, larger_model_config, rung_model_config, size_rung
+from hf_progressive.planning.trunk_plan import TrunkPart, trunk_parts
 from hf_progressive.records.origin import Origin
 
 
@@ -41,14 +42,29 @@ class RungPlan:
     """The growth from the parent; None for the first."""
 
     steps: int
-    """Optimizer steps it trains for: the cold run's on the first rung, a share of them on grown ones, and none where
-    it was trained elsewhere."""
+    """Optimizer steps it trains for: of a chain the cold run's on the first rung, a share of them on grown ones, and
+    none where it was trained elsewhere; of a trunk its part and its branch."""
+
+    learning_rate: float
+    """Peak learning rate."""
+
+    cold_learning_rate: float
+    """Peak learning rate of its baseline."""
 
     first_block: int
     """The first block of the corpus that it reads."""
 
     trains_baseline: bool
     """Whether a baseline is trained beside it."""
+
+    hands_on: Literal["final", "stable"] = "final"
+    """The folder of the weights that the next rung grows from: after its decay, or from before it."""
+
+    keeps_stable: bool = False
+    """Whether the weights from before the decay are kept."""
+
+    trunk: TrunkPart | None = None
+    """Its part of the trunk; None in a chain."""
 
     origin: Origin | None = None
     """The model trained elsewhere that it is; None for a rung that is trained."""
@@ -79,6 +95,16 @@ class RungPlan:
         return float(self.tokens * self.size.flops_per_token)
 
     @property
+    def branch_tokens(self) -> int:
+        """Of `tokens`, those that only finish this member of a trunk."""
+        return 0 if self.trunk is None else self.trunk.branch_steps * self.size.batch_tokens
+
+    @property
+    def flops_handed_on(self) -> float:
+        """Of `flops`, those that went into the weights which the next rung grows from."""
+        return float((self.tokens - self.branch_tokens) * self.size.flops_per_token)
+
+    @property
     def cold_flops(self) -> float | None:
         """FLOPs of its full cold budget; None for a model trained elsewhere whose budget is not recorded."""
         if self.origin is None:
@@ -93,6 +119,9 @@ class RungPlan:
             "target": self.target,
             "parameters": {**dataclasses.asdict(self.parameters), "scaling": self.parameters.scaling},
             "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "cold_learning_rate": self.cold_learning_rate,
+            "trunk": None if self.trunk is None else dataclasses.asdict(self.trunk),
             "tokens": self.tokens,
             "flops_per_token": self.size.flops_per_token,
             "flops": self.flops,
@@ -128,6 +157,11 @@ class LadderPlan:
         moved = (dataclasses.replace(rung, first_block=rung.first_block + block) for rung in self.rungs)
         return dataclasses.replace(self, rungs=tuple(moved))
 
+    def next_phi(self, rung: RungPlan) -> PhiConfig:
+        """Return the penalty for which a rung's estimates are made: the next rung's, of the last one the ladder's."""
+        after = self.rungs[rung.index + 1 : rung.index + 2]
+        return self.config.phi_of(after[0].name) if after else self.config.phi
+
     @property
     def corpus_blocks(self) -> int:
         """Blocks from the start of the corpus to where the last of all runs ends, baselines included."""
@@ -141,16 +175,21 @@ class LadderPlan:
         """Return the plan as plain values.
 
         Returns:
-            The rungs, and the family's FLOPs: all cold, all inherited as planned, and the last alone. A model trained
-            elsewhere costs nothing any more.
+            The rungs, and the family's FLOPs: all cold, all inherited as planned, the last alone, and the last grown,
+            which is what goes into its initial weights (its lineage) and its own training. A model trained elsewhere
+            costs nothing any more.
         """
+        *before, last = self.rungs
+        lineage = sum(rung.flops_handed_on for rung in before)
         return {
             "name": self.config.name,
             "rungs": [rung.to_dict() for rung in self.rungs],
             "flops": {
                 "all_cold": sum(rung.size.flops for rung in self.rungs if rung.origin is None),
                 "all_inherited": sum(rung.flops for rung in self.rungs),
-                "last_alone": self.rungs[-1].size.flops,
+                "last_alone": last.size.flops,
+                "last_lineage": lineage,
+                "last_grown": lineage + last.flops,
             },
         }
 
@@ -160,34 +199,55 @@ class LadderPlan:
         Returns:
             A line per rung, and the family's FLOPs.
         """
-        rows = [
-            ("rung", "parent", "parameters", "tokens cold", "FLOPs cold", "tokens grown", "FLOPs grown", "parent/cold")
-        ]
-        for before, rung in zip((None, *self.rungs), self.rungs, strict=False):
-            grown, taken = rung.parent is not None, rung.origin is not None
-            rows.append(
-                (
-                    rung.name,
-                    rung.parent or "–",
-                    f"{rung.parameters.total:,}",
-                    "–" if taken else f"{rung.size.tokens:,}",
-                    "–" if taken else f"{rung.size.flops:.3g}",
-                    f"{rung.tokens:,}" if grown else "–",
-                    f"{rung.flops:.3g}" if grown else "–",
-                    f"{before.cold_flops / rung.size.flops:.2f}" if before and before.cold_flops else "–",
-                )
-            )
         flops = self.to_dict()["flops"]
+        cost = flops["last_grown"] / flops["last_alone"]
         return "\n".join(
             [
-                *aligned(rows),
+                *aligned(list(self._trunk_rows() if self.config.schedule == "trunk" else self._chain_rows())),
                 *(f"{rung.name} is {rung.origin.describe()}" for rung in self.rungs if rung.origin is not None),
                 "",
                 f"all rungs cold       {flops['all_cold']:.3g} FLOPs",
                 f"all rungs inherited  {flops['all_inherited']:.3g} FLOPs, as planned, not yet measured to match",
                 f"last rung alone      {flops['last_alone']:.3g} FLOPs",
+                f"last rung grown      {flops['last_grown']:.3g} FLOPs, {cost:.2f} of it alone, as planned;"
+                f" {flops['last_lineage']:.3g} of them before its growth",
             ]
         )
+
+    def _chain_rows(self) -> Iterator[tuple[str, ...]]:
+        yield "rung", "parent", "parameters", "tokens cold", "FLOPs cold", "tokens grown", "FLOPs grown", "parent/cold"
+        for before, rung in zip((None, *self.rungs), self.rungs, strict=False):
+            grown, taken = rung.parent is not None, rung.origin is not None
+            yield (
+                rung.name,
+                rung.parent or "–",
+                f"{rung.parameters.total:,}",
+                "–" if taken else f"{rung.size.tokens:,}",
+                "–" if taken else f"{rung.size.flops:.3g}",
+                f"{rung.tokens:,}" if grown else "–",
+                f"{rung.flops:.3g}" if grown else "–",
+                f"{before.cold_flops / rung.size.flops:.2f}" if before and before.cold_flops else "–",
+            )
+
+    def _trunk_rows(self) -> Iterator[tuple[str, ...]]:
+        yield (
+            "rung", "until", "parameters", "tokens cold", "FLOPs cold", "tokens trunk", "FLOPs trunk", "tokens branch",
+            "FLOPs branch", "peak rate",
+        )  # fmt: skip
+        for rung in self.rungs:
+            assert rung.trunk is not None
+            yield (
+                rung.name,
+                f"{rung.trunk.until:g}",
+                f"{rung.parameters.total:,}",
+                f"{rung.size.tokens:,}",
+                f"{rung.size.flops:.3g}",
+                f"{rung.tokens - rung.branch_tokens:,}",
+                f"{rung.flops_handed_on:.3g}",
+                f"{rung.branch_tokens:,}" if rung.branch_tokens else "–",
+                f"{rung.flops - rung.flops_handed_on:.3g}" if rung.branch_tokens else "–",
+                f"{rung.learning_rate:.3g}",
+            )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -223,20 +283,21 @@ def plan_ladder(config: LadderConfig, taken: Path | None = None, *, processes: i
     except ValueError as error:
         problems.append(str(error))
     _raise_all(problems)
+    parts = trunk_parts(config, sizes) if config.schedule == "trunk" else [None] * len(sizes)
     rungs: list[RungPlan] = []
     first_block = 0
-    for index, size in enumerate(sizes):
+    for index, (size, part) in enumerate(zip(sizes, parts, strict=True)):
         parent = rungs[-1] if rungs else None
-        growth, target = None, {}
+        growth, target, training = None, {}, config.training_of(size.name)
         if parent is not None:
-            target = _differing_fields(parent.size.config, size.config)
+            target, asked = _differing_fields(parent.size.config, size.config), config.growth_of(size.name)
             try:
-                growth = plan_growth(parent.config, target, method=config.growth.method, **config.growth.options)
+                growth = plan_growth(parent.config, target, method=asked.method, **asked.options)
             except ValueError as error:
                 problems.append(f"rung {size.name}, grown from {parent.name}: {error}")
-        share = 1.0 if parent is None else config.training.inherited_fraction
         is_origin = origin is not None and index == 0
-        steps = 0 if is_origin else max(1, math.ceil(share * size.steps))
+        rate, cold_rate = _learning_rates(config, size, sizes[-1], grown=parent is not None)
+        hands_on = _hands_on(config, index)
         rungs.append(
             RungPlan(
                 index=index,
@@ -244,15 +305,40 @@ def plan_ladder(config: LadderConfig, taken: Path | None = None, *, processes: i
                 parent=parent.name if parent else None,
                 target=target,
                 growth=growth,
-                steps=steps,
+                steps=0 if is_origin else _steps(size, part, 1.0 if parent is None else training.inherited_fraction),
+                learning_rate=rate,
+                cold_learning_rate=cold_rate,
                 first_block=first_block,
                 trains_baseline=config.trains_baseline(size.name),
+                hands_on=hands_on,
+                keeps_stable=training.keep_stable or hands_on == "stable",
+                trunk=part,
                 origin=origin if is_origin else None,
             )
         )
-        first_block += steps * size.batch_tokens // config.model.context
+        first_block += (rungs[-1].tokens - rungs[-1].branch_tokens) // config.model.context
     _raise_all(problems)
     return LadderPlan(config=config, rungs=tuple(rungs))
+
+
+def _steps(size: RungSize, part: TrunkPart | None, share: float) -> int:
+    return max(1, math.ceil(share * size.steps)) if part is None else part.steps + part.branch_steps
+
+
+def _learning_rates(config: LadderConfig, size: RungSize, last: RungSize, *, grown: bool) -> tuple[float, float]:
+    # The peak rates of a rung and of its baseline.
+    training = config.training_of(size.name)
+    factor = (size.config.hidden_size / last.config.hidden_size) ** training.learning_rate_by_width
+    inherited = training.inherited_learning_rate if grown else None
+    return (inherited or training.learning_rate) * factor, training.learning_rate * factor
+
+
+def _hands_on(config: LadderConfig, index: int) -> Literal["final", "stable"]:
+    # A trunk goes on from before any decay; in a chain the child says, or the ladder for a child that may come.
+    is_last = index == len(config.rungs) - 1
+    if config.schedule == "trunk":
+        return "final" if is_last else "stable"
+    return (config.growth if is_last else config.growth_of(config.rungs[index + 1].name)).parent
 
 
 def _raise_all(problems: list[str]) -> None:
@@ -273,7 +359,7 @@ def _sizes(config: LadderConfig, origin: Origin | None, problems: list[str]) -> 
                 before = origin.checkpoint.read_config()
             else:
                 before = larger_model_config(model, rung, before)
-            yield size_rung(rung.name, before, config.training, model.context)
+            yield size_rung(rung.name, before, config.training_of(rung.name), model.context)
         except ValueError as error:
             problems.append(str(error))
 

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from hf_progressive import storage
-from hf_progressive.config import LadderConfig
+from hf_progressive.config import LadderConfig, TrainingConfig
 from hf_progressive.data.blocks import Block, as_block
 from hf_progressive.distributed.accelerators import Gpu, device_name, gpu_named
 from hf_progressive.distributed.float32_products import own_float32_products
@@ -262,18 +262,22 @@ class _Job:
     seconds: float = dataclasses.field(kw_only=True)
 
     @property
+    def training(self) -> TrainingConfig:
+        return self.config.training_of(self.rung.name)
+
+    @property
     def micro_batch(self) -> tuple[int, int]:
-        return micro_batches(self.config.training, self.config.model.context, self.processes)
+        return micro_batches(self.training, self.config.model.context, self.processes)
 
     @property
     def predicted_bytes(self) -> int:
         config, rung = self.config, self.rung
         per_sequence = sequence_bytes(
-            rung.config, config.training, context=config.model.context, on_gpu=self.device.type == "cuda"
+            rung.config, self.training, context=config.model.context, on_gpu=self.device.type == "cuda"
         )
-        state = penalty_state(config.phi, grown=rung.parent is not None)
+        state = penalty_state(config.phi_of(rung.name), grown=rung.parent is not None)
         size = self.micro_batch[0]
-        total, of_muon = rung.parameters.total, muon_parameters(rung.config, config.training)
+        total, of_muon = rung.parameters.total, muon_parameters(rung.config, self.training)
         return training_bytes(total, sequences=size, per_sequence=per_sequence, of_muon=of_muon, **state)
 
     def why_not(self, rate: float) -> str | None:
@@ -292,7 +296,7 @@ class _Job:
         context = self.config.model.context
         size, accumulation = self.micro_batch
         taken = min(accumulation, _MICRO_BATCHES)
-        given = self.config.training
+        given = self.training
         arguments = {key: value for key, value in given.arguments.items() if key not in _NOT_MEASURED}
         training = dataclasses.replace(
             given,
@@ -348,7 +352,7 @@ class _Job:
 
     def _penalty(self, model: PreTrainedModel) -> InheritancePenalty | None:
         # Of Φ, the work per step counts, which does not depend on the values.
-        phi = self.config.phi
+        phi = self.config.phi_of(self.rung.name)
         if phi.is_off or self.rung.parent is None:
             return None
         anchor = {name: value.detach().clone() for name, value in model.named_parameters()}

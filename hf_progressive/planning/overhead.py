@@ -24,11 +24,14 @@ def validation(config: LadderConfig, rung: RungPlan, *, steps: int) -> tuple[int
     """Count the validation of a run of so many steps; 0 for a model trained elsewhere, which is measured once.
 
     Returns:
-        How often the validation part is read: before the first step and along the run. Tokens read over all of these
-        points, if that part is as large as the configuration lets it be. FLOPs of these forward passes.
+        How often the validation part is read: before the first step, along the run, and for an average once more.
+        Tokens read over all of these points, if that part is as large as the configuration lets it be. FLOPs of these
+        forward passes.
     """
     context = config.model.context
-    points = 1 + min(steps, config.training.evaluations)
+    points = 1 + min(steps, config.training_of(rung.name).evaluations)
+    if rung.trunk is not None and rung.trunk.averaged_steps and steps == rung.steps:
+        points += 1
     tokens = points * (config.data.max_validation_tokens // context * context)
     return points, tokens, tokens * rung.size.flops_per_token * FORWARD_SHARE
 

@@ -18,6 +18,7 @@ from hf_progressive.config import (
     ModelConfig,
     RungConfig,
     TokenizerConfig,
+    TrunkConfig,
     strict_yaml,
 )
 from hf_progressive.data import load_tokenizer, vocabulary_size
@@ -68,16 +69,40 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
     Each is a line: the key, its value, and what would be right. Without the number of processes, it is not asked
     whether a step divides among them.
     """
-    arguments = config.training.arguments
-    problems = [*_argument_problems(arguments), *_contradictions(arguments), *_missing_packages(arguments)]
-    problems += _muon_problems(config)
-    if processes is not None:
-        problems += _of(lambda: micro_batches(config.training, config.model.context, processes))
+    problems = [*_muon_problems(config)]
+    for rung in config.rungs:
+        training, growth = config.training_of(rung.name), config.growth_of(rung.name)
+        arguments = training.arguments
+        problems += [*_argument_problems(arguments), *_contradictions(arguments), *_missing_packages(arguments)]
+        if processes is not None:
+            problems += _of(partial(micro_batches, training, config.model.context, processes))
+        problems += _of(partial(_check_growth_options, growth.options))
+        if config.schedule == "trunk":
+            problems += _trunk_problems(config.trunk, arguments)
     problems += _data_problems(config.data, config.model.context)
-    problems += _of(lambda: _check_growth_options(config.growth.options))
     if config.core is not None:
         problems += _core_problems(config.core)
-    return problems
+    return list(dict.fromkeys(problems))  # rungs share what the ladder says
+
+
+def _trunk_problems(trunk: TrunkConfig, arguments: Mapping[str, Any]) -> Iterator[str]:
+    engine = _engine_of_its_own(arguments)
+    wanted = []
+    if trunk.rewarm == "new":
+        wanted.append(
+            ("rewarm", "new", "all", "takes the optimizer's step, which the new entries' rate is a share of")
+        )
+    if trunk.moments == "grown":
+        wanted.append(("moments", "grown", "fresh", "keeps the optimizer's state in a form of its own"))
+    for key, value, other, reason in wanted:
+        if engine is not None:
+            yield f"trunk.{key}: {value} does not work with {engine}, which {reason}; take {other}, or FSDP2"
+    optimizer = arguments.get("optim")
+    if trunk.moments == "grown" and isinstance(optimizer, str) and not optimizer.startswith("adamw_torch"):
+        yield (
+            f"trunk.moments: only the state of torch's AdamW grows, not that of training.arguments.optim {optimizer};"
+            f" take fresh"
+        )
 
 
 def _of(check: Callable[[], object]) -> list[str]:
@@ -164,18 +189,23 @@ def _muon_problems(config: LadderConfig) -> Iterator[str]:
     optimizers = {rung.name: config.training_of(rung.name).optimizer for rung in config.rungs}
     if "muon" not in optimizers.values():
         return
-    arguments = config.training.arguments
-    by_deepspeed, by_fsdp = (os.environ.get(name, "false").lower() in ("true", "1") for name in DIVIDING_ENGINES)
-    stated = arguments.get("fsdp_config")
-    version = stated.get("version", 2) if isinstance(stated, Mapping) else 2
-    if by_fsdp:
-        version = os.environ.get("FSDP_VERSION", "1")
-    flattened_by_fsdp = (by_fsdp or arguments.get("fsdp")) and str(version) == "1"
-    if by_deepspeed or arguments.get("deepspeed") or flattened_by_fsdp:
+    if _engine_of_its_own(config.training.arguments) is not None:
         yield f"training.optimizer: {NEEDS_MATRICES}"
     if config.schedule == "trunk" and config.trunk.moments == "grown" and len(set(optimizers.values())) > 1:
         named = ", ".join(f"{name} {optimizer}" for name, optimizer in optimizers.items())
         yield f"trunk.moments: grown moments need one training.optimizer on all rungs, not {named}; take fresh ones"
+
+
+def _engine_of_its_own(arguments: Mapping[str, Any]) -> str | None:
+    # DeepSpeed, or the first FSDP with its flat parameters, where one is asked for.
+    by_deepspeed, by_fsdp = (os.environ.get(name, "false").lower() in ("true", "1") for name in DIVIDING_ENGINES)
+    if by_deepspeed or arguments.get("deepspeed"):
+        return "DeepSpeed"
+    stated = arguments.get("fsdp_config")
+    version = stated.get("version", 2) if isinstance(stated, Mapping) else 2
+    if by_fsdp:
+        version = os.environ.get("FSDP_VERSION", "1")
+    return "FSDP1" if (by_fsdp or arguments.get("fsdp")) and str(version) == "1" else None
 
 
 def _install(package: str) -> str:

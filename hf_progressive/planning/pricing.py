@@ -191,7 +191,7 @@ class _RungPrice:
         return {**self.cost(flops, forward=True), "points": points, "tokens": tokens, "share": share}
 
     def _estimates(self) -> Cost:
-        by_term = estimate_flops(self.config.phi, self.rung, self.config.model.context)
+        by_term = estimate_flops(self.price.plan.next_phi(self.rung), self.rung, self.config.model.context)
         return {**self.cost(sum(by_term.values())), "by_term": by_term}
 
     def _core(self) -> Cost | None:
@@ -202,14 +202,14 @@ class _RungPrice:
         return {**self.cost(flops, forward=True), "tokens": tokens}
 
     def _saving(self) -> Cost:
-        training, measured = self.config.training, self.price.measurement
+        training, measured = self.config.training_of(self.rung.name), self.price.measurement
         written = 0
         for steps in [self.rung.steps, *([self.rung.size.steps] if self.rung.trains_baseline else [])]:
             written += saved_bytes(
                 self.rung.parameters.total,
                 checkpoints=min(training.checkpoints, steps),
-                stable=self.config.keeps_stable and steps == self.rung.steps,
-                with_fisher=self.config.phi.ewc_lambda > 0 and steps == self.rung.steps,
+                stable=self.rung.keeps_stable and steps == self.rung.steps,
+                with_fisher=self.price.plan.next_phi(self.rung).ewc_lambda > 0 and steps == self.rung.steps,
                 of_muon=self._of_muon,
             )
         hours = None if measured is None else written / measured.saving_bytes_per_second / 3600
@@ -217,7 +217,7 @@ class _RungPrice:
 
     def to_dict(self, to_match: dict[str, float]) -> dict[str, Any]:
         rung, parameters, per_token = self.rung, self.rung.parameters, self.rung.size.flops_per_token
-        counted = getattr(parameters, self.config.training.budget_parameters)
+        counted = getattr(parameters, self.config.training_of(rung.name).budget_parameters)
         expected = to_match.get("expected", rung.flops) / per_token
         eaten = self.speed.training * self.price.cluster.count / per_token
         return {
@@ -241,8 +241,8 @@ class _RungPrice:
             "disk_bytes": disk_bytes(
                 parameters.total,
                 baseline=rung.trains_baseline,
-                stable=self.config.keeps_stable,
-                with_fisher=self.config.phi.ewc_lambda > 0,
+                stable=rung.keeps_stable,
+                with_fisher=self.price.plan.next_phi(rung).ewc_lambda > 0,
                 of_muon=self._of_muon,
             ),
         }
@@ -252,11 +252,11 @@ class _RungPrice:
         return muon_parameters(self.rung.config, self.config.training_of(self.rung.name))
 
     def _memory(self) -> dict[str, Any]:
-        training, context = self.config.training, self.config.model.context
         cluster, rung = self.price.cluster, self.rung
+        training, context = self.config.training_of(rung.name), self.config.model.context
         size, accumulation = micro_batches(training, context, cluster.count)
         per_sequence = sequence_bytes(rung.config, training, context=context, on_gpu=cluster.gpu.name != "cpu")
-        state = penalty_state(self.config.phi, grown=rung.parent is not None)
+        state = penalty_state(self.config.phi_of(rung.name), grown=rung.parent is not None)
         total, of_muon = rung.parameters.total, self._of_muon
 
         def held(sequences: int, shards: int = 1) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from hf_progressive.records.from_parent import Estimates, GrowthRecord, PenaltyRecord
 from hf_progressive.records.matching import check_curve, flops_to_match, last_model_cost, saving, transfer_efficiency
 from hf_progressive.records.measurements import Baseline, CoreScore, CurvePoint, Throughput
+from hf_progressive.records.stages import TrunkRecord
 from hf_progressive.records.typed import FORMAT, Amount, Count, Record
 
 _LAYER_FIELDS = ("n_layer", "num_hidden_layers")  # what the families call them
@@ -233,6 +234,9 @@ class RungRecord(Record):
 
     growth: GrowthRecord | None = None
     """How it was grown; None for the first rung."""
+
+    trunk: TrunkRecord | None = None
+    """Its part of the trunk, and how it was finished; None in a chain, and in older records."""
 
     estimates: Estimates = field(default_factory=Estimates)
     """What was estimated of it for its successor."""

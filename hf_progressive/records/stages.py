@@ -1,6 +1,7 @@
-"""What a study says of the stages of a trunk: the smaller sizes through which one constant-rate run passes."""
+"""What records say of a trunk: a rung's part of it, and in a study the smaller sizes through which it passes."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hf_progressive.records.typed import Amount, Count, Record
 
@@ -23,3 +24,33 @@ class TrunkStage(Record):
 
     learning_rate: Amount | None = None
     """Peak learning rate; None where the record does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkRecord(Record):
+    """A rung's part of its ladder's trunk, and how its model was made of that."""
+
+    until: Amount
+    """The share of the last rung's tokens at which the part ends."""
+
+    steps: Count
+    """Optimizer steps on the trunk."""
+
+    tokens: Count
+    """Tokens read on the trunk."""
+
+    flops: Amount
+    """Training FLOPs of the part, without the member's branch."""
+
+    member: Literal["decay", "average", "none", "end"]
+    """How the model was finished: on a branch with a decay, by averaging the trunk's weights, not at all, or by the
+    trunk's own decay at its end."""
+
+    warmup_steps: Count
+    """Steps over which the rate rose: the first rung's warm-up, or the re-warm after the growth."""
+
+    decay_steps: Count
+    """Steps over which the rate fell."""
+
+    averaged_steps: tuple[Count, ...] = ()
+    """Steps after which the averaged weights were taken."""

@@ -79,8 +79,8 @@ class ProgressBar(TrainerCallback):
             self.bar = None
 
 
-class KeepStableCheckpoint(TrainerCallback):
-    """Keep the weights as they are where the decay begins, after optimizer step `step`: to continue training from."""
+class KeepWeights(TrainerCallback):
+    """Keep the weights as they are after optimizer step `step`: to grow from, or to average."""
 
     def __init__(self, save: Callable[[Path], None], folder: Path, step: int) -> None:
         self._save, self._folder, self._step = save, folder, step

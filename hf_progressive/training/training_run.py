@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.training.arguments import ProgressiveTrainingArguments, check_arguments
 from hf_progressive.training.callbacks import (
     CarriedMoments,
-    KeepStableCheckpoint,
+    KeepWeights,
     Milestones,
     ProgressBar,
     evenly_spaced,
@@ -81,6 +81,9 @@ class TrainingRun:
 
     stable: Path | None = None
     """Folder for the weights from before the decay; None keeps none."""
+
+    kept_weights: Mapping[int, Path] = dataclasses.field(default_factory=dict)
+    """Folders for the weights after some steps, counted from 1."""
 
     stable_moments: bool = False
     """Whether the optimizer's state is kept beside the weights from before the decay."""
@@ -334,7 +337,9 @@ def train_run(
         trainer.add_callback(CarriedMoments(run.optimizer))
     if run.stable is not None:
         save = partial(trainer.save_pretrained_whole, moments=run.stable_moments)
-        trainer.add_callback(KeepStableCheckpoint(save, run.stable, run.steps - decay))
+        trainer.add_callback(KeepWeights(save, run.stable, run.steps - decay))
+    for step, folder in run.kept_weights.items():
+        trainer.add_callback(KeepWeights(trainer.save_pretrained_whole, folder, step))
     own = newest_complete_checkpoint(run.folder / "checkpoints")
     checkpoint = own or run.branch_from
     if checkpoint is None:

@@ -23,7 +23,7 @@ from hf_progressive.penalty import InheritancePenalty, load_saved_penalty, save_
 from hf_progressive.penalty.saved_penalty import LazyTensors
 from hf_progressive.storage import is_complete, read_json
 from hf_progressive.training import trainer as trainer_module
-from hf_progressive.training.callbacks import KeepStableCheckpoint
+from hf_progressive.training.callbacks import KeepWeights
 from hf_progressive.training.checkpoints import STAGING_NAME, newest_complete_checkpoint
 from hf_progressive.training.trainer import ProgressiveTrainer
 
@@ -196,7 +196,7 @@ def test_the_best_checkpoint_is_named_where_it_stands(tmp_path):
 
 def test_the_stable_checkpoint_is_the_model_where_the_decay_begins(tmp_path):
     trainer = resumable_trainer(tmp_path, save_steps=5)
-    trainer.add_callback(KeepStableCheckpoint(trainer.save_pretrained_whole, tmp_path / "stable", 5))
+    trainer.add_callback(KeepWeights(trainer.save_pretrained_whole, tmp_path / "stable", 5))
     trainer.train()
     assert is_complete(tmp_path / "stable")
     assert not (tmp_path / "stable" / "training_args.bin").exists()
