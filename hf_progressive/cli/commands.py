@@ -104,6 +104,10 @@ def plan_command(options: argparse.Namespace) -> Outcome:
         cores=options.cores,
     )
     record = price.to_dict()
+    if options.search:
+        from hf_progressive.planning.search import search
+
+        record["search"] = search(plan, price.studies).to_dict()
     if not options.json:
         sys.stdout.write(f"{price.plan.table()}\n\n{price_table(record)}\n")
     if options.plot:

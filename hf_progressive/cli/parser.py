@@ -96,6 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--price", type=float, metavar="DOLLARS", help="price of one accelerator for an hour")
     text = "measured transfer efficiency: ETA, or ETA LOW HIGH, or study.json files"
     add("--recipe-eta", nargs="+", metavar="ETA", help=text)
+    text = "propose where a trunk would grow at the least cost of its last model, by the studies of --recipe-eta"
+    add("--search", action="store_true", help=text)
     add("--budget-dollars", type=float, metavar="DOLLARS", help="what the run may cost")
     add("--budget-hours", type=float, metavar="HOURS", help="what the run may take")
     add("--cores", type=int, metavar="N", help="cores of the machine that trains, to tokenize a stream")

@@ -18,7 +18,7 @@ def price_table(record: Mapping[str, Any]) -> str:
     A line per rung, the family's prices, and what does not fit.
     """
     rungs = Table(header=_HEADER, rows=tuple(_row(rung) for rung in record["rungs"]))
-    parts = (_family, _last_model, _beside, _budget, _measured, _misfits, _starved)
+    parts = (_family, _last_model, _search, _beside, _budget, _measured, _misfits, _starved)
     return "\n".join([rungs.plain(), "", *(line for part in parts for line in part(record))])
 
 
@@ -54,6 +54,8 @@ def _family(record: Mapping[str, Any]) -> list[str]:
         for key, text in (("at_best", "  at the upper end"), ("at_worst", "  at the lower end")):
             entries += [(text, family["to_match"][key])] if key in family["to_match"] else []
     share = f"{record['inherited_fraction']:g} of its cold budget each"
+    if record["rungs"][0].get("trunk"):
+        share = "the trunk and its members"
     entries += [
         (f"every rung inherited, {share}, as configured", family["as_configured"]),
         ("the last rung alone, cold", family["last_alone"]),
@@ -75,7 +77,7 @@ def _last_model_entries(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     entries = [(f"the last rung by way of the others, {cost['value']:.2f} × that, {basis}", prices["expected"])]
     for key, end, text in (("at_best", "low", "  at the least"), ("at_worst", "high", "  at the most")):
         if prices[key] is not None:
-            entries.append((f"{text}, {cost[end]:.2f} ×", prices[key]))
+            entries.append((f"{text}, {cost[end]:.3g} ×", prices[key]))
     return entries
 
 
@@ -93,6 +95,28 @@ def _last_model(record: Mapping[str, Any]) -> list[str]:
             f"  the largest size that was measured, held out: {held_out['predicted']:.2f} predicted"
             f" ({held_out['low']:.2f} to {held_out['high']:.2f}), {held_out['measured']:.2f} measured"
         )
+    return lines
+
+
+def _search(record: Mapping[str, Any]) -> list[str]:
+    found = record.get("search")
+    if found is None:
+        return []
+    lines = [
+        f"where the trunk would grow, by {len(found['measured'])} measured trunks ({', '.join(found['families'])}):"
+    ]
+    entries = [("as configured", found["as_configured"]), *(("proposed", proposal) for proposal in found["best"])]
+    for title, proposal in entries:
+        stages = ", ".join(f"{name} until {until:.2g}" for name, until in proposal["until"].items())
+        cost = "no evidence: outside of what was measured"
+        if proposal["last_model_cost"] is not None:
+            ends = [NOTHING if proposal[end] is None else f"{proposal[end]:.2f}" for end in ("low", "high")]
+            cost = (
+                f"last-model cost {proposal['last_model_cost']:.2f} ({' to '.join(ends)}; like {proposal['nearest']})"
+            )
+        lines.append(f"  {title}: {stages}: takes {proposal['takes']:.2f} of the last alone, {cost}")
+    if not found["best"]:
+        lines.append("  no evidence for any shares of these rungs: none lies within what was measured")
     return lines
 
 

@@ -1,0 +1,252 @@
+"""Where a trunk would grow so that its last model costs least, by the trunks that studies measured.
+
+What a trunk takes is known before it runs: each stage's tokens at its FLOPs per token. What it is worth, the share of
+the budget from scratch that has its bits per byte, is interpolated between measured recipes that grow as often, by
+where they grow first and last and by how shallow and how narrow they begin. Outside of what was measured nothing is
+said.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Final
+
+from hf_progressive.planning.ladder_plan import LadderPlan
+from hf_progressive.records.study import RecipeRecord, StudyRecord
+
+_STEPS: Final = 10  # shares are tried in steps of a tenth
+_SHOWN: Final = 5  # proposals
+_NEARLY: Final = 1.25  # factor by which a ratio of sizes may lie outside of the measured ones
+_SCALE: Final = 0.1  # a distance of this in a share counts as one of a factor of 2 in size
+_LAYER_FIELDS: Final = ("num_hidden_layers", "n_layer")
+_WIDTH_FIELDS: Final = ("hidden_size", "n_embd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What decides what a trunk is worth."""
+
+    growths: int
+    """How often it grows."""
+
+    first: float
+    """Share of the last model's tokens at which it first grows."""
+
+    last: float
+    """Share at which it last grows."""
+
+    depth: float
+    """Layers of its first stage over those of its last model."""
+
+    width: float
+    """Widths, likewise."""
+
+    def distance(self, other: "Shape") -> float:
+        """Return how unlike two trunks are that grow equally often."""
+        shares = ((self.first - other.first) / _SCALE, (self.last - other.last) / _SCALE)
+        return math.hypot(*shares, math.log2(self.depth / other.depth), math.log2(self.width / other.width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredTrunk:
+    """A recipe of a study that is a trunk, with what it was worth."""
+
+    name: str
+    """The study and the recipe."""
+
+    family: str
+    """The `model_type` of its models."""
+
+    shape: Shape
+    """Where it grew."""
+
+    worth: float
+    """The budget from scratch with its bits per byte, over the full one: mean over the seeds."""
+
+    relative_low: float | None
+    """Lower end of its last-model cost's interval, over the cost."""
+
+    relative_high: float | None
+    """Upper end, likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A way for a trunk to grow, and what its last model would cost."""
+
+    until: dict[str, float]
+    """By rung that it passes through, the share at which the next one grows from it."""
+
+    takes: float
+    """FLOPs of the trunk, over those of its last model from scratch."""
+
+    last_model_cost: float | None
+    """The cost; None where no measured recipe says it."""
+
+    low: float | None = None
+    """Lower end of an interval as wide as the nearest recipe's."""
+
+    high: float | None = None
+    """Upper end."""
+
+    nearest: str | None = None
+    """The measured recipe that is most like it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        ends = {"low": self.low, "high": self.high, "nearest": self.nearest}
+        return {"until": self.until, "takes": self.takes, "last_model_cost": self.last_model_cost, **ends}
+
+
+def measured_trunks(studies: Sequence[StudyRecord]) -> list[MeasuredTrunk]:
+    """Return the trunks among the recipes of studies, each with the rung that it was measured to end in."""
+    return [trunk for study in studies for recipe in study.recipes for trunk in _measured(study, recipe)]
+
+
+def _measured(study: StudyRecord, recipe: RecipeRecord) -> Iterator[MeasuredTrunk]:
+    step = recipe.rungs[-1] if recipe.rungs else None
+    cost = None if step is None else step.last_model_cost
+    if not recipe.trunk or step is None or cost is None or not cost.by_seed:
+        return
+    # The record of the configuration says how deep and wide the sizes are.
+    shared = study.config.ladder.model.others.get("fields") or {}
+    recipes = {entry["name"]: entry for entry in study.config.others["recipes"]}
+    ends = {rung["name"]: {**shared, **rung} for rung in study.config.ladder.others["rungs"]}
+    first, end = {**shared, **recipes[recipe.name]["trunk"][0]}, ends[step.child]
+    yield MeasuredTrunk(
+        name=f"{study.name}, {recipe.name!r}",
+        family=study.family,
+        shape=Shape(
+            growths=len(recipe.trunk),
+            first=recipe.trunk[0].until,
+            last=recipe.trunk[-1].until,
+            depth=_size(first, _LAYER_FIELDS) / _size(end, _LAYER_FIELDS),
+            width=_size(first, _WIDTH_FIELDS) / _size(end, _WIDTH_FIELDS),
+        ),
+        worth=fmean(seed.c_scratch for seed in cost.by_seed) / step.c_cold,
+        relative_low=None if cost.low is None else cost.low / cost.value,
+        relative_high=None if cost.high is None else cost.high / cost.value,
+    )
+
+
+def _size(rung: Mapping[str, Any], fields: Sequence[str]) -> float:
+    # A rung that is sized by its depth is as wide as that says.
+    return float(next(rung[field] for field in (*fields, "depth") if rung.get(field)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkSearch:
+    """Trunks through a ladder's rungs, compared by what their last model would cost."""
+
+    plan: LadderPlan
+    """The ladder; its schedule is a trunk."""
+
+    trunks: tuple[MeasuredTrunk, ...]
+    """What was measured."""
+
+    def __post_init__(self) -> None:
+        if self.plan.config.schedule != "trunk":
+            raise ValueError("search: it proposes where a trunk grows; set schedule: trunk and an until for each rung")
+        if not self.trunks:
+            raise ValueError("search: no trunk with a last-model cost is in the studies; name some by --recipe-eta")
+
+    def as_configured(self) -> Proposal:
+        """Return what the configuration's own shares would cost."""
+        return self._proposal({rung.name: rung.until or 1.0 for rung in self.plan.config.rungs[:-1]})
+
+    def best(self) -> list[Proposal]:
+        """Return the proposals that cost least, the cheapest first; none where none lies within what was measured.
+
+        All choices among the smaller rungs are tried, with every rising sequence of shares in steps of a tenth that
+        leaves the last rung its decay.
+        """
+        *smaller, last = self.plan.config.rungs
+        latest = 1 - self.plan.config.training_of(last.name).decay_fraction
+        shares = [step / _STEPS for step in range(1, _STEPS) if step / _STEPS <= latest + 1e-9]
+        counts = {trunk.shape.growths for trunk in self.trunks}
+        tried = (
+            self._proposal(dict(zip((rung.name for rung in stages), until, strict=True)))
+            for count in sorted(counts)
+            for stages in itertools.combinations(smaller, count)
+            for until in itertools.combinations(shares, count)
+        )
+        known = [(proposal.last_model_cost, proposal) for proposal in tried if proposal.last_model_cost is not None]
+        return [proposal for _, proposal in sorted(known, key=lambda pair: pair[0])[:_SHOWN]]
+
+    def _proposal(self, until: dict[str, float]) -> Proposal:
+        takes = self._takes(until)
+        shape = self._shape(until)
+        alike = [trunk for trunk in self.trunks if trunk.shape.growths == shape.growths]
+        if not _is_within(shape, [trunk.shape for trunk in alike]):
+            return Proposal(until=until, takes=takes, last_model_cost=None)
+        nearest = min(alike, key=lambda trunk: trunk.shape.distance(shape))
+        cost = takes / _interpolated(shape, alike)
+        return Proposal(
+            until=until,
+            takes=takes,
+            last_model_cost=cost,
+            low=None if nearest.relative_low is None else cost * nearest.relative_low,
+            high=None if nearest.relative_high is None else cost * nearest.relative_high,
+            nearest=nearest.name,
+        )
+
+    def _takes(self, until: dict[str, float]) -> float:
+        per_token = {rung.name: rung.size.flops_per_token for rung in self.plan.rungs}
+        whole, total, before = per_token[self.plan.rungs[-1].name], 0.0, 0.0
+        for name, share in until.items():
+            total += (share - before) * per_token[name] / whole
+            before = share
+        return total + 1 - before
+
+    def _shape(self, until: dict[str, float]) -> Shape:
+        configs = {rung.name: rung.size.config for rung in self.plan.rungs}
+        first, end, shares = configs[next(iter(until))], configs[self.plan.rungs[-1].name], list(until.values())
+        depth, width = first.num_hidden_layers / end.num_hidden_layers, first.hidden_size / end.hidden_size
+        return Shape(growths=len(shares), first=shares[0], last=shares[-1], depth=depth, width=width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "as_configured": self.as_configured().to_dict(),
+            "best": [proposal.to_dict() for proposal in self.best()],
+            "measured": [trunk.name for trunk in self.trunks],
+            "families": sorted({trunk.family for trunk in self.trunks}),
+        }
+
+
+def search(plan: LadderPlan, studies: Sequence[StudyRecord]) -> TrunkSearch:
+    """Prepare a search with the trunks that studies measured: of the ladder's family, if there are any.
+
+    Raises:
+        ValueError: The ladder is no trunk, or no study measured one.
+    """
+    trunks = measured_trunks(studies)
+    own = [trunk for trunk in trunks if trunk.family == plan.config.model.family]
+    return TrunkSearch(plan=plan, trunks=tuple(own or trunks))
+
+
+def _is_within(shape: Shape, measured: Sequence[Shape]) -> bool:
+    if not measured:
+        return False
+    for name in ("first", "last"):
+        values = [getattr(one, name) for one in measured]
+        if not min(values) - 1e-9 <= getattr(shape, name) <= max(values) + 1e-9:
+            return False
+    for name in ("depth", "width"):
+        values = [getattr(one, name) for one in measured]
+        if not min(values) / _NEARLY <= getattr(shape, name) <= max(values) * _NEARLY:
+            return False
+    return True
+
+
+def _interpolated(shape: Shape, measured: Sequence[MeasuredTrunk]) -> float:
+    # Weighted by the inverse square of the distance; a recipe of the very shape has all the weight.
+    distances = [trunk.shape.distance(shape) for trunk in measured]
+    same = [trunk.worth for trunk, distance in zip(measured, distances, strict=True) if distance < 1e-6]
+    if same:
+        return fmean(same)
+    weights = [distance**-2 for distance in distances]
+    worth = (weight * trunk.worth for weight, trunk in zip(weights, measured, strict=True))
+    return sum(worth) / sum(weights)
