@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import os
-import random
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from interrupted_runs import ON_CPUS, final_files, ladder_command, run_killed_again_and_again
 from ladder_fixtures import NAMES, Finished
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -20,24 +17,6 @@ from hf_progressive.config import LadderConfig, load_ladder_config
 from hf_progressive.ladder.rung_loop import run_ladder
 from hf_progressive.training import training_run
 from hf_progressive.training.checkpoints import newest_complete_checkpoint
-
-ROOT = Path(__file__).parents[2]
-
-
-def final_files(run: Path) -> dict[str, object]:
-    """Everything in the rungs' final folders, but for the times in rung.json and that file's digest."""
-    found: dict[str, object] = {}
-    for name in NAMES:
-        final = run / name / "final"
-        for path in (path for path in final.rglob("*") if path.is_file()):
-            found[path.relative_to(run).as_posix()] = path.read_bytes()
-        record, manifest = (storage.read_json(final / file) for file in ("rung.json", storage.MANIFEST_NAME))
-        del record["seconds"], record["throughput"], manifest["files"]["rung.json"]
-        if record["cold"]:
-            for times in ("seconds", "evaluation_seconds", "throughput"):
-                del record["cold"][times]
-        found |= {f"{name}/final/rung.json": record, f"{name}/final/{storage.MANIFEST_NAME}": manifest}
-    return found
 
 
 def test_a_ladder_s_record_that_a_kill_left_behind_is_caught_up(finished: Finished) -> None:
@@ -128,36 +107,10 @@ def test_sigterm_leaves_a_checkpoint_of_that_step_and_its_penalty(
     assert final_files(tmp_path / "run") == final_files(run)
 
 
-def marks_in(folder: Path) -> int:
-    """Count checkpoints and records, while folders come and go."""
-    names = [name for _, folders, files in os.walk(folder) for name in (*folders, *files)]
-    return sum(name.startswith("checkpoint-") or name == "rung.json" for name in names)
-
-
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(finished: Finished, tmp_path: Path) -> None:
     path, run, _ = finished
-    command = [sys.executable, str(ROOT / "examples" / "run_ladder.py"), "--config", str(path)]
-    command += ["--output-dir", str(tmp_path / "run")]
-    draw, kills = random.Random(7), 0
-    while kills < 5:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        marks = marks_in(tmp_path)
-        # Wait until this attempt has done something, then strike at a random moment.
-        while process.poll() is None and time.monotonic() < deadline:
-            if marks_in(tmp_path) > marks:
-                break
-            time.sleep(0.05)
-        time.sleep(draw.uniform(0.0, 1.5))
-        if process.poll() is not None:
-            assert process.returncode == 0, process.stderr.read()
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills >= 3, "the run was over before it could be killed often enough to mean anything"
-    subprocess.run(command, check=True, capture_output=True)
+    assert run_killed_again_and_again(ladder_command(path, tmp_path / "run"), tmp_path / "run", kills=5) >= 3
     assert final_files(tmp_path / "run") == final_files(run)
     report = {"plots", "report.html", "report.md"}  # which the command writes, beside what `run_ladder` does
     assert {path.name for path in (tmp_path / "run").iterdir()} - report == {path.name for path in run.iterdir()}
@@ -167,15 +120,8 @@ def test_a_killed_run_ends_with_the_same_bits(finished: Finished, tmp_path: Path
 @pytest.mark.slow
 def test_two_processes_train_the_same_family(finished: Finished, tmp_path: Path) -> None:
     path, run, results = finished
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += [str(ROOT / "examples" / "run_ladder.py"), "--config", str(path), "--output-dir", str(tmp_path / "run")]
-    subprocess.run(
-        command,
-        check=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )
+    command = ladder_command(path, tmp_path / "run", processes=2)
+    subprocess.run(command, check=True, capture_output=True, env=ON_CPUS)
     for name, result in zip(NAMES, results, strict=True):
         other = json.loads((tmp_path / "run" / name / "final" / "rung.json").read_text())
         assert other["environment"]["processes"] == 2
