@@ -82,7 +82,9 @@ def test_muon_is_refused_where_matrices_are_flattened(launch, arguments, fits, m
     assert find_problems(load_ladder_config("ladder_tiny", arguments)) == []
 
 
-@pytest.mark.parametrize("name", ["ladder_tiny", "ladder_small", "ladder_d10_d18", "validation_d15_d16"])
+@pytest.mark.parametrize(
+    "name", ["ladder_tiny", "ladder_small", "trunk_small", "ladder_d10_d18", "validation_d15_d16"]
+)
 def test_nothing_is_wrong_with_what_ships(name):
     assert find_problems(load_ladder_config(name), processes=4) == []
 
@@ -99,3 +101,33 @@ def test_whatever_the_ladder_hands_to_trainer_itself_cannot_be_given_twice():
 def test_wrong_values_of_several_sections_are_named_together():
     with pytest.raises(ValueError, match=r"phi\.gamma: -1\.0 is not a finite.*; training\.batch_token: unknown key"):
         load_ladder_config("ladder_tiny", ["training.batch_token=3", "phi.gamma=-1.0"])
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "messages"),
+    [
+        (
+            ["training.arguments.deepspeed=null"],
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            ["trunk.rewarm", "trunk.moments"],
+        ),
+        ([], {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, ["trunk.rewarm", "trunk.moments"]),
+        ([], {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, []),
+        (["training.arguments.optim=adafactor"], {}, ["only the state of torch's AdamW grows"]),
+    ],
+)
+def test_what_a_trunk_cannot_do_is_refused(monkeypatch, words, environment, messages):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = load_ladder_config("trunk_small", ["trunk.rewarm=new", "trunk.moments=grown", *words])
+    problems = find_problems(config)
+    assert len(problems) == len(messages)
+    assert all(message in problem for message, problem in zip(messages, problems, strict=True))
+    assert find_problems(load_ladder_config("trunk_small")) == []
+
+
+def test_every_rung_s_own_settings_are_looked_at():
+    config = load_ladder_config("trunk_small", ["rungs.1.training={arguments: {eval_steps: 5}, batch_tokens: 384}"])
+    problems = find_problems(config, processes=2)
+    assert any("eval_steps: the ladder evaluates" in problem for problem in problems)
+    assert any("384 is 3 blocks of 128, not divisible among 2" in problem for problem in problems)
