@@ -26,7 +26,7 @@ from hf_progressive.records.interval import t_quantile
 
 Response = Literal["last_model_cost", "eta"]
 
-QUANTITIES: Final = ("parameters", "tokens_per_parameter", "growth")
+VARIABLES: Final = ("parameters", "tokens_per_parameter", "growth")
 """What the law depends on, by the names of `Observation`'s fields: N, r, g."""
 
 _ENOUGH: Final = {"parameters": 3, "tokens_per_parameter": 2, "growth": 2}  # distinct values for an exponent
@@ -118,14 +118,14 @@ class Law:
             growth: g.
         """
         at = {"parameters": parameters, "tokens_per_parameter": tokens_per_parameter, "growth": growth}
-        shift = {name: math.log(at[name]) - self.centre[name] for name in QUANTITIES}
-        fitted = [name for name in QUANTITIES if self.exponents[name] is not None]
-        mean = self.intercept + sum((self.exponents[name] or 0.0) * shift[name] for name in QUANTITIES)
+        shift = {name: math.log(at[name]) - self.centre[name] for name in VARIABLES}
+        fitted = [name for name in VARIABLES if self.exponents[name] is not None]
+        mean = self.intercept + sum((self.exponents[name] or 0.0) * shift[name] for name in VARIABLES)
         low = high = None
         if self.noise is not None:
             row = np.array([1.0, *(shift[name] for name in fitted)])
             spread = 1.0 + float(row @ self.covariance @ row)
-            spread += sum(shift[name] ** 2 / self._spread(name) for name in QUANTITIES if name not in fitted)
+            spread += sum(shift[name] ** 2 / self._spread(name) for name in VARIABLES if name not in fitted)
             half = t_quantile(self.degrees) * self.noise * math.sqrt(spread)
             low, high = self._response(mean - half), self._response(mean + half)
         largest = max(observation.parameters for observation in self.observations)
@@ -145,7 +145,7 @@ class Law:
         others = [observation for observation in self.observations if observation.parameters < largest]
         if not others:
             return None
-        place = {name: float(np.mean([getattr(item, name) for item in at])) for name in QUANTITIES}
+        place = {name: float(np.mean([getattr(item, name) for item in at])) for name in VARIABLES}
         measured = float(np.mean([_value(item, self.response) for item in at]))
         predicted = fit(others, self.response).predict(**place)
         return HeldOut(parameters=largest, predicted=predicted, measured=self._response(measured))
@@ -187,7 +187,7 @@ class Law:
         }
 
     def _means(self) -> str:
-        means = (f"{letter} {math.exp(self.centre[name]):.3g}" for letter, name in zip("Nrg", QUANTITIES, strict=True))
+        means = (f"{letter} {math.exp(self.centre[name]):.3g}" for letter, name in zip("Nrg", VARIABLES, strict=True))
         return ", ".join(means)
 
 
@@ -206,12 +206,12 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
     """
     if not observations:
         raise ValueError("observations: there are none to fit a law to; name a study whose steps have matched")
-    logs = {name: np.log([float(getattr(item, name)) for item in observations]) for name in QUANTITIES}
+    logs = {name: np.log([float(getattr(item, name)) for item in observations]) for name in VARIABLES}
     centre = {name: float(column.mean()) for name, column in logs.items()}
     columns = [np.ones(len(observations))]
     fitted: list[str] = []
     left_out: dict[str, str] = {}
-    for name in QUANTITIES:
+    for name in VARIABLES:
         reason = _too_few(name, [getattr(item, name) for item in observations])
         candidate = [*columns, logs[name] - centre[name]]
         if reason is None and len(observations) <= len(candidate):
@@ -235,9 +235,9 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
         observations=tuple(observations),
         centre=centre,
         intercept=float(coefficients[0]),
-        exponents={name: found.get(name) for name in QUANTITIES},
+        exponents={name: found.get(name) for name in VARIABLES},
         standard_errors={
-            name: None if noise is None or name not in errors else noise * errors[name] for name in QUANTITIES
+            name: None if noise is None or name not in errors else noise * errors[name] for name in VARIABLES
         },
         left_out=left_out,
         noise=noise,

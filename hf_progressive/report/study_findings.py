@@ -104,7 +104,7 @@ def _tiles(study: StudyRecord) -> list[Tile]:
         ceiling = "" if worst.eta_ceiling is None else f"; at most {worst.eta_ceiling:.2f}"
         tiles.append(
             Tile(
-                title=f"η of the step that saves least, {worst.child}",
+                title=f"η of the step that saves least, {worst.child}" if known[1:] else f"η, {worst.child}",
                 value="≥ " * worst.at_least + f"{worst.eta:.2f}",
                 note=two_ends(worst.eta_low, worst.eta_high) + ceiling,
             )

@@ -11,6 +11,20 @@ from hf_progressive.report.page import Page, Plot, ReportPaths, Section, setting
 from hf_progressive.report.study_findings import find_in_study, study_unit
 from hf_progressive.report.study_tables import models_table, phi_table, rates_table, recipes_table, steps_table
 
+_BOUNDS = (
+    "Bars are 95 % intervals by Student's t, ticks single seeds, a triangle a lower bound: matched at the smallest "
+    "budget tried."
+)
+_BARS = "Bars are 95 % intervals by Student's t, ticks single seeds."
+_RING_OF_CHAINS = (
+    "a ring is where one seed's grown models come down to their own baseline, a triangle the smallest budget tried "
+    "where they were below it already"
+)
+_RING_OF_TRUNKS = (
+    "grown models stand at all that went into them, and a ring is the budget from scratch that one seed's is worth: "
+    "where its baselines have its bits per byte, a triangle where that is extrapolated"
+)
+
 
 def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
     """Write the report of a study, finished or not, from its record."""
@@ -40,19 +54,17 @@ def _results(study: StudyRecord) -> Iterator[Section]:
             plot=Plot(name="matches", figure=draw_matches(study)),
             notes=(
                 "Every point is a finished model of one seed, the line their mean. The dashed line is where baselines "
-                "end; a ring is where one seed's grown models come down to their own baseline, a triangle the "
-                "smallest budget tried where they were below it already.",
+                f"end; {_RING_OF_TRUNKS if study.trunk else _RING_OF_CHAINS}.",
             ),
         )
     recipes = recipes_table(study)
     if recipes.rows:
         yield Section(
-            title="How much of what was spent before carries over",
+            title="What the recipes cost" if study.trunk else "How much of what was spent before carries over",
             plot=Plot(name="recipes", figure=draw_recipes(study)),
             table=recipes,
             notes=(
-                "Bars are 95 % intervals by Student's t, ticks single seeds, a triangle a lower bound: matched at the "
-                "smallest budget tried.",
+                _BARS if study.trunk else _BOUNDS,
                 "The last column is bits per byte of the longest child less its baseline's; below 0 the child is "
                 "better. A recipe that trained too briefly to match has no η.",
             ),

@@ -109,8 +109,11 @@ CLAIMS = [
             "family cost: ≤ {family_cost}; {inherited@unit} of {all_cold} from scratch",
         )
     ),
-    Claim(WORST + "{worst_eta}" + WORST_ENDS, lambda f: not f["worst_bound"]),
-    Claim(WORST + "≥ {worst_eta}" + WORST_ENDS, lambda f: f["worst_bound"]),
+    *(
+        Claim(title + bound + "{worst_eta}" + WORST_ENDS, when)
+        for title in (WORST, "η, {worst:s}: ")
+        for bound, when in (("", lambda f: not f["worst_bound"]), ("≥ ", lambda f: f["worst_bound"]))
+    ),
     Claim("Φ at its best, {best_phi:s}: {best_difference}; bits per byte; {best_ends:s}"),
 ]
 

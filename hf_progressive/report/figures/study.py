@@ -1,7 +1,8 @@
-"""A study's figures: finished models against FLOPs, η step by step, the recipes compared, and Φ against none."""
+"""A study's figures: finished models against FLOPs, the recipes compared, and Φ against none."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +28,22 @@ def draw_matches(study: StudyRecord) -> "Figure":
         figure, grid = panels(len(rungs), 3.2, (BITS_PER_BYTE,))
         for (axes,), rung in zip(grid, rungs, strict=True):
             _draw_step(axes, study, rung, unit)
-            axes.set_xlabel(f"{unit.name} of this model")
+            axes.set_xlabel(f"{unit.name} of this model{', and before it' * bool(study.trunk)}")
     return figure
 
 
 def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUnit) -> None:
     name, child = rung.child, study.headline_recipe
+    outcome = next(row for row in child.rungs if row.child == name)
+    # A trunk's ends are shown at all that went into them, on whose right the baselines have the same bits per byte.
+    before = {seed.seed: seed.c_parent if child.trunk else 0.0 for seed in outcome.by_seed}
     groups = ((COLD, "cold", study.cold), (INHERITED, "grown", child.points))
     for colour, label, entries in groups:
-        curves = [runs.finished for runs in entries if runs.rung == name]
+        curves = [
+            [replace(p, flops=p.flops + before.get(runs.seed, 0.0) * (label == "grown")) for p in runs.finished]
+            for runs in entries
+            if runs.rung == name
+        ]
         for points in curves:
             flops, heights = [p.flops / unit.size for p in points], [p.bits_per_byte for p in points]
             axes.plot(flops, heights, "o", color=colour, markersize=2.5)
@@ -44,18 +52,21 @@ def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUn
     full = [p.bits_per_byte for e in study.cold if e.rung == name for p in e.finished if p.fraction == 1]
     if full:
         axes.axhline(fmean(full), color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
-    outcome = next(row for row in child.rungs if row.child == name)
-    for seed in outcome.by_seed:
+    ring: dict[str, Any] = {"ms": 8, "mec": INK, "mfc": "none", "mew": 1.2, "zorder": 5}
+    for seed in () if child.trunk else outcome.by_seed:
         if seed.c_child is not None:
-            height = _target(study, name, seed.seed)
-            ring: dict[str, Any] = {"ms": 8, "mec": INK, "mfc": "none", "mew": 1.2}
             marker = "<" if seed.reached == "at_most" else "o"
-            axes.plot(seed.c_child / unit.size, height, marker, zorder=5, **ring)
+            axes.plot(seed.c_child / unit.size, _target(study, name, seed.seed), marker, **ring)
+    cost = outcome.known_cost
+    for equal in cost.by_seed if child.trunk and cost is not None else ():
+        axes.plot(equal.c_scratch / unit.size, equal.bits_per_byte, ">" if equal.extrapolated else "o", **ring)
     axes.set_xscale("log")
     _plain_log_ticks(axes)
     axes.grid(axis="y")
     saving = "not matched by every seed" if rung.saving is None else f"saves {percent(rung.saving)}"
     prefix = "at least: " if rung.at_least else ""
+    if child.trunk:
+        prefix, saving = "", "not compared" if cost is None else f"last-model cost {cost.value:.2f}"
     panel_title(axes, f"{rung.parent} → {name}", prefix + saving, INHERITED)
     axes.legend(loc="lower left", fontsize=7.5)
 
@@ -85,16 +96,20 @@ def _plain_log_ticks(axes: "Axes") -> None:
 
 
 def draw_recipes(study: StudyRecord) -> "Figure":
-    """Draw η of every recipe on every finished step, with its interval where there are several seeds.
+    """Draw η of every recipe on every finished step, of trunks the last-model cost, with intervals where they exist.
 
     Recipes that neither matched nor were trained as long as others of the step are left out: they say nothing here.
     """
     found = {rung.name: rows for rung in study.rungs if (rows := _of_step(study, rung.name))}
+    label = "transfer efficiency η (1: the whole family at the price of its largest)"
+    if study.trunk:
+        label = "last-model cost (below 1: cheaper to grow than to train from scratch)"
     with figure_style():
-        figure, grid = _lines(found, 1, "transfer efficiency η (1: the whole family at the price of its largest)")
+        figure, grid = _lines(found, 1, label)
         for axes, rows in zip(grid, found.values(), strict=True):
             for place, (name, row) in enumerate(rows):
-                _draw_recipe(axes, place, row, INHERITED if name == study.headline.recipe else COLD)
+                colour = INHERITED if name == study.headline.recipe else COLD
+                _draw_bar(axes, place, _cost_bar(row) if study.trunk else _eta_bar(row), colour)
     return figure
 
 
@@ -123,14 +138,40 @@ def _of_step(study: StudyRecord, step: str) -> list[tuple[str, RecipeStep]]:
         rows += [(recipe.name, rung) for rung in recipe.rungs if rung.child == step]
     most = max(longest.values(), default=0.0)
     rows = [(name, rung) for name, rung in rows if rung.eta is not None or longest[name] == most]
+    if study.trunk:
+        costs = {name: rung.known_cost for name, rung in rows}
+        return sorted(rows, key=lambda row: math.inf if (cost := costs[row[0]]) is None else cost.value)
     return sorted(rows, key=lambda row: -math.inf if row[1].eta is None else row[1].eta, reverse=True)
 
 
-def _draw_recipe(axes: "Axes", place: int, row: RecipeStep, colour: str) -> None:
-    for seed in row.by_seed:
-        if seed.eta is not None:
-            axes.plot(seed.eta, place, "|", color=colour, markersize=7)
-    if row.eta is None:
+@dataclass(frozen=True, kw_only=True)
+class _Bar:
+    """A mean with its interval and its seeds, to be drawn on a line."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    seeds: Sequence[float]
+    marker: str
+
+
+def _eta_bar(row: RecipeStep) -> _Bar:
+    seeds = [seed.eta for seed in row.by_seed if seed.eta is not None]
+    return _Bar(value=row.eta, low=row.eta_low, high=row.eta_high, seeds=seeds, marker=">" if row.at_least else "o")
+
+
+def _cost_bar(row: RecipeStep) -> _Bar:
+    cost = row.known_cost
+    if cost is None:
+        return _Bar(value=None, low=None, high=None, seeds=(), marker="o")
+    seeds = [seed.value for seed in cost.by_seed]
+    return _Bar(value=cost.value, low=cost.low, high=cost.high, seeds=seeds, marker="<" if cost.at_most else "o")
+
+
+def _draw_bar(axes: "Axes", place: int, bar: _Bar, colour: str) -> None:
+    for seed in bar.seeds:
+        axes.plot(seed, place, "|", color=colour, markersize=7)
+    if bar.value is None:
         axes.annotate(
             "not matched by every seed",
             (0, place),
@@ -142,11 +183,10 @@ def _draw_recipe(axes: "Axes", place: int, row: RecipeStep, colour: str) -> None
             fontsize=7.5,
         )
         return
-    ends = [end for end in (row.eta_low, row.eta_high) if end is not None]
+    ends = [end for end in (bar.low, bar.high) if end is not None]
     if ends:
         axes.plot(ends, [place] * len(ends), color=colour, linewidth=1.6)
-    marker = ">" if row.at_least else "o"
-    axes.plot(row.eta, place, marker, color=colour, markersize=6, markeredgecolor=SURFACE, zorder=4)
+    axes.plot(bar.value, place, bar.marker, color=colour, markersize=6, markeredgecolor=SURFACE, zorder=4)
 
 
 def draw_penalties(study: StudyRecord) -> "Figure":

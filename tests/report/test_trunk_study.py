@@ -1,0 +1,93 @@
+"""The page of a study of trunks: costs at equal bits per byte, worked out from its single models."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ladder_fixtures import write_corpus
+from study_pretence import pretend
+from trunk_studies import THIN, trunk_study
+
+from hf_progressive.records.study import StudyRecord, read_study
+from hf_progressive.report import write_report
+from hf_progressive.report.figures.study import draw_matches, draw_recipes
+from hf_progressive.report.study_findings import find_in_study
+from hf_progressive.report.study_tables import recipes_table, steps_table
+from hf_progressive.study.run import run_study
+
+RECIPES: list[dict[str, Any]] = [
+    {"name": "one step", "trunk": [{**THIN, "until": 0.4}]},
+    {"name": "late", "trunk": [{**THIN, "until": 0.6}], "child_fractions": [1.0]},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of pretended trunks and baselines."""
+    folder = tmp_path_factory.mktemp("trunks")
+    config = trunk_study(write_corpus(folder), recipes=RECIPES, seeds=[0, 1], headline="one step")
+    with pytest.MonkeyPatch.context() as patch:
+        pretend(patch, folder / "log")
+        run_study(config, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def study(folder: Path) -> StudyRecord:
+    return read_study(folder)
+
+
+def cost_by_hand(study: StudyRecord, place: int) -> tuple[float, float, float]:
+    """Everything that went into the longest trunk of the first seed, what it is worth, and its bits per byte."""
+    recipe = study.recipes[place]
+    end = max(recipe.points[0].finished, key=lambda run: run.flops)
+    (stage,), model = recipe.trunk, study.rungs[0]
+    # Of a trunk's tokens the stage has its share, in whole steps.
+    steps = model.cold_steps - end.steps if end.steps < model.cold_steps else round(stage.until * model.cold_steps)
+    before = steps * model.cold_tokens / model.cold_steps * stage.flops_per_token
+    baselines = sorted((run.flops, run.bits_per_byte) for run in study.cold[0].finished)
+    for (x0, y0), (x1, y1) in zip(baselines, baselines[1:], strict=False):
+        if y1 <= end.bits_per_byte <= y0:
+            worth = x0 * (x1 / x0) ** ((y0 - end.bits_per_byte) / (y0 - y1))
+            return before + end.flops, worth, end.bits_per_byte
+    raise AssertionError("it lies outside of its baselines")
+
+
+def test_the_first_screen_is_what_the_models_say(study: StudyRecord, folder: Path) -> None:
+    spent, worth, _ = cost_by_hand(study, 0)
+    cost = f"{spent / worth:.2f}"
+    found = find_in_study(study)
+    assert found.headline == f"The last model for {cost} times its price from scratch, by a trunk through one smaller"
+    assert [(tile.title, tile.value) for tile in found.tiles][:1] == [("last-model cost", f"{cost} ×")]
+    assert found.tiles[1].title == "η, l2w16"
+    assert "(thin until 40 % of the tokens)" in found.explanation
+    child = max(study.recipes[0].points[0].finished, key=lambda run: run.flops).flops
+    eta, ceiling = (worth - child) / (spent - child), worth / (spent - child)
+    assert found.tiles[1].value == f"{eta:.2f}"
+    assert found.tiles[1].note.endswith(f"at most {ceiling:.2f}")
+    (row,) = steps_table(study).rows
+    assert (row[1], row[3], row[5]) == (cost, f"{eta:.2f}", f"{ceiling:.2f}")
+    assert [row[5] for row in recipes_table(study).rows] == [
+        f"{spent / worth:.2f}" for spent, worth, _ in (cost_by_hand(study, place) for place in range(2))
+    ]
+    assert found.headline in write_report(folder).markdown.read_text()
+
+
+def test_the_figure_shows_what_a_trunk_is_worth_on_its_baselines_curve(study: StudyRecord) -> None:
+    spent, worth, bits = cost_by_hand(study, 0)
+    (axes,) = draw_matches(study).axes
+    points = [(line.get_marker(), *line.get_data()) for line in axes.lines]
+    rings = [(x[0], y[0]) for marker, x, y in points if marker == "o" and len(x) == 1]
+    unit = next(size for size in (1e3, 1e6, 1e9) if worth / size < 1e3)
+    assert [ring for ring in rings if ring == pytest.approx((worth / unit, bits))]
+    grown = [(x, y) for marker, xs, ys in points for x, y in zip(xs, ys, strict=True) if marker == "o"]
+    assert [point for point in grown if point == pytest.approx((spent / unit, bits))]
+
+
+def test_recipes_are_ordered_by_what_they_cost(study: StudyRecord) -> None:
+    (axes,) = draw_recipes(study).axes
+    costs = {recipe.name: recipe.rungs[0].last_model_cost.value for recipe in study.recipes}
+    assert [label.get_text() for label in axes.get_yticklabels()] == sorted(costs, key=costs.__getitem__)
+    assert axes.get_xlabel().startswith("last-model cost")
+    shown = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "o"]
+    assert shown == pytest.approx(sorted(costs.values()))
