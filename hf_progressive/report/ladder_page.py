@@ -88,6 +88,7 @@ def _settings(run: Run) -> dict[str, str]:
         ("tokens_per_parameter", "tokens per parameter, cold"),
         ("inherited_fraction", "share of it for grown rungs"),
         ("learning_rate", "peak learning rate"),
+        ("muon_learning_rate", "Muon's peak learning rate"),
         ("inherited_learning_rate", "peak learning rate of grown rungs"),
         ("batch_tokens", "tokens per step"),
         ("decay_fraction", "share of steps in the decay"),
@@ -96,6 +97,8 @@ def _settings(run: Run) -> dict[str, str]:
         value = training.get(key)
         if isinstance(value, int | float):
             settings[title] = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    if training.get("optimizer") == "muon":
+        settings["optimizer"] = "Muon for matrices inside layers, AdamW for the rest"
     settings["growth"] = str(run.ladder.config.get("growth", {}).get("method", NOTHING))
     settings["penalty Φ"] = next((_penalty(rung.phi) for rung in run.rungs if rung.phi is not None), "none")
     return settings | {key.replace("_", " "): str(value) for key, value in run.ladder.environment.items()}

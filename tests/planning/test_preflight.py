@@ -82,6 +82,17 @@ def test_muon_is_refused_where_matrices_are_flattened(launch, arguments, fits, m
     assert find_problems(load_ladder_config("ladder_tiny", arguments)) == []
 
 
+def test_moments_of_another_optimizer_cannot_go_on_in_a_trunk():
+    small = "{name: a, n_layer: 2, n_embd: 32, n_head: 2, until: .5, training: {optimizer: muon}}"
+    large = "{name: b, n_layer: 3, n_embd: 32, n_head: 2}"
+    overrides = [f"rungs=[{small}, {large}]", "schedule=trunk", "cold=[b]", "phi.ewc_lambda=0", "phi.gamma=0"]
+    (problem,) = find_problems(load_ladder_config("ladder_tiny", [*overrides, "trunk.moments=grown"]))
+    assert problem == (
+        "trunk.moments: grown moments need one training.optimizer on all rungs, not a muon, b adamw; take fresh ones"
+    )
+    assert find_problems(load_ladder_config("ladder_tiny", overrides)) == []
+
+
 @pytest.mark.parametrize(
     "name", ["ladder_tiny", "ladder_small", "trunk_small", "ladder_d10_d18", "validation_d15_d16"]
 )

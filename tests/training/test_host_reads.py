@@ -126,7 +126,7 @@ def full_penalty(init: Path) -> InheritancePenalty:
 
 
 @pytest.mark.parametrize("micro_batch", [4, 1], ids=["whole", "accumulated"])
-@pytest.mark.parametrize("kind", ["plain", "Φ", "re-warm"])
+@pytest.mark.parametrize("kind", ["plain", "Φ", "re-warm", "Muon"])
 def test_between_two_logs_a_ladder_s_training_reads_nothing(
     corpus: Corpus, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, kind: str
 ) -> None:
@@ -139,7 +139,13 @@ def test_between_two_logs_a_ladder_s_training_reads_nothing(
         title="reads",
         init=init,
         folder=tmp_path,
-        training=TrainingConfig(batch_tokens=4 * CONTEXT, micro_batch_size=micro_batch, evaluations=1, checkpoints=1),
+        training=TrainingConfig(
+            batch_tokens=4 * CONTEXT,
+            micro_batch_size=micro_batch,
+            evaluations=1,
+            checkpoints=1,
+            optimizer="muon" if kind == "Muon" else "adamw",
+        ),
         learning_rate=1e-3,
         steps=STEPS,
         first_block=0,

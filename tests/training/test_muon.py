@@ -1,6 +1,7 @@
 """Muon beside AdamW: against a slow loop in float64, PyTorch's own Muon, and itself stopped and resumed."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -10,14 +11,20 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
 
+from hf_progressive.config import TrainingConfig
+from hf_progressive.growth import grow_checkpoint
 from hf_progressive.growth.hidden_matrices import Parts, hidden_matrices
+from hf_progressive.growth.optimizer import read_optimizer_state
 from hf_progressive.training import muon
+from hf_progressive.training.moments import load_moments
 from hf_progressive.training.muon import MuonWithAdamW, newton_schulz
 from hf_progressive.training.trainer import ProgressiveTrainer
+from hf_progressive.training.training_run import TrainingRun, training_arguments
 
 MUON = {"muon_learning_rate": 2e-2, "weight_decay": 0.1, "adam_beta2": 0.95}
 
@@ -155,13 +162,13 @@ def test_which_parameters_go_where(config, of_adamw, fused, tmp_path):
     model = AutoModelForCausalLM.from_config(config)
     names = {id(p): name for name, p in model.named_parameters()}
     trainer = ProgressiveTrainer(model, arguments(tmp_path, **MUON), train_dataset=Blocks())
-    decayed, others, muon = (
+    decayed, others, hidden = (
         [names[id(p)] for p in group["params"]] for group in trainer.create_optimizer().param_groups
     )
     assert set(decayed) == of_adamw
     assert all(p.ndim == 1 for name, p in model.named_parameters() if name in others)
-    assert set(muon) == {name for name, p in model.named_parameters() if p.ndim == 2} - of_adamw
-    assert len(decayed + others + muon) == len(names)
+    assert set(hidden) == {name for name, p in model.named_parameters() if p.ndim == 2} - of_adamw
+    assert len(decayed + others + hidden) == len(names)
     assert {name: parts for name, parts in hidden_matrices(model).items() if parts is not None} == fused
     groups = trainer.optimizer.param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-2, 0.1), (1e-2, 0.0), (2e-2, 0.1)]
@@ -185,6 +192,47 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     assert kept == {"step", "exp_avg", "exp_avg_sq", "momentum_buffer"}
     for index, entry in first.items():
         assert all(torch.equal(value, second[index][key]) for key, value in entry.items())
+
+
+def test_a_grown_checkpoint_goes_on_with_the_momentum(tmp_path):
+    args = arguments(tmp_path / "parent", save_strategy="steps", save_steps=6, **MUON)
+    parent = ProgressiveTrainer(build_model(), args, train_dataset=Blocks())
+    parent.train()
+    checkpoint, wider = tmp_path / "parent" / "checkpoint-6", {"n_embd": 24, "n_head": 3, "n_layer": 3}
+    grow_checkpoint(checkpoint, tmp_path / "child", wider, optimizer=checkpoint / "optimizer.pt")
+
+    model = GPT2LMHeadModel.from_pretrained(tmp_path / "child")
+    child = ProgressiveTrainer(model, arguments(tmp_path, **MUON), train_dataset=Blocks())
+    state = read_optimizer_state(tmp_path / "child" / "optimizer.pt")
+    load_moments(model, child.create_optimizer(), state)
+    assert [group["lr"] for group in child.optimizer.param_groups] == [1e-2, 1e-2, 2e-2]
+    name = "h.0.attn.c_attn.weight"  # q, k and v of 16 stand now at the beginnings of q, k and v of 24
+    before, after = (
+        trainer.optimizer.state[trainer.model.transformer.get_parameter(name)]["momentum_buffer"]
+        for trainer in (parent, child)
+    )
+    scales = [after[:16, 24 * i : 24 * i + 16] / before[:, 16 * i : 16 * i + 16] for i in range(3)]
+    assert all(torch.allclose(scale, scale[:, :1].expand_as(scale), rtol=1e-4) for scale in scales)
+    assert all(after[:, 24 * i + 16 : 24 * (i + 1)].count_nonzero() == 0 for i in range(3))
+    child.train()
+
+    adamw = ProgressiveTrainer(model, arguments(tmp_path), train_dataset=Blocks()).create_optimizer()
+    with pytest.raises(ValueError, match=r"the moments are Muon's, and this run trains with AdamW; train with"):
+        load_moments(model, adamw, state)
+
+
+def test_a_run_s_own_peak_moves_muon_s_in_proportion(tmp_path):
+    training = {"batch_tokens": 32, "learning_rate": 1e-3, "optimizer": "muon", "muon_learning_rate": 3e-3}
+    run = TrainingRun(
+        title="run", init=tmp_path, folder=tmp_path, training=TrainingConfig(**training), learning_rate=2e-3, steps=4,
+        first_block=0, flops_per_token=1.0,
+    )  # fmt: skip
+    args = training_arguments(run, 16)
+    assert (args.learning_rate, args.muon_learning_rate) == (2e-3, pytest.approx(6e-3))
+    same = dataclasses.replace(run, training=TrainingConfig(**{**training, "muon_learning_rate": None}))
+    assert training_arguments(same, 16).muon_learning_rate == 2e-3
+    without = dataclasses.replace(run, training=TrainingConfig(batch_tokens=32))
+    assert training_arguments(without, 16).muon_learning_rate is None
 
 
 def test_a_schedule_moves_both_rates(tmp_path):
