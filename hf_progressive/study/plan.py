@@ -126,8 +126,7 @@ class _Planner:
         if recipe.trunk:
             return self._trunk(recipe, index, seed, learning_rate)
         rung, ladder = self.plans[recipe.name].rungs[index], self.ladders[recipe.name]
-        rate = learning_rate or ladder.training_of(rung.name).inherited_learning_rate
-        rate = rate or peak_learning_rate(ladder, rung.name, rung.size.config, self.width)
+        rate = learning_rate or peak_learning_rate(ladder, rung.name, rung.size.config, self.width, grown=True)
         return self._setup(rung, seed, ladder, rate, self._parent(recipe, index - 1, seed), recipe.carry_moments)
 
     def _trunk(self, recipe: RecipeConfig, index: int, seed: int, learning_rate: float | None) -> TrainingSetup:

@@ -15,12 +15,15 @@ from hf_progressive.study.models import FinishedModel, InitialModel, TrainingSet
 _STAGE_STRIDE = 100  # between the draws of two growths of one trunk
 
 
-def peak_learning_rate(ladder: LadderConfig, rung: str, config: PretrainedConfig, reference_width: int) -> float:
+def peak_learning_rate(
+    ladder: LadderConfig, rung: str, config: PretrainedConfig, reference_width: int, *, grown: bool = False
+) -> float:
     """Return a rung's peak learning rate, by its own or the ladder's, and by its width over a reference's."""
     training = ladder.training_of(rung)
+    rate = (training.inherited_learning_rate if grown else None) or training.learning_rate
     if training.learning_rate_by_width == 0:
-        return training.learning_rate
-    return float(training.learning_rate * (config.hidden_size / reference_width) ** training.learning_rate_by_width)
+        return rate
+    return float(rate * (config.hidden_size / reference_width) ** training.learning_rate_by_width)
 
 
 def trunk_end(
@@ -56,7 +59,7 @@ def trunk_end(
             initial=initial,
             training=ladder.training_of(rung.name),
             phi=initial.phi if initial.estimates_inheritance else None,
-            learning_rate=peak_learning_rate(ladder, rung.name, rung.size.config, width),
+            learning_rate=peak_learning_rate(ladder, rung.name, rung.size.config, width, grown=parent is not None),
             cold_steps=steps,
             first_block=first_block + before * blocks_per_step,
             order=order,
