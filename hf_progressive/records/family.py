@@ -140,6 +140,14 @@ class FamilyCost:
         return last.flops.inherited + last.flops_to_match
 
     @property
+    def last_as_trained(self) -> float | None:
+        """All that went into the last rung's weights where it did not match; None if it did, or not all is known."""
+        last = self.rungs[-1]
+        if last.cold is None or last.flops_to_match is not None or not last.lineage_complete:
+            return None
+        return last.flops.lineage
+
+    @property
     def last_model_cost(self) -> float | None:
         """`last_grown` over `last_alone`: below 1 it is cheaper to grow the last rung than to train it."""
         last = self.rungs[-1]

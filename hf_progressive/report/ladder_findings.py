@@ -122,6 +122,8 @@ def _outcomes(compared: Sequence[RungRecord]) -> list[str]:
 def _tiles(totals: FamilyCost, unit: FlopUnit) -> tuple[Tile, ...]:
     cost, last, family = NOTHING, totals.names[-1], NOTHING
     last_note, family_note = f"{last} was not seen to match", "not every grown model was seen to match"
+    if totals.last_as_trained is not None:
+        last_note += f"; it took {totals.last_as_trained / totals.last_alone:.2f} × with all that it inherits"
     if totals.unknown:
         last_note = family_note = f"what went into {join_names(totals.unknown)} is not known"
     if totals.last_model_cost is not None and totals.last_grown is not None:

@@ -70,7 +70,7 @@ def _explanation(study: StudyRecord) -> str:
     if study.trunk:
         stages = ", ".join(f"{stage.name} until {percent(stage.until)}" for stage in study.trunk)
         return (
-            f"Recipe “{headline.recipe}” on {join_names([rung.child for rung in headline.rungs])}: one run at a "
+            f"Recipe “{headline.recipe}” on {join_names([rung.name for rung in study.rungs])}: one run at a "
             f"constant rate grows from size to size ({stages} of the tokens), decays once at its end, and is compared "
             f"with the same model trained from scratch, at equal bits per byte."
         )

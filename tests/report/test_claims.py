@@ -30,6 +30,7 @@ CASES = {
     "no baseline": family(3, without_baseline=(1, 2)),
     "dearer than their baselines": family(3, dearer=True),
     "trunk": family(4, branches=True),
+    "trunk, its end not matched": family(3, branches=True, unmatched=(2,)),
     "timed": family(3, phi=PHI, timed=True),
     "timed, the first alone": family(1, timed=True),
     "timed, taken grown": family(3, origin="taken grown", timed=True, without_baseline=(1, 2)),
@@ -118,6 +119,7 @@ FAMILY_CLAIMS = [
         "last-model cost: {last_model_cost}; {last_grown@unit} with all that {last:s} inherits, {last_cold} from"
         " scratch"
     ),
+    Claim("last-model cost: –; {last:s} was not seen to match; it took {last_as_trained} with all that it inherits"),
     Claim("family cost: {family_cost}; {to_match@unit} of {all_cold} from scratch"),
     *(
         Claim(f"transfer efficiency η: {values}; of what was spent before carried over{count}{ceiling}", when)

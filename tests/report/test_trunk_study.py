@@ -1,5 +1,6 @@
 """The page of a study of trunks: costs at equal bits per byte, worked out from its single models."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ def test_the_first_screen_is_what_the_models_say(study: StudyRecord, folder: Pat
         f"{spent / worth:.2f}" for spent, worth, _ in (cost_by_hand(study, place) for place in range(2))
     ]
     assert found.headline in write_report(folder).markdown.read_text()
+
+
+def test_a_study_that_has_just_begun_has_a_page(study: StudyRecord, tmp_path: Path) -> None:
+    begun = study.to_dict() | {"complete": False, "finished": 1, "cold": []}
+    begun["headline"] |= {"rungs": [], "last_model_cost": None}
+    for recipe in begun["recipes"]:
+        recipe |= {"rungs": [], "points": []}
+    (tmp_path / "study.json").write_text(json.dumps(begun))
+    text = write_report(tmp_path).markdown.read_text()
+    assert "No step is finished with all of its budgets yet" in text
+    assert "Recipe “one step” on l2w16: one run at a constant rate" in text
 
 
 def test_the_figure_shows_what_a_trunk_is_worth_on_its_baselines_curve(study: StudyRecord) -> None:
