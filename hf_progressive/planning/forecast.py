@@ -92,7 +92,7 @@ def forecast(studies: Sequence[StudyRecord], plan: LadderPlan) -> Forecast | Non
         parameters=last.parameters.total,
         tokens_per_parameter=at["tokens_per_parameter"],
         growth=at["growth"],
-        notes=(*notes, *_distances(law, at), *_unfitted(law)),
+        notes=(*notes, *_distances(law, at), *_unfitted(law), *_bounds(found)),
     )
 
 
@@ -118,6 +118,11 @@ def _distances(law: Law, at: dict[str, float]) -> list[str]:
             span = f"{low:.3g}" if high < 1.05 * low else f"{low:.3g} to {high:.3g}"
             sentences.append(f"extrapolated: {at[name]:.3g} {words}, measured at {span}")
     return sentences
+
+
+def _bounds(found: Sequence[Observation]) -> list[str]:
+    count = sum(item.is_bound for item in found)
+    return [f"{count} of the {len(found)} costs are upper bounds, which count as they are"] if count else []
 
 
 def _unfitted(law: Law) -> list[str]:

@@ -85,6 +85,8 @@ def facts(lineage: Lineage) -> list[tuple[str, str]]:
 
 def _own_flops(rung: RungRecord, unit: FlopUnit) -> str:
     parts = [unit.text(rung.flops.train)]
+    if rung.flops.branch:
+        parts[0] += f" ({unit.number(rung.flops.branch)} of it on a branch that no other model inherits)"
     if rung.flops.fisher:
         parts.append(f"{unit.number(rung.flops.fisher)} for its parent's Fisher information")
     if rung.flops.subspace:

@@ -48,7 +48,10 @@ CLAIMS = [
     Claim("Started from: the parent's function: logits up to {logits} differed by {logit_change} at most"),
     Claim("Bits per byte: {bits} on validation documents", lambda f: not f["has_baseline"]),
     Claim("Bits per byte: {bits} on validation documents; its baseline, trained from scratch: {cold_bits}"),
-    Claim("FLOPs of its own: {train}", lambda f: "origin" not in f and not f["fisher"] + f["subspace"]),
+    Claim(
+        "FLOPs of its own: {train}", lambda f: not f.keys() & {"origin", "branch"} and not f["fisher"] + f["subspace"]
+    ),
+    Claim("FLOPs of its own: {train} ({branch@unit} of it on a branch that no other model inherits)"),
     Claim(
         "FLOPs of its own: {train}, and {fisher@unit} for its parent's Fisher information, and {subspace@unit} for its"
         " parent's subspace"

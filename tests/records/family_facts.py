@@ -91,6 +91,8 @@ def rung_facts(records: list[Record], place: int) -> dict[str, Any]:
         "logit_change": record["max_abs_logit_diff"],
         "versions": "hf_progressive 0.1.0, torch 2.13.0, transformers 5.23.0",
     }
+    if record["flops"].get("branch"):
+        facts["branch"] = record["flops"]["branch"]
     if origin and place == 0:
         facts |= {"origin": origin["name"], "commit": origin["commit"][:12], "origin_flops": origin["flops"]}
     if baseline:
