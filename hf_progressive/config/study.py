@@ -31,6 +31,10 @@ class RecipeConfig:
     """The stages of a trunk below the rung that is measured, each with its `until`; empty for a chain. A trunk comes
     from none of the ladder's other rungs, so that in a study of trunks alone every rung is measured."""
 
+    members: bool = False
+    """Whether every stage of the trunk is measured as a finished model, too: after a decay on a branch, and as an
+    average of its last weights, of the lengths that `trunk` in `set` says."""
+
     set: dict[str, Any] = field(default_factory=dict)
     """Dotted overrides of the ladder below `growth`, `phi`, `training` and `trunk` (`phi.gamma: 1e-4`)."""
 
@@ -68,6 +72,7 @@ class RecipeConfig:
                 "change the ladder instead",
             )
             require(key not in _BASELINE_KEYS, f"set.{key}: it sizes the baseline too; change the ladder instead")
+        require(bool(self.trunk) or not self.members, "members: only a trunk has them; list its stages in trunk")
         if self.trunk:
             require(self.parent_recipe is None, "parent_recipe: a trunk trains its own stages; leave it out")
             require(not self.carry_moments, "carry_moments: in a trunk, set trunk.moments: grown instead")

@@ -139,6 +139,41 @@ class Headline(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageMember(Record):
+    """What a stage of a trunk is worth as a finished model, of one seed."""
+
+    stage: str
+    """The stage."""
+
+    until: Amount
+    """The share of the measured rung's tokens at which it is taken."""
+
+    seed: int
+    """The seed."""
+
+    kind: Literal["decay", "average"]
+    """After a decay on a branch, or as the average of the trunk's last weights."""
+
+    bits_per_byte: Amount
+    """Validation bits per byte."""
+
+    constant_bits_per_byte: Amount
+    """Those of the trunk itself there, at its constant rate."""
+
+    flops: Amount
+    """Training FLOPs of the member alone: its branch's."""
+
+    baseline_bits_per_byte: Amount | None
+    """Those of the stage's own baseline of the whole budget; None where the study has none of its size."""
+
+    worth: Amount | None
+    """The budget from scratch with the member's bits per byte, over the stage's whole one; None where unknown."""
+
+    extrapolated: bool = False
+    """Whether that lies outside the finished baselines."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeRecord(Record):
     """What one recipe achieved, and its models."""
 
@@ -168,6 +203,9 @@ class RecipeRecord(Record):
 
     trunk: tuple[TrunkStage, ...] = ()
     """The smaller stages of its trunk, from the first; none of a chain."""
+
+    members: tuple[StageMember, ...] = ()
+    """What its stages are worth as finished models, where that is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

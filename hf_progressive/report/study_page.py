@@ -10,6 +10,7 @@ from hf_progressive.report.glossary import OF_STUDIES
 from hf_progressive.report.page import Page, Plot, ReportPaths, Section, settings_table, write_page
 from hf_progressive.report.study_findings import find_in_study, study_unit
 from hf_progressive.report.study_tables import models_table, phi_table, rates_table, recipes_table, steps_table
+from hf_progressive.report.trunk_tables import lengths_table, members_table
 
 _BOUNDS = (
     "Bars are 95 % intervals by Student's t, ticks single seeds, a triangle a lower bound: matched at the smallest "
@@ -69,6 +70,7 @@ def _results(study: StudyRecord) -> Iterator[Section]:
                 "better. A recipe that trained too briefly to match has no η.",
             ),
         )
+    yield from _trunks(study)
     if (phi := phi_table(study)) is not None:
         yield Section(
             title="What Φ changes",
@@ -84,6 +86,28 @@ def _results(study: StudyRecord) -> Iterator[Section]:
     if rates.rows:
         yield Section(title="Learning rates", table=rates, notes=("One seed and one rung.",))
     yield Section(title="The models", table=models_table(study), notes=("Tokens and FLOPs of the whole budget.",))
+
+
+def _trunks(study: StudyRecord) -> Iterator[Section]:
+    lengths, members = lengths_table(study), members_table(study)
+    if lengths.rows:
+        yield Section(
+            title="What shorter trunks cost",
+            table=lengths,
+            notes=(
+                "Finished at this share of the budget's tokens, at equal bits per byte; a recipe's is its longest.",
+            ),
+        )
+    if members.rows:
+        yield Section(
+            title="What the stages are worth as models",
+            table=members,
+            notes=(
+                "After a decay on a branch, or as the average of the trunk's last weights; before it, the trunk "
+                "itself at its constant rate. Worth: the budget from scratch with the same bits per byte, over the "
+                "stage's own; where the study has baselines of its size.",
+            ),
+        )
 
 
 def _settings(study: StudyRecord) -> dict[str, str]:

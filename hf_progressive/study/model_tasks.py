@@ -8,16 +8,21 @@ that step, a branch ends with the weights that it would have had by itself.
 from collections.abc import Callable, Iterable
 
 from hf_progressive.growth.grow import OPTIMIZER_NAME
-from hf_progressive.study.models import FinishedModel, InitialModel
+from hf_progressive.study.models import AveragedModel, FinishedModel, InitialModel
 from hf_progressive.study.tasks import Task, connected
 
 
-def model_tasks(asked: Iterable[FinishedModel], title: Callable[[FinishedModel], str]) -> list[Task]:
+def model_tasks(
+    asked: Iterable[FinishedModel],
+    title: Callable[[FinishedModel], str],
+    averages: Iterable[AveragedModel] = (),
+) -> list[Task]:
     """Return the tasks that make models, with all that these come from.
 
     Args:
         asked: The models; the first one's setup is trained first.
         title: What people call a model.
+        averages: Averages along stages that are asked for, or that what is asked for comes from.
 
     Returns:
         Each task once and after those that it needs. In a setup the initial model comes first, the longest run, and
@@ -30,13 +35,19 @@ def model_tasks(asked: Iterable[FinishedModel], title: Callable[[FinishedModel],
     grown_from = [model.initial.parent for models in setups.values() for model in models.values()]
     parents = {parent.name for parent in grown_from if parent is not None}
     tasks: dict[str, Task] = {}
+    longest_of: dict[str, FinishedModel] = {}
     for models in setups.values():
-        longest = max(models.values(), key=lambda model: model.steps)
+        longest = max(models.values(), key=lambda model: (model.constant_until, model.steps))
+        longest_of[longest.setup.name] = longest
         tasks.setdefault(longest.initial.name, _initial_task(longest.initial))
         tasks[longest.name] = _task(longest, title(longest))
         branches = (model for model in models.values() if model is not longest)
         for model in sorted(branches, key=lambda model: (model.name not in parents, model.steps)):
             tasks[model.name] = _task(model, title(model), branches_off=longest)
+    for average in averages:
+        longest = longest_of[average.stage.setup.name]
+        needs = tuple(longest.checkpoint(step) for step in average.steps)
+        tasks[average.name] = Task(name=average.name, needs=needs, work=average)
     return connected(tasks.values())
 
 

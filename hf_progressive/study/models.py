@@ -211,11 +211,18 @@ class FinishedModel:
     decays: bool = True
     """Whether its rate falls at the end."""
 
+    decay: int | None = None
+    """Steps of its decay, of a trunk's member; None takes the share that its training states."""
+
     @cached_property
     def name(self) -> str:
         """Unique name."""
-        kind = "trunk" if not self.decays else "cold" if self.initial.parent is None else "child"
-        made_of = [self.setup.name, self.steps, *([] if self.decays else ["constant"])]
+        kind = "cold" if self.initial.parent is None else "child"
+        made_of = [self.setup.name, self.steps]
+        if not self.decays:
+            kind, made_of = "trunk", [*made_of, "constant"]
+        elif self.decay is not None:
+            kind, made_of = "member", [*made_of, self.decay]
         return f"{self.initial.rung.name}-s{self.initial.seed}-{kind}-f{self.fraction:g}-{digest(made_of)}"
 
     @property
@@ -248,6 +255,8 @@ class FinishedModel:
         """Steps of its decay: in a trunk, of as many as its baseline's of that budget, if it has them."""
         if not self.decays:
             return 0
+        if self.decay is not None:
+            return self.decay
         steps, warmup = self.steps, self.setup.warmup_steps
         of_baseline = schedule_steps(self.setup.training, self.setup.steps_before + steps, warmup)[1]
         return min(of_baseline, max(0, steps - warmup))
@@ -256,6 +265,11 @@ class FinishedModel:
     def decay_begins(self) -> int:
         """The last step before its decay."""
         return self.steps - self.decay_steps
+
+    @property
+    def constant_until(self) -> int:
+        """The last step up to which its schedule is that of every longer run of its setup."""
+        return self.decay_begins if self.decays else self.steps
 
     @property
     def shared_steps(self) -> int:
@@ -278,3 +292,26 @@ class FinishedModel:
     def checkpoint(self, step: int) -> str:
         """Return where its training run leaves a checkpoint, among all tasks' files."""
         return f"{self.name}/checkpoints/checkpoint-{step}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AveragedModel:
+    """The average of weights along a trunk's stage: a member that needs no training of its own."""
+
+    stage: FinishedModel
+    """The stage."""
+
+    steps: tuple[int, ...]
+    """Steps of the stage after which the weights are taken."""
+
+    @cached_property
+    def name(self) -> str:
+        """Unique name."""
+        initial = self.stage.initial
+        made_of = [self.stage.setup.name, self.steps]
+        return f"{initial.rung.name}-s{initial.seed}-average-f{self.stage.fraction:g}-{digest(made_of)}"
+
+    @property
+    def final(self) -> str:
+        """Where its weights are, among all tasks' files."""
+        return f"{self.name}/final"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
+from hf_progressive.study.members import Members, members_of
 from hf_progressive.study.model_tasks import model_tasks
 from hf_progressive.study.models import FinishedModel, InitialModel, TrainingSetup
 from hf_progressive.study.rates import TriedRate, at_rate
@@ -35,6 +36,9 @@ class StudyPlan:
 
     trunks: dict[tuple[str, str], LadderPlan]
     """The sizes of a trunk, by recipe and the rung that it ends in."""
+
+    members: list[Members]
+    """Stages that are measured as finished models."""
 
     swept: list[tuple[Literal["cold", "child"], float, FinishedModel]]
     """Models of the sweep: `cold` or `child`, peak learning rate, model."""
@@ -188,6 +192,7 @@ class _Planner:
         cold: dict[tuple[str, int], list[FinishedModel]] = {}
         children: dict[tuple[str, str, int], list[FinishedModel]] = {}
         asked: list[FinishedModel] = []
+        members: list[Members] = []
         for seed in config.seeds:
             for index, rung in enumerate(self.ladder.rungs):  # a step is measured before the next one begins
                 fractions = config.cold_fractions if rung.name in config.measured_rungs else (1.0,)
@@ -199,6 +204,8 @@ class _Planner:
                         setup, key = self.child(recipe, index, seed), (recipe.name, rung.name, seed)
                         children[key] = [setup.finished(fraction) for fraction in config.fractions_of(recipe)]
                         asked += children[key]
+                        if recipe.members:
+                            members += members_of(recipe.name, setup, self.trunks[recipe.name, rung.name])
         swept, tried = list(self._swept()), list(self._tried())
         trials = [model for rate in tried for model in rate.models]
         labels = {models[0].setup.name: recipe for (recipe, _, _), models in reversed(children.items())}
@@ -212,7 +219,7 @@ class _Planner:
         def title(model: FinishedModel) -> str:
             made_as = "cold" if model.initial.parent is None else labels.get(model.setup.name, "parent")
             rung, seed = model.initial.rung.name, model.initial.seed
-            made_as = made_as if model.decays else "trunk"
+            made_as = "trunk" if not model.decays else made_as if model.decay is None else "member"
             return f"{rung} {rates.get(model.name, made_as)}, seed {seed}, {model.fraction:g}"
 
         return StudyPlan(
@@ -221,10 +228,15 @@ class _Planner:
             cold=cold,
             children=children,
             trunks=self.trunks,
+            members=members,
             swept=swept,
             tried=tried,
             rate_tasks=model_tasks(trials, title),
-            tasks=model_tasks([*trials, *asked, *(model for _, _, model in swept)], title),
+            tasks=model_tasks(
+                [*trials, *asked, *(entry.decayed for entry in members), *(model for _, _, model in swept)],
+                title,
+                [entry.averaged for entry in members],
+            ),
         )
 
     def _swept(self) -> Iterator[tuple[Literal["cold", "child"], float, FinishedModel]]:

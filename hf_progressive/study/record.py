@@ -16,12 +16,14 @@ from hf_progressive.records.study import (
     Headline,
     RecipeRecord,
     Runs,
+    StageMember,
     StudyCosts,
     StudyModel,
     StudyRecord,
     SweptRate,
 )
 from hf_progressive.records.study_settings import StudySettings
+from hf_progressive.study.members import stage_member
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.outcome import family_outcome, phi_outcome, rung_outcome
 from hf_progressive.study.plan import StudyPlan
@@ -94,7 +96,30 @@ def _recipe_record(results: StudyResults, recipe: RecipeConfig) -> RecipeRecord:
             if name == recipe.name
         ),
         trunk=tuple(_stages(plan, recipe)) if recipe.trunk else (),
+        members=tuple(_members(results, recipe)),
     )
+
+
+def _members(results: StudyResults, recipe: RecipeConfig) -> Iterator[StageMember]:
+    plan = results.plan
+    for entry in (entry for entry in plan.members if entry.recipe == recipe.name):
+        name, seed = entry.stage.initial.rung.name, entry.stage.initial.seed
+        cold = plan.cold.get((name, seed))
+        # Of the same name is not yet of the same size.
+        same = cold is not None and cold[0].initial.rung.config.to_dict() == entry.stage.initial.rung.config.to_dict()
+        constant = results.result(entry.stage.name) or {}
+        works: tuple[tuple[Literal["decay", "average"], str], ...]
+        works = ("decay", entry.decayed.name), ("average", entry.averaged.name)
+        for kind, task in works:
+            result = results.result(task) or {}
+            if "bits_per_byte" in result and "bits_per_byte" in constant:
+                yield stage_member(
+                    entry,
+                    kind,
+                    bits_per_byte=result["bits_per_byte"],
+                    constant_bits_per_byte=constant["bits_per_byte"],
+                    baselines=results.points(cold) if cold is not None and same else None,
+                )
 
 
 def _stages(plan: StudyPlan, recipe: RecipeConfig) -> Iterator[TrunkStage]:

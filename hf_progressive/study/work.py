@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
-from hf_progressive.data import Corpus, TokenBlocks
+from hf_progressive.data import Corpus, TokenBlocks, token_byte_lengths
+from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.growth import grow_checkpoint
 from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.ladder.estimates import estimate_inheritance
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.penalty import InheritancePenalty
-from hf_progressive.study.models import FinishedModel, InitialModel, TrainingSetup
+from hf_progressive.study.models import AveragedModel, FinishedModel, InitialModel, TrainingSetup
 from hf_progressive.study.runner import TaskFolder
 from hf_progressive.study.tasks import Task
+from hf_progressive.training.averaging import average_checkpoints
 from hf_progressive.training.callbacks import evenly_spaced
 from hf_progressive.training.checkpoints import write_fresh
+from hf_progressive.training.precision import evaluation_precision
 from hf_progressive.training.trainer import ProgressiveTrainer
 from hf_progressive.training.training_run import TrainingRun, train_run
 
@@ -49,8 +54,36 @@ class Worker:
         """
         if isinstance(task.work, InitialModel):
             return self.make_initial_model(task.work)
+        if isinstance(task.work, AveragedModel):
+            return self.average(task, task.work)
         assert isinstance(task.work, FinishedModel)
         return self.train_model(task, task.work, title)
+
+    def average(self, task: Task, averaged: AveragedModel) -> dict[str, Any]:
+        """Make an average of a stage's weights and measure it.
+
+        Returns:
+            The result: bits per byte, seconds.
+        """
+        began = time.monotonic()
+        target, training = self.folder.path(averaged.final), averaged.stage.setup.training
+        average_checkpoints([self.folder.path(path) for path in task.needs], target)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+        with evaluation_precision(training, self.state.device):
+            measured = bits_per_byte(
+                model.to(self.state.device),
+                self.corpus.validation,
+                token_byte_lengths(self.corpus.tokenizer),
+                batch_size=training.micro_batch_size if self.state.device.type == "cpu" else None,
+                progress=False,
+            )
+        return {
+            "name": averaged.name,
+            "of": list(task.needs),
+            "bits_per_byte": measured["bits_per_byte"],
+            "estimates": {},
+            "seconds": time.monotonic() - began,
+        }
 
     def corpus_in(self, order: int | None) -> Corpus:
         """Return the corpus in an order; tokenizer, blocks and validation are the same for all.

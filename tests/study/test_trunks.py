@@ -5,19 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from study_pretence import TRUNK_WORTH, pretend
-from trunk_studies import END, SAME, THIN, trunk_study
+from trunk_studies import END, SAME, THIN, trunk_study, weights_of
 
 from hf_progressive.data import prepare_corpus
-from hf_progressive.distributed.processes import current_processes
-from hf_progressive.study.model_tasks import model_tasks
-from hf_progressive.study.models import FinishedModel
+from hf_progressive.report import write_report
 from hf_progressive.study.plan import plan_study
 from hf_progressive.study.run import run_study
-from hf_progressive.study.runner import TaskFolder, run_tasks
-from hf_progressive.study.tasks import Task, connected
-from hf_progressive.study.work import Worker
 
 WIDE = {"name": "mid", "n_layer": 2, "n_embd": 8, "n_head": 1}
 RECIPES: list[dict[str, Any]] = [
@@ -75,6 +69,7 @@ def test_the_cost_is_the_lineage_and_the_end_over_the_equivalent_budget(
     end = plan.children["one step", "l2w16", 0][-1]
     per_step = [stage.initial.rung.size.flops_per_token * 128 for stage in (*end.initial.lineage, end)]
     step = record["recipes"][0]["rungs"][0]
+    costs = {}
     for share in shares:
         thin, whole = round(0.4 * full.steps), round(share * full.steps)
         spent = thin * per_step[0] + (whole - thin) * per_step[1]
@@ -83,34 +78,18 @@ def test_the_cost_is_the_lineage_and_the_end_over_the_equivalent_budget(
         assert cost["value"] == pytest.approx(spent / worth, rel=1e-9)
         assert cost["low"] == pytest.approx(cost["value"])
         assert cost["seeds"] == 3
+        costs[share] = spent / worth
         lineage, own = thin * per_step[0], (whole - thin) * per_step[1]
+    text = write_report(tmp_path / "study").markdown.read_text()
+    rows = [f"| one step | l2w16 | {share:.0%} | {value:.2f} |".replace("%", " %") for share, value in costs.items()]
+    assert all((row in text) == (len(shares) > 1) for row in rows)
     assert record["headline"]["last_model_cost"]["value"] == pytest.approx(spent / worth, rel=1e-9)
     assert step["eta"] == pytest.approx((worth - own) / lineage)
     assert (step["parent"], step["child"], step["matched"]) == ("thin", "l2w16", 3)
     assert record["recipes"][0]["trunk"][0]["until"] == 0.4
 
 
-def weights_of(root: Path, models: list[FinishedModel], config: Any) -> dict[str, dict[str, torch.Tensor]]:
-    # Trains models for real, and keeps their final weights.
-    corpus = prepare_corpus(config.ladder.data, config.ladder.model.context, root / "data")
-    grow_all = Task(name="all", needs=tuple(model.final for model in models))
-    folder = TaskFolder(root, connected([*model_tasks(models, lambda model: model.name), grow_all]))
-    worker = Worker(folder=folder, corpus=corpus, state=current_processes())
-    weights: dict[str, dict[str, torch.Tensor]] = {}
-
-    def carry_out(task: Task) -> dict[str, Any]:
-        if task.name != "all":
-            return worker.carry_out(task, task.title)
-        weights.update({m.name: load_file(folder.path(f"{m.final}/model.safetensors")) for m in models})
-        return {}
-
-    run_tasks(folder, carry_out)
-    for model in models:
-        assert "failed" not in (folder.result(model.name) or {"failed": "missing"})
-    return weights
-
-
-@pytest.mark.parametrize("until", [[0.4], [0.2, 0.4]])
+@pytest.mark.parametrize("until", [[0.4], pytest.param([0.2, 0.4], marks=pytest.mark.slow)])
 def test_a_trunk_that_grows_into_itself_is_its_baseline_to_the_bit(
     until: list[float], corpus_file: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +106,7 @@ def test_a_trunk_that_grows_into_itself_is_its_baseline_to_the_bit(
         assert all(torch.equal(tensor, expected[name]) for name, tensor in weights[end.name].items())
 
 
+@pytest.mark.slow
 def test_fresh_moments_and_a_rewarm_make_it_another_run(corpus_file: Path, tmp_path: Path) -> None:
     recipe = {"name": "none", "trunk": [{**SAME, "until": 0.4}], "child_fractions": [1.0]}
     config = trunk_study(corpus_file, recipes=[recipe])
