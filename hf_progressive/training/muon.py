@@ -53,8 +53,7 @@ def newton_schulz(matrices: Tensor) -> Tensor:
         matrices: (n, rows, columns).
 
     Returns:
-        The same shape and dtype. Singular values that were no smaller than about 1e-2 of the norm end between .7 and
-        1.2.
+        The same shape and dtype. Singular values of at least 2e-3 of the norm end between .68 and 1.21.
     """
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]

@@ -83,13 +83,21 @@ INTERRUPTIONS = {
             before_step(NAMES[1], 4),
         ],
     ),
+    "Muon": (
+        ON_BRANCHES,
+        [
+            before_step(NAMES[0], 10),  # in the member's decay
+            before_step(NAMES[1], 3),  # in the re-warm, with a grown momentum
+        ],
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", INTERRUPTIONS)
+@pytest.mark.parametrize("kind", ["branches", "averages", pytest.param("Muon", marks=pytest.mark.slow)])
 def test_an_interrupted_trunk_ends_with_the_same_bits(tmp_path: Path, kind: str) -> None:
     settings, interruptions = INTERRUPTIONS[kind]
-    config = load_ladder_config(write_trunk(tmp_path, trunk=settings, cold="none"))
+    written = write_trunk(tmp_path, trunk=settings, cold="none")
+    config = load_ladder_config(written, ["training.optimizer=muon"] if kind == "Muon" else [])
     run_ladder(config, tmp_path / "whole")
     for interrupt in interruptions:
         with pytest.MonkeyPatch.context() as patches:

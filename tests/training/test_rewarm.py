@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from ladder_fixtures import write_corpus
 from safetensors.torch import load_file
+from sharded_rewarm import build_optimizer
 from transformers import AutoModelForCausalLM, GPT2Config, TrainerCallback
 
 from hf_progressive.config import DataConfig, TokenizerConfig, TrainingConfig
@@ -157,14 +159,31 @@ def test_a_run_interrupted_in_its_re_warm_ends_with_the_same_bits(corpus: Corpus
     assert all(torch.equal(value, ended[1][name]) for name, value in ended[0].items())
 
 
+def with_moments_of_muon(child: Path, folder: Path) -> Path:
+    """Copy a checkpoint, with the state after a step of Muon on fixed gradients."""
+    shutil.copytree(child, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    optimizer = build_optimizer(model, muon=True)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), folder / OPTIMIZER_NAME)
+    return folder
+
+
 @pytest.mark.slow
-def test_in_shards_the_same_entries_are_slowed_and_the_same_moments_go_on(child: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_in_shards_the_same_entries_are_slowed_and_the_same_moments_go_on(
+    child: Path, tmp_path: Path, optimizer: str
+) -> None:
+    init = child if optimizer == "adamw" else with_moments_of_muon(child, tmp_path / "init")
     script = Path(__file__).parent / "sharded_rewarm.py"
     results = []
     for processes in (1, 2):
         output = tmp_path / f"{processes}.safetensors"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        subprocess.run([*command, str(script), str(child), str(output)], check=True, capture_output=True)
+        subprocess.run([*command, str(script), str(init), str(output), optimizer], check=True, capture_output=True)
         results.append(load_file(output))
         state = json.loads(output.with_suffix(".json").read_text())
         assert state["named"] == (processes > 1)
