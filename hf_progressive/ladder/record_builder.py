@@ -30,6 +30,7 @@ def rung_record(work: RungWork) -> RungRecord:
     return RungRecord(
         **_frame(work, result.tokens),
         cold_tokens=rung.size.tokens,
+        learning_rate=rung.learning_rate,
         data=DataUse.from_dict(corpus.span(rung.first_block, result.tokens // corpus.context)),
         flops=RungFlops(
             per_token=rung.size.flops_per_token,

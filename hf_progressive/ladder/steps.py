@@ -184,7 +184,7 @@ def match(work: RungWork) -> None:
     run, name, result, parent = work.run, work.rung.name, work.result, work.parent_record
     assert result is not None
     assert parent is not None
-    baseline = Baseline.from_dict(dataclasses.asdict(result))
+    baseline = Baseline.from_dict({**dataclasses.asdict(result), "learning_rate": work.rung.cold_learning_rate})
     run.finish(name, source=run.final(name), record=lambda: run.record(name).with_baseline(baseline, parent))
 
 

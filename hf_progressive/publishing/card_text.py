@@ -33,11 +33,33 @@ def introduction(lineage: Lineage) -> str:
     if not rung.grown:
         return f"{what}: the first, trained from scratch. The others inherit from it."
     assert rung.parent is not None
+    if rung.trunk is not None:
+        return f"{what}. It was not trained from scratch: {_on_the_trunk(lineage)}"
     kept = rung.growth is None or rung.growth.preserves_function
     return (
         f"{what}. It was not trained from scratch: it was grown from {lineage.link(rung.parent)}, began as a larger"
         f" network that computes {'the same function' if kept else 'something close to it'}, and went on from there."
     )
+
+
+def _on_the_trunk(lineage: Lineage) -> str:
+    # Of a grown rung: the run that it is a part of.
+    assert lineage.rung.parent is not None
+    return (
+        f"one training run at a constant rate, the trunk, passed through the size of"
+        f" {lineage.link(lineage.rung.parent)} and grew into this one on its way."
+    )
+
+
+def _branch(rung: RungRecord) -> str:
+    # How a part of a trunk became a finished model.
+    assert rung.trunk is not None
+    part = rung.trunk
+    if part.member == "decay":
+        return f"on a branch off the trunk, over whose {part.decay_steps:,} steps the rate fell"
+    if part.member == "average":
+        return f"as the average of the trunk's weights after {len(part.averaged_steps)} of its steps"
+    return "by the trunk's own decay" if part.member == "end" else "as the trunk's weights were, without a decay"
 
 
 def _origin(lineage: Lineage) -> str:
@@ -61,7 +83,10 @@ def facts(lineage: Lineage) -> list[tuple[str, str]]:
     if rung.origin is not None:
         rows.append(("Taken from", _origin(lineage)))
     else:
-        rows.append(("Grown from", "nothing" if rung.parent is None else lineage.link(rung.parent)))
+        before = "the trunk, at the size of " if rung.trunk is not None else ""
+        rows.append(("Grown from", "nothing" if rung.parent is None else f"{before}{lineage.link(rung.parent)}"))
+    if rung.trunk is not None:
+        rows.append(("Finished", _branch(rung)))
     if rung.max_abs_logit_diff is not None and rung.max_abs_logit is not None:
         change, scale = small(rung.max_abs_logit_diff), significant(rung.max_abs_logit)
         rows.append(("Started from", f"the parent's function: logits up to {scale} differed by {change} at most"))
@@ -73,7 +98,8 @@ def facts(lineage: Lineage) -> list[tuple[str, str]]:
     elif rung.flops.train:
         rows.append(("FLOPs that went into it", f"{unit.text(rung.flops.train)}, its ancestors' included{part}"))
     if rung.grown:
-        rows.append(("FLOPs inherited", f"{unit.text(rung.flops.inherited)}, spent on its ancestors{part}"))
+        whom = "the trunk before it" if rung.trunk is not None else "its ancestors"
+        rows.append(("FLOPs inherited", f"{unit.text(rung.flops.inherited)}, spent on {whom}{part}"))
     if rung.cold is not None:
         rows.append(("FLOPs of its baseline", unit.text(rung.cold.flops)))
         rows.append(("FLOPs to match", _match(rung, unit)))
@@ -111,6 +137,8 @@ def growth_story(lineage: Lineage) -> str:
     sizes = growth.plan.get("parameters")  # of parent and child
     before = f"{count(sizes[0])} parameters, " if sizes else ""
     text = f"Grown from {lineage.link(rung.parent)} ({before}method `{growth.method}`, seed {growth.seed})."
+    if rung.trunk is not None:
+        text += " It has the trunk's weights, not those with which that model was finished on its branch."
     check = growth.verification
     if check is None:
         return text
@@ -129,6 +157,8 @@ def training_budget(lineage: Lineage) -> str:
     if rung.origin is not None:
         return f"Not trained by this ladder{f': it had read {count(rung.tokens)} tokens' if rung.tokens else ''}."
     budget = f"{count(rung.tokens)} tokens, {significant(rung.tokens_per_parameter)} per parameter of the budget"
+    if rung.trunk is not None:
+        budget += f", {count(rung.trunk.tokens)} of them on the trunk, and finished {_branch(rung)}"
     if rung.grown:
         budget += f"; training it from scratch would be planned with {count(rung.cold_tokens)}"
     versions = ", ".join(
@@ -156,8 +186,9 @@ def cold_comparison(lineage: Lineage) -> str:
         text += f", {percent(rung.saving)} less" if rung.saving >= 0 else f", {percent(-rung.saving)} more"
     if rung.eta is None:
         return f"{text}."
+    before = "the trunk before it" if rung.trunk is not None else "its parent, ancestors included,"
     return (
-        f"{text}. All that had gone into its parent, ancestors included, was"
+        f"{text}. All that had gone into {before} was"
         f" {unit.text(rung.flops.inherited)}; the saving is {minus(f'{rung.eta:.2f}')} of that: the"
         f" transfer efficiency η.{_last_model_cost(rung, unit)}"
     )

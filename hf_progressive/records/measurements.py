@@ -68,6 +68,9 @@ class Baseline(Record):
     flops: Amount
     """Training FLOPs."""
 
+    learning_rate: Amount | None = None
+    """Peak learning rate; None in older records."""
+
     curve: tuple[CurvePoint, ...]
     """Validations in the order of training."""
 

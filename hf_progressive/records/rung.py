@@ -169,6 +169,9 @@ class RungRecord(Record):
     tokens_per_parameter: Amount
     """Tokens trained on per parameter of the budget."""
 
+    learning_rate: Amount | None = None
+    """Peak learning rate; None in older records, and for a rung that was trained elsewhere."""
+
     data: DataUse
     """What it trained on."""
 
@@ -278,6 +281,11 @@ class RungRecord(Record):
     def lineage(self) -> str:
         """The rung's name, with its parent's where it has one."""
         return f"{self.parent} → {self.name}" if self.grown else self.name
+
+    @property
+    def trunk_member(self) -> str | None:
+        """How it was finished, if it is a part of a trunk."""
+        return None if self.trunk is None else self.trunk.member
 
     @property
     def speed(self) -> Throughput | None:

@@ -180,6 +180,14 @@ def _grid(rung: RungRecord) -> float | None:
 
 
 def _learning_rates(run: Run) -> str | None:
+    grown = {rung.name: rung.learning_rate for rung in run.rungs if rung.grown and rung.learning_rate is not None}
+    baselines = {rung.name: rung.cold.learning_rate for rung in run.rungs if rung.cold and rung.cold.learning_rate}
+    if len({*grown.values()}) > 1 or len({*baselines.values()}) > 1:
+        sides = ((side, rates) for side, rates in (("grown", grown), ("from scratch", baselines)) if rates)
+        listed = "; ".join(
+            f"{side}, {', '.join(f'{name} at {rate:.3g}' for name, rate in rates.items())}" for side, rates in sides
+        )
+        return f"Peak learning rates go by the model: {listed}; this run tried no others."
     training = run.ladder.config.get("training", {})
     cold = training.get("learning_rate")
     if cold is None:

@@ -99,6 +99,12 @@ def _settings(run: Run) -> dict[str, str]:
             settings[title] = f"{value:,}" if isinstance(value, int) else f"{value:g}"
     if training.get("optimizer") == "muon":
         settings["optimizer"] = "Muon for matrices inside layers, AdamW for the rest"
+    if run.ladder.config.get("schedule") == "trunk":
+        settings.pop("share of it for grown rungs", None)
+        shares = [
+            f"{rung['name']} until {rung['until']:g}" for rung in run.ladder.config["rungs"] if rung.get("until")
+        ]
+        settings["schedule"] = f"trunk: {', '.join(shares)} of the last rung's tokens"
     settings["growth"] = str(run.ladder.config.get("growth", {}).get("method", NOTHING))
     settings["penalty Φ"] = next((_penalty(rung.phi) for rung in run.rungs if rung.phi is not None), "none")
     return settings | {key.replace("_", " "): str(value) for key, value in run.ladder.environment.items()}

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 
 from hf_progressive.records.family import Count, FamilyCost, Part
 from hf_progressive.records.rung import RungRecord
-from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, minus, percent, signed, small
+from hf_progressive.report.formatting import (
+    NOTHING,
+    FlopUnit,
+    count,
+    decimals,
+    join_names,
+    minus,
+    percent,
+    signed,
+    small,
+)
 from hf_progressive.report.table import Table
 
 PLANNED = "*"
@@ -147,8 +157,24 @@ def table_notes(rungs: Sequence[RungRecord]) -> list[str]:
         sides = ", ".join(f"{percent(a / b, 1)} on models {name}" for name, (a, b) in spent.items())
         share = percent(validating / training, 1)
         notes.append(f"Validation, {share} on top of all training ({sides}), is not counted on either side.")
+    branches = [rung for rung in rungs if rung.trunk is not None and rung.trunk.member != "end"]
+    if branches:
+        notes.append(_branch_note(branches, flop_unit(rungs)))
     taken = [_origin_note(rung) for rung in rungs if rung.origin is not None]
     return [*notes, *taken, data_repetition(rungs)]
+
+
+def _branch_note(branches: Sequence[RungRecord], unit: FlopUnit) -> str:
+    names = join_names([rung.name for rung in branches])
+    them = "is a branch" if len(branches) == 1 else "are branches"
+    how = {
+        "decay": "finished by a decay of its own",
+        "average": "the average of the trunk's last weights at that size, which cost no training",
+        "none": "the trunk's weights as they are",
+    }
+    text = f"{names} {them} off one constant-rate run, the trunk; each is {how[str(branches[0].trunk_member)]}"
+    cost = sum(rung.flops.branch for rung in branches)
+    return f"{text}. No later model inherits what that cost, {unit.text(cost)} in all." if cost else f"{text}."
 
 
 def _origin_note(rung: RungRecord) -> str:

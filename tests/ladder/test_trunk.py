@@ -17,7 +17,10 @@ from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.growth import grow_model
 from hf_progressive.ladder.rung_loop import run_ladder
 from hf_progressive.planning.ladder_plan import plan_ladder
+from hf_progressive.publishing import prepare_publication
 from hf_progressive.records.ladder import read_run
+from hf_progressive.report import write_report
+from hf_progressive.report.ladder_tables import flop_unit
 
 RATE, WARMUP, BLOCKS = 3e-3, 0.05, 4
 FIELDS = [{key: value for key, value in rung.items() if key != "name"} for rung in RUNGS]
@@ -176,3 +179,23 @@ def test_a_member_may_be_the_trunk_s_weights_as_they_are(tmp_path: Path) -> None
     )
     assert all(torch.equal(value, stable[name]) for name, value in final.items())
     assert first.record["trunk"]["decay_steps"] == first.record["flops"]["branch"] == 0
+
+
+def test_report_and_card_tell_of_branches(trunk: Finished) -> None:
+    _, run, results = trunk
+    first, second, last = read_run(run).rungs
+    unit = flop_unit(read_run(run).rungs)
+    markdown = write_report(run).markdown.read_text()
+    assert f"{NAMES[0]} and {NAMES[1]} are branches off one constant-rate run, the trunk" in markdown
+    cost = unit.text(first.flops.branch + second.flops.branch)
+    assert f"No later model inherits what that cost, {cost} in all." in markdown
+    assert f"trunk: {NAMES[0]} until 0.25, {NAMES[1]} until 0.5 of the last rung's tokens" in markdown
+    cards = [prepare_publication(result.folder, f"org/{result.name}").card for result in results]
+    assert first.trunk is not None
+    assert f"on a branch off the trunk, over whose {first.trunk.decay_steps} steps the rate fell" in cards[0]
+    assert f"passed through the size of [{NAMES[1]}]" in cards[2]
+    assert "by the trunk's own decay" in cards[2]
+    inherited = flop_unit([last]).text(last.flops.inherited)
+    assert f"{inherited}, spent on the trunk before it" in cards[2]
+    assert last.cold is not None
+    assert last.learning_rate == last.cold.learning_rate == RATE

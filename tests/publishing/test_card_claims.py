@@ -37,7 +37,22 @@ EWC = (
 GAMMA = (
     "γ = {gamma} on the squared distance outside the parent's output subspace (from weights, {energy} of the energy)"
 )
+ON_THE_TRUNK = (
+    "{tokens} tokens, {tokens_per_parameter} per parameter of the budget, {trunk_tokens} of them on the trunk, and"
+    " finished "
+)
+OFF_IT = "on a branch off the trunk, over whose {decay_steps} steps the rate fell"
+FROM_SCRATCH = "; training it from scratch would be planned with {cold_tokens}."
 READ = "The model read {blocks} blocks of {block_tokens} tokens of {corpus_blocks}, from block {first_block} on."
+
+
+def is_of_a_trunk(facts: dict[str, float]) -> bool:
+    return "trunk_tokens" in facts
+
+
+def on_a_branch(facts: dict[str, float]) -> bool:
+    return is_of_a_trunk(facts) and "branch" in facts
+
 
 CLAIMS = [
     Claim(A_MODEL + ": the first, trained from scratch.", lambda f: not f["is_grown"] and "origin" not in f),
@@ -52,6 +67,16 @@ CLAIMS = [
         "FLOPs of its own: {train}", lambda f: not f.keys() & {"origin", "branch"} and not f["fisher"] + f["subspace"]
     ),
     Claim("FLOPs of its own: {train} ({branch@unit} of it on a branch that no other model inherits)"),
+    Claim("Finished: " + OFF_IT, on_a_branch),
+    Claim("FLOPs inherited: {lineage}, spent on the trunk before it", is_of_a_trunk),
+    Claim(
+        "All that had gone into the trunk before it was {lineage}; the saving is {eta} of that: the transfer"
+        " efficiency η.",
+        is_of_a_trunk,
+    ),
+    Claim(ON_THE_TRUNK + OFF_IT + ".", lambda f: on_a_branch(f) and not f["is_grown"]),
+    Claim(ON_THE_TRUNK + OFF_IT + FROM_SCRATCH, on_a_branch),
+    Claim(ON_THE_TRUNK + "by the trunk's own decay" + FROM_SCRATCH, lambda f: is_of_a_trunk(f) and "branch" not in f),
     Claim(
         "FLOPs of its own: {train}, and {fisher@unit} for its parent's Fisher information, and {subspace@unit} for its"
         " parent's subspace"

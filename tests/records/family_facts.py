@@ -93,6 +93,8 @@ def rung_facts(records: list[Record], place: int) -> dict[str, Any]:
     }
     if record["flops"].get("branch"):
         facts["branch"] = record["flops"]["branch"]
+    if part := record.get("trunk"):
+        facts |= {"decay_steps": part["decay_steps"], "trunk_tokens": part["tokens"]}
     if origin and place == 0:
         facts |= {"origin": origin["name"], "commit": origin["commit"][:12], "origin_flops": origin["flops"]}
     if baseline:
@@ -162,6 +164,7 @@ def family_facts(records: list[Record]) -> dict[str, Any]:
     to_match = trained - last["spent"] + last["match"] if len(matched) == len(rungs) - 1 > 0 else None
     saving = 1 - to_match / all_cold if to_match is not None and known else None
     return _validation(records) | {
+        "branch_flops": sum(record["flops"].get("branch", 0.0) for record in records),
         "rungs": len(rungs),
         "seed": 3,
         "known": known,

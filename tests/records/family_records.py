@@ -48,12 +48,20 @@ def family(
         else:
             matched = None if place in without_baseline else place not in unmatched
             records.append(_grown(records[-1], place, matched=matched, dearer=dearer, phi=phi))
-        if branches and place + 1 < length:
-            records[-1]["flops"]["branch"] = 0.083 * records[-1]["flops"]["train"]
+        if branches:
+            _branch(records[-1], is_last=place + 1 == length)
         records[-1]["data"]["repeats_from_token"] = (repeats or {}).get(place)
         if timed:
             _time(records[-1])
     return records
+
+
+def _branch(record: Record, *, is_last: bool) -> None:
+    flops, member = record["flops"], "end" if is_last else "decay"
+    flops["branch"] = 0.0 if is_last else 0.083 * flops["train"]
+    part = {"until": 0.2 * (record["index"] + 1), "steps": 917, "tokens": round(0.917 * record["tokens"])}
+    part |= {"flops": flops["train"] - flops["branch"], "member": member, "warmup_steps": 11, "decay_steps": 83}
+    record["trunk"] = part
 
 
 def _time(record: Record) -> None:

@@ -56,6 +56,7 @@ AT_LEAST = SPENT.replace("took {", "took at least {")
 VALIDATION = "Validation, {validation_share} on top of all training"
 
 FAMILY_CLAIMS = [
+    Claim("No later model inherits what that cost, {branch_flops} in all.", lambda f: f["branches"]),
     Claim(LAST + ", all {rungs} models for {family_cost} of theirs."),
     Claim(LAST + ".", lambda f: f["family_cost"] is None),
     Claim("{matched} of the {compared} grown models that have a baseline matched it.", lambda f: f["compared"] > 1),
