@@ -5,15 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
 from hf_progressive import storage
-from hf_progressive.data import Corpus
+from hf_progressive.data import Corpus, token_byte_lengths
 from hf_progressive.distributed.processes import main_process_first
+from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.hub.names import RECORD_NAME
 from hf_progressive.ladder.record_builder import origin_record
 from hf_progressive.ladder.rung_work import RungWork
 from hf_progressive.planning.ladder_plan import LadderPlan
 from hf_progressive.records.origin import Origin, locate_origin
 from hf_progressive.records.rung import DataUse
+from hf_progressive.training.precision import evaluation_precision
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +50,21 @@ def _copy_files(origin: Origin, folder: Path, tokenizer: Any) -> None:
             shutil.copyfile(origin.folder / name, temporary / name)
         if origin.read_tokenizer() is None:
             tokenizer.save_pretrained(temporary)
+
+
+def measure(work: RungWork) -> None:
+    """Measure the model on the ladder's validation documents, in the precision in which the other rungs train."""
+    state, corpus, training = work.run.state, work.run.corpus, work.training
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(work.trained, dtype=torch.float32)
+    with evaluation_precision(training, state.device):
+        work.measured = bits_per_byte(
+            model.to(state.device),
+            corpus.validation,
+            token_byte_lengths(corpus.tokenizer),
+            # On a CPU, the size of a batch is not chosen by memory.
+            batch_size=training.micro_batch_size if state.device.type == "cpu" else None,
+            progress=state.is_main_process,
+        )
 
 
 def record(work: RungWork) -> None:

@@ -17,7 +17,6 @@ from hf_progressive.growth import grow_checkpoint
 from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.ladder import external_model
 from hf_progressive.ladder.estimates import estimate_inheritance
-from hf_progressive.ladder.measurement import measure
 from hf_progressive.ladder.record_builder import rung_record
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.ladder.rung_work import RungWork
@@ -25,6 +24,7 @@ from hf_progressive.records.from_parent import Estimates, GrowthRecord
 from hf_progressive.records.measurements import Baseline, CoreScore
 from hf_progressive.training.averaging import average_checkpoints
 from hf_progressive.training.checkpoints import write_fresh
+from hf_progressive.training.measurement import measure_like_run
 from hf_progressive.training.precision import evaluation_precision
 from hf_progressive.training.training_run import TrainingRun, train_run
 
@@ -96,7 +96,8 @@ def average(work: RungWork) -> None:
     """Make a member of the trunk's last weights, if that is how it is finished, and measure it."""
     if work.averaged:
         work.run.on_first_process(lambda: average_checkpoints([*work.averaged.values()], work.trained))
-        measure(work)
+        measured = measure_like_run(_training_run(work), work.trained, work.run.corpus)
+        work.measured = dataclasses.asdict(measured)
 
 
 def _training_run(work: RungWork) -> TrainingRun:
@@ -214,7 +215,7 @@ TRAINED_HERE = (
 
 TRAINED_ELSEWHERE = (
     Step("copy", external_model.copy, seconds="fetch"),
-    Step("measure", measure, seconds="evaluate"),
+    Step("measure", external_model.measure, seconds="evaluate"),
     Step("estimate for the next rung", estimate, seconds="phi"),
     Step("evaluate on CORE", evaluate_on_core, seconds="core"),
     Step("record", external_model.record),

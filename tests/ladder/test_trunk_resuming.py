@@ -79,7 +79,7 @@ INTERRUPTIONS = {
         [
             before_step(NAMES[0], 8),  # between two weights of the average
             at_call(averaging, "_mean", number=5),  # in the averaging
-            at_call(steps, "measure"),  # averaged and not measured
+            at_call(steps, "measure_like_run"),  # averaged and not measured
             before_step(NAMES[1], 4),
         ],
     ),
