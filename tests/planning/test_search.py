@@ -13,9 +13,9 @@ from hf_progressive.planning.search import Shape
 from hf_progressive.report import price_table
 
 LLAMA = Path(__file__).parents[2] / "examples" / "studies" / "books_llama" / "study.json"
-WORTH = {"early": 0.95, "late": 0.75, "twice": 0.8}
+WORTH = {"early": 0.95, "late": 0.75, "later": 0.6, "twice": 0.8}
 """The budget from scratch that each measured trunk is worth, as a share of the full one."""
-UNTIL = {"early": [(4, 0.4)], "late": [(4, 0.6)], "twice": [(2, 0.3), (4, 0.6)]}
+UNTIL = {"early": [(4, 0.4)], "late": [(4, 0.6)], "later": [(4, 0.7)], "twice": [(2, 0.3), (4, 0.6)]}
 """Layers of eight until these shares."""
 
 
@@ -99,10 +99,11 @@ def test_shares_within_what_was_measured_are_priced_by_hand(
             total, before = total + (share - before) * per_token[name], share
         return total + 1 - before
 
-    # Grown once from four layers: at .4 and .6 as measured, at .5 half-way between the two; and twice, as measured.
+    # Grown once from four layers: at .4 and .6 as measured, at .5 between them, twice as far from .7, which the decay
+    # forbids and which weighs a quarter; and twice, as measured.
     worth = {
         (("l4", 0.4),): 0.95,
-        (("l4", 0.5),): (0.95 + 0.75) / 2,
+        (("l4", 0.5),): (0.95 + 0.75 + 0.6 / 4) / (1 + 1 + 1 / 4),
         (("l4", 0.6),): 0.75,
         (("l2", 0.3), ("l4", 0.6)): 0.8,
     }
