@@ -1,6 +1,7 @@
 """Rates that are tried on both sides, and the best of each that the study goes on with."""
 
 import math
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ import pytest
 import study_pretence
 from ladder_fixtures import RUNGS
 from study_fixtures import study_config, study_mapping
-from study_pretence import pretend
+from study_pretence import pretend, pretended_process
 from trunk_studies import THIN, trunk_study
 
+from hf_progressive import storage
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.plan import plan_study
 from hf_progressive.study.run import run_study
 
+FORK = multiprocessing.get_context("fork")
 RATES = [1e-3, 2e-3, 4e-3]
 BEST = {"cold": 2e-3, "child": 4e-3}
 RECIPES: list[dict[str, Any]] = [
@@ -66,6 +69,25 @@ def test_a_study_set_to_its_best_rates_has_the_models_that_were_tried(corpus_fil
         plain = plan_study(trunk_study(corpus_file, recipes=[recipe]), "corpus")
         models = next(entry.models for entry in tried if entry.recipe and entry.learning_rate == rate)
         assert [m.name for m in models] == [m.name for m in plain.children["one step", "l2w16", 0]]
+
+
+def test_two_processes_share_the_rates_and_what_follows(corpus_file: Path, tmp_path: Path) -> None:
+    sweep = {"rates": RATES[:2], "recipes": ["tried"]}
+    config = trunk_study(corpus_file, recipes=RECIPES, seeds=[0, 1], learning_rates=sweep)
+    root, log = tmp_path / "study", tmp_path / "log"
+    workers = [FORK.Process(target=pretended_process, args=(config, root, log, 0.02, None)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    lines = [line.split() for line in log.read_text().splitlines()]
+    trained = [name for name, _ in lines if "-fresh-" not in name and "-grown-" not in name]
+    record = storage.read_json(root / "study.json")
+    assert record["complete"]
+    assert len(trained) == len(set(trained)) == record["runs"]
+    assert len({process for _, process in lines}) == 2
+    assert not any((root / "weights").iterdir())
 
 
 def test_a_side_that_fails_at_every_rate_ends_the_study_in_one_line(

@@ -8,12 +8,13 @@ import torch
 from study_pretence import TRUNK_WORTH, pretend
 from trunk_studies import END, SAME, THIN, trunk_study, weights_of
 
+from hf_progressive.config import RungConfig, load_study_config
 from hf_progressive.data import prepare_corpus
 from hf_progressive.report import write_report
 from hf_progressive.study.plan import plan_study
 from hf_progressive.study.run import run_study
 
-WIDE = {"name": "mid", "n_layer": 2, "n_embd": 8, "n_head": 1}
+EXAMPLES = Path(__file__).parents[2] / "examples" / "studies"
 RECIPES: list[dict[str, Any]] = [
     {"name": "one step", "trunk": [{**THIN, "until": 0.4}]},
     {"name": "late", "trunk": [{**THIN, "until": 0.6}], "child_fractions": [1.0]},
@@ -152,3 +153,31 @@ def test_fresh_moments_and_a_rewarm_make_it_another_run(corpus_file: Path, tmp_p
 def test_what_a_study_of_trunks_refuses(changes: dict[str, Any], message: str, corpus_file: Path) -> None:
     with pytest.raises(ValueError, match=message):
         trunk_study(corpus_file, **changes)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in EXAMPLES.glob("trunk*/study.yaml")))
+def test_the_examples_spend_what_their_layers_and_shares_say(name: str) -> None:
+    config = load_study_config(EXAMPLES / name / "study.yaml")
+    plan = plan_study(config, "corpus")
+    context, vocabulary = config.ladder.model.context, config.ladder.data.tokenizer.vocab_size
+
+    def per_token(rung: RungConfig) -> float:
+        # Per layer 12 width² weights of GPT-2, 4 width² + 3 width · MLP of Llama, and attention; then the output head.
+        if config.ladder.model.family == "gpt2":
+            layers, width = rung.fields["n_layer"], rung.fields["n_embd"]
+            weights = 12 * width**2
+        else:
+            layers, width = rung.fields["num_hidden_layers"], rung.fields["hidden_size"]
+            weights = 4 * width**2 + 3 * width * rung.fields["intermediate_size"]
+        return float(layers * (weights + 2 * context * width) + vocabulary * width)
+
+    rung = config.ladder.rungs[0]
+    whole = plan.cold[rung.name, 0][-1].flops
+    for recipe in config.recipes:
+        end = plan.children[recipe.name, rung.name, 0][-1]
+        spent = sum(model.flops for model in (*end.initial.lineage, end)) / whole
+        shares = [0.0, *(stage.until or 0.0 for stage in recipe.trunk), end.fraction]
+        sizes = [*recipe.trunk, rung]
+        parts = zip(shares, shares[1:], sizes, strict=False)
+        expected = sum((until - before) * per_token(size) for before, until, size in parts) / per_token(rung)
+        assert spent == pytest.approx(expected, rel=3e-3)
