@@ -71,6 +71,11 @@ class RecipeConfig:
                 f"set.{key}: a recipe changes keys below {', '.join(_RECIPE_SECTIONS)} alone; "
                 "change the ladder instead",
             )
+            require(
+                key != "training.optimizer",
+                f"set.{key}: the baseline trains by the ladder's optimizer, so that growth is what is compared; set"
+                " ladder.training.optimizer instead",
+            )
             require(key not in _BASELINE_KEYS, f"set.{key}: it sizes the baseline too; change the ladder instead")
         require(bool(self.trunk) or not self.members, "members: only a trunk has them; list its stages in trunk")
         if self.trunk:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_progressive.config import LadderConfig, StudyConfig
+from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
 from hf_progressive.study.models import FinishedModel
+from hf_progressive.training.muon import muon_peak
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,21 @@ class TriedRate:
 
 
 def at_rate(ladder: LadderConfig, learning_rate: float | None) -> LadderConfig:
-    """Return a ladder with another peak learning rate; None leaves it as it is."""
+    """Return a ladder with another peak learning rate, Muon's in proportion; None leaves it as it is."""
     if learning_rate is None:
         return ladder
-    return dataclasses.replace(ladder, training=dataclasses.replace(ladder.training, learning_rate=learning_rate))
+    training = ladder.training
+    of_muon = None if training.muon_learning_rate is None else muon_peak(training, learning_rate)
+    changed = dataclasses.replace(training, learning_rate=learning_rate, muon_learning_rate=of_muon)
+    return dataclasses.replace(ladder, training=changed)
+
+
+def _at_rate(config: StudyConfig, recipe: RecipeConfig, learning_rate: float) -> RecipeConfig:
+    changes = {"training.learning_rate": learning_rate}
+    of_muon = at_rate(config.ladder_of(recipe), learning_rate).training.muon_learning_rate
+    if of_muon is not None:
+        changes["training.muon_learning_rate"] = of_muon
+    return dataclasses.replace(recipe, set={**recipe.set, **changes})
 
 
 def with_best_rates(
@@ -61,11 +73,8 @@ def with_best_rates(
         note = ", which is the end of what was tried: widen learning_rates.rates" if at_end else ""
         logger.info("%s: of the rates %s the best is %g%s", name, _listed(found), best[side], note)
     first = next((side for side in best if side is not None), None)
-    recipes = (
-        dataclasses.replace(recipe, set={**recipe.set, "training.learning_rate": best.get(recipe.name, best[first])})
-        for recipe in config.recipes
-    )
-    return dataclasses.replace(config, ladder=at_rate(config.ladder, best[None]), recipes=tuple(recipes))
+    recipes = tuple(_at_rate(config, recipe, best.get(recipe.name, best[first])) for recipe in config.recipes)
+    return dataclasses.replace(config, ladder=at_rate(config.ladder, best[None]), recipes=recipes)
 
 
 def _listed(rates: Sequence[float] | dict[float, float]) -> str:

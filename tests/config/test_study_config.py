@@ -75,6 +75,10 @@ def test_a_base_may_give_a_key_under_its_old_name_and_the_study_under_its_new_on
             {"recipes": [{"name": "a", "set": {"training.tokens_per_parameter": 1}}]},
             "tokens_per_parameter: it sizes the baseline too; change the ladder instead",
         ),
+        (
+            {"recipes": [{"name": "a", "set": {"training.optimizer": "muon"}}]},
+            r"recipes.0.set.training.optimizer: the baseline trains by the ladder's optimizer.*; set ladder.training",
+        ),
         ({"recipes": [{"name": "a", "parent_recipe": "b"}]}, r"recipes.0.parent_recipe: no recipe above is named 'b'"),
         (
             {"recipes": [{"name": "a", "rungs": ["l1w16"]}]},

@@ -1,5 +1,6 @@
 """Rates that are tried on both sides, and the best of each that the study goes on with."""
 
+import dataclasses
 import math
 import multiprocessing
 from pathlib import Path
@@ -38,6 +39,22 @@ def rates_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(study_pretence, "bits_per_byte", by_rate)
     pretend(monkeypatch, tmp_path / "log")
     return tmp_path / "log"
+
+
+def test_muon_s_rate_moves_in_proportion_on_both_sides(rates_matter: Path, corpus_file: Path, tmp_path: Path) -> None:
+    config = trunk_study(
+        corpus_file, recipes=RECIPES, seeds=[0], learning_rates={"rates": RATES, "recipes": ["tried"]}
+    )
+    rates = {"learning_rate": 2e-3, "muon_learning_rate": 6e-3}
+    training = dataclasses.replace(config.ladder.training, optimizer="muon", **rates)
+    config = dataclasses.replace(config, ladder=dataclasses.replace(config.ladder, training=training))
+    record = run_study(config, tmp_path / "study")
+    assert record["config"]["ladder"]["training"]["muon_learning_rate"] == pytest.approx(3 * BEST["cold"])
+    for recipe in record["recipes"]:
+        assert recipe["overrides"]["training.muon_learning_rate"] == pytest.approx(3 * BEST["child"])
+    done = [line.split()[0] for line in rates_matter.read_text().splitlines()]
+    trained = [name for name in done if "-fresh-" not in name and "-grown-" not in name]
+    assert len(trained) == len(set(trained)) == record["runs"]
 
 
 def test_each_side_takes_its_best_rate_on_all_seeds(rates_matter: Path, corpus_file: Path, tmp_path: Path) -> None:
