@@ -1,15 +1,17 @@
 """Where a trunk would grow so that its last model costs least, by the trunks that studies measured.
 
 What a trunk takes is known before it runs: each stage's tokens at its FLOPs per token. What it is worth, the share of
-the budget from scratch that has its bits per byte, is interpolated between measured recipes that grow as often, by
-where they grow first and last and by how shallow and how narrow they begin. Outside of what was measured nothing is
-said.
+the budget from scratch that has its bits per byte, is interpolated between measured recipes that grow as often and by
+the same settings, by where they grow first and last and by how shallow and how narrow they begin. Outside of what was
+measured nothing is said.
 """
 
+import copy
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ _STEPS: Final = 10  # shares are tried in steps of a tenth
 _SHOWN: Final = 5  # proposals
 _NEARLY: Final = 1.25  # factor by which a ratio of sizes may lie outside of the measured ones
 _SCALE: Final = 0.1  # a distance of this in a share counts as one of a factor of 2 in size
+_SETTINGS: Final = ("growth.method", "growth.options", "trunk.moments", "trunk.rewarm", "trunk.rewarm_fraction")
 _LAYER_FIELDS: Final = ("num_hidden_layers", "n_layer")
 _WIDTH_FIELDS: Final = ("hidden_size", "n_embd")
 
@@ -59,6 +62,9 @@ class MeasuredTrunk:
     family: str
     """The `model_type` of its models."""
 
+    settings: dict[str, Any]
+    """How it grew: a ladder's settings by their dotted keys."""
+
     shape: Shape
     """Where it grew."""
 
@@ -94,10 +100,12 @@ class Proposal:
     nearest: str | None = None
     """The measured recipe that is most like it."""
 
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Settings in which that recipe differs from the configuration, by their dotted keys."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        ends = {"low": self.low, "high": self.high, "nearest": self.nearest}
-        return {"until": self.until, "takes": self.takes, "last_model_cost": self.last_model_cost, **ends}
+        return dataclasses.asdict(self)
 
 
 def measured_trunks(studies: Sequence[StudyRecord]) -> list[MeasuredTrunk]:
@@ -118,6 +126,7 @@ def _measured(study: StudyRecord, recipe: RecipeRecord) -> Iterator[MeasuredTrun
     yield MeasuredTrunk(
         name=f"{study.name}, {recipe.name!r}",
         family=study.family,
+        settings=_settings(study.config.ladder.others, recipe.overrides),
         shape=Shape(
             growths=len(recipe.trunk),
             first=recipe.trunk[0].until,
@@ -129,6 +138,18 @@ def _measured(study: StudyRecord, recipe: RecipeRecord) -> Iterator[MeasuredTrun
         relative_low=None if cost.low is None else cost.low / cost.value,
         relative_high=None if cost.high is None else cost.high / cost.value,
     )
+
+
+def _settings(ladder: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    # What decides how a ladder's trunk grows, with the overrides of a recipe.
+    sections = {name: copy.deepcopy(ladder.get(name, {})) for name in ("growth", "trunk")}
+    for path, value in overrides.items():
+        section, *between, last = path.split(".")
+        place = sections.setdefault(section, {})
+        for key in between:
+            place = place.setdefault(key, {})
+        place[last] = value
+    return {key: sections[key.split(".")[0]].get(key.split(".")[1]) for key in _SETTINGS}
 
 
 def _size(rung: Mapping[str, Any], fields: Sequence[str]) -> float:
@@ -154,31 +175,40 @@ class TrunkSearch:
 
     def as_configured(self) -> Proposal:
         """Return what the configuration's own shares would cost."""
-        return self._proposal({rung.name: rung.until or 1.0 for rung in self.plan.config.rungs[:-1]})
+        own = [trunk for trunk in self.trunks if not self._changes(trunk)]
+        return self._proposal({rung.name: rung.until or 1.0 for rung in self.plan.config.rungs[:-1]}, own)
 
     def best(self) -> list[Proposal]:
         """Return the proposals that cost least, the cheapest first; none where none lies within what was measured.
 
         All choices among the smaller rungs are tried, with every rising sequence of shares in steps of a tenth that
-        leaves the last rung its decay.
+        leaves the last rung its decay, and with the settings of every measured trunk.
         """
         *smaller, last = self.plan.config.rungs
         latest = 1 - self.plan.config.training_of(last.name).decay_fraction
         shares = [step / _STEPS for step in range(1, _STEPS) if step / _STEPS <= latest + 1e-9]
-        counts = {trunk.shape.growths for trunk in self.trunks}
+        alike: list[list[MeasuredTrunk]] = []
+        for trunk in self.trunks:
+            same = next((group for group in alike if group[0].settings == trunk.settings), None)
+            alike.append([trunk]) if same is None else same.append(trunk)
         tried = (
-            self._proposal(dict(zip((rung.name for rung in stages), until, strict=True)))
-            for count in sorted(counts)
+            self._proposal(dict(zip((rung.name for rung in stages), until, strict=True)), group)
+            for group in alike
+            for count in sorted({trunk.shape.growths for trunk in group})
             for stages in itertools.combinations(smaller, count)
             for until in itertools.combinations(shares, count)
         )
         known = [(proposal.last_model_cost, proposal) for proposal in tried if proposal.last_model_cost is not None]
         return [proposal for _, proposal in sorted(known, key=lambda pair: pair[0])[:_SHOWN]]
 
-    def _proposal(self, until: dict[str, float]) -> Proposal:
-        takes = self._takes(until)
-        shape = self._shape(until)
-        alike = [trunk for trunk in self.trunks if trunk.shape.growths == shape.growths]
+    def _changes(self, trunk: MeasuredTrunk) -> dict[str, Any]:
+        own = _settings(self.plan.config.to_dict(), {})
+        return {key: value for key, value in trunk.settings.items() if value != own[key]}
+
+    def _proposal(self, until: dict[str, float], trunks: Sequence[MeasuredTrunk]) -> Proposal:
+        # What measured trunks, all of the same settings, say of one way to grow.
+        takes, shape = self._takes(until), self._shape(until)
+        alike = [trunk for trunk in trunks if trunk.shape.growths == shape.growths]
         if not _is_within(shape, [trunk.shape for trunk in alike]):
             return Proposal(until=until, takes=takes, last_model_cost=None)
         nearest = min(alike, key=lambda trunk: trunk.shape.distance(shape))
@@ -190,6 +220,7 @@ class TrunkSearch:
             low=None if nearest.relative_low is None else cost * nearest.relative_low,
             high=None if nearest.relative_high is None else cost * nearest.relative_high,
             nearest=nearest.name,
+            changes=self._changes(nearest),
         )
 
     def _takes(self, until: dict[str, float]) -> float:

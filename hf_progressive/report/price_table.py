@@ -114,6 +114,8 @@ def _search(record: Mapping[str, Any]) -> list[str]:
             cost = (
                 f"last-model cost {proposal['last_model_cost']:.2f} ({' to '.join(ends)}; like {proposal['nearest']})"
             )
+        changes = ", ".join(f"{key}={value}" for key, value in proposal["changes"].items())
+        stages += f"; {changes}" if changes else ""
         lines.append(f"  {title}: {stages}: takes {proposal['takes']:.2f} of the last alone, {cost}")
     if not found["best"]:
         lines.append("  no evidence for any shares of these rungs: none lies within what was measured")

@@ -52,7 +52,8 @@ def study(tmp_path: Path) -> str:
     head = record["headline"]
     head |= {"recipe": "early", "rungs": [head["rungs"][-1] | {"child": "l8"}]}
     record["cold"] = [runs | {"rung": "l8"} for runs in record["cold"] if runs["rung"] == "l6w72"]
-    record["config"]["ladder"]["rungs"] = [size(8)]
+    growing = {"moments": "fresh", "rewarm": "all", "rewarm_fraction": 0.01}
+    record["config"]["ladder"] |= {"rungs": [size(8)], "growth": {"method": "exact", "options": {}}, "trunk": growing}
     record["config"]["recipes"] = [
         {"name": name, "trunk": [size(layers) | {"until": until} for layers, until in stages]}
         for name, stages in UNTIL.items()
@@ -132,6 +133,29 @@ def test_a_trunk_as_it_was_measured_costs_what_was_measured(
     configured = own["search"]["as_configured"]
     assert configured["last_model_cost"] == pytest.approx(configured["takes"] / WORTH["twice"])
     assert configured["nearest"] == "trunks, 'twice'"
+
+
+def test_trunks_that_grow_by_other_settings_are_not_mixed(
+    capsys: pytest.CaptureFixture[str], ladder: str, study: str
+) -> None:
+    record = json.loads(Path(study).read_text())
+    early, late = record["recipes"][:2]
+    early["overrides"] = {"growth.method": "stack"}
+    late["overrides"] = {"growth.options.new_scale": 0.5}
+    Path(study).write_text(json.dumps(record))
+    found = searched(capsys, ladder, "--recipe-eta", study)["search"]
+    by_until = {tuple(proposal["until"].items()): proposal for proposal in found["best"]}
+    # At .5 nothing is said any more: .4 was grown by stacking, .6 with smaller entries.
+    assert set(by_until) == {(("l4", 0.4),), (("l4", 0.6),), (("l2", 0.3), ("l4", 0.6))}
+    assert by_until[("l4", 0.4),]["changes"] == {"growth.method": "stack"}
+    assert by_until[("l4", 0.6),]["changes"] == {"growth.options": {"new_scale": 0.5}}
+    assert by_until[("l2", 0.3), ("l4", 0.6)]["changes"] == {}
+    stacked = searched(capsys, ladder, "--recipe-eta", study, "--set", "growth.method=stack")["search"]
+    assert {tuple(proposal["changes"]) for proposal in stacked["best"]} == {
+        (),
+        ("growth.method",),
+        ("growth.method", "growth.options"),
+    }
 
 
 def test_a_narrower_beginning_is_no_shallower_one(capsys: pytest.CaptureFixture[str], ladder: str, study: str) -> None:
