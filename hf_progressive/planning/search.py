@@ -22,7 +22,15 @@ _STEPS: Final = 10  # shares are tried in steps of a tenth
 _SHOWN: Final = 5  # proposals
 _NEARLY: Final = 1.25  # factor by which a ratio of sizes may lie outside of the measured ones
 _SCALE: Final = 0.1  # a distance of this in a share counts as one of a factor of 2 in size
-_SETTINGS: Final = ("growth.method", "growth.options", "trunk.moments", "trunk.rewarm", "trunk.rewarm_fraction")
+_SETTINGS: Final = (
+    "growth.method",
+    "growth.options",
+    "trunk.moments",
+    "trunk.rewarm",
+    "trunk.rewarm_fraction",
+    "training.optimizer",
+)
+"""What of a ladder's settings decides how its trunk grows; None in a record that is older than one of them."""
 _LAYER_FIELDS: Final = ("num_hidden_layers", "n_layer")
 _WIDTH_FIELDS: Final = ("hidden_size", "n_embd")
 
@@ -126,7 +134,7 @@ def _measured(study: StudyRecord, recipe: RecipeRecord) -> Iterator[MeasuredTrun
     yield MeasuredTrunk(
         name=f"{study.name}, {recipe.name!r}",
         family=study.family,
-        settings=_settings(study.config.ladder.others, recipe.overrides),
+        settings=_settings(study.config.ladder.to_dict(), recipe.overrides),
         shape=Shape(
             growths=len(recipe.trunk),
             first=recipe.trunk[0].until,
@@ -142,7 +150,7 @@ def _measured(study: StudyRecord, recipe: RecipeRecord) -> Iterator[MeasuredTrun
 
 def _settings(ladder: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     # What decides how a ladder's trunk grows, with the overrides of a recipe.
-    sections = {name: copy.deepcopy(ladder.get(name, {})) for name in ("growth", "trunk")}
+    sections = {name: copy.deepcopy(ladder.get(name, {})) for name in ("growth", "trunk", "training")}
     for path, value in overrides.items():
         section, *between, last = path.split(".")
         place = sections.setdefault(section, {})
@@ -203,7 +211,7 @@ class TrunkSearch:
 
     def _changes(self, trunk: MeasuredTrunk) -> dict[str, Any]:
         own = _settings(self.plan.config.to_dict(), {})
-        return {key: value for key, value in trunk.settings.items() if value != own[key]}
+        return {key: value for key, value in trunk.settings.items() if value not in (None, own[key])}
 
     def _proposal(self, until: dict[str, float], trunks: Sequence[MeasuredTrunk]) -> Proposal:
         # What measured trunks, all of the same settings, say of one way to grow.

@@ -141,20 +141,23 @@ def test_trunks_that_grow_by_other_settings_are_not_mixed(
     record = json.loads(Path(study).read_text())
     early, late = record["recipes"][:2]
     early["overrides"] = {"growth.method": "stack"}
-    late["overrides"] = {"growth.options.new_scale": 0.5}
+    late["overrides"] = {"growth.options.new_scale": 0.5, "training.optimizer": "muon"}
     Path(study).write_text(json.dumps(record))
     found = searched(capsys, ladder, "--recipe-eta", study)["search"]
     by_until = {tuple(proposal["until"].items()): proposal for proposal in found["best"]}
     # At .5 nothing is said any more: .4 was grown by stacking, .6 with smaller entries.
     assert set(by_until) == {(("l4", 0.4),), (("l4", 0.6),), (("l2", 0.3), ("l4", 0.6))}
     assert by_until[("l4", 0.4),]["changes"] == {"growth.method": "stack"}
-    assert by_until[("l4", 0.6),]["changes"] == {"growth.options": {"new_scale": 0.5}}
+    assert by_until[("l4", 0.6),]["changes"] == {
+        "growth.options": {"new_scale": 0.5},
+        "training.optimizer": "muon",
+    }
     assert by_until[("l2", 0.3), ("l4", 0.6)]["changes"] == {}
     stacked = searched(capsys, ladder, "--recipe-eta", study, "--set", "growth.method=stack")["search"]
     assert {tuple(proposal["changes"]) for proposal in stacked["best"]} == {
         (),
         ("growth.method",),
-        ("growth.method", "growth.options"),
+        ("growth.method", "growth.options", "training.optimizer"),
     }
 
 
