@@ -47,6 +47,11 @@ LADDERS = {
         *(*SMALL_TRAINING, *SMALL_DATA, "model.context=32"),
         "rungs=[{name: l2w16, n_layer: 2, n_embd: 16, n_head: 2}, {name: l2w24, n_layer: 2, n_embd: 24, n_head: 3}]",
     ],
+    "trunk_small": [
+        *(*SMALL_TRAINING, *SMALL_DATA, "model.context=32"),
+        "rungs=[{name: l1w24, n_layer: 1, n_embd: 24, n_head: 3, until: 0.5},"
+        " {name: l2w24, n_layer: 2, n_embd: 24, n_head: 3}]",
+    ],
     "ladder_d10_d18": [*SMALL_DIAL, "rungs=[d2, d3]", "cold=[d3]"],
     "validation_d15_d16": [*SMALL_DIAL, "rungs=[d2, d3]"],
 }
@@ -66,6 +71,7 @@ STUDIES = {
 LAUNCHED = {
     "ladder_tiny": "ddp",
     "ladder_small": "cpu",
+    "trunk_small": "ddp",
     "ladder_d10_d18": "multi_gpu",
     "validation_d15_d16": "multi_node",
 }
@@ -159,7 +165,9 @@ def check_run(name: str, run: Path, processes: int) -> None:
         asked = ladder["config"]["cold"]
         assert (record["cold"] is not None) == (record["parent"] is not None and (asked == "all" or rung in asked))
         assert len(record["curve"]) == 1 + min(config["training"]["evaluations"], record["curve"][-1]["step"])
-        assert (run / rung / "stable" / "model.safetensors").is_file() == config["training"].get("keep_stable", False)
+        kept = ladder["config"]["schedule"] == "trunk" and rung != ladder["rungs"][-1]
+        kept = kept or config["training"].get("keep_stable", False)
+        assert (run / rung / "stable" / "model.safetensors").is_file() == kept
     reports = config["training"].get("arguments", {}).get("report_to", [])
     assert any(run.rglob("events.out.tfevents*")) == ("tensorboard" in reports)
     check_report(run, "report")

@@ -1,13 +1,14 @@
 """Ladders as processes that are killed and started again, and what they must leave in the end."""
 
+import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 from ladder_fixtures import NAMES
 
 from hf_progressive import storage
@@ -48,13 +49,20 @@ def ladder_command(path: Path, run: Path, *, processes: int = 1) -> list[str]:
     return [*command, str(ROOT / "examples" / "run_ladder.py"), "--config", str(path), "--output-dir", str(run)]
 
 
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    # torchrun gives its workers sessions of their own, so that killing a process group would leave them.
+    main = psutil.Process(process.pid)
+    for one in (*reversed(main.children(recursive=True)), main):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+
+
 def run_killed_again_and_again(command: list[str], run: Path, *, kills: int) -> int:
     """Kill a ladder with all its processes at random moments, so many times at most, then let it end; count kills."""
     draw, killed = random.Random(7), 0
     while killed < kills:
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ON_CPUS, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ON_CPUS)
         deadline = time.monotonic() + 120
         marks = marks_in(run)
         # Wait until this attempt has done something, then strike at a random moment.
@@ -66,8 +74,7 @@ def run_killed_again_and_again(command: list[str], run: Path, *, kills: int) -> 
         if process.poll() is not None:
             assert process.returncode == 0
             break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill(process)
         killed += 1
     subprocess.run(command, check=True, capture_output=True, env=ON_CPUS)
     return killed
