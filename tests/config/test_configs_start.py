@@ -59,6 +59,7 @@ LADDERS = {
 
 STUDIES = {
     "study_tiny": ["seeds=[0]", "ladder.training.tokens_per_parameter=1"],
+    "study_trunk_tiny": ["seeds=[0]", "ladder.training.tokens_per_parameter=1"],
     "study_books": [
         *("seeds=[0]", "ladder.model.context=32", "ladder.data.tokenizer.vocab_size=300"),
         *("ladder.data.max_validation_tokens=1024", "ladder.training.batch_tokens=128"),
