@@ -27,7 +27,10 @@ OF_LADDERS = {
     "Saving": _SAVING,
     "Transfer efficiency η": _TRANSFER_EFFICIENCY,
     "Parent / cold": "FLOPs of the parent's budget from scratch / those of the rung's own: how large the step is.",
-    "FLOPs": "Those of training, forward and backward; growing and validating are not counted.",
+    "FLOPs": (
+        "Those of training, forward and backward; growing, validating and the optimizer's own arithmetic are not "
+        "counted."
+    ),
 }
 """Each term, as a ladder's report uses it."""
 
