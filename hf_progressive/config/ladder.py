@@ -96,6 +96,8 @@ class LadderConfig:
             except ValueError as error:
                 yield str(error)
                 continue
+            if index == 1 and self.rungs[0].source is not None and rung.growth.get("parent", "final") != "final":
+                yield f"rungs.1.growth.parent: {rung.growth['parent']!r} needs a parent trained here; take 'final'"
             where = f"rungs.{index}.training" if "batch_tokens" in rung.training else "training"
             if blocks % context:
                 yield f"{where}.batch_tokens: {blocks} is not a multiple of the context, {context} tokens"

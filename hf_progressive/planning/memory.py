@@ -15,6 +15,7 @@ from hf_progressive.training.flops import meta_model
 
 _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8  # bytes per parameter: float32 weights and gradients, Adam's two moments
 _MOMENTUM = 4  # of Muon, in place of Adam's moments
+_MASK = 1  # of new entries, beside the weights from before a step, while they alone are re-warmed
 _ANCHOR, _FISHER = 4, 4  # Φ's W₀ and Ω
 _TRAINER_CHECKPOINTS = 2  # of which the newest are kept for resuming
 
@@ -96,13 +97,14 @@ def training_bytes(
     with_fisher: bool,
     shards: int = 1,
     of_muon: int = 0,
+    rewarm_new: bool = False,
 ) -> int:
     """Return the bytes that one accelerator holds while a model trains in float32 or under autocast.
 
     Weights, gradients and moments are 16 bytes per parameter (Rajbhandari et al., arXiv 1910.02054, section 3, in
-    float32), 12 for those `of_muon`, Φ's anchor and Fisher information 8 more. Bases of subspaces, buffers of the
-    communication and the fragmentation of memory are not counted: leave a tenth. With ZeRO-3 and FSDP2, `shards`
-    processes share the state.
+    float32), 12 for those `of_muon`, Φ's anchor and Fisher information 8 more, and 5 more while new entries alone are
+    re-warmed. Bases of subspaces, buffers of the communication and the fragmentation of memory are not counted: leave
+    a tenth. With ZeRO-3 and FSDP2, `shards` processes share the state.
 
     >>> training_bytes(1000, sequences=2, per_sequence=50, with_penalty=True, with_fisher=True, shards=4)
     6100
@@ -110,11 +112,15 @@ def training_bytes(
     state = _WEIGHT + _GRADIENT
     if with_penalty:
         state += _ANCHOR + (_FISHER if with_fisher else 0)
+    if rewarm_new:
+        state += _WEIGHT + _MASK
     held = parameters * state + _moments(parameters, of_muon)
     return -(-held // shards) + sequences * per_sequence
 
 
-def disk_bytes(parameters: int, *, baseline: bool, stable: bool, with_fisher: bool, of_muon: int = 0) -> int:
+def disk_bytes(
+    parameters: int, *, baseline: bool, stable: bool, with_fisher: bool, of_muon: int = 0, stable_moments: bool = False
+) -> int:
     """Return the bytes that a rung leaves in its run folder, but for bases of subspaces and what is small.
 
     >>> disk_bytes(1000, baseline=False, stable=False, with_fisher=True)
@@ -124,7 +130,7 @@ def disk_bytes(parameters: int, *, baseline: bool, stable: bool, with_fisher: bo
     run = 2 * _WEIGHT * parameters + kept  # initial and final weights, checkpoints
     runs = 2 if baseline else 1
     extra = (_WEIGHT if stable else 0) + (_FISHER if with_fisher else 0)
-    return runs * run + parameters * extra
+    return runs * run + parameters * extra + (_moments(parameters, of_muon) if stable_moments else 0)
 
 
 def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher: bool, of_muon: int = 0) -> int:

@@ -244,6 +244,9 @@ class _RungPrice:
                 stable=rung.keeps_stable,
                 with_fisher=self.price.plan.next_phi(rung).ewc_lambda > 0,
                 of_muon=self._of_muon,
+                stable_moments=rung.trunk is not None
+                and rung.hands_on == "stable"
+                and self.config.trunk.moments == "grown",
             ),
         }
 
@@ -259,9 +262,17 @@ class _RungPrice:
         state = penalty_state(self.config.phi_of(rung.name), grown=rung.parent is not None)
         total, of_muon = rung.parameters.total, self._of_muon
 
+        rewarm_new = rung.trunk is not None and rung.parent is not None and self.config.trunk.rewarm == "new"
+
         def held(sequences: int, shards: int = 1) -> int:
             return training_bytes(
-                total, sequences=sequences, per_sequence=per_sequence, shards=shards, of_muon=of_muon, **state
+                total,
+                sequences=sequences,
+                per_sequence=per_sequence,
+                shards=shards,
+                of_muon=of_muon,
+                rewarm_new=rewarm_new,
+                **state,
             )
 
         free = _USABLE_MEMORY * cluster.gpu.memory_gb * 1e9 - held(0)

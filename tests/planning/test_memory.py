@@ -5,7 +5,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_progressive.config import TrainingConfig
-from hf_progressive.planning.memory import activation_bytes, checkpoint_bytes, muon_parameters, training_bytes
+from hf_progressive.planning.memory import (
+    activation_bytes,
+    checkpoint_bytes,
+    disk_bytes,
+    muon_parameters,
+    training_bytes,
+)
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 SIZES = {
@@ -52,6 +58,7 @@ def test_the_state_is_16_bytes_a_parameter_and_8_with_a_penalty():
     sizes = {"sequences": 0, "per_sequence": 1, "with_fisher": True}
     assert training_bytes(10, with_penalty=False, **sizes) == 160
     assert training_bytes(10, with_penalty=True, **sizes) == 240
+    assert training_bytes(10, with_penalty=False, rewarm_new=True, **sizes) == 210
     assert training_bytes(10, with_penalty=True, shards=3, **sizes) == 80
 
 
@@ -72,3 +79,9 @@ def test_muon_keeps_half_of_what_adam_does_for_its_matrices(tmp_path):
     assert checkpoint_bytes(total, of_muon=of_muon) == 4 * total + kept
     sizes = {"sequences": 0, "per_sequence": 1, "with_penalty": False, "with_fisher": False}
     assert training_bytes(total, of_muon=of_muon, **sizes) == 8 * total + kept
+
+
+def test_kept_moments_of_a_trunk_take_disk() -> None:
+    kept = {"baseline": False, "stable": True, "with_fisher": False}
+    assert disk_bytes(10, **kept, stable_moments=True) - disk_bytes(10, **kept) == 80
+    assert disk_bytes(10, **kept, of_muon=4, stable_moments=True) - disk_bytes(10, **kept, of_muon=4) == 64
