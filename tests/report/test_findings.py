@@ -97,6 +97,20 @@ def test_what_bears_on_a_fair_comparison_is_named(run, records):
     assert "no model here trained without it" in said
 
 
+def test_peak_rates_that_differ_from_model_to_model_are_listed(run, records):
+    made = records()
+    for record, rate in zip(made[1:], (4e-3, 3e-3), strict=False):
+        record["learning_rate"] = rate
+        if record["cold"]:
+            record["cold"]["learning_rate"] = 2e-3
+    said = " ".join(findings_of(run, made).certainty)
+    names = [record["name"] for record in made]
+    assert (
+        f"Peak learning rates go by the model: grown, {names[1]} at 0.004, {names[2]} at 0.003; from scratch, " in said
+    )
+    assert f"{names[2]} at 0.002; this run tried no others." in said
+
+
 def test_phi_and_baselines_that_were_not_there_are_not_mentioned(run, records):
     said = " ".join(findings_of(run, records(cold=False, phi=False)).certainty)
     assert "Φ" not in said
