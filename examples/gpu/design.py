@@ -7,26 +7,38 @@ from typing import Any
 
 from part_file import read_json
 
-from hf_progressive.config import StudyConfig, TrainingConfig, strict_yaml
+from hf_progressive.config import StudyConfig, strict_yaml
 
 VOCABULARY, CONTEXT, TOKENS_PER_PARAMETER = 8192, 512, 12
 BATCH_TOKENS, MICRO_BATCH = 32_768, 64
 HEAD_DIM = 64
 SHAPES = (
-    (3, 128), (4, 128), (3, 192), (4, 192), (5, 192), (4, 256), (5, 256), (6, 256), (5, 320), (6, 320), (6, 384),
-    (7, 384), (7, 448), (8, 448), (8, 512),
+    (8, 128), (8, 192), (8, 256), (12, 256), (8, 320), (12, 320), (12, 384), (16, 384), (12, 448),
+    (16, 448), (16, 512),
 )  # fmt: skip
-"""The parent's layers and the width; the child has twice as many layers."""
+"""Layers and width of the last rung; a trunk begins with a quarter of the layers and goes on with half of them."""
+
+STAGES = ((4, 0.3), (2, 0.6))
+"""What the layers are divided by in a stage, and the share of the tokens until which it trains."""
+
+COLD_FRACTIONS = (0.5, 0.7, 0.85, 1.0)
 
 FEWEST_SEEDS, MOST_SEEDS = 3, 12
 WORKERS = 4  # processes that share the device: while one compiles, loads or saves, the others train
 STARTING_SECONDS = 45.0  # imports, the first compilation, the corpus
 TASK_SECONDS = 8.0  # of a run besides its training: loading, compiling from the cache, evaluating, saving
-SPEED_OF_SMALL = 0.2  # of the utilisation measured on larger models: a guess that leaves time for every seed
-UNMEASURED_MFU = 0.1
+SPEED_OF_SMALL = 0.15  # of the utilisation measured on larger models: a guess that leaves time for every seed
+UNMEASURED_MFU = 0.07
 MARGIN = 0.8  # of the time to count on
-SHORT = 420.0  # seconds below which two lengths of the child must do
-DECAY = 0.4
+LONG = 1500.0  # seconds from which on three rates are tried on each side
+DECAY, REWARM = 0.4, 0.01
+RATE, RATE_WIDTH = 6e-3, 64
+"""The peak rate at a width, the best of those tried on models of 0.47 M parameters; it falls with the width's root."""
+
+RATES = (0.6, 1.0, 1.6)
+"""The rates that are tried where there is time, over the one by the rule."""
+
+STACKED, EXACT = "stacked", "exact, moments grown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +46,10 @@ class Design:
     """A study and why it is this one."""
 
     config: StudyConfig
-    """The study with its fewest seeds."""
+    """The study with its fewest seeds and the first recipe alone."""
 
-    extended: StudyConfig
-    """The same with as many seeds as there may be time for."""
+    extensions: tuple[StudyConfig, ...] = ()
+    """The same with the second recipe, and then with as many seeds as there may be time for."""
 
     workers: int
     """Processes to start."""
@@ -53,7 +65,8 @@ class Design:
 
     def uncompiled(self) -> "Design":
         """Return the same study without compilation."""
-        return dataclasses.replace(self, config=_uncompiled(self.config), extended=_uncompiled(self.extended))
+        extensions = tuple(_uncompiled(config) for config in self.extensions)
+        return dataclasses.replace(self, config=_uncompiled(self.config), extensions=extensions)
 
 
 def _uncompiled(config: StudyConfig) -> StudyConfig:
@@ -102,46 +115,71 @@ def choose(
         The study.
     """
     if rehearse:
-        config = study_config(data, (1, 32), seeds=1, fractions=(0.5, 0.8), toy=True)
-        return Design(config=config, extended=config, workers=1, reasons={"rehearsal": True})
+        config = study_config(data, (4, 32), seeds=1, toy=True)
+        return Design(config=config, workers=1, reasons={"rehearsal": True})
     speed, source = measured_flops(results)
     if speed == 0.0 and peak is not None:
         speed, source = peak * UNMEASURED_MFU, f"{UNMEASURED_MFU} of the device's peak, as nothing was measured"
     workers = max(1, min(WORKERS, cpus // 3))
-    fractions = (0.5, 0.8) if seconds < SHORT else (0.5, 0.65, 0.8)
+    sweep = seconds >= LONG
     estimates = []
     chosen = SHAPES[0]
     for shape in SHAPES:
-        needed = seconds_for(shape, speed, fractions, workers)
-        estimates.append({"layers": 2 * shape[0], "width": shape[1], "seconds": round(needed, 1)})
+        needed = seconds_for(shape, speed, workers, sweep=sweep)
+        estimates.append({"layers": shape[0], "width": shape[1], "seconds": round(needed, 1)})
         if needed <= MARGIN * (seconds - STARTING_SECONDS):
             chosen = shape
     reasons = {
         "seconds": seconds, "flops_per_second": speed, "from": source, "workers": workers, "estimates": estimates,
-        "chosen": {"layers": 2 * chosen[0], "width": chosen[1]},
+        "chosen": {"layers": chosen[0], "width": chosen[1]}, "learning_rate": peak_rate(chosen[1]),
+        "rates_tried": sweep,
     }  # fmt: skip
     return Design(
-        config=study_config(data, chosen, seeds=FEWEST_SEEDS, fractions=fractions),
-        extended=study_config(data, chosen, seeds=MOST_SEEDS, fractions=fractions),
+        config=study_config(data, chosen, seeds=FEWEST_SEEDS, sweep=sweep),
+        extensions=tuple(
+            study_config(data, chosen, seeds=seeds, sweep=sweep, second=True) for seeds in (FEWEST_SEEDS, MOST_SEEDS)
+        ),
         workers=workers,
         reasons=reasons,
     )
 
 
-def seconds_for(shape: tuple[int, int], speed: float, fractions: tuple[float, ...], workers: int) -> float:
-    """Estimate the seconds of all seeds: the device's own time, and what every task adds, shared by the processes."""
+def seconds_for(shape: tuple[int, int], speed: float, workers: int, *, sweep: bool) -> float:
+    """Estimate the seconds of the fewest seeds: the device's own time, and what every task adds, shared by all."""
     if speed <= 0:
         return float("inf")
-    child, parent = (training_flops(layers, shape[1]) for layers in (2 * shape[0], shape[0]))
-    lengths = fractions[-1] + DECAY * sum(fractions[:-1])
-    tasks = 3 + len(fractions)
-    return FEWEST_SEEDS * ((parent + child * (1 + lengths)) / speed + tasks * TASK_SECONDS / workers)
+    layers, width = shape
+    tokens = training_tokens(layers, width)
+    per_token = [flops_per_token(layers // part, width) for part, _ in STAGES]
+    ends = [until for _, until in STAGES]
+    lengths = [end - before for end, before in zip(ends, [0.0, *ends], strict=False)]
+    whole = tokens * flops_per_token(layers, width)
+    trunk = tokens * sum(share * flops for share, flops in zip(lengths, per_token, strict=True))
+    trunk += (1 - ends[-1]) * whole
+    scratch = whole * (1 + DECAY * sum(COLD_FRACTIONS[:-1]))
+    rounds = FEWEST_SEEDS + (len(RATES) - 1 if sweep else 0)
+    tasks = len(COLD_FRACTIONS) + 1 + 2 * (len(STAGES) + 1)
+    return rounds * ((scratch + trunk) / speed + tasks * TASK_SECONDS / workers)
 
 
-def training_flops(layers: int, width: int) -> float:
-    """Return the FLOPs of a model's whole budget, to a few per cent."""
-    parameters = layers * (4 * width**2 + 3 * width * mlp_width(width)) + VOCABULARY * width
-    return TOKENS_PER_PARAMETER * parameters * (6 * parameters + 12 * layers * width * CONTEXT)
+def peak_rate(width: int) -> float:
+    """Return the peak learning rate for a width, to three digits."""
+    return float(f"{RATE * (RATE_WIDTH / width) ** 0.5:.3g}")
+
+
+def training_tokens(layers: int, width: int) -> float:
+    """Return the tokens of a model's whole budget."""
+    return TOKENS_PER_PARAMETER * parameters(layers, width)
+
+
+def parameters(layers: int, width: int) -> float:
+    """Return a model's parameters, to a few per cent."""
+    return layers * (4 * width**2 + 3 * width * mlp_width(width)) + VOCABULARY * width
+
+
+def flops_per_token(layers: int, width: int) -> float:
+    """Return a model's training FLOPs per token, to a few per cent."""
+    return 6 * parameters(layers, width) + 12 * layers * width * CONTEXT
 
 
 def mlp_width(width: int) -> int:
@@ -150,38 +188,34 @@ def mlp_width(width: int) -> int:
 
 
 def study_config(
-    data: dict[str, Any], shape: tuple[int, int], *, seeds: int, fractions: tuple[float, ...], toy: bool = False
-) -> StudyConfig:
-    """Build the study's configuration.
-
-    Peak rates follow 3e-3 at width 256 and fall with the root of the width. A child begins where its parent is
-    trained already, and takes half the rate; on the first seed both sides are trained at another rate too.
-    """
-    parent, width = shape
-    rate = round(3e-3 * (256 / width) ** 0.5, 5)
-    head_dim = 8 if toy else HEAD_DIM
-    rungs = [
-        {
-            "name": f"l{layers}w{width}", "num_hidden_layers": layers, "hidden_size": width,
-            "num_attention_heads": width // head_dim, "num_key_value_heads": width // head_dim,
-            "intermediate_size": mlp_width(width),
-        }
-        for layers in (parent, 2 * parent)
-    ]  # fmt: skip
+    data: dict[str, Any], shape: tuple[int, int], *, seeds: int, sweep: bool = False, second: bool = False,
+    toy: bool = False,
+) -> StudyConfig:  # fmt: skip
+    """Build the study: a trunk that grows by stacking, and second, one that grows exactly and keeps Adam's moments."""
+    layers, width = shape
+    rate = peak_rate(width)
+    end = _rung(layers, width, toy=toy)
+    stages = [{**_rung(layers // part, width, toy=toy), "until": until} for part, until in STAGES]
     training: dict[str, Any] = {
-        "tokens_per_parameter": 1 if toy else TOKENS_PER_PARAMETER,
+        "tokens_per_parameter": 0.3 if toy else TOKENS_PER_PARAMETER,
         "batch_tokens": 512 if toy else BATCH_TOKENS,
         "micro_batch_size": 8 if toy else MICRO_BATCH,
         "learning_rate": rate,
-        "inherited_learning_rate": rate / 2,
         "warmup_fraction": 0.02,
         "decay_fraction": DECAY,
         "evaluations": 1,
         "checkpoints": 1,
     }
-    automatic = {field.name for field in dataclasses.fields(TrainingConfig)} & {"precision", "compile"}
-    if not automatic and not toy:
-        training["arguments"] = {"bf16": True, "tf32": True, "torch_compile": True, "dataloader_num_workers": 1}
+    if not toy:
+        training["arguments"] = {"dataloader_num_workers": 1}
+    recipes = [
+        {"name": STACKED, "trunk": stages, "set": {"growth.method": "stack", "trunk.rewarm_fraction": REWARM}},
+        {
+            "name": EXACT,
+            "trunk": stages,
+            "set": {"trunk.moments": "grown", "trunk.rewarm": "new", "trunk.rewarm_fraction": REWARM},
+        },
+    ]
     mapping = {
         "name": "gpu",
         "ladder": {
@@ -191,16 +225,24 @@ def study_config(
                 "context": 64 if toy else CONTEXT,
                 "fields": {"tie_word_embeddings": True},
             },
-            "rungs": rungs,
+            "rungs": [end],
             "cold": "none",
             "data": data,
             "training": training,
         },
         "seeds": list(range(seeds)),
-        "cold_fractions": [1.0],
-        "child_fractions": list(fractions),
-        "recipes": [{"name": "exact", "parent_fraction": fractions[0]}],
-        "headline": "exact",
-        "learning_rates": {} if toy else {"cold": [2 * rate], "child": [rate], "rung": rungs[1]["name"]},
+        "cold_fractions": list(COLD_FRACTIONS),
+        "child_fractions": [1.0],
+        "recipes": recipes if second or toy else recipes[:1],
+        "headline": STACKED,
+        "learning_rates": {"rates": [round(rate * factor, 6) for factor in RATES]} if sweep else {},
     }
     return strict_yaml.build(StudyConfig, mapping)
+
+
+def _rung(layers: int, width: int, *, toy: bool) -> dict[str, Any]:
+    heads = width // (8 if toy else HEAD_DIM)
+    return {
+        "name": f"l{layers}w{width}", "num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads,
+        "num_key_value_heads": heads, "intermediate_size": mlp_width(width),
+    }  # fmt: skip

@@ -1,20 +1,20 @@
-"""Part 4: what inheritance saves on Llama models, as large as the time allows, on three seeds or more.
+"""Part 4: what the largest model costs when a trunk grows into it, on Llama models as large as the time allows.
 
-Models are trained from scratch, and inherited: grown in depth, exactly, from a parent half as deep that was trained on
-its own budget. All finish at stated shares of the from-scratch budget of 12 tokens per parameter. Several processes
-share the device. Results are collected as runs finish, so that the study can end at any moment.
+Models are trained from scratch, finished at four shares of 12 tokens per parameter, and as trunks: one run at a
+constant rate through a quarter and half of the layers, stacked on top of themselves, that ends in the whole model with
+the same decay. Several processes share the device. Results are collected as runs finish, so that the study can end at
+any moment.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from part_file import PartFile, explain, part_arguments, read_json, seconds_left, write_json
+from part_file import PartFile, explain, part_arguments, read_json, seconds_left
+from workers import Workers
 
 WAIT_SECONDS = 1.0
 MANY_CPUS = 8  # from which on the text is tokenized by processes
@@ -71,14 +71,6 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"text": str(options.data or "source text of the installed packages"), **collected, **corpus.summary()}
 
 
-def work(config_file: Path, folder: Path) -> None:
-    """Take tasks of a study until none is left; one of several processes."""
-    from hf_progressive.config import StudyConfig, strict_yaml
-    from hf_progressive.study.run import run_study
-
-    run_study(strict_yaml.build(StudyConfig, json.loads(config_file.read_text(encoding="utf-8"))), folder)
-
-
 def outcome(record: dict[str, Any]) -> dict[str, Any]:
     """Return what a study's record says so far, with the cost of the last model alone.
 
@@ -88,59 +80,55 @@ def outcome(record: dict[str, Any]) -> dict[str, Any]:
     Returns:
         Figures over the seeds that are complete, and the record itself without its configuration's repetition.
     """
-    from hf_progressive.records.interval import mean_interval
-
     found: dict[str, Any] = {
         "finished_runs": record["finished"],
         "planned_runs": record["runs"],
         "failed": record["failed"],
         "last_model": None,
+        "recipes": [],
     }
-    rungs = record["recipes"][0]["rungs"]
-    if rungs:
-        rung = rungs[-1]
-        shares = [(seed["c_parent"] + seed["c_child"]) / rung["c_cold"] for seed in rung["by_seed"] if seed["c_child"]]
-        found["seeds"] = rung["seeds"]
-        found["matched"] = rung["matched"]
-        if shares:
-            interval = mean_interval(shares)
-            found["last_model"] = {
-                "cost": interval.mean, "low": interval.low, "high": interval.high, "seeds": len(shares),
-                "by_seed": shares, "at_most": rung["at_least"],
-            }  # fmt: skip
+    for recipe in record["recipes"]:
+        for rung in recipe["rungs"]:
+            cost = rung["last_model_cost"]
+            found["recipes"].append(
+                {
+                    "recipe": recipe["name"], "rung": rung["child"], "seeds": rung["seeds"], "last_model_cost": cost,
+                    "gap_bits_per_byte": rung["gap_bits_per_byte"], "eta": rung["eta"],
+                }
+            )  # fmt: skip
+            if recipe["name"] == record["headline"]["recipe"]:
+                found |= {"last_model": cost, "seeds": rung["seeds"], "matched": rung["matched"]}
     return found | {"study": record}
 
 
 def lines_of(found: dict[str, Any], *, complete: bool) -> list[str]:
     """Return the lines of the table."""
     record = found["study"]
-    child = record["rungs"][-1]
-    lines = [
-        f"{record['family']} {record['rungs'][0]['name']} → {child['name']}, {child['parameters'] / 1e6:.1f} M"
-        f" parameters, {child['cold_tokens'] / 1e6:.0f} M tokens; {found['finished_runs']} of"
-        f" {found['planned_runs']} runs" + ("" if complete else ", not finished"),
-    ]
-    rungs = record["recipes"][0]["rungs"]
-    if not rungs:
-        return [*lines, "no seed is complete"]
-    rung = rungs[-1]
-    if rung["eta"] is not None:
-        lines.append(f"{rung['seeds']} seeds: η {_with_ends(rung['eta'], rung['eta_low'], rung['eta_high'])}")
-    else:
-        lines.append(
-            f"{rung['matched']} of {rung['seeds']} seeds matched; bits per byte above from scratch at the child's"
-            f" largest budget: {rung['gap_bits_per_byte']:+.4f}"
-        )
+    end = record["rungs"][-1]
+    lines = [cost_line(entry) for entry in found["recipes"]] or ["last-model cost: no seed is complete"]
+    stages = " → ".join([*(stage["name"] for stage in record["recipes"][0]["trunk"]), end["name"]])
+    lines.append(
+        f"{record['family']} {stages}, {end['parameters'] / 1e6:.1f} M parameters,"
+        f" {end['cold_tokens'] / 1e6:.0f} M tokens; {found['finished_runs']} of {found['planned_runs']} runs"
+        + ("" if complete else ", not finished")
+    )
     for swept in record["learning_rates"]:
         reached = (swept["point"] or {}).get("bits_per_byte")
         if reached is not None:
-            kind = "from scratch" if swept["kind"] == "cold" else "inherited"
-            share = swept["point"]["fraction"]
-            lines.append(f"first seed, {kind} at {swept['learning_rate']:g}, share {share:g}: {reached:.4f} bits/byte")
-    if found["last_model"]:
-        last = found["last_model"]
-        lines.append(f"last-model cost {_with_ends(last['cost'], last['low'], last['high'])}, {last['seeds']} seeds")
+            kind = "from scratch" if swept["kind"] == "cold" else swept["recipe"] or "trunk"
+            lines.append(f"first seed, {kind} at {swept['learning_rate']:g}: {reached:.4f} bits/byte")
     return lines
+
+
+def cost_line(entry: dict[str, Any]) -> str:
+    """Return a recipe's last-model cost with its interval, and how its models compare with the whole budget's."""
+    cost, seeds = entry["last_model_cost"], f"{entry['seeds']} seed" + ("s" if entry["seeds"] > 1 else "")
+    gap = f"{entry['gap_bits_per_byte']:+.4f} bits per byte above from scratch at the whole budget"
+    if cost is None:
+        return f"last-model cost not known, {seeds}; {gap} ({entry['recipe']})"
+    beyond = f", {cost['extrapolated']} extrapolated" if cost["extrapolated"] else ""
+    value = _with_ends(cost["value"], cost["low"], cost["high"])
+    return f"last-model cost {value}, {seeds}{beyond}; {gap} ({entry['recipe']})"
 
 
 def _with_ends(value: float, low: float | None, high: float | None) -> str:
@@ -163,28 +151,17 @@ class Study:
 
     def run(self, config: Any, workers: int, name: str) -> bool:
         """Carry out a study with several processes, as far as the time goes; tell whether it came to its end."""
-        config_file = self.folder / f"{name}.json"
-        write_json(config_file, config.to_dict())
-        command = [sys.executable, __file__, "--worker", str(config_file), "--folder", str(self.root)]
         threads = str(max(1, cpus() // workers))
         env = os.environ | {"OMP_NUM_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": threads}
-        logs = [self.folder / f"{name}-{number}.log" for number in range(workers)]
-        processes = []
+        processes = Workers(config, self.root, self.folder, name, env)
         try:
-            for log in logs:
-                with open(log, "wb") as output:
-                    processes.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT))
-            while time.monotonic() < self.end and any(process.poll() is None for process in processes):
+            processes.start(workers)
+            while time.monotonic() < self.end and processes.running:
                 time.sleep(WAIT_SECONDS)
                 self.take_over(complete=False)
         finally:
-            ended = [process.poll() for process in processes]
-            for process in processes:
-                process.kill()
-                process.wait()
-            for log in logs:  # into the part's own log
-                tail = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()[-60:]
-                print(f"---- {log.name}", *tail, sep="\n", flush=True)
+            ended = processes.codes
+            processes.end()
         broken = [code for code in ended if code not in (None, 0)]
         if len(broken) == workers:
             raise RuntimeError(f"all {workers} processes of the study ended with codes {broken}; see the log")
@@ -209,13 +186,6 @@ class Study:
 
 def main() -> int:
     """Prepare the text, choose the study, and run it until the time is over."""
-    if "--worker" in sys.argv:
-        parser = argparse.ArgumentParser()
-        parser.add_argument("--worker", type=Path)
-        parser.add_argument("--folder", type=Path)
-        worker = parser.parse_args()
-        work(worker.worker, worker.folder)
-        return 0
     parser = part_arguments(__doc__)
     parser.add_argument("--prepare", action="store_true", help="only make the text ready")
     options = parser.parse_args()
@@ -246,8 +216,9 @@ def main() -> int:
             file.update(not_compiled=explain(error))  # uncompiled it is slower, and perhaps it works
             design = design.uncompiled()
             complete = study.run(design.config, design.workers, "uncompiled")
-        if complete and design.extended != design.config and time.monotonic() < end:
-            complete = study.run(design.extended, design.workers, "more-seeds")
+        for number, config in enumerate(design.extensions):
+            if complete and time.monotonic() < end:
+                complete = study.run(config, design.workers, f"extension-{number}")
         file.out_of_time = not complete
     return 0
 

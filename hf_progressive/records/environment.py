@@ -20,8 +20,16 @@ def environment(state: PartialState) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(state.device),
+        "device_name": device_name(state.device),
         "processes": state.num_processes,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return an accelerator's name as its driver tells it; of a processor, its architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.machine() if device.type == "cpu" else device.type
 
 
 def own_version() -> str:

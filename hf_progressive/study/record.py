@@ -1,7 +1,7 @@
 """study.json, put together from the results of a study's tasks."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import PartialState
 
@@ -63,9 +63,16 @@ def study_record(results: StudyResults, corpus: Corpus, state: PartialState) -> 
         failed=tuple(_failures(results)),
         costs=_costs(results),
         data=CorpusSummary.from_dict(corpus.summary()),
-        environment=environment(state),
+        environment=_environment(results, state),
         config=StudySettings.from_dict(config.to_dict()),
     )
+
+
+def _environment(results: StudyResults, state: PartialState) -> dict[str, Any]:
+    # Of the process that writes; a study may have been begun elsewhere, so that the models' devices stand beside.
+    found = (results.result(model.name) or {} for model in results.plan.models)
+    devices = sorted({result["device"] for result in found if "device" in result})
+    return {**environment(state), "devices": ", ".join(devices)}
 
 
 def _last_model_cost(recipe: RecipeRecord, last: str) -> LastModelCost | None:

@@ -39,9 +39,13 @@ def test_a_rehearsal_comes_to_its_end_and_a_second_start_does_nothing(tmp_path):
     assert [run["rung"] for run in records["configuration"]["runs"]][:2] == ["d1", "d3"]
     study = records["study"]
     assert study["complete"]
-    cost, at_most = last_model_cost(study["study"])
-    assert (study["last_model"]["cost"], study["last_model"]["at_most"]) == (pytest.approx(cost), at_most)
-    assert f"last-model cost {study['last_model']['cost']:.3f}" in done.stdout
+    costs = {entry["recipe"]: entry["last_model_cost"] for entry in study["recipes"]}
+    assert list(costs) == ["stacked", "exact, moments grown"]
+    for recipe in study["study"]["recipes"]:
+        assert_last_model_cost(study["study"], recipe, costs[recipe["name"]])
+    assert study["last_model"] == costs["stacked"]
+    assert study["summary"][0].startswith("last-model cost ")
+    assert study["summary"][0] in done.stdout
 
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
     again = start(*arguments, timeout=120)
@@ -50,18 +54,26 @@ def test_a_rehearsal_comes_to_its_end_and_a_second_start_does_nothing(tmp_path):
     assert again.stdout == done.stdout[done.stdout.index("correctness    finished") :]
 
 
-def last_model_cost(record):
-    """(C_lineage + C_child) / C_scratch of the one seed, from its finished models alone, and whether it is a bound."""
-    last, first = record["rungs"][-1]["name"], record["rungs"][0]["name"]
-    child = next(rung["points"] for rung in record["recipes"][0]["points"] if rung["rung"] == last)
-    scratch = {rung["rung"]: rung["points"][-1] for rung in record["cold"]}
-    few, many = sorted(child, key=lambda point: point["flops"])
-    above, fallen = (few["bits_per_byte"] - other["bits_per_byte"] for other in (scratch[last], many))
-    # On a busy machine the study's models are smaller, and the child may match at its smallest budget already.
-    share = max(0.0, above / fallen)
-    assert share <= 1
-    matched = math.exp(math.log(few["flops"]) + share * (math.log(many["flops"]) - math.log(few["flops"])))
-    return (scratch[first]["flops"] + matched) / scratch[last]["flops"], above <= 0
+def assert_last_model_cost(record, recipe, cost):
+    """(C_lineage + C_child) / C_scratch of the one seed, from shares, FLOPs per token and finished models alone."""
+    end = record["rungs"][-1]
+    stages = [(stage["until"], stage["flops_per_token"]) for stage in recipe["trunk"]]
+    (first, quarter), (second, half) = stages
+    spent = first * quarter + (second - first) * half + (1 - second) * end["flops_per_token"]
+    spent *= end["cold_tokens"]
+    reached = recipe["points"][0]["points"][0]["bits_per_byte"]
+    curve = [(point["bits_per_byte"], math.log(point["flops"])) for point in record["cold"][0]["points"]]
+    if cost is None:  # toys may learn nothing between two budgets
+        assert reached > min(value for value, _ in curve)
+        return
+    assert cost["seeds"] == 1
+    assert cost["by_seed"][0]["c_lineage"] + cost["by_seed"][0]["c_child"] == pytest.approx(spent, rel=0.05)
+    for (above, few), (below, many) in zip(curve, curve[1:], strict=False):
+        if above >= reached >= below:
+            scratch = math.exp(few + (above - reached) / (above - below) * (many - few))
+            assert cost["value"] == pytest.approx(spent / scratch, rel=0.05)
+            return
+    assert cost["extrapolated"] == 1
 
 
 def test_a_part_that_fails_or_takes_too_long_stops_no_other(tmp_path, monkeypatch):
