@@ -124,6 +124,29 @@ def test_processes_without_work_go_to_the_next_study(studies, added, monkeypatch
     assert [study.added for study in studies] == added
 
 
+PRETENDED_PROBE = """
+import json, os, sys
+if os.environ.get("ACCELERATE_DYNAMO_MODE"):
+    raise SystemExit("no graphs here")
+whole = 3.0 if os.environ.get("TORCH_COMPILE_DISABLE") == "1" else 2.0
+if sys.argv[3].endswith("-1"):
+    whole += 1.0
+print(json.dumps({"start_seconds": 1.0, "step_seconds": 0.5, "whole_run_seconds": whole}))
+"""
+
+
+def test_the_mode_that_ends_first_is_taken_and_one_that_fails_is_not(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import probe
+
+    (tmp_path / "probe.py").write_text(PRETENDED_PROBE)
+    monkeypatch.setattr(probe, "__file__", str(tmp_path / "probe.py"))
+    found = probe.probe(tmp_path / "study.json", tmp_path, processes=2, seconds=0.1, env={})
+    assert found["fastest"] == "yes"
+    assert (found["no"]["whole_run_seconds"], found["yes"]["whole_run_seconds"]) == (3.5, 2.5)  # of two processes
+    assert found["graphs"] == {"error": "no graphs here"}
+
+
 def test_a_larger_trunk_is_chosen_where_there_is_more_time(tmp_path, monkeypatch):
     """By FLOPs counted here: three seeds of what is chosen fit, and of the next larger one do not."""
     monkeypatch.syspath_prepend(str(FOLDER))
