@@ -115,6 +115,7 @@ class Study:
     """
 
     def __init__(self, config: Any, out: Path, work: Path, env: dict[str, str]) -> None:
+        self.config = config
         self.name, self.out, self.root = config.name, out / config.name, work / config.name / "study"
         self.workers = Workers(config, self.root, work / config.name, "process", env)
         self._last_start = 0.0
@@ -221,6 +222,18 @@ def carry_out(studies: list[Study], processes: int, file: PartFile, end: float) 
         raise RuntimeError(f"{failed[0].name}: all its processes ended with codes {failed[0].broken}; see the log")
 
 
+def prepare(studies: list[Study], processes: int, end: float) -> None:
+    """Make the first study's text ready, and copy it to those that read the same."""
+    first = studies[0]
+    if not (first.root / "data").exists():
+        first.workers.prepare(processes, max(1.0, end - time.monotonic()))
+    for study in studies[1:]:
+        ladder, other = study.config.ladder, first.config.ladder
+        same = (ladder.data, ladder.model.context) == (other.data, other.model.context)
+        if same and (first.root / "data").exists() and not (study.root / "data").exists():
+            shutil.copytree(first.root / "data", study.root / "data")
+
+
 def report(studies: list[Study], file: PartFile) -> None:
     """Write how far all have come."""
     entries = [study.summary() for study in studies]
@@ -244,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         work = work.resolve()
         env = environment(work, rehearse=options.rehearse) | {
-            "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "TOKENIZERS_PARALLELISM": "true",
+            "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"
         }  # fmt: skip
         os.environ |= {name: env[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in env}
         file = stack.enter_context(PartFile(out / "studies.json", "studies", rehearsal=options.rehearse))
@@ -260,6 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
         file.update(processes=processes, compile=mode)
         env |= MODES.get(mode, MODES[COMPILED])
         studies = [Study(config, out, work, env) for config in options.configs]
+        prepare(studies, max(1, cpus() // 2), end)
         carry_out(studies, processes, file, end)
     print("\n".join(file.record["summary"]))
     return 0

@@ -2,9 +2,11 @@
 
     python workers.py CONFIG.json FOLDER
 
-is one of them: it takes tasks of the study until none is left.
+is one of them: it takes tasks of the study until none is left. With a number behind, it prepares the text alone, by so
+many processes.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -47,6 +49,17 @@ class Workers:
     def _log(self, number: int) -> Path:
         return self.folder / f"{self.name}-{number}.log"
 
+    def prepare(self, processes: int, seconds: float) -> None:
+        """Make the text ready, by several processes; what is not done in time is left to those that train."""
+        command = [sys.executable, __file__, str(self.config_file), str(self.root), str(processes)]
+        with (
+            open(self.folder / f"{self.name}-text.log", "wb") as output,
+            contextlib.suppress(subprocess.TimeoutExpired),
+        ):
+            subprocess.run(
+                command, env=self.env, stdout=output, stderr=subprocess.STDOUT, timeout=seconds, check=False
+            )
+
     @property
     def codes(self) -> list[int | None]:
         """What the processes ended with; None of those that go on."""
@@ -87,13 +100,30 @@ class Workers:
             print(f"---- {self._log(number).name}", *text.splitlines()[-TAIL_LINES:], sep="\n", flush=True)
 
 
+def read_config(config_file: Path) -> Any:
+    """Read a study's configuration."""
+    from hf_progressive.config import StudyConfig, strict_yaml
+
+    return strict_yaml.build(StudyConfig, json.loads(config_file.read_text(encoding="utf-8")))
+
+
 def work(config_file: Path, root: Path) -> None:
     """Take tasks of a study until none is left."""
-    from hf_progressive.config import StudyConfig, strict_yaml
     from hf_progressive.study.run import run_study
 
-    run_study(strict_yaml.build(StudyConfig, json.loads(config_file.read_text(encoding="utf-8"))), root)
+    run_study(read_config(config_file), root)
+
+
+def prepare(config_file: Path, root: Path, processes: int) -> None:
+    """Tokenize a study's text."""
+    from hf_progressive.data import prepare_corpus
+
+    ladder = read_config(config_file).ladder
+    prepare_corpus(ladder.data, ladder.model.context, root / "data", num_proc=processes if processes > 1 else None)
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) > 3:
+        prepare(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        work(Path(sys.argv[1]), Path(sys.argv[2]))
