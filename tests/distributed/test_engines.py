@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import engine_run
+import measured_run
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -38,12 +39,12 @@ def read(folder):
     return result, load_file(folder / "weights.safetensors")
 
 
-def launch(engine, folder, *options):
+def launch(engine, folder, *options, script=SCRIPT):
     """Two CPU processes with the engine's own configuration; only what a CPU cannot do is overridden."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{engine}.yaml"),
         "--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0",
-        str(SCRIPT), str(folder), *options,
+        str(script), str(folder), *options,
     ]  # fmt: skip
     if engine == "fsdp2":
         command.append("--fsdp")
@@ -91,6 +92,21 @@ def test_two_processes_train_with_muon_as_one(engine, tmp_path):
     _, weights = read(tmp_path / "plain")
     _, resumed = read(tmp_path / "resumed")
     torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_measure_a_checkpoint_as_one(engine, tmp_path):
+    """As a member by average is, with a trainer that has not trained."""
+    if engine.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+    checkpoint = tmp_path / "checkpoint"
+    engine_run.build_model().save_pretrained(checkpoint)
+    expected = measured_run.measure(tmp_path, checkpoint)
+    launch(engine, tmp_path, script=Path(measured_run.__file__))
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"measured-{rank}.json").read_text())
+        assert found["loss"] == pytest.approx(expected.loss, rel=1e-6)
 
 
 def assert_memory(ranks, alone, *, divides):
