@@ -119,7 +119,14 @@ def training_bytes(
 
 
 def disk_bytes(
-    parameters: int, *, baseline: bool, stable: bool, with_fisher: bool, of_muon: int = 0, stable_moments: bool = False
+    parameters: int,
+    *,
+    baseline: bool,
+    stable: bool,
+    with_fisher: bool,
+    of_muon: int = 0,
+    stable_moments: bool = False,
+    initial_moments: bool = False,
 ) -> int:
     """Return the bytes that a rung leaves in its run folder, but for bases of subspaces and what is small.
 
@@ -130,7 +137,7 @@ def disk_bytes(
     run = 2 * _WEIGHT * parameters + kept  # initial and final weights, checkpoints
     runs = 2 if baseline else 1
     extra = (_WEIGHT if stable else 0) + (_FISHER if with_fisher else 0)
-    return runs * run + parameters * extra + (_moments(parameters, of_muon) if stable_moments else 0)
+    return runs * run + parameters * extra + (stable_moments + initial_moments) * _moments(parameters, of_muon)
 
 
 def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher: bool, of_muon: int = 0) -> int:

@@ -59,6 +59,9 @@ _OPTIMIZER_PACKAGES = {
 }  # fmt: skip
 """Parts of an optimizer's name, and the package that it is in."""
 
+_GROWING = ("adamw_torch", "adamw_torch_fused")
+"""Optimizers whose state grows."""
+
 _EXTRAS = {"tensorboard": "hf-progressive[tensorboard]", "deepspeed": "hf-progressive[deepspeed]"}
 """What to install for packages that are extras of this one."""
 
@@ -98,7 +101,7 @@ def _trunk_problems(trunk: TrunkConfig, arguments: Mapping[str, Any]) -> Iterato
         if engine is not None:
             yield f"trunk.{key}: {value} does not work with {engine}, which {reason}; take {other}, or FSDP2"
     optimizer = arguments.get("optim")
-    if trunk.moments == "grown" and isinstance(optimizer, str) and not optimizer.startswith("adamw_torch"):
+    if trunk.moments == "grown" and isinstance(optimizer, str) and optimizer not in _GROWING:
         yield (
             f"trunk.moments: only the state of torch's AdamW grows, not that of training.arguments.optim {optimizer};"
             f" take fresh"
@@ -189,7 +192,8 @@ def _muon_problems(config: LadderConfig) -> Iterator[str]:
     optimizers = {rung.name: config.training_of(rung.name).optimizer for rung in config.rungs}
     if "muon" not in optimizers.values():
         return
-    if _engine_of_its_own(config.training.arguments) is not None:
+    trained = [config.training_of(name).arguments for name, optimizer in optimizers.items() if optimizer == "muon"]
+    if any(_engine_of_its_own(arguments) is not None for arguments in trained):
         yield f"training.optimizer: {NEEDS_MATRICES}"
     if config.schedule == "trunk" and config.trunk.moments == "grown" and len(set(optimizers.values())) > 1:
         named = ", ".join(f"{name} {optimizer}" for name, optimizer in optimizers.items())

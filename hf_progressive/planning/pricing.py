@@ -220,6 +220,7 @@ class _RungPrice:
         counted = getattr(parameters, self.config.training_of(rung.name).budget_parameters)
         expected = to_match.get("expected", rung.flops) / per_token
         eaten = self.speed.training * self.price.cluster.count / per_token
+        grown_moments = rung.trunk is not None and self.config.trunk.moments == "grown"
         return {
             "cold": self.cost(rung.cold_flops or 0.0),
             "as_configured": self.cost(rung.flops),
@@ -244,9 +245,8 @@ class _RungPrice:
                 stable=rung.keeps_stable,
                 with_fisher=self.price.plan.next_phi(rung).ewc_lambda > 0,
                 of_muon=self._of_muon,
-                stable_moments=rung.trunk is not None
-                and rung.hands_on == "stable"
-                and self.config.trunk.moments == "grown",
+                stable_moments=grown_moments and rung.hands_on == "stable",
+                initial_moments=grown_moments and rung.parent is not None,
             ),
         }
 

@@ -43,14 +43,22 @@ class TrunkPart:
 
 
 def trunk_parts(config: LadderConfig, sizes: Sequence[RungSize]) -> list[TrunkPart]:
-    """Divide the last rung's budget among the rungs of a trunk, by tokens, rounded to whole steps of each."""
+    """Divide the last rung's budget among the rungs of a trunk, by tokens, rounded to whole steps of each.
+
+    A rung of which no step is left is a ValueError.
+    """
     trunk, whole = config.trunk, sizes[-1].tokens
     parts: list[TrunkPart] = []
     passed = 0  # tokens that the trunk has read
     for rung, size in zip(config.rungs, sizes, strict=True):
         training, is_last = config.training_of(rung.name), rung is config.rungs[-1]
         until = 1.0 if is_last or rung.until is None else rung.until
-        steps = max(1, math.floor((until * whole - passed) / size.batch_tokens + 0.5))
+        steps = math.floor((until * whole - passed) / size.batch_tokens + 0.5)
+        if steps < 1:
+            raise ValueError(
+                f"rungs: {rung.name} trains from {passed / whole:.3g} to {until:g} of the last rung's tokens, less"
+                f" than a step of {size.batch_tokens:,}; set until further apart"
+            )
         passed += steps * size.batch_tokens
         budget = whole / size.batch_tokens  # the last rung's, in steps of this one
         rising = trunk.rewarm_fraction if parts else training.warmup_fraction

@@ -110,3 +110,17 @@ def test_a_trunk_divides_the_last_rung_s_tokens(batches: tuple[int, int, int]) -
     assert f"{flops['last_grown'] / flops['last_alone']:.2f} of it alone, as planned" in table
     assert table.splitlines()[0].split()[:2] == ["rung", "until"]
     assert [line.split()[1] for line in table.splitlines()[1:4]] == ["0.25", "0.55", "1"]
+
+
+@pytest.mark.parametrize(
+    ("untils", "decay", "message"),
+    [
+        ((0.3, 0.30001), 0.5, r"l3w32 trains from 0\.296 to 0\.30001 of the last rung's tokens, less than a step"),
+        ((0.3, 1.0), 0.0, r"l3w48 trains from 1 to 1 of the last rung's tokens, less than a step of 512"),
+    ],
+)
+def test_a_trunk_s_rung_without_a_step_is_refused(untils: tuple[float, float], decay: float, message: str) -> None:
+    changes = [f"rungs.{index}.until={until}" for index, until in enumerate(untils)]
+    config = load_ladder_config("ladder_tiny", ["schedule=trunk", f"training.decay_fraction={decay}", *changes])
+    with pytest.raises(ValueError, match=message):
+        plan_ladder(config)

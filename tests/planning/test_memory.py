@@ -84,4 +84,5 @@ def test_muon_keeps_half_of_what_adam_does_for_its_matrices(tmp_path):
 def test_kept_moments_of_a_trunk_take_disk() -> None:
     kept = {"baseline": False, "stable": True, "with_fisher": False}
     assert disk_bytes(10, **kept, stable_moments=True) - disk_bytes(10, **kept) == 80
+    assert disk_bytes(10, **kept, stable_moments=True, initial_moments=True) - disk_bytes(10, **kept) == 160
     assert disk_bytes(10, **kept, of_muon=4, stable_moments=True) - disk_bytes(10, **kept, of_muon=4) == 64

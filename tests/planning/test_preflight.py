@@ -93,6 +93,16 @@ def test_moments_of_another_optimizer_cannot_go_on_in_a_trunk():
     assert find_problems(load_ladder_config("ladder_tiny", overrides)) == []
 
 
+def test_one_rung_s_own_engine_and_optimizer_are_looked_at():
+    own = "{optimizer: muon, arguments: {fsdp: full_shard, fsdp_config: {version: 1}}}"
+    rungs = f"rungs=[{{name: a, n_layer: 2, n_embd: 32, n_head: 2, training: {own}}}]"
+    (problem,) = find_problems(load_ladder_config("ladder_tiny", [rungs, "cold=none"]))
+    assert problem.startswith("training.optimizer: Muon needs whole matrices")
+    trunk = ["schedule=trunk", "trunk.moments=grown", "rungs.0.until=0.2", "rungs.1.until=0.4"]
+    packed = load_ladder_config("ladder_tiny", [*trunk, "training.arguments.optim=adamw_torch_8bit"])
+    assert any("only the state of torch's AdamW grows" in problem for problem in find_problems(packed))
+
+
 @pytest.mark.parametrize(
     "name", ["ladder_tiny", "ladder_small", "trunk_small", "ladder_d10_d18", "validation_d15_d16"]
 )
