@@ -177,6 +177,17 @@ class StudyConfig:
             require(
                 self.of_trunks, "learning_rates.rates: for studies whose recipes are all trunks; sweep cold and child"
             )
+            for recipe in self.recipes:
+                own = any(
+                    ladder.training_of(end).inherited_learning_rate or "learning_rate" in ladder.rungs[-1].training
+                    for end in self.rungs_of(recipe)
+                    for ladder in (self.trunk_of(recipe, end),)
+                )
+                require(
+                    not own,
+                    f"learning_rates.rates: the last rung of recipe {recipe.name!r} has a rate of its own, which none "
+                    "of these would change; leave out inherited_learning_rate and the rung's training.learning_rate",
+                )
         for name in sweep.recipes or ():
             require(name in names, f"learning_rates.recipes: there is no recipe {name!r}; {_nearest(name, names)}")
 

@@ -121,8 +121,12 @@ def _distances(law: Law, at: dict[str, float]) -> list[str]:
 
 
 def _bounds(found: Sequence[Observation]) -> list[str]:
-    count = sum(item.is_bound for item in found)
-    return [f"{count} of the {len(found)} costs are upper bounds, which count as they are"] if count else []
+    notes = []
+    if count := sum(item.is_bound for item in found):
+        notes.append(f"{count} of the {len(found)} costs are upper bounds, which count as they are")
+    if count := sum(item.is_extrapolated for item in found):
+        notes.append(f"{count} of the {len(found)} costs are extrapolated beyond the finished baselines' budgets")
+    return notes
 
 
 def _unfitted(law: Law) -> list[str]:

@@ -44,6 +44,9 @@ class Observation:
     is_bound: bool = False
     """Whether the cost is an upper bound, and η a lower one."""
 
+    is_extrapolated: bool = False
+    """Whether the budget from scratch lies outside those at which baselines were finished."""
+
 
 def observed(studies: Iterable[StudyRecord]) -> list[Observation]:
     """Return what the headline recipes of studies measured; a seed that stands in two studies counts once."""
@@ -74,6 +77,7 @@ def _of_recipe(study: StudyRecord, recipe: RecipeRecord) -> Iterator[Observation
                     child_flops=cost.c_child, cold_flops=cost.c_scratch, lineage_flops=cost.c_lineage
                 ),
                 is_bound=cost.at_most,
+                is_extrapolated=cost.extrapolated,
             )
 
 

@@ -135,9 +135,9 @@ def _certainty(study: StudyRecord) -> list[str]:
             f"{', '.join(bounds)} matched at the smallest budget tried already: saving and η are lower bounds there."
         )
     sentences += _extrapolated(study)
-    sentences += _as_parents(rungs)
+    sentences += [] if study.trunk else _as_parents(rungs)  # a trunk's ends are nobody's parents
     sentences += _phi_verdict(study.headline.phi_effect)
-    sentences += _rate_sentences(study)
+    sentences += _rate_sentences(study) + _rates_chosen(study)
     sentences += _data_sentences(study)
     if study.failed:
         sentences.append(f"{len(study.failed)} tasks failed; they are listed in study.json.")
@@ -155,7 +155,8 @@ def _extrapolated(study: StudyRecord) -> list[str]:
         return []
     return [
         f"In {cost.extrapolated} of {cost.seeds} seeds the last model is better, or worse, than every finished "
-        f"baseline: the budget from scratch that is worth it is extrapolated there."
+        f"baseline: the budget from scratch that is worth it is extrapolated there. "
+        "An asterisk in the tables marks such costs."
     ]
 
 
@@ -216,6 +217,33 @@ def _rate_sentences(study: StudyRecord) -> list[str]:
         sentences.append(
             f"Of the {name} peak learning rates tried on {rows[0].rung} ({rates}) the study uses "
             f"{own.learning_rate:g}, {verdict}."
+        )
+    return sentences
+
+
+def _rates_chosen(study: StudyRecord) -> list[str]:
+    # How far rates that a study chose by itself can be trusted: of every side, the baseline and each recipe.
+    if not study.config.others.get("learning_rates", {}).get("rates"):
+        return []
+    sides: dict[str, dict[float, float]] = {}
+    for row in study.learning_rates:
+        if isinstance(row.point, FinishedRun) and (row.kind == "cold" or row.recipe):
+            side = f"recipe “{row.recipe}”" if row.recipe else "the baseline"
+            sides.setdefault(side, {})[row.learning_rate] = row.point.bits_per_byte
+    if not sides:
+        return []
+    sentences = [
+        "Peak learning rates were chosen on the first seed, by the validation documents that everything is measured "
+        "on; that seed counts in the means and intervals like the others."
+    ]
+    at_end = []
+    for side, tried in sides.items():
+        best = min(tried, key=lambda rate: tried[rate])
+        if len(tried) > 1 and best in (min(tried), max(tried)):
+            at_end.append(f"{side} ({best:g}, the {'lowest' if best == min(tried) else 'highest'})")
+    if at_end:
+        sentences.append(
+            f"The best rate is at an end of those tried, and one beyond may be better: {'; '.join(at_end)}."
         )
     return sentences
 

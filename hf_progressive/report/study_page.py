@@ -16,7 +16,10 @@ _BOUNDS = (
     "Bars are 95 % intervals by Student's t, ticks single seeds, a triangle a lower bound: matched at the smallest "
     "budget tried."
 )
-_BARS = "Bars are 95 % intervals by Student's t, ticks single seeds."
+_BARS = (
+    "Bars are 95 % intervals by Student's t, ticks single seeds. An asterisk marks a cost whose budget from scratch "
+    "is extrapolated in a seed or more."
+)
 _RING_OF_CHAINS = (
     "a ring is where one seed's grown models come down to their own baseline, a triangle the smallest budget tried "
     "where they were below it already"
@@ -105,7 +108,8 @@ def _trunks(study: StudyRecord) -> Iterator[Section]:
             notes=(
                 "After a decay on a branch, or as the average of the trunk's last weights; before it, the trunk "
                 "itself at its constant rate. Worth: the budget from scratch with the same bits per byte, over the "
-                "stage's own; where the study has baselines of its size.",
+                "stage's own; where the study has baselines of its size. An asterisk marks what is extrapolated "
+                "beyond their budgets in a seed or more.",
             ),
         )
 

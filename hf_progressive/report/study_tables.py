@@ -36,7 +36,7 @@ def _cost_cells(rung: RecipeStep) -> tuple[str, str]:
     cost = rung.known_cost
     if cost is None:
         return NOTHING, NOTHING
-    return "≤ " * cost.at_most + f"{cost.value:.2f}", two_ends(cost.low, cost.high)
+    return "≤ " * cost.at_most + f"{cost.value:.2f}" + "*" * (cost.extrapolated > 0), two_ends(cost.low, cost.high)
 
 
 def _bounded(rung: StepOutcome, key: Literal["saving", "eta"]) -> str:

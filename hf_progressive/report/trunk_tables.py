@@ -34,7 +34,6 @@ def members_table(study: StudyRecord) -> Table:
     rows = []
     for recipe in study.recipes:
         for members in _by_stage(recipe):
-            worths = [member.worth for member in members if member.worth is not None]
             rows.append(
                 (
                     recipe.name,
@@ -44,7 +43,7 @@ def members_table(study: StudyRecord) -> Table:
                     str(len(members)),
                     decimals(fmean(member.bits_per_byte for member in members), 4),
                     decimals(fmean(member.constant_bits_per_byte for member in members), 4),
-                    percent(fmean(worths)) if len(worths) == len(members) else NOTHING,
+                    _worth(members),
                     unit.number(fmean(member.flops for member in members)),
                 )
             )
@@ -53,6 +52,13 @@ def members_table(study: StudyRecord) -> Table:
         *("worth of its own budget", f"{unit.name} of its branch"),
     )
     return Table(header=header, rows=tuple(rows))
+
+
+def _worth(members: Sequence[StageMember]) -> str:
+    worths = [member.worth for member in members if member.worth is not None]
+    if len(worths) < len(members):
+        return NOTHING
+    return percent(fmean(worths)) + "*" * any(member.extrapolated for member in members)
 
 
 def _by_stage(recipe: RecipeRecord) -> list[Sequence[StageMember]]:

@@ -116,3 +116,12 @@ def test_a_study_that_did_not_match_is_named_among_several(tmp_path: Path) -> No
     (tmp_path / "study.json").write_text(json.dumps(study))
     with pytest.raises(ValueError, match=r"recipe-eta: .*study\.json: l6w64 did not match, so it has no mean"):
         read_evidence([BOOKS, str(tmp_path / "study.json")])
+
+
+def test_costs_that_are_extrapolated_are_noted(capsys: pytest.CaptureFixture[str], trunk: str) -> None:
+    note = "1 of the 2 costs are extrapolated beyond the finished baselines' budgets"
+    assert note not in plan(capsys, "ladder_d10_d18", "--recipe-eta", trunk)["last_model"]["notes"]
+    study = json.loads(Path(trunk).read_text())
+    study["recipes"][0]["rungs"][0]["last_model_cost"]["by_seed"][0]["extrapolated"] = True
+    Path(trunk).write_text(json.dumps(study))
+    assert note in plan(capsys, "ladder_d10_d18", "--recipe-eta", trunk)["last_model"]["notes"]

@@ -14,6 +14,7 @@ from hf_progressive.report import write_report
 from hf_progressive.report.figures.study import draw_matches, draw_recipes
 from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_tables import recipes_table, steps_table
+from hf_progressive.report.trunk_tables import members_table
 from hf_progressive.study.run import run_study
 
 RECIPES: list[dict[str, Any]] = [
@@ -103,3 +104,49 @@ def test_recipes_are_ordered_by_what_they_cost(study: StudyRecord) -> None:
     assert axes.get_xlabel().startswith("last-model cost")
     shown = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "o"]
     assert shown == pytest.approx(sorted(costs.values()))
+
+
+def test_what_is_extrapolated_is_marked(study: StudyRecord, tmp_path: Path) -> None:
+    record = study.to_dict()
+    for recipe in record["recipes"]:
+        for rung in recipe["rungs"]:
+            rung["last_model_cost"]["extrapolated"] = 1
+    beyond = StudyRecord.from_dict(record)
+    assert [row[5][-1] for row in recipes_table(beyond).rows] == ["*", "*"]
+    assert not any("*" in cell for row in recipes_table(study).rows for cell in row)
+    member = {"stage": "thin", "until": 0.4, "seed": 0, "kind": "decay", "bits_per_byte": 2.0, "flops": 1.0}
+    member |= {"constant_bits_per_byte": 2.1, "baseline_bits_per_byte": 2.2, "worth": 1.5, "extrapolated": True}
+    record["recipes"][0]["members"] = [member, {**member, "kind": "average", "extrapolated": False}]
+    assert {row[3]: row[7] for row in members_table(StudyRecord.from_dict(record)).rows} == {
+        "decay": "150 %*",
+        "average": "150 %",
+    }
+
+
+def test_a_trunk_s_smaller_ends_are_not_called_parents(study: StudyRecord) -> None:
+    record = study.to_dict()
+    record["headline"]["rungs"] *= 2
+    said = find_in_study(StudyRecord.from_dict(record)).certainty
+    assert not [sentence for sentence in said if "model between" in sentence or "to be parents" in sentence]
+
+
+def test_how_rates_were_chosen_is_said_and_which_is_at_an_end(study: StudyRecord) -> None:
+    record, point = study.to_dict(), study.cold[0].finished[-1].to_dict()
+    record["config"]["learning_rates"] = {"rates": [0.001, 0.002, 0.004]}
+    tried = [(None, 3.0, 2.0, 2.5), ("one step", 3.0, 2.0, 1.5), ("late", 1.0, 2.0, 3.0)]
+    record["learning_rates"] = [
+        {
+            "kind": "child" if recipe else "cold",
+            "recipe": recipe,
+            "rung": "l2w16",
+            "learning_rate": rate,
+            "point": {**point, "bits_per_byte": bits},
+        }
+        for recipe, *found in tried
+        for rate, bits in zip((0.001, 0.002, 0.004), found, strict=True)
+    ]
+    said = find_in_study(StudyRecord.from_dict(record)).certainty
+    (at_end,) = [sentence for sentence in said if "at an end" in sentence]
+    assert at_end.endswith("better: recipe “one step” (0.004, the highest); recipe “late” (0.001, the lowest).")
+    assert [sentence for sentence in said if "chosen on the first seed" in sentence]
+    assert not [sentence for sentence in find_in_study(study).certainty if "chosen on the first seed" in sentence]

@@ -144,3 +144,10 @@ def test_smaller_stages_have_a_rate_by_their_width(corpus_file: Path) -> None:
     assert parent is not None
     assert parent.setup.learning_rate == pytest.approx(1e-3 * 3**0.5)
     assert end.setup.learning_rate == plan.cold["l2w24", 0][0].setup.learning_rate == 3e-3
+
+
+def test_rates_that_would_change_nothing_are_refused(corpus_file: Path) -> None:
+    own = {"name": "own", "trunk": [{**THIN, "until": 0.4}], "set": {"training.inherited_learning_rate": 1e-3}}
+    with pytest.raises(ValueError, match="recipe 'own' has a rate of its own, which none of these would change"):
+        trunk_study(corpus_file, recipes=[own], learning_rates={"rates": RATES})
+    trunk_study(corpus_file, recipes=[own])
