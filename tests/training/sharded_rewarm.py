@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM
 
+from hf_progressive.distributed.processes import leave_processes
 from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.growth.hidden_matrices import hidden_matrices
 from hf_progressive.growth.optimizer import parameter_groups
@@ -73,7 +74,8 @@ def main(init, output, muon):
         weights.pop("lm_head.weight", None)  # tied
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, output)
         output.with_suffix(".json").write_text(json.dumps({"named": named}))
-    dist.destroy_process_group()
+    dist.barrier()  # no process goes while another one may still wait for it
+    leave_processes()
 
 
 if __name__ == "__main__":
