@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hf_progressive.publishing.publish import publish_rung
     from hf_progressive.report.report import write_report
     from hf_progressive.study.run import run_study
-    from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
+    from hf_progressive.training.trainer import ProgressiveMixin, ProgressiveTrainer, ProgressiveTrainingArguments
 
 __version__ = "0.1.0"
 
@@ -51,6 +51,7 @@ __all__ = [
     "learn_subspace",
     "load_penalty",
     # training
+    "ProgressiveMixin",
     "ProgressiveTrainer",
     "ProgressiveTrainingArguments",
     # the ladder
@@ -87,7 +88,7 @@ _MODULES = {
     ),
     "penalty": ("InheritancePenalty",),
     "estimation": ("estimate_fisher", "learn_subspace"),
-    "training.trainer": ("ProgressiveTrainer", "ProgressiveTrainingArguments"),
+    "training.trainer": ("ProgressiveMixin", "ProgressiveTrainer", "ProgressiveTrainingArguments"),
     "evaluation.bits_per_byte": ("bits_per_byte", "text_bits_per_byte"),
     "evaluation.core": ("evaluate_core",),
     "planning.ladder_plan": ("LadderPlan", "plan_ladder"),

@@ -1,4 +1,4 @@
-"""A `Trainer` that adds the inheritance penalty Φ, stops on a loss that is not finite, and saves whole or not at all.
+"""A trainer that adds the inheritance penalty Φ, stops on a loss that is not finite, and saves whole or not at all.
 
 Φ's gradient has a closed form, so it does not go through the loss: it is added to the averaged gradient once per
 optimizer step, after the last micro-batch's backward and before clipping. Gradient accumulation and the number of
@@ -9,25 +9,19 @@ evaluation and whatever is saved.
 """
 
 import math
-import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_compiled_module
-from accelerate.utils.deepspeed import DeepSpeedEngineWrapper  # `accelerate.utils` has it only beside DeepSpeed
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.distributed.stopping import STEPS_BETWEEN, Sigterm, StopVote
 from hf_progressive.distributed.termination import EXIT_CODE
-from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.penalty import BoundPenalty, InheritancePenalty
 from hf_progressive.penalty.schedule import schedule_factor
 from hf_progressive.penalty.step_log import StepLog
@@ -35,19 +29,23 @@ from hf_progressive.training.arguments import ProgressiveTrainingArguments
 from hf_progressive.training.checkpoints import (
     check_checkpoint,
     keep_penalty,
-    link_penalty,
     newest_complete_checkpoint,
     remove_leftovers,
-    rotate,
-    written_whole,
 )
 from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, FiniteWatch
 from hf_progressive.training.loss import LastBatch, filled_up, return_loss_alone
-from hf_progressive.training.moments import whole_optimizer_state
 from hf_progressive.training.muon import NEEDS_MATRICES, muon_optimizer
+from hf_progressive.training.penalized_engine import PenalizedEngine
+from hf_progressive.training.saving import WholeSaves
 from hf_progressive.training.throughput import ThroughputMeter
 
-__all__ = ["NonFiniteLossError", "ProgressiveTrainer", "ProgressiveTrainingArguments", "TrainingInterrupted"]
+__all__ = [
+    "NonFiniteLossError",
+    "ProgressiveMixin",
+    "ProgressiveTrainer",
+    "ProgressiveTrainingArguments",
+    "TrainingInterrupted",
+]
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -58,8 +56,11 @@ class TrainingInterrupted(SystemExit):
     """SIGTERM ended the training after a whole step, the checkpoint saved; every process exits with code 143."""
 
 
-class ProgressiveTrainer(Trainer):
-    """`Trainer` plus `penalty`; without one it trains exactly as `Trainer` does.
+class ProgressiveMixin(WholeSaves):
+    """What `ProgressiveTrainer` adds to `Trainer`, for any trainer built on it; without a penalty that trains as ever.
+
+    It stands first, `class HeldSFTTrainer(ProgressiveMixin, SFTTrainer)`, and the constructor is the other's plus the
+    arguments below. Tested are `Trainer`, `Seq2SeqTrainer` and TRL's `SFTTrainer` and `DPOTrainer`.
 
     The logged `loss` is the task's loss plus Φ, as optimised; beside it stand `phi/ewc` and `phi/subspace` (the two
     weighted terms, which sum to Φ), `phi/grad_ratio` (norm of Φ's gradient over the task's, before clipping), each
@@ -69,24 +70,34 @@ class ProgressiveTrainer(Trainer):
     complete whenever it exists. `train(resume_from_checkpoint=True)` takes the newest complete one.
 
     Args:
-        *args: As for `Trainer`.
+        *args: As for the trainer that stands behind.
         penalty: Φ, its anchor in the coordinates of the model; None for none.
-        **kwargs: As for `Trainer`; `args` should be `ProgressiveTrainingArguments`.
+        phi_schedule: How λ and γ move: `constant`, `linear` or `cosine` to zero. None for what `args` say, which is
+            `constant` unless they are `ProgressiveTrainingArguments`.
+        phi_until: Fraction of the run, above 0, at which λ and γ are zero; above 1, that is after the last step. None
+            for what `args` say, which is 1.0 unless they are `ProgressiveTrainingArguments`.
+        **kwargs: As for the trainer that stands behind.
 
     Raises:
-        ValueError: `penalty` is given with arguments that hold no schedule for it, or does not fit the model; or the
+        ValueError: `penalty` does not fit the model, a schedule is unknown or `phi_until` not above 0; or the
             arguments want Muon under an engine that flattens weights.
     """
 
-    def __init__(self, *args: Any, penalty: InheritancePenalty | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        penalty: InheritancePenalty | None = None,
+        phi_schedule: str | None = None,
+        phi_until: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        if penalty is not None and not isinstance(self.args, ProgressiveTrainingArguments):
-            raise ValueError(
-                f"a penalty needs args of class ProgressiveTrainingArguments, got {type(self.args).__name__}"
-            )
         flattened = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
         if flattened and getattr(self.args, "muon_learning_rate", None) is not None:
             raise ValueError(f"muon_learning_rate: {NEEDS_MATRICES}")
+        self.phi_schedule: str = str(phi_schedule or getattr(self.args, "phi_schedule", "constant"))
+        self.phi_until: float = phi_until if phi_until is not None else getattr(self.args, "phi_until", 1.0)
+        schedule_factor(self.phi_schedule, 0.0, self.phi_until)
         self.penalty = penalty
         self.bound_penalty: BoundPenalty | None = None
         """Φ on the prepared model, once training has begun."""
@@ -98,14 +109,13 @@ class ProgressiveTrainer(Trainer):
         self._flops_per_batch: dict[int, int] = {}
         # DataParallel copies the module and not what its forward pass is bound to.
         others = self.compute_loss_func or self.label_smoother or self.args.use_liger_kernel or self.args.n_gpu > 1
-        self._leaves_logits = not others and return_loss_alone(self.model)
+        self._leaves_logits = not others and self._has_stock_loss and return_loss_alone(self.model)
         self._predicts_loss_only = False
         self._last_batch: LastBatch | None = None
         self._compiled_for_evaluation: Any = None
         self._sigterm = Sigterm()
         self._vote = self._new_vote()
         self._stop_asked = False
-        self._save_root: str | None = None
         if penalty is not None:
             penalty.validate(self.model)
 
@@ -169,6 +179,12 @@ class ProgressiveTrainer(Trainer):
             kwargs["num_items_in_batch"] = None  # the mean of this process's own
         return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
+    @property
+    def _has_stock_loss(self) -> bool:
+        # Another trainer's loss reads the logits, and may see a batch that is not one row per sequence.
+        ours, behind = type(self).compute_loss is ProgressiveMixin.compute_loss, super().compute_loss
+        return ours and getattr(behind, "__func__", None) is Trainer.compute_loss
+
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> Any:
@@ -177,11 +193,12 @@ class ProgressiveTrainer(Trainer):
         On several processes, a loss that is wanted alone counts every sequence once (see `LastBatch`).
         """
         self._predicts_loss_only = prediction_loss_only
-        last = self._last_batch = LastBatch.of(self.accelerator, inputs) if prediction_loss_only else None
+        alone = prediction_loss_only and self._has_stock_loss
+        last = self._last_batch = LastBatch.of(self.accelerator, inputs) if alone else None
         if last is not None:
             inputs = last.inputs
         try:
-            if prediction_loss_only and self.is_in_train and is_compiled_module(self.model_wrapped):
+            if alone and self.is_in_train and is_compiled_module(self.model_wrapped):
                 model = self._compiled_model(model)
                 inputs = filled_up(inputs, rows=self.args.eval_batch_size)
             loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
@@ -233,7 +250,7 @@ class ProgressiveTrainer(Trainer):
         if self.penalty is None:
             return prepared
         if self.is_deepspeed_enabled:
-            self.accelerator.deepspeed_engine_wrapped = _PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
+            self.accelerator.deepspeed_engine_wrapped = PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
         self.bound_penalty = None  # an earlier training's shards go before there are new ones
         if self._saves_state:
             with main_process_first(PartialState()):  # reads and writes all of W₀, Ω and U
@@ -262,7 +279,7 @@ class ProgressiveTrainer(Trainer):
         penalty = self.bound_penalty
         assert penalty is not None
         progress = self.state.global_step / self.state.max_steps
-        factor = schedule_factor(self.args.phi_schedule, progress, self.args.phi_until)
+        factor = schedule_factor(self.phi_schedule, progress, self.phi_until)
         step = penalty.add_gradient(factor=factor, gradient_scale=self._gradient_scale())
         self._watch.note(PENALTY, step.value)
         self._phi_log.add(step, ewc_lambda=penalty.ewc_lambda * factor, gamma=penalty.gamma * factor)
@@ -318,64 +335,6 @@ class ProgressiveTrainer(Trainer):
         last_good = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
         return NonFiniteLossError(f"{steps}: {what} is not finite; {last_good}")
 
-    # Saving: everything is written below `.saving`, on every process, then moved into place by one.
 
-    def _get_output_dir(self, trial: Any) -> str:
-        root: str = self._save_root or super()._get_output_dir(trial)
-        return root
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._require_finite()
-        run_dir = Path(self._get_output_dir(trial))
-        target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        with written_whole(target, writes=self.args.should_save) as (staged, known):
-            self._save_root = str(staged.parent)
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._save_root = None
-            if self.state.best_model_checkpoint == str(staged):
-                self.state.best_model_checkpoint = str(target)
-                if self.args.should_save:
-                    self.state.save_to_json(str(staged / "trainer_state.json"))
-            if self.penalty is not None and self.args.should_save and self._saves_state:
-                known.update(link_penalty(run_dir, staged))
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(target))
-        if self.args.should_save:
-            rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Wait until the checkpoint stands at its own name."""
-
-    def save_pretrained_whole(self, folder: str | os.PathLike[str], *, moments: bool = False) -> None:
-        """Save the model and tokenizer as a stock checkpoint, complete or not at all; every process must call it.
-
-        A checkpoint that stands there is replaced. With `moments`, the optimizer's state is there too, whole.
-        """
-        started = time.monotonic()
-        self._require_finite()
-        optimizer_state = whole_optimizer_state(self.bare_model(), self.optimizer) if moments else None
-        with written_whole(Path(folder), writes=self.args.should_save) as (staged, _):
-            self.save_model(str(staged), _internal_call=True)
-            if self.args.should_save:
-                (staged / "training_args.bin").unlink(missing_ok=True)
-                if optimizer_state is not None:
-                    torch.save(optimizer_state, staged / OPTIMIZER_NAME)
-        if self.meter is not None:
-            self.meter.saving(time.monotonic() - started)
-
-
-class _PenalizedEngine(DeepSpeedEngineWrapper):
-    """Accelerate's wrapper, whose backward takes the optimizer's step, with Φ added before it."""
-
-    def __init__(self, engine: Any, add_penalty_gradient: Callable[[], None]) -> None:
-        super().__init__(engine)
-        self._add_penalty_gradient = add_penalty_gradient
-
-    def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
-        self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
-        self.engine.backward(loss, **kwargs)
-        if sync_gradients:
-            self._add_penalty_gradient()
-            self.engine.step()
+class ProgressiveTrainer(ProgressiveMixin, Trainer):
+    """`ProgressiveMixin` before `Trainer`; without a penalty it trains exactly as `Trainer` does."""

@@ -5,7 +5,7 @@ import torch
 from trainer_fixtures import Blocks, arguments, assert_same_weights, build_model, build_penalty, logged, weights
 from transformers import Trainer, TrainingArguments
 
-from hf_progressive.training.trainer import ProgressiveTrainer
+from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 
 def test_without_a_penalty_it_is_the_stock_trainer_to_the_bit(tmp_path):
@@ -96,9 +96,24 @@ def test_bad_arguments_are_refused(tmp_path, changes, message):
     assert "secret" not in str(caught.value)
 
 
-def test_a_penalty_needs_its_arguments_and_a_resume_needs_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("kind", [TrainingArguments, ProgressiveTrainingArguments])
+def test_the_schedule_may_stand_beside_any_arguments(tmp_path, kind):
+    """What the constructor is told goes before what the arguments say."""
     model = build_model()
-    with pytest.raises(ValueError, match="needs args of class ProgressiveTrainingArguments, got TrainingArguments"):
-        ProgressiveTrainer(model, arguments(tmp_path, kind=TrainingArguments), penalty=build_penalty(model))
+    trainer = ProgressiveTrainer(
+        model, arguments(tmp_path, kind=kind), train_dataset=Blocks(), penalty=build_penalty(model),
+        phi_schedule="linear", phi_until=0.5,
+    )  # fmt: skip
+    trainer.train()
+    assert logged(trainer, "phi/lambda") == pytest.approx([0.6, 0.4, 0.2, 0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="phi_schedule is 'quadratic'"):
+        ProgressiveTrainer(model, arguments(tmp_path, kind=kind), phi_schedule="quadratic")
+    plain = ProgressiveTrainer(model, arguments(tmp_path, kind=kind))
+    assert (plain.phi_schedule, plain.phi_until) == ("constant", 1.0)
+
+
+def test_a_resume_needs_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="holds no complete checkpoint to resume from"):
-        ProgressiveTrainer(model, arguments(tmp_path), train_dataset=Blocks()).train(resume_from_checkpoint=True)
+        ProgressiveTrainer(build_model(), arguments(tmp_path), train_dataset=Blocks()).train(
+            resume_from_checkpoint=True
+        )

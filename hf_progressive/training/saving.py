@@ -1,0 +1,70 @@
+"""How a trainer saves: a checkpoint stands under its own name whole, or not at all."""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_progressive.growth.grow import OPTIMIZER_NAME
+from hf_progressive.training.checkpoints import link_penalty, rotate, written_whole
+from hf_progressive.training.moments import whole_optimizer_state
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object  # any trainer may stand behind it
+
+
+class WholeSaves(_Trainer):
+    """The part of `ProgressiveMixin` that saves: everything is written below `.saving`, then moved into place."""
+
+    _save_root: str | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        root: str = self._save_root or super()._get_output_dir(trial)
+        return root
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._require_finite()
+        run_dir = Path(self._get_output_dir(trial))
+        target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with written_whole(target, writes=self.args.should_save) as (staged, known):
+            self._save_root = str(staged.parent)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._save_root = None
+            if self.state.best_model_checkpoint == str(staged):
+                self.state.best_model_checkpoint = str(target)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / "trainer_state.json"))
+            if self.penalty is not None and self.args.should_save and self._saves_state:
+                known.update(link_penalty(run_dir, staged))
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(target))
+        if self.args.should_save:
+            rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Wait until the checkpoint stands at its own name."""
+
+    def save_pretrained_whole(self, folder: str | os.PathLike[str], *, moments: bool = False) -> None:
+        """Save the model and tokenizer as a stock checkpoint, complete or not at all; every process must call it.
+
+        A checkpoint that stands there is replaced. With `moments`, the optimizer's state is there too, whole.
+        """
+        started = time.monotonic()
+        self._require_finite()
+        optimizer_state = whole_optimizer_state(self.bare_model(), self.optimizer) if moments else None
+        with written_whole(Path(folder), writes=self.args.should_save) as (staged, _):
+            self.save_model(str(staged), _internal_call=True)
+            if self.args.should_save:
+                (staged / "training_args.bin").unlink(missing_ok=True)
+                if optimizer_state is not None:
+                    torch.save(optimizer_state, staged / OPTIMIZER_NAME)
+        if self.meter is not None:
+            self.meter.saving(time.monotonic() - started)
