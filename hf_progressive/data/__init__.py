@@ -5,7 +5,13 @@ from hf_progressive.data.corpus import Corpus, reading_ahead, rung_blocks
 from hf_progressive.data.documents import Holdout, read_documents
 from hf_progressive.data.prepare import prepare_corpus
 from hf_progressive.data.stream import TokenStream
-from hf_progressive.data.tokenizer import load_tokenizer, token_byte_lengths, train_tokenizer, vocabulary_size
+from hf_progressive.data.tokenizer import (
+    load_tokenizer,
+    token_byte_lengths,
+    train_tokenizer,
+    vocabulary_size,
+    without_padding,
+)
 
 __all__ = [
     "Block",
@@ -22,4 +28,5 @@ __all__ = [
     "token_byte_lengths",
     "train_tokenizer",
     "vocabulary_size",
+    "without_padding",
 ]

@@ -1,5 +1,6 @@
 """Tokenizers: a byte-level BPE trained on the corpus or one loaded by name, and the bytes each token stands for."""
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from hf_progressive.config import TokenizerConfig
 
 END_OF_TEXT = "<|endoftext|>"
-"""The one special token of a tokenizer trained here: it begins and ends texts."""
+"""The one special token of a tokenizer trained here: it begins and ends texts, and pads them."""
 
 LONGEST_WORD = 1000
 """Characters of one kind without a break after which a word is cut for training a tokenizer: the time that takes is
@@ -53,8 +54,8 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, training_bytes: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE, which can write every text and never meets an unknown character.
 
-    The same texts give the same tokenizer; its end-of-text token is both `bos_token` and `eos_token`. Source: Radford
-    et al. 2019 (GPT-2), section 2.2, with its pattern of words.
+    The same texts give the same tokenizer; its end-of-text token is `bos_token`, `eos_token`, `unk_token` and
+    `pad_token`. Source: Radford et al. 2019 (GPT-2), section 2.2, with its pattern of words.
 
     Args:
         texts: Documents, of which no more are read than needed.
@@ -84,7 +85,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, training_bytes: in
             f"data.tokenizer.vocab_size: the corpus yields {bpe.get_vocab_size()} entries only, not {vocab_size}; "
             f"lower vocab_size to that, or give more text"
         )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+    # CTranslate2 asks for an unknown token, Trainer's collators for one to pad with; GPT-2's is this one.
+    roles = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **roles)
 
 
 def cut_long_words(text: str) -> list[str]:
@@ -100,6 +103,19 @@ def cut_long_words(text: str) -> list[str]:
     for run in _LONG_RUN.finditer(text):
         cuts += range(run.start() + LONGEST_WORD, run.end(), LONGEST_WORD)
     return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+def without_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return the tokenizer, or where it pads with its end-of-text token, a copy that does not pad.
+
+    A model whose configuration has that token for padding would neither draw nor train its embedding, which blocks of
+    whole documents need.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return tokenizer
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    return bare
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:

@@ -30,7 +30,7 @@ the old: a row near zero would mean a logit near zero, which in a trained model 
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -213,10 +213,13 @@ def _turned_dims(old: int, new: int) -> list[int | None]:
 
 def _check_rotation(family: Family, source: Any, old: Sizes, new: Sizes) -> None:
     rope = source.rope_parameters
-    if rope["rope_type"] not in _STEADY_ROTATIONS and (old.positions, old.head_dim) != (new.positions, new.head_dim):
+    kind = rope["rope_type"]
+    if kind not in _STEADY_ROTATIONS and old.head_dim != new.head_dim:
+        raise ValueError(f"rope_type {kind!r} turns at rates that depend on head_dim; keep head_dim={old.head_dim}")
+    if kind not in _STEADY_ROTATIONS and old.positions != new.positions and not _turns_by_original_length(rope):
         raise ValueError(
-            f"rope_type {rope['rope_type']!r} turns at rates that depend on head_dim and context length; keep"
-            f" head_dim={old.head_dim} and {family.size_fields['positions']}={old.positions}"
+            f"rope_type {kind!r} turns at rates that depend on the context length; keep"
+            f" {family.size_fields['positions']}={old.positions}"
         )
     if old.head_dim == new.head_dim:
         return
@@ -231,6 +234,12 @@ def _check_rotation(family: Family, source: Any, old: Sizes, new: Sizes) -> None
             f" the parent are among the child's for whole multiples only; take"
             f" {-(-new.head_dim // old.head_dim) * old.head_dim}, or keep {old.head_dim} and grow the number of heads"
         )
+
+
+def _turns_by_original_length(rope: Mapping[str, Any]) -> bool:
+    # These two depend on the original length, which they state, and on the present one where they leave a factor out.
+    stated = [name for name in ("factor", "attention_factor") if rope.get(name) is not None]
+    return "factor" in stated if rope["rope_type"] == "yarn" else rope["rope_type"] == "longrope" and bool(stated)
 
 
 def _heads(method: Method, old: Sizes, new: Sizes) -> tuple[list[Head], list[Head]]:

@@ -74,7 +74,12 @@ def family_of(config: Any) -> Family:
             f"model_type {config.model_type!r} cannot be grown; families known: {', '.join(FAMILIES)}; add one with"
             " register_family"
         )
-    if getattr(config, "quantization_config", None) is not None:
+    if (quantization := getattr(config, "quantization_config", None)) is not None:
+        if "gguf" in str(quantization).lower():
+            raise ValueError(
+                "a model loaded from GGUF holds quantized blocks and cannot be grown; load it with"
+                " quantization_config=GgufConfig(dequantize=True), del model.config.quantization_config, and grow that"
+            )
         raise ValueError("a quantized checkpoint cannot be grown; dequantize it first, or take the original")
     for name, reason in family.unsupported.items():
         if getattr(config, name, False):

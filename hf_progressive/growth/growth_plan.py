@@ -29,8 +29,10 @@ from hf_progressive.growth.new_entries import NewEntries, describe_new_entries, 
 from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.growth.target import complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
+from hf_progressive.growth.unmerged import describe_wrapper
 
 _FACTORS_TOLD = 8  # along an axis, in a plan's summary
+_FAULTS_TOLD = 12
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,11 @@ class GrowthPlan:
             found[name] = tuple(shape)
         faults += [f"{name} is missing" for name in expected if name not in found]
         if faults:
-            raise ValueError(f"{len(faults)} tensors do not fit the config: {'; '.join(faults)}")
+            if wrapper := describe_wrapper(keys_with_shapes):
+                raise ValueError(wrapper)
+            more = f"; and {len(faults) - _FAULTS_TOLD} more" if len(faults) > _FAULTS_TOLD else ""
+            told = "; ".join(faults[:_FAULTS_TOLD])
+            raise ValueError(f"{len(faults)} tensors do not fit the config: {told}{more}")
 
     def map_diagonal(self, mapping: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry the parent's diagonal Fisher information into the child's coordinates.

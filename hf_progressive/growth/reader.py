@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hf_progressive.distributed.working_dtype import working_dtype
+from hf_progressive.growth.unmerged import refuse_adapter
 from hf_progressive.storage import read_json
 
 WEIGHTS_NAME = "model.safetensors"
@@ -138,6 +139,7 @@ def _find_weight_files(folder: Path) -> tuple[list[str], dict[str, str]]:
                 f"{folder}: {pickled[0]} is a pickle, which can run code when it is read; convert it where you trust "
                 "it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
             )
+        refuse_adapter(folder)
         raise FileNotFoundError(f"{folder}: has neither {WEIGHTS_NAME} nor {INDEX_NAME}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):

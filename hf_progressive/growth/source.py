@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig
 
+from hf_progressive.growth.unmerged import ADAPTER_NAME, refuse_adapter
 from hf_progressive.hub.fetch import locate_files
 from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME
 from hf_progressive.storage import MANIFEST_NAME, read_json, sha256_file
@@ -33,6 +34,8 @@ class GrowthSource:
 
     def read_config(self) -> Any:
         """Return the model's `PreTrainedConfig`; one that is not valid or needs remote code is a ValueError."""
+        if not (self.folder / CONFIG_NAME).is_file():
+            refuse_adapter(self.folder)
         for file in (CONFIG_NAME, "tokenizer_config.json"):
             path = self.folder / file
             if (file == CONFIG_NAME or path.is_file()) and "auto_map" in read_json(path):
@@ -110,5 +113,5 @@ class GrowthSource:
 def locate_source(source: str | os.PathLike[str], revision: str | None = None) -> GrowthSource:
     """Find a checkpoint on this machine, or fetch it from the Hub, as `locate_files` does."""
     name = os.fspath(source)
-    folder, commit = locate_files(name, [CONFIG_NAME, *_WEIGHT_PATTERNS, *COMPANIONS], revision=revision)
+    folder, commit = locate_files(name, [CONFIG_NAME, ADAPTER_NAME, *_WEIGHT_PATTERNS, *COMPANIONS], revision=revision)
     return GrowthSource(name=name, folder=folder, revision=commit)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
@@ -21,9 +22,21 @@ _NEUTRAL_FIELDS = frozenset(
         "pretraining_tp",
     }
 )
+NO_SIZES = {
+    **dict.fromkeys(
+        ("dtype", "torch_dtype"),
+        "the weights' dtype is no size; grow takes --dtype, grow_checkpoint dtype=, and a ladder trains in float32",
+    ),
+    "architectures": "the class follows from the model_type",
+    "transformers_version": "it is that of the Transformers that write the config",
+}
+"""Fields that a target cannot set, and why."""
+
+_ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_type", "partial_rotary_factor")
 _LARGEST_SIZE = 1 << 24  # units of any kind; the largest vocabularies have a million entries
 _MOST_LAYERS = 10_000
 _NEUTRAL_ENDINGS = ("_token_id",)
+_CONTEXT = "n_ctx"  # beside n_positions in configs of GPT-2, no field of the class; llama.cpp's converter reads it
 
 
 def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]) -> Any:
@@ -41,6 +54,9 @@ def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]
         config = _built(type(source), target.to_dict() | {"architectures": architectures})
     _check_sizes(family, source, config)
     _check_function(family, source, config)
+    positions = family.size_fields["positions"]
+    if getattr(source, _CONTEXT, None) == getattr(source, positions):
+        setattr(config, _CONTEXT, getattr(config, positions))
     return config
 
 
@@ -48,7 +64,10 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
     aliases = type(source).attribute_map
     own = set(source.to_dict()) | {entry.name for entry in fields(type(source))}
     for name in target:
+        if name in NO_SIZES and _plain(target[name]) != _plain(getattr(source, name, None)):
+            raise ValueError(f"{name}: {NO_SIZES[name]}; leave it out of the target")
         if name not in own and name not in aliases:
+            _refuse_rope_key(source, name)
             near = difflib.get_close_matches(name, [*own, *aliases], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; the sizes are {', '.join(_size_fields(family))}"
             raise ValueError(f"{name!r} is not a field of {type(source).__name__}{hint}")
@@ -66,6 +85,19 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
     derived = {kv_heads: named[heads]} if follow else {}
     kept = {name: value for name, value in source.to_dict().items() if name not in family.layer_fields}
     return _built(type(source), kept | derived | named)
+
+
+def _plain(value: Any) -> Any:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+def _refuse_rope_key(source: Any, name: str) -> None:
+    rope = getattr(source, "rope_parameters", None)
+    if rope is not None and name in _ROPE_KEYS:
+        raise ValueError(
+            f"{name}: lives in rope_parameters, {rope} in the parent, which growth keeps: others would change the"
+            " function; leave it out, and edit config.json afterwards if that is meant"
+        )
 
 
 def _built(config_class: type[Any], values: Mapping[str, Any]) -> Any:

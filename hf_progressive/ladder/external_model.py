@@ -12,6 +12,9 @@ from hf_progressive import storage
 from hf_progressive.data import Corpus, token_byte_lengths
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.evaluation.bits_per_byte import bits_per_byte
+from hf_progressive.growth import plan_growth
+from hf_progressive.growth.parent import ParentTensors
+from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.hub.names import RECORD_NAME
 from hf_progressive.ladder.record_builder import origin_record
 from hf_progressive.ladder.rung_work import RungWork
@@ -43,6 +46,7 @@ def _copy_files(origin: Origin, folder: Path, tokenizer: Any) -> None:
     names = [name for name in origin.files() if name != RECORD_NAME]
     if not any(name.startswith("model") and name.endswith(".safetensors") for name in names):
         raise ValueError(f"{origin}: has no safetensors weights; convert it, or take another")
+    _require_fitting(origin)
     digests: dict[str, str | None] = {**origin.checkpoint.digest(names)}
     with storage.atomic_folder(folder, overwrite=True, sha256=digests) as temporary:
         for name in names:
@@ -50,6 +54,16 @@ def _copy_files(origin: Origin, folder: Path, tokenizer: Any) -> None:
             shutil.copyfile(origin.folder / name, temporary / name)
         if origin.read_tokenizer() is None:
             tokenizer.save_pretrained(temporary)
+
+
+def _require_fitting(origin: Origin) -> None:
+    # What growth would refuse is refused before anything is measured and estimated: weights that are not those of the
+    # config, or a head that the config ties and that was trained apart.
+    config = origin.checkpoint.read_config()
+    try:
+        ParentTensors(plan_growth(config, config), CheckpointReader(origin.folder))
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
 
 
 def measure(work: RungWork) -> None:

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig, strict_yaml
 from hf_progressive.growth.families import family_of
-from hf_progressive.growth.target import complete_target
+from hf_progressive.growth.target import NO_SIZES, complete_target
 from hf_progressive.training.flops import flops_per_token, meta_model
 
 
@@ -185,6 +185,8 @@ def _derived(given: Mapping[str, Any], names: DialFields) -> dict[str, Any]:
 def _check_field_names(config_class: Any, fields: Mapping[str, Any], where: str, decided: Mapping[str, str]) -> None:
     known = {field.name for field in dataclasses.fields(config_class)}
     for name in fields:
+        if name in NO_SIZES:
+            raise ValueError(f"{where}: {name}: {NO_SIZES[name]}; leave it out")
         if name in decided:
             raise ValueError(f"{where}: {name} is decided by {decided[name]}; leave it out")
         if name in config_class.attribute_map:

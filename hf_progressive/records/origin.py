@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from hf_progressive.growth.source import GrowthSource
+from hf_progressive.growth.unmerged import refuse_adapter
 from hf_progressive.hub.fetch import locate_files
 from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME, PUBLISHED, RECORD_NAME, RUNG_FILES, is_repo_id
 from hf_progressive.records.rung import OriginRecord, RungRecord
@@ -114,6 +115,7 @@ def locate_origin(source: str, revision: str | None = None, *, weights: bool = T
     wanted = PUBLISHED if weights else (CONFIG_NAME, RECORD_NAME)
     folder, commit = locate_files(source, (*wanted, *COMPANIONS), revision=revision)
     if not (folder / CONFIG_NAME).is_file():
+        refuse_adapter(folder)
         raise FileNotFoundError(f"{source}: holds no {CONFIG_NAME}; give a rung's final/ folder or another checkpoint")
     path = folder / RECORD_NAME
     record = RungRecord.read(path) if path.is_file() else None

@@ -31,6 +31,16 @@ class Milestones(TrainerCallback):
         return control
 
 
+class SavedTokenizer(TrainerCallback):
+    """Save a tokenizer with the model that is not the one whose special tokens the trainer gives the model."""
+
+    def __init__(self, trainer: Any, tokenizer: Any) -> None:
+        self._trainer, self._tokenizer = trainer, tokenizer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.processing_class = self._tokenizer
+
+
 def evenly_spaced(steps: int, count: int) -> set[int]:
     """Choose so many steps, counted from 1 and evenly spaced up to and including the last; all where there are fewer.
 

@@ -34,6 +34,10 @@ def write_fresh(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, fo
     config = type(config).from_dict(config.to_dict())
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(tokenizer, name))
+    if config.pad_token_id == config.eos_token_id:
+        config.pad_token_id = None  # or the embedding of the end-of-text token would be zero and stay so
+    if config.model_type == "gpt2":
+        config.n_ctx = config.n_positions  # no field of the class any more; llama.cpp's converter reads it
     set_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with atomic_folder(folder, overwrite=True) as temporary:

@@ -21,7 +21,7 @@ from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback, 
 
 from hf_progressive import storage
 from hf_progressive.config import TrainingConfig
-from hf_progressive.data import Corpus, rung_blocks
+from hf_progressive.data import Corpus, rung_blocks, without_padding
 from hf_progressive.distributed.float32_products import own_float32_products
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.training.arguments import ProgressiveTrainingArguments, check_arguments
@@ -30,6 +30,7 @@ from hf_progressive.training.callbacks import (
     KeepWeights,
     Milestones,
     ProgressBar,
+    SavedTokenizer,
     evenly_spaced,
 )
 from hf_progressive.training.checkpoints import newest_complete_checkpoint
@@ -273,6 +274,7 @@ def block_trainer(
     Further options are as for `Trainer`.
     """
     attend_without_masks(model, context)
+    tokenizer = options.pop("processing_class", None)
     trainer = ProgressiveTrainer(
         model=model,
         args=args,
@@ -280,8 +282,11 @@ def block_trainer(
         data_collator=default_data_collator,  # blocks are of one length: nothing to pad, and GPT-2 has no pad token
         penalty=penalty,
         callbacks=list(callbacks),
+        processing_class=tokenizer and without_padding(tokenizer),  # Trainer gives the model its special tokens
         **options,
     )
+    if tokenizer is not None:
+        trainer.add_callback(SavedTokenizer(trainer, tokenizer))
     for stock in (DefaultFlowCallback, ProgressCallback, PrinterCallback):
         trainer.remove_callback(stock)
     return trainer

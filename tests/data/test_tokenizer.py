@@ -21,6 +21,7 @@ from hf_progressive.data.tokenizer import (
     token_byte_lengths,
     train_tokenizer,
     vocabulary_size,
+    without_padding,
 )
 
 TEXTS = ["the rung grows from the rung below the rung", "naïve 漢字 and the 🙂 below", "    return the\n\tgrown"] * 3
@@ -184,3 +185,26 @@ def test_long_words_are_cut_and_nothing_else(runs):
         assert all(len(word) <= LONGEST_WORD for word in words)
     if all(count < LONGEST_WORD // 7 for _, count in runs):
         assert pieces == [text]
+
+
+def test_a_trained_tokenizer_has_the_tokens_that_other_tools_ask_for_at_no_entry_more(tmp_path):
+    tokenizer = trained()
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
+    )
+    for folder, each in (("new", tokenizer), ("plain", plain)):
+        each.save_pretrained(tmp_path / folder)
+    assert len({(tmp_path / folder / "tokenizer.json").read_bytes() for folder in ("new", "plain")}) == 1
+    read = AutoTokenizer.from_pretrained(tmp_path / "new")
+    assert (read.unk_token_id, read.pad_token_id) == (read.eos_token_id, read.eos_token_id)
+    assert read(TEXTS)["input_ids"] == plain(TEXTS)["input_ids"]
+    assert read(["a", "a b c"], padding=True)["attention_mask"][0][-1] == 0
+
+
+def test_only_padding_with_the_end_of_text_token_is_taken_off():
+    tokenizer = trained()
+    assert without_padding(tokenizer).pad_token is None
+    assert tokenizer.pad_token == END_OF_TEXT
+    apart = trained()
+    apart.add_special_tokens({"pad_token": "<pad>"})
+    assert without_padding(apart) is apart

@@ -35,6 +35,13 @@ def add(folder, **tensors):
     write_tensors(folder, all_tensors)
 
 
+def rename(folder, pattern):
+    reader = CheckpointReader(folder)
+    tensors = {pattern.format(name): reader.read(name) for name in reader.specs}
+    (folder / "model.safetensors").unlink()
+    write_tensors(folder, tensors)
+
+
 def poison(folder, name, value):
     reader = CheckpointReader(folder)
     tensors = {key: reader.read(key) for key in reader.specs}
@@ -140,6 +147,51 @@ REFUSALS = {
         ValueError,
         "chat_template.jinja: is a link to /etc/hostname, outside its checkpoint",
     ),
+    "dtype as a size": (None, {"target": {"dtype": "bfloat16"}}, ValueError, "dtype: .*grow takes --dtype"),
+    "the class": (None, {"architectures": ["X"]}, ValueError, "architectures: the class follows from the model_type"),
+    "an adapter": (
+        lambda f: (
+            (f / "config.json").unlink(),
+            edit_json(f / "adapter_config.json", base_model_name_or_path="org/base"),
+        ),
+        {},
+        ValueError,
+        "holds a PEFT adapter of org/base and not a model; merge it first",
+    ),
+    "an adapter beside the config of its base": (
+        lambda f: (
+            (f / "model.safetensors").rename(f / "adapter_model.safetensors"),
+            edit_json(f / "adapter_config.json"),
+        ),
+        {},
+        ValueError,
+        "holds a PEFT adapter of another model",
+    ),
+    "GGUF": (
+        lambda f: ((f / "config.json").unlink(), (f / "model.safetensors").rename(f / "m-Q4_K.gguf")),
+        {},
+        ValueError,
+        "m-Q4_K.gguf: is GGUF, .*GgufConfig",
+    ),
+    "a model loaded from GGUF": (
+        lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "gguf", "gguf_file": "m.gguf"}),
+        {},
+        ValueError,
+        "loaded from GGUF holds quantized blocks .*dequantize=True",
+    ),
+    "saved under torch.compile": (
+        lambda f: rename(f, "_orig_mod.{}"),
+        {},
+        ValueError,
+        "under torch.compile; .*_orig_mod",
+    ),
+    "saved under PEFT": (
+        lambda f: rename(f, "base_model.model.{}"),
+        {},
+        ValueError,
+        r"under PEFT; call merge_and_unload\(\)",
+    ),
+    "saved under DDP": (lambda f: rename(f, "module.{}"), {}, ValueError, "under DistributedDataParallel"),
     "revision": (None, {"revision": "main"}, ValueError, "a local folder has no revision 'main'"),
 }
 
@@ -153,6 +205,7 @@ def test_refusals_are_one_clear_line_and_leave_nothing(parent, tmp_path, case):
         damage(source)
     options = {name: value for name, value in fields.items() if name in ("dtype", "method", "revision")}
     target = {name: value for name, value in fields.items() if name not in options} or WIDER
+    target = target.get("target", target)
     output = tmp_path / "out" / "child"
     with pytest.raises(error, match=text) as raised:
         grow_checkpoint(source, output, target, **options)

@@ -4,8 +4,10 @@ import copy
 from dataclasses import asdict
 
 import pytest
+import torch
 from growth_models import config_of
 from transformers import GPT2Config, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.growth_plan import plan_growth
@@ -128,7 +130,9 @@ def test_another_family_is_refused():
 def test_rotations_that_depend_on_what_grows_are_refused(target):
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     parent = config_of("llama", rope_parameters=rope)
-    with pytest.raises(ValueError, match=r"rope_type 'dynamic' turns at rates that depend on head_dim and context"):
+    with pytest.raises(
+        ValueError, match=r"rope_type 'dynamic' turns at rates that depend on (the context length|head_dim); keep"
+    ):
         plan_growth(parent, target)
     plan_growth(parent, {"num_attention_heads": 4, "hidden_size": 32})
 
@@ -136,3 +140,33 @@ def test_rotations_that_depend_on_what_grows_are_refused(target):
 def test_tiling_names_the_axis_that_is_no_multiple():
     with pytest.raises(ValueError, match=r"^MLP width: method 'tile' grows by whole multiples: 24 → 40 is none"):
         plan_growth(config_of("llama"), {"intermediate_size": 40}, method="tile")
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "rope_scaling", "rope_type"])
+def test_what_lives_in_the_rope_parameters_is_said_to(name):
+    with pytest.raises(ValueError, match=f"{name}: lives in rope_parameters, .*'rope_theta': 10000.0"):
+        plan_growth(config_of("llama"), {name: 1})
+
+
+def test_a_field_that_says_what_the_parent_is_may_stand_in_a_target():
+    parent = config_of("llama", dtype="float32")
+    assert plan_growth(parent, {"dtype": "float32", "model_type": "llama"}).target_config.dtype == parent.dtype
+
+
+@pytest.mark.parametrize(("context", "follows"), [(16, 24), (12, 12)])
+def test_the_older_name_of_gpt2s_context_follows_where_it_said_the_same(context, follows):
+    parent = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=50, n_positions=16, n_ctx=context)
+    assert plan_growth(parent, {"n_positions": 24}).target_config.n_ctx == follows
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 4}
+
+
+def test_yarn_turns_by_the_length_that_it_was_made_for_whatever_the_context():
+    parent = config_of("llama", rope_parameters=YARN)
+    longer = plan_growth(parent, {"max_position_embeddings": 64}).target_config
+    rates = [LlamaRotaryEmbedding(config) for config in (parent, longer)]
+    assert torch.equal(rates[0].inv_freq, rates[1].inv_freq)
+    assert rates[0].attention_scaling == rates[1].attention_scaling
+    with pytest.raises(ValueError, match="rope_type 'yarn' turns at rates that depend on head_dim; keep head_dim="):
+        plan_growth(parent, {"head_dim": 2 * parent.head_dim})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ladder_fixtures import NAMES, RUNGS, Finished
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -241,3 +241,18 @@ def test_damage_is_found_before_anything_is_made_of_it(finished: Finished, tmp_p
     with pytest.raises(ValueError, match="model.safetensors: its SHA-256 differs from the manifest's"):
         run_ladder(load_ladder_config(path, [rungs_from(tmp_path / "damaged"), "cold=none"]), tmp_path / "run")
     assert not (tmp_path / "run" / "start").exists()
+
+
+def test_a_tied_head_that_was_trained_apart_is_found_before_anything_is_estimated(
+    finished: Finished, tmp_path: Path
+) -> None:
+    path, _, results = finished
+    source = shutil.copytree(results[0].folder, tmp_path / "headed")
+    weights = load_file(source / "model.safetensors")
+    weights["lm_head.weight"] = weights["transformer.wte.weight"] + 0.1
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    for name in ("rung.json", "manifest.json"):
+        (source / name).unlink()
+    with pytest.raises(ValueError, match=r"headed: lm_head.weight differs from .*tie_word_embeddings"):
+        run_ladder(load_ladder_config(path, [rungs_from(source), "cold=none"]), tmp_path / "run")
+    assert not (tmp_path / "run" / "start" / "final").exists()

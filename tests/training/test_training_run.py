@@ -114,3 +114,45 @@ def test_trainer_arguments_are_checked(tmp_path: Path, arguments: dict[str, int]
     )  # fmt: skip
     with pytest.raises(ValueError, match=message):
         training_arguments(run, 16)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_end_of_text_token_pads_for_others_and_trains_all_the_same(tmp_path: Path, family: str) -> None:
+    import torch
+    from trainer_fixtures import Blocks
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_progressive.config import ModelConfig, RungConfig
+    from hf_progressive.data import train_tokenizer
+    from hf_progressive.planning.sizing import rung_model_config
+    from hf_progressive.training.checkpoints import write_fresh
+    from hf_progressive.training.training_run import block_trainer
+
+    tokenizer = train_tokenizer(["to be or not to be"], vocab_size=260, training_bytes=1000)
+    config = rung_model_config(
+        ModelConfig(family=family, context=16, head_dim=8, aspect_ratio=8),
+        RungConfig(name="d1", depth=1),
+        vocab_size=260,
+    )
+    write_fresh(config, tokenizer, tmp_path / "init", seed=0)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "init")
+    end = model.get_input_embeddings().weight[tokenizer.eos_token_id].detach().clone()
+    assert end.norm() > 0
+    training = TrainingConfig(batch_tokens=64, micro_batch_size=4, precision="float32")
+    run = TrainingRun(
+        title="x", init=tmp_path / "init", folder=tmp_path, training=training, learning_rate=0.1, steps=2,
+        first_block=0, flops_per_token=1.0,
+    )  # fmt: skip
+    arguments = training_arguments(run, 16)
+    trainer = block_trainer(
+        arguments, model, Blocks(), context=16, penalty=None, callbacks=[], processing_class=tokenizer
+    )
+    trainer.train()
+    trainer.save_pretrained_whole(tmp_path / "final")
+    final = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+    assert (final.config.pad_token_id, final.generation_config.pad_token_id) == (None, None)
+    assert not torch.equal(final.get_input_embeddings().weight[tokenizer.eos_token_id], end)
+    assert getattr(final.config, "n_ctx", 16) == 16
+    assert hasattr(final.config, "n_ctx") is (family == "gpt2")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "final")
+    assert saved.pad_token == saved.unk_token == tokenizer.eos_token
