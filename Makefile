@@ -5,7 +5,7 @@ RUN    ?= runs/ladder_small
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: ladder test test-slow lint types install clean
+.PHONY: ladder test test-slow lint types docs install clean
 
 # One thread: models this small gain nothing from a second, and lose much where another process wants the core.
 ladder: $(STAMP)  ## grow, train, measure and report the default ladder
@@ -24,6 +24,10 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+docs: $(STAMP)  ## the documentation as a site, in site/; a warning is an error
+	$(BIN)/python docs/make_reference.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 install: $(STAMP)
 
 # constraints.txt pins torch exactly, which takes the CPU build where pip is shown one.
@@ -33,4 +37,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -182,10 +182,10 @@ def test_strict_conversion_accepts_the_exponents_that_yaml_takes_for_text() -> N
         strict_yaml.convert(int, True, "x")
 
 
-def test_the_readme_s_example_is_a_ladder(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_example_of_how_to_write_a_ladder_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how_to/ladder.md").read_text(encoding="utf-8")
     path = tmp_path / "mine.yaml"
-    path.write_text(readme.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    path.write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
     config = load_ladder_config(path)
     assert [rung.name for rung in config.rungs] == ["small", "large"]
 

@@ -103,7 +103,10 @@ def test_the_committed_studies_are_complete_and_name_no_place(name: str, config:
 
 def test_the_readme_says_what_the_committed_study_says() -> None:
     record = read_study(ROOT / "examples" / "studies" / "books")
-    assert f"<!-- study: begin -->\n{study_section(record)}\n<!-- study: end -->" in (ROOT / "README.md").read_text()
+    assert (
+        f"<!-- study: begin -->\n{study_section(record)}\n<!-- study: end -->"
+        in (ROOT / "docs/evidence.md").read_text()
+    )
 
 
 def test_tables_hold_what_the_record_says(study: tuple[Path, dict[str, Any]]) -> None:

@@ -1,0 +1,65 @@
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from documents.pages import blocks_of
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in [*DOCS.rglob("*.md"), ROOT / "README.md"])
+RUN = [page for page in PAGES if any(block.reason is None for block in blocks_of(page))]
+# Their programs show names in passing; `test_api` holds them to the public API.
+SHOWN = {"README.md", "docs/api.md", "docs/core.md"}
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in RUN if name(page) not in SHOWN], ids=name)
+def test_the_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, str(ROOT / "tests/documents/pages.py"), str(page)]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-3000:]
+
+
+def test_the_site_has_every_page_once() -> None:
+    class Loader(yaml.SafeLoader):
+        """Reads the material theme's tags as nothing."""
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python", lambda *_: None)
+    navigation = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"]
+    shown = re.findall(r"'([\w/]+\.md)'", str(navigation))
+    assert sorted(shown) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+def test_pages_made_from_the_code_are_up_to_date() -> None:
+    command = [sys.executable, str(DOCS / "make_reference.py"), "--check"]
+    made = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert made.returncode == 0, made.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_yaml_on_a_page_is_yaml(page: Path) -> None:
+    for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+        yaml.safe_load(block)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
