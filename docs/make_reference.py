@@ -124,8 +124,8 @@ def configuration() -> str:
     lines = [
         "# Configuration keys\n",
         MADE,
-        "A ladder's YAML holds the sections below; a study's holds a ladder and says what to vary. Unknown keys, wrong",
-        "types and values out of range are refused in one line that names the dotted path. On the command line",
+        "A ladder's YAML holds the sections below; a study's holds a ladder and says what to vary. Unknown keys,",
+        "wrong types and values out of range are refused in one line that names the dotted path. On the command line",
         "`--set training.learning_rate=1e-3` changes a key. `cold` everywhere means trained from scratch.\n",
     ]
     for title, cls in SECTIONS.items():
