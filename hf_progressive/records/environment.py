@@ -1,5 +1,6 @@
 """What a run ran on, as its records say."""
 
+import functools
 import os
 import platform
 from importlib import metadata
@@ -11,11 +12,10 @@ from accelerate import PartialState
 
 def environment(state: PartialState) -> dict[str, Any]:
     """Return the versions of the packages that decide results, and the machine."""
-    packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
     return {
         "hf_progressive": own_version(),
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
+        **_versions(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -23,6 +23,11 @@ def environment(state: PartialState) -> dict[str, Any]:
         "device_name": device_name(state.device),
         "processes": state.num_processes,
     }
+
+
+@functools.cache  # a study writes its record after every run, and packages stay what they are meanwhile
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets", "tokenizers")}
 
 
 def device_name(device: torch.device) -> str:

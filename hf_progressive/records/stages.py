@@ -27,6 +27,41 @@ class TrunkStage(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageMember(Record):
+    """What a stage of a trunk is worth as a finished model, of one seed."""
+
+    stage: str
+    """The stage."""
+
+    until: Amount
+    """The share of the measured rung's tokens at which it is taken."""
+
+    seed: int
+    """The seed."""
+
+    kind: Literal["decay", "average"]
+    """After a decay on a branch, or as the average of the trunk's last weights."""
+
+    bits_per_byte: Amount
+    """Validation bits per byte."""
+
+    constant_bits_per_byte: Amount
+    """Those of the trunk itself there, at its constant rate."""
+
+    flops: Amount
+    """Training FLOPs of the member alone: its branch's."""
+
+    baseline_bits_per_byte: Amount | None
+    """Those of the stage's own baseline of the whole budget; None where the study has none of its size."""
+
+    worth: Amount | None
+    """The budget from scratch with the member's bits per byte, over the stage's whole one; None where unknown."""
+
+    extrapolated: bool = False
+    """Whether that lies outside the finished baselines."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrunkRecord(Record):
     """A rung's part of its ladder's trunk, and how its model was made of that."""
 

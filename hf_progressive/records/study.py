@@ -4,12 +4,12 @@ FLOPs are those a model would cost alone, unless the class says otherwise.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hf_progressive.config.renamed import with_current_names
 from hf_progressive.records.last_model import LastModelCost
-from hf_progressive.records.stages import TrunkStage
+from hf_progressive.records.stages import StageMember, TrunkStage
 from hf_progressive.records.study_outcome import FamilyOutcome, PenaltyEffect, RecipeStep, StepOutcome
 from hf_progressive.records.study_settings import StudySettings
 from hf_progressive.records.typed import FORMAT, Amount, Count, Record
@@ -139,41 +139,6 @@ class Headline(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageMember(Record):
-    """What a stage of a trunk is worth as a finished model, of one seed."""
-
-    stage: str
-    """The stage."""
-
-    until: Amount
-    """The share of the measured rung's tokens at which it is taken."""
-
-    seed: int
-    """The seed."""
-
-    kind: Literal["decay", "average"]
-    """After a decay on a branch, or as the average of the trunk's last weights."""
-
-    bits_per_byte: Amount
-    """Validation bits per byte."""
-
-    constant_bits_per_byte: Amount
-    """Those of the trunk itself there, at its constant rate."""
-
-    flops: Amount
-    """Training FLOPs of the member alone: its branch's."""
-
-    baseline_bits_per_byte: Amount | None
-    """Those of the stage's own baseline of the whole budget; None where the study has none of its size."""
-
-    worth: Amount | None
-    """The budget from scratch with the member's bits per byte, over the stage's whole one; None where unknown."""
-
-    extrapolated: bool = False
-    """Whether that lies outside the finished baselines."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RecipeRecord(Record):
     """What one recipe achieved, and its models."""
 
@@ -262,7 +227,7 @@ class StudyCosts(Record):
     """Of estimates."""
 
     learning_rates_flops: Amount
-    """Of the sweep of learning rates, which `training_flops` holds too."""
+    """Of trying learning rates, stages and all lengths included, which `training_flops` holds too."""
 
     seconds: Amount
     """Seconds of computing, over all processes."""
@@ -351,6 +316,25 @@ class StudyRecord(Record):
         """The headline's last-model cost; of an older record, what its last step's parts say; None if not known."""
         last = [step for step in self.headline_recipe.rungs if step.child == self.rungs[-1].name]
         return self.headline.last_model_cost or (last[0].known_cost if last else None)
+
+    @property
+    def rates_tried(self) -> tuple[float, ...]:
+        """The peak learning rates of which every side takes its best before anything else; none where it does not."""
+        return tuple(self.config.others.get("learning_rates", {}).get("rates", ()))
+
+    @property
+    def chooses_rates(self) -> bool:
+        """Whether such rates are still being tried, so that no side is trained at its best yet."""
+        return bool(self.rates_tried) and any(row.point is None for row in self.learning_rates)
+
+    def without_outcomes(self) -> "StudyRecord":
+        """Return the record without what recipes achieved: while rates are being tried, it is of none chosen."""
+        effect = replace(self.headline.phi_effect, recipes=())
+        return replace(
+            self,
+            headline=replace(self.headline, rungs=(), phi_effect=effect, last_model_cost=None),
+            recipes=tuple(replace(recipe, rungs=(), members=()) for recipe in self.recipes),
+        )
 
     def __post_init__(self) -> None:
         if not self.rungs:

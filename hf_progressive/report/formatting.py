@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _UNITS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18, "Z": 21, "Y": 24}
 _COUNTS = {"": 0, "k": 3, "M": 6, "B": 9, "T": 12}
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 NOTHING = "–"
@@ -124,6 +125,15 @@ def count(number: float) -> str:
     rounded = float(f"{number:.2e}")
     suffix = [suffix for suffix, exponent in _COUNTS.items() if rounded >= 10**exponent][-1]
     return f"{significant(rounded / 10 ** _COUNTS[suffix])} {suffix}"
+
+
+def in_words(number: int) -> str:
+    """Write a small count in words.
+
+    >>> in_words(4), in_words(12)
+    ('four', '12')
+    """
+    return _WORDS[number] if number < len(_WORDS) else str(number)
 
 
 def percent(share: float, digits: int = 0) -> str:

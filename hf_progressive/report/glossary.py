@@ -54,3 +54,27 @@ OF_STUDIES = {
     ),
 }
 """Each term, as a study's report uses it."""
+
+OF_TRUNK_STUDIES = {
+    "Baseline (cold)": _BASELINE + " It is finished at several budgets, each at the end of its own decay.",
+    "Trunk": (
+        "One training run at a constant rate that grows from size to size and decays once, at its end. Fresh weights, "
+        "data and share of decay are the baseline's."
+    ),
+    "Budget from scratch": (
+        "What it takes from scratch to have the bits per byte that a trunk ended with: read on the line through its "
+        "seed's baselines, linear in log FLOPs; beyond their ends it is extrapolated, and said to be."
+    ),
+    "Last-model cost": (
+        "(FLOPs of all stages + FLOPs of the last model after its last growth) / FLOPs of the budget from scratch: "
+        "below 1 it is cheaper to grow it than to train it."
+    ),
+    "Saving": "1 − FLOPs of the last model after its last growth / FLOPs of the budget from scratch.",
+    "Transfer efficiency η": (
+        "(FLOPs of the budget from scratch − FLOPs of the last model after its last growth) / FLOPs of all stages: "
+        "above 1 the last-model cost is below 1. Its ceiling is the budget from scratch / FLOPs of all stages."
+    ),
+    "FLOPs": OF_LADDERS["FLOPs"],
+    "Branches": OF_STUDIES["Branches"],
+}
+"""Each term, as the report of a study of trunks uses it."""

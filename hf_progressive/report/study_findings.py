@@ -1,13 +1,17 @@
 """What a study found, in sentences: what inheritance saves, and how sure that is."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
-from hf_progressive.records.study import FinishedRun, StudyRecord, SweptRate
+from hf_progressive.records.last_model import LastModelCost
+from hf_progressive.records.study import FinishedRun, StudyModel, StudyRecord
 from hf_progressive.records.study_outcome import Difference, PenaltyEffect, StepOutcome
 from hf_progressive.report.findings import Findings, Tile
 from hf_progressive.report.formatting import (
     FlopUnit,
+    count,
     duration,
+    in_words,
     join_names,
     percent,
     signed,
@@ -15,8 +19,7 @@ from hf_progressive.report.formatting import (
     span,
     two_ends,
 )
-
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+from hf_progressive.report.rate_findings import rate_sentences
 
 
 def study_unit(study: StudyRecord) -> FlopUnit:
@@ -24,17 +27,9 @@ def study_unit(study: StudyRecord) -> FlopUnit:
     return FlopUnit.for_values(rung.cold_flops for rung in study.rungs)
 
 
-def in_words(number: int) -> str:
-    """Write a small count in words.
-
-    >>> in_words(4), in_words(12)
-    ('four', '12')
-    """
-    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
-
-
 def find_in_study(study: StudyRecord) -> Findings:
     """Put a study's results, finished or not, into sentences."""
+    study = study.without_outcomes() if study.chooses_rates else study
     unfinished = f"{study.finished} of {study.runs} runs are finished; what is said here may still change."
     return Findings(
         headline=_headline(study),
@@ -47,12 +42,14 @@ def find_in_study(study: StudyRecord) -> Findings:
 
 def _headline(study: StudyRecord) -> str:
     rungs, family, cost = study.headline.rungs, study.headline.family, study.last_model_cost
+    if study.chooses_rates:
+        return "Peak learning rates are still being tried: no cost is known yet"
     if not rungs:
         return "No step is finished with all of its budgets yet"
     if cost is not None:
         price, stages = f"{'at most ' * cost.at_most}{cost.value:.2f} times its price from scratch", study.trunk
         if stages:
-            return f"The last model for {price}, by a trunk through {in_words(len(stages))} smaller"
+            return f"The last model for {price} ({_spread(cost)}), by a trunk through {in_words(len(stages))} smaller"
         count, shared = in_words(len(study.rungs)), ""
         if family.inherited is not None:
             share = "at most " * family.at_most + percent(family.inherited / family.cold)
@@ -65,12 +62,18 @@ def _headline(study: StudyRecord) -> str:
     return f"Growing saves {savings} of a model's training, on the steps measured so far"
 
 
+def _spread(cost: LastModelCost) -> str:
+    if cost.low is None and cost.high is None:
+        return "one seed" if cost.seeds == 1 else f"{in_words(cost.seeds)} seeds"
+    return f"{two_ends(cost.low, cost.high)}, {in_words(cost.seeds)} seeds"
+
+
 def _explanation(study: StudyRecord) -> str:
     headline = study.headline
     if study.trunk:
         stages = ", ".join(f"{stage.name} until {percent(stage.until)}" for stage in study.trunk)
         return (
-            f"Recipe “{headline.recipe}” on {join_names([rung.name for rung in study.rungs])}: one run at a "
+            f"Recipe “{headline.recipe}” on {join_names([_sized(rung) for rung in study.rungs])}: one run at a "
             f"constant rate grows from size to size ({stages} of the tokens), decays once at its end, and is compared "
             f"with the same model trained from scratch, at equal bits per byte."
         )
@@ -80,6 +83,11 @@ def _explanation(study: StudyRecord) -> str:
         f"{percent(headline.parent_fraction)} of its budget (the first for all of it), and is compared with its "
         f"baseline, the same model trained from scratch on its whole budget."
     )
+
+
+def _sized(rung: StudyModel) -> str:
+    per_parameter = rung.cold_tokens / rung.scaling_parameters
+    return f"{rung.name} ({count(rung.parameters)} parameters, {per_parameter:.3g} tokens for each)"
 
 
 def _tiles(study: StudyRecord) -> list[Tile]:
@@ -134,10 +142,10 @@ def _certainty(study: StudyRecord) -> list[str]:
         sentences.append(
             f"{', '.join(bounds)} matched at the smallest budget tried already: saving and η are lower bounds there."
         )
-    sentences += _extrapolated(study)
+    sentences += _bits_per_byte(study) + _extrapolated(study)
     sentences += [] if study.trunk else _as_parents(rungs)  # a trunk's ends are nobody's parents
     sentences += _phi_verdict(study.headline.phi_effect)
-    sentences += _rate_sentences(study) + _rates_chosen(study)
+    sentences += rate_sentences(study)
     sentences += _data_sentences(study)
     if study.failed:
         sentences.append(f"{len(study.failed)} tasks failed; they are listed in study.json.")
@@ -147,6 +155,27 @@ def _certainty(study: StudyRecord) -> list[str]:
         f"The study itself spent {spent} times the largest model's budget, {duration(costs.seconds)} of computing."
     )
     return sentences
+
+
+def _bits_per_byte(study: StudyRecord) -> list[str]:
+    # At which bits per byte a trunk is compared, and whether the interval leaves the sign open.
+    cost, last, sentences = study.last_model_cost, study.rungs[-1].name, []
+    seeds = [seed.seed for seed in cost.by_seed] if cost else []
+    ends = [max(e.finished, key=_length) for e in study.headline_recipe.points if e.rung == last and e.seed in seeds]
+    whole = [run for e in study.cold if e.rung == last and e.seed in seeds for run in e.finished if run.fraction == 1]
+    if study.trunk and ends and whole:
+        grown, baseline = (fmean(run.bits_per_byte for run in runs) for runs in (ends, whole))
+        sentences.append(
+            f"The trunk ends at {grown:.4f} bits per byte, its baseline's whole budget at {baseline:.4f}"
+            f"{', means over the seeds' * (len(seeds) > 1)}; a seed's cost is at what its own trunk has."
+        )
+    if cost is not None and cost.low is not None and cost.high is not None and cost.low <= 1 <= cost.high:
+        sentences.append("The interval of the last-model cost holds 1: that growing is cheaper is not shown.")
+    return sentences
+
+
+def _length(run: FinishedRun) -> float:
+    return run.fraction
 
 
 def _extrapolated(study: StudyRecord) -> list[str]:
@@ -192,67 +221,6 @@ def _verdicts(points: Sequence[Difference]) -> str:
         f"{len(points)} comparisons of several seeds: it helps in {helped}, harms in {hurt}, and cannot be told from "
         f"nothing in {len(points) - helped - hurt}"
     )
-
-
-def _rate_sentences(study: StudyRecord) -> list[str]:
-    # Whether a peak learning rate of the sweep beats the one that baselines, or children, were trained with.
-    sentences = []
-    for kind, name in (("cold", "baseline's"), ("child", "child's")):
-        rows = [
-            row
-            for row in study.learning_rates
-            if row.kind == kind and row.recipe in (None, study.headline.recipe) and isinstance(row.point, FinishedRun)
-        ]
-        own = _own_point(study, rows[0]) if rows else None
-        if own is None:
-            continue
-        tried = {own.learning_rate: own.bits_per_byte}
-        tried |= {row.learning_rate: row.point.bits_per_byte for row in rows if isinstance(row.point, FinishedRun)}
-        best = min(tried, key=lambda rate: tried[rate])
-        gain = own.bits_per_byte - tried[best]
-        verdict = (
-            "which is the best" if gain <= 0 else f"and {best:g} is better by {significant(gain, 2)} bits per byte"
-        )
-        rates = ", ".join(f"{rate:g}" for rate in sorted(tried))
-        sentences.append(
-            f"Of the {name} peak learning rates tried on {rows[0].rung} ({rates}) the study uses "
-            f"{own.learning_rate:g}, {verdict}."
-        )
-    return sentences
-
-
-def _rates_chosen(study: StudyRecord) -> list[str]:
-    # How far rates that a study chose by itself can be trusted: of every side, the baseline and each recipe.
-    if not study.config.others.get("learning_rates", {}).get("rates"):
-        return []
-    sides: dict[str, dict[float, float]] = {}
-    for row in study.learning_rates:
-        if isinstance(row.point, FinishedRun) and (row.kind == "cold" or row.recipe):
-            side = f"recipe “{row.recipe}”" if row.recipe else "the baseline"
-            sides.setdefault(side, {})[row.learning_rate] = row.point.bits_per_byte
-    if not sides:
-        return []
-    sentences = [
-        "Peak learning rates were chosen on the first seed, by the validation documents that everything is measured "
-        "on; that seed counts in the means and intervals like the others."
-    ]
-    at_end = []
-    for side, tried in sides.items():
-        best = min(tried, key=lambda rate: tried[rate])
-        if len(tried) > 1 and best in (min(tried), max(tried)):
-            at_end.append(f"{side} ({best:g}, the {'lowest' if best == min(tried) else 'highest'})")
-    if at_end:
-        sentences.append(
-            f"The best rate is at an end of those tried, and one beyond may be better: {'; '.join(at_end)}."
-        )
-    return sentences
-
-
-def _own_point(study: StudyRecord, row: SweptRate) -> FinishedRun | None:
-    # What the study's own rate gave at the budget, rung and seed of a swept run.
-    groups = study.cold if row.kind == "cold" else study.headline_recipe.points
-    points = [p for g in groups if g.rung == row.rung and g.seed == study.config.seeds[0] for p in g.finished]
-    return next((point for point in points if row.point and point.fraction == row.point.fraction), None)
 
 
 def _data_sentences(study: StudyRecord) -> list[str]:

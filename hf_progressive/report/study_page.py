@@ -6,11 +6,17 @@ from pathlib import Path
 
 from hf_progressive.records.study import StudyRecord, read_study
 from hf_progressive.report.figures.study import draw_matches, draw_penalties, draw_recipes
-from hf_progressive.report.glossary import OF_STUDIES
+from hf_progressive.report.glossary import OF_STUDIES, OF_TRUNK_STUDIES
 from hf_progressive.report.page import Page, Plot, ReportPaths, Section, settings_table, write_page
 from hf_progressive.report.study_findings import find_in_study, study_unit
 from hf_progressive.report.study_tables import models_table, phi_table, rates_table, recipes_table, steps_table
-from hf_progressive.report.trunk_tables import lengths_table, members_table
+from hf_progressive.report.trunk_tables import (
+    baselines_table,
+    lengths_table,
+    members_table,
+    seeds_table,
+    trunks_table,
+)
 
 _BOUNDS = (
     "Bars are 95 % intervals by Student's t, ticks single seeds, a triangle a lower bound: matched at the smallest "
@@ -20,13 +26,17 @@ _BARS = (
     "Bars are 95 % intervals by Student's t, ticks single seeds. An asterisk marks a cost whose budget from scratch "
     "is extrapolated in a seed or more."
 )
+_SHARED_BASELINES = (
+    "All recipes of a seed share its baselines, whose chance is in every interval: which of two recipes is better, "
+    "their bits per byte at equal FLOPs tell more surely.",
+)
 _RING_OF_CHAINS = (
     "a ring is where one seed's grown models come down to their own baseline, a triangle the smallest budget tried "
     "where they were below it already"
 )
 _RING_OF_TRUNKS = (
-    "grown models stand at all that went into them, and a ring is the budget from scratch that one seed's is worth: "
-    "where its baselines have its bits per byte, a triangle where that is extrapolated"
+    "grown models stand at all that went into them, and a dotted line leads to the budget from scratch that a seed's "
+    "is worth: a ring where its baselines have its bits per byte, a triangle where that is extrapolated"
 )
 
 
@@ -34,7 +44,9 @@ def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
     """Write the report of a study, finished or not, from its record."""
     folder = Path(study_dir)
     study = read_study(folder)
+    study = study.without_outcomes() if study.chooses_rates else study
     steps, unit = steps_table(study), study_unit(study)
+    terms = OF_TRUNK_STUDIES if all(recipe.trunk for recipe in study.recipes) else OF_STUDIES
     counted = ((study.rungs, "rung"), (study.recipes, "recipe"), (study.config.seeds, "seed"))
     page = Page(
         name=study.name,
@@ -43,7 +55,7 @@ def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
         answer=Section(title="What it saves, step by step", table=steps) if steps.rows else None,
         sections=(
             *_results(study),
-            Section(title="How it was measured", terms=OF_STUDIES | {unit.name: f"{unit.definition}."}),
+            Section(title="How it was measured", terms=terms | {unit.name: f"{unit.definition}."}),
             Section(title="Settings", table=settings_table(_settings(study))),
         ),
     )
@@ -61,6 +73,15 @@ def _results(study: StudyRecord) -> Iterator[Section]:
                 f"end; {_RING_OF_TRUNKS if study.trunk else _RING_OF_CHAINS}.",
             ),
         )
+    if any(recipe.trunk for recipe in study.recipes):
+        yield Section(
+            title="What the recipes are",
+            table=trunks_table(study),
+            notes=(
+                "Until: the share of the last model's tokens at which a stage grows. What a recipe sets below growth, "
+                "phi, training and trunk; all else is the baseline's.",
+            ),
+        )
     recipes = recipes_table(study)
     if recipes.rows:
         yield Section(
@@ -71,6 +92,7 @@ def _results(study: StudyRecord) -> Iterator[Section]:
                 _BARS if study.trunk else _BOUNDS,
                 "The last column is bits per byte of the longest child less its baseline's; below 0 the child is "
                 "better. A recipe that trained too briefly to match has no η.",
+                *(_SHARED_BASELINES if study.trunk else ()),
             ),
         )
     yield from _trunks(study)
@@ -92,7 +114,21 @@ def _results(study: StudyRecord) -> Iterator[Section]:
 
 
 def _trunks(study: StudyRecord) -> Iterator[Section]:
-    lengths, members = lengths_table(study), members_table(study)
+    lengths, members, seeds = lengths_table(study), members_table(study), seeds_table(study)
+    if seeds.rows:
+        yield Section(
+            title="Seed by seed",
+            table=seeds,
+            notes=(
+                "Last-model cost: what its stages and the last model itself took, over the budget from scratch that "
+                "has the same bits per byte on the same seed's baselines; an asterisk where that is extrapolated.",
+            ),
+        )
+        yield Section(
+            title="What the baselines end at",
+            table=baselines_table(study),
+            notes=("Bits per byte at shares of the whole budget, each at the end of its own decay.",),
+        )
     if lengths.rows:
         yield Section(
             title="What shorter trunks cost",
@@ -121,10 +157,18 @@ def _settings(study: StudyRecord) -> dict[str, str]:
         "seeds": ", ".join(map(str, config.seeds)),
         "budgets of baselines": ", ".join(f"{value:g}" for value in config.cold_fractions),
         "budgets of children": ", ".join(f"{value:g}" for value in config.child_fractions),
-        "corpus": str(config.ladder.data.source),
+        "corpus": _corpus(study),
         "context": str(config.ladder.model.context),
         "vocabulary": f"{study.data.vocab_size:,}",
     }
     names = ("tokens_per_parameter", "batch_tokens", "learning_rate", "warmup_fraction", "decay_fraction")
     settings |= {name.replace("_", " "): f"{getattr(training, name):g}" for name in names}
-    return settings | {key.replace("_", " "): str(value) for key, value in study.environment.items()}
+    environment = {key.replace("_", " "): str(value) for key, value in study.environment.items()}
+    return settings | {key: value for key, value in environment.items() if value}
+
+
+def _corpus(study: StudyRecord) -> str:
+    # Files by their names: where they lie is the machine's.
+    data = study.config.ladder.data
+    files = [Path(str(file)).name for file in data.others.get("files") or ()]
+    return str(data.source) + (f" ({', '.join(files)})" if files else "")

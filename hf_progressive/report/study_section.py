@@ -13,6 +13,7 @@ _BEGIN, _END = "<!-- study: begin -->", "<!-- study: end -->"
 
 def study_section(study: StudyRecord) -> str:
     """Return a study's result in Markdown: the answer, its steps, how sure it is, and Φ against none."""
+    study = study.without_outcomes() if study.chooses_rates else study
     findings, phi = find_in_study(study), phi_table(study)
     parts = [f"**{findings.headline}.** {findings.explanation}", steps_table(study).markdown()]
     parts.append("\n".join(f"- {sentence}" for sentence in (findings.unfinished, *findings.certainty) if sentence))

@@ -5,6 +5,7 @@ from typing import Literal
 
 from hf_progressive.records.study import FinishedRun, StudyRecord
 from hf_progressive.records.study_outcome import Difference, RecipeStep, StepOutcome
+from hf_progressive.records.tried_rates import tried_sides
 from hf_progressive.report.formatting import NOTHING, count, decimals, percent, signed, two_ends
 from hf_progressive.report.study_findings import study_unit
 from hf_progressive.report.table import Table
@@ -116,13 +117,16 @@ def _difference(point: Difference | None) -> str:
 
 def rates_table(study: StudyRecord) -> Table:
     """Lay out the sweep of learning rates, a row per training run."""
+    best = {side.recipe: side.best for side in tried_sides(study) if not side.pending}
     rows = tuple(
         (
             f"{row.recipe or row.kind} {row.rung}",
             f"{row.learning_rate:g}",
-            decimals(row.point.bits_per_byte if isinstance(row.point, FinishedRun) else None, 4),
+            f"{row.point.bits_per_byte:.4f}" if isinstance(row.point, FinishedRun) else "training failed",
+            *(("best",) if best.get(row.recipe) == row.learning_rate else ("",) if study.rates_tried else ()),
         )
         for row in study.learning_rates
         if row.point is not None
     )
-    return Table(header=("model", "peak rate", "bits per byte"), rows=rows)
+    header = ("model", "peak rate", "bits per byte", *(("",) if study.rates_tried else ()))
+    return Table(header=header, rows=rows)

@@ -3,10 +3,75 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from hf_progressive.records.study import RecipeRecord, StageMember, StudyRecord
+from hf_progressive.records.stages import StageMember
+from hf_progressive.records.study import RecipeRecord, StudyRecord
 from hf_progressive.report.formatting import NOTHING, decimals, percent, two_ends
 from hf_progressive.report.study_findings import study_unit
 from hf_progressive.report.table import Table
+
+_RATE_KEYS = ("training.learning_rate", "training.muon_learning_rate")  # chosen by the study; they have a column
+
+
+def trunks_table(study: StudyRecord) -> Table:
+    """Lay out what the trunks of a study are, a row per recipe."""
+    rows = tuple(
+        (
+            recipe.name,
+            ", ".join(f"{stage.name} until {percent(stage.until)}" for stage in recipe.trunk),
+            ", ".join(f"{key}: {value}" for key, value in recipe.overrides.items() if key not in _RATE_KEYS)
+            or NOTHING,
+            ", ".join(f"{rate:g}" for rate in _rates(recipe)) or NOTHING,
+        )
+        for recipe in study.recipes
+        if recipe.trunk
+    )
+    return Table(header=("recipe", "grows from", "what it sets", "peak rate"), rows=rows, numbers=False)
+
+
+def _setting(key: str, value: object) -> str:
+    if isinstance(value, dict):
+        value = " ".join(f"{name}={item}" for name, item in value.items())
+    return f"{key}: {value}"
+
+
+def _rates(recipe: RecipeRecord) -> list[float]:
+    stages = [stage.learning_rate for stage in recipe.trunk if stage.learning_rate is not None]
+    return list(dict.fromkeys([*stages, *(run.learning_rate for runs in recipe.points for run in runs.finished)]))
+
+
+def seeds_table(study: StudyRecord) -> Table:
+    """Lay out what the cost of every trunk is made of, a row per recipe, rung and seed."""
+    unit = study_unit(study)
+    rows = tuple(
+        (
+            recipe.name,
+            rung.child,
+            str(cost.seed),
+            f"{cost.bits_per_byte:.4f}",
+            unit.number(cost.c_lineage),
+            unit.number(cost.c_child),
+            unit.number(cost.c_scratch) + "*" * cost.extrapolated,
+            f"{cost.value:.2f}",
+        )
+        for recipe in study.recipes
+        if recipe.trunk
+        for rung in recipe.rungs
+        for cost in (() if rung.last_model_cost is None else rung.last_model_cost.by_seed)
+    )
+    header = ("recipe", "child", "seed", "bits per byte", f"{unit.name} of its stages", "of its own")
+    return Table(header=(*header, "from scratch", "last-model cost"), rows=rows)
+
+
+def baselines_table(study: StudyRecord) -> Table:
+    """Lay out the finished baselines, a row per rung and seed, a column per share of the budget."""
+    shares = sorted({run.fraction for runs in study.cold for run in runs.finished})
+    rows = []
+    for runs in study.cold:
+        found = {run.fraction: run.bits_per_byte for run in runs.finished}
+        if found:
+            rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(run.learning_rate for run in runs.finished))
+            rows.append((runs.rung, str(runs.seed), rates, *(decimals(found.get(share), 4) for share in shares)))
+    return Table(header=("baseline", "seed", "peak rate", *map(percent, shares)), rows=tuple(rows))
 
 
 def lengths_table(study: StudyRecord) -> Table:

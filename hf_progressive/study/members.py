@@ -8,7 +8,7 @@ from typing import Literal
 from hf_progressive.planning.ladder_plan import LadderPlan
 from hf_progressive.planning.trunk_plan import TrunkPart, trunk_parts
 from hf_progressive.records.equivalent import equivalent_budget
-from hf_progressive.records.study import StageMember
+from hf_progressive.records.stages import StageMember
 from hf_progressive.study.models import AveragedModel, FinishedModel, TrainingSetup
 from hf_progressive.study.points import Point, target_of
 

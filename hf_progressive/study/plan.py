@@ -208,6 +208,7 @@ class _Planner:
                             members += members_of(recipe.name, setup, self.trunks[recipe.name, rung.name])
         swept, tried = list(self._swept()), list(self._tried())
         trials = [model for rate in tried for model in rate.models]
+        tried_members = list(self._members_of(trials))
         labels = {models[0].setup.name: recipe for (recipe, _, _), models in reversed(children.items())}
         rates = {model.name: f"rate {rate:g}" for _, rate, model in swept}
         rates |= {
@@ -231,11 +232,20 @@ class _Planner:
             members=members,
             swept=swept,
             tried=tried,
-            rate_tasks=model_tasks(trials, title),
-            tasks=model_tasks(
-                [*trials, *asked, *(entry.decayed for entry in members), *(model for _, _, model in swept)],
+            rate_tasks=model_tasks(
+                [*trials, *(entry.decayed for entry in tried_members)],
                 title,
-                [entry.averaged for entry in members],
+                [entry.averaged for entry in tried_members],
+            ),
+            tasks=model_tasks(
+                [
+                    *trials,
+                    *asked,
+                    *(entry.decayed for entry in (*tried_members, *members)),
+                    *(model for _, _, model in swept),
+                ],
+                title,
+                [entry.averaged for entry in (*tried_members, *members)],
             ),
         )
 
@@ -263,6 +273,19 @@ class _Planner:
                 setup = self.child(recipe, index, seed, rate)
                 models = [setup.finished(fraction) for fraction in config.fractions_of(recipe)]
                 yield TriedRate(recipe=recipe.name, learning_rate=rate, models=models)
+
+    def _members_of(self, trials: list[FinishedModel]) -> Iterator[Members]:
+        # The members of stages at every rate that is tried: a stage whose members came later would be trained again.
+        sweep, seed = self.config.learning_rates, self.config.seeds[0]
+        stages = {stage.name for model in trials for stage in model.initial.lineage}
+        for recipe in (recipe for recipe in self.config.recipes if recipe.members):
+            if recipe.seeds is not None and seed not in recipe.seeds:
+                continue
+            for end in self.config.rungs_of(recipe):
+                for rate in sweep.rates:
+                    setup = self.child(recipe, self.indices[end], seed, rate)
+                    found = members_of(recipe.name, setup, self.trunks[recipe.name, end])
+                    yield from (entry for entry in found if entry.stage.name in stages)
 
 
 def _rungs_alone(config: LadderConfig) -> LadderPlan:

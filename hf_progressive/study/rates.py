@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
+from hf_progressive.records.tried_rates import end_of_range
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.training.muon import muon_peak
 
@@ -60,17 +61,20 @@ def with_best_rates(
     """
     best: dict[str | None, float] = {}
     for side in dict.fromkeys(rate.recipe for rate in tried):
-        found = {}
-        for rate in tried:
+        found, failed = {}, []
+        for rate in (rate for rate in tried if rate.recipe == side):
             given = result(rate.models[-1].name) or {}
-            if rate.recipe == side and "bits_per_byte" in given:
+            if "bits_per_byte" in given:
                 found[rate.learning_rate] = given["bits_per_byte"]
+            else:
+                failed.append(rate.learning_rate)
         name = "the baseline" if side is None else f"recipe {side!r}"
         if not found:
             raise ValueError(f"learning_rates.rates: training failed at every rate of {name}; try lower ones")
         best[side] = min(found, key=lambda rate: found[rate])
-        at_end = best[side] in (min(found), max(found)) and len(found) > 1
-        note = ", which is the end of what was tried: widen learning_rates.rates" if at_end else ""
+        at_end = end_of_range(best[side], [*found, *failed]) is not None
+        note = ", which is the end of what was tried: widen learning_rates.rates" * at_end
+        note += f"; training failed at {_listed(failed)}" if failed else ""
         logger.info("%s: of the rates %s the best is %g%s", name, _listed(found), best[side], note)
     first = next((side for side in best if side is not None), None)
     recipes = tuple(_at_rate(config, recipe, best.get(recipe.name, best[first])) for recipe in config.recipes)

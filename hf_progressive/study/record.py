@@ -9,14 +9,13 @@ from hf_progressive.config import RecipeConfig
 from hf_progressive.data import Corpus
 from hf_progressive.records.environment import environment
 from hf_progressive.records.last_model import LastModelCost
-from hf_progressive.records.stages import TrunkStage
+from hf_progressive.records.stages import StageMember, TrunkStage
 from hf_progressive.records.study import (
     CorpusSummary,
     FailedTask,
     Headline,
     RecipeRecord,
     Runs,
-    StageMember,
     StudyCosts,
     StudyModel,
     StudyRecord,
@@ -30,13 +29,15 @@ from hf_progressive.study.plan import StudyPlan
 from hf_progressive.study.results import StudyResults
 
 
-def study_record(results: StudyResults, corpus: Corpus, state: PartialState) -> StudyRecord:
-    """Return what study.json holds, at any time of the study."""
+def study_record(
+    results: StudyResults, corpus: Corpus, state: PartialState, *, chooses_rates: bool = False
+) -> StudyRecord:
+    """Return what study.json holds, at any time of the study; while rates are being chosen, no outcome."""
     plan, config = results.plan, results.plan.config
     recipes = [_recipe_record(results, recipe) for recipe in config.recipes]
     headline = next(recipe for recipe in recipes if recipe.name == config.headline_recipe.name)
     finished = [model for model in plan.models if results.result(model.name) is not None]
-    return StudyRecord(
+    record = StudyRecord(
         name=config.name,
         family=config.ladder.model.family,
         complete=len(finished) == len(plan.models),
@@ -66,6 +67,7 @@ def study_record(results: StudyResults, corpus: Corpus, state: PartialState) -> 
         environment=_environment(results, state),
         config=StudySettings.from_dict(config.to_dict()),
     )
+    return record.without_outcomes() if chooses_rates else record
 
 
 def _environment(results: StudyResults, state: PartialState) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def _failures(results: StudyResults) -> list[FailedTask]:
 def _costs(results: StudyResults) -> StudyCosts:
     # What the study itself spent: steps that several runs share once; estimates once per initial model.
     training = estimates = seconds = sweep = 0.0
-    swept = {model.name for _, _, _, model in _swept(results.plan)}
+    swept = {model.name for _, _, model in results.plan.swept} | {task.name for task in results.plan.rate_tasks}
     for task in results.plan.tasks:
         result = results.result(task.name)
         if result is None or "failed" in result:

@@ -74,9 +74,11 @@ def run_study(
         corpus = prepare_corpus(ladder.data, ladder.model.context, root / "data")
         plan = plan_study(config, corpus.fingerprint)
         if plan.tried:
-            _Round(root, plan, plan.rate_tasks, corpus, on_record).run()
-            results = TaskFolder(root, plan.rate_tasks)
-            plan = plan_study(with_best_rates(config, plan.tried, results.result), corpus.fingerprint)
+            choosing = _Round(root, plan, plan.rate_tasks, corpus, on_record, chooses_rates=True)
+            if choosing.folder.unfinished():  # otherwise the record that is there says more
+                choosing.run()
+            best = with_best_rates(config, plan.tried, choosing.folder.result)
+            plan = plan_study(best, corpus.fingerprint)
         return _Round(root, plan, plan.tasks, corpus, on_record).run()
 
 
@@ -89,8 +91,11 @@ class _Round:
         tasks: Sequence[Task],
         corpus: Corpus,
         on_record: Callable[[dict[str, Any]], object] | None,
+        *,
+        chooses_rates: bool = False,
     ) -> None:
         self.root, self.plan, self.corpus, self.on_record = root, plan, corpus, on_record
+        self.chooses_rates = chooses_rates
         self.folder, self.state = TaskFolder(root, tasks), current_processes()
         self.worker = Worker(folder=self.folder, corpus=corpus, state=self.state)
         self.progress = Progress(self.folder)
@@ -107,7 +112,8 @@ class _Round:
     def write_record(self) -> dict[str, Any]:
         with wait_lock(self.root / ".record.lock"):
             results = StudyResults(plan=self.plan, result=self.folder.result)
-            record = study_record(results, self.corpus, self.state).to_dict()
+            found = study_record(results, self.corpus, self.state, chooses_rates=self.chooses_rates)
+            record = found.to_dict()
             storage.write_json(self.root / RECORD_NAME, record)
         if self.on_record is not None:
             self.on_record(record)

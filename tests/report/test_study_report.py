@@ -198,7 +198,8 @@ def test_a_trunk_says_what_its_last_model_costs_and_what_is_extrapolated(study: 
     cost = {"value": 0.742, "low": 0.61, "high": 0.874, "seeds": 3, "at_most": False, "extrapolated": 1}
     record["headline"]["last_model_cost"] = cost
     found = find_in_study(typed(record))
-    assert found.headline == "The last model for 0.74 times its price from scratch, by a trunk through two smaller"
+    price = "The last model for 0.74 times its price from scratch (0.61 to 0.87, three seeds)"
+    assert found.headline == f"{price}, by a trunk through two smaller"
     assert "(l1w16 until 30 %, l2w16 until 60 % of the tokens)" in found.explanation
     tile = found.tiles[0]
     assert (tile.title, tile.value) == ("last-model cost", "0.74 ×")

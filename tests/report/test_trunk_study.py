@@ -1,6 +1,7 @@
 """The page of a study of trunks: costs at equal bits per byte, worked out from its single models."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,12 @@ def test_the_first_screen_is_what_the_models_say(study: StudyRecord, folder: Pat
     spent, worth, _ = cost_by_hand(study, 0)
     cost = f"{spent / worth:.2f}"
     found = find_in_study(study)
-    assert found.headline == f"The last model for {cost} times its price from scratch, by a trunk through one smaller"
+    answer = re.fullmatch(
+        rf"The last model for {cost} times its price from scratch \((.+), two seeds\), by a trunk through one smaller",
+        found.headline,
+    )
+    assert answer is not None
+    assert answer[1] == found.tiles[0].note
     assert [(tile.title, tile.value) for tile in found.tiles][:1] == [("last-model cost", f"{cost} ×")]
     assert found.tiles[1].title == "η, l2w16"
     assert "(thin until 40 % of the tokens)" in found.explanation
@@ -83,7 +89,7 @@ def test_a_study_that_has_just_begun_has_a_page(study: StudyRecord, tmp_path: Pa
     (tmp_path / "study.json").write_text(json.dumps(begun))
     text = write_report(tmp_path).markdown.read_text()
     assert "No step is finished with all of its budgets yet" in text
-    assert "Recipe “one step” on l2w16: one run at a constant rate" in text
+    assert "Recipe “one step” on l2w16 (11.9 k parameters, 0.494 tokens for each): one run at a constant rate" in text
 
 
 def test_the_figure_shows_what_a_trunk_is_worth_on_its_baselines_curve(study: StudyRecord) -> None:

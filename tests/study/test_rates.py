@@ -14,6 +14,9 @@ from study_pretence import pretend, pretended_process
 from trunk_studies import THIN, trunk_study
 
 from hf_progressive import storage
+from hf_progressive.data import prepare_corpus
+from hf_progressive.records.study import read_study
+from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.plan import plan_study
 from hf_progressive.study.run import run_study
@@ -151,3 +154,60 @@ def test_rates_that_would_change_nothing_are_refused(corpus_file: Path) -> None:
     with pytest.raises(ValueError, match="recipe 'own' has a rate of its own, which none of these would change"):
         trunk_study(corpus_file, recipes=[own], learning_rates={"rates": RATES})
     trunk_study(corpus_file, recipes=[own])
+
+
+def test_no_stage_is_trained_again_for_its_members(rates_matter: Path, corpus_file: Path, tmp_path: Path) -> None:
+    recipes = [{**RECIPES[0], "members": True}, {"name": "sharing", "trunk": RECIPES[0]["trunk"], "members": True}]
+    sweep = {"rates": RATES, "recipes": ["tried"]}
+    config = trunk_study(corpus_file, recipes=recipes, seeds=[0, 1], learning_rates=sweep)
+    record = run_study(config, tmp_path / "study")
+    plan = plan_study(config, "corpus")
+    # Of a setup, one run begins at its initial model; all others branch off that.
+    results = [storage.read_json(path) for path in (tmp_path / "study" / "results").glob("thin-*.json")]
+    anew = [result["name"] for result in results if result.get("branched_at") == 0]
+    assert len(anew) == len(RATES) + 1  # the first seed's at every rate, the second's at the best
+    assert record["complete"]
+    assert {m.name for rate in plan.tried for m in rate.models} < {task.name for task in plan.rate_tasks}
+
+
+def test_costs_of_trying_rates_hold_every_length_and_stage(
+    rates_matter: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    config = trunk_study(corpus_file, recipes=RECIPES[:1], seeds=[0], learning_rates={"rates": RATES})
+    costs = run_study(config, tmp_path / "study")["costs"]
+    # Of a single seed everything is trained in order to choose the rates.
+    assert costs["learning_rates_flops"] == costs["training_flops"] > 0
+
+
+def test_a_failed_rate_is_an_end_of_those_tried(
+    rates_matter: Path, corpus_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def diverge(name: str) -> None:
+        if "-child-" in name and name in at_highest:
+            raise FloatingPointError("step 3: the loss is nan")
+
+    config = trunk_study(corpus_file, learning_rates={"rates": [*RATES, 8e-3]})
+    plan = plan_study(
+        config, prepare_corpus(config.ladder.data, config.ladder.model.context, tmp_path / "d").fingerprint
+    )
+    at_highest = {m.name for rate in plan.tried if rate.recipe and rate.learning_rate == 8e-3 for m in rate.models}
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO", "hf_progressive.study.rates"):
+        pretend(patch, tmp_path / "log", diverge)
+        run_study(config, tmp_path / "study")
+    (line,) = [message for message in caplog.messages if message.startswith("recipe 'one step'")]
+    assert line == "recipe 'one step': of the rates 0.001, 0.002, 0.004 the best is 0.004; training failed at 0.008"
+    said = find_in_study(read_study(tmp_path / "study")).certainty
+    assert not [sentence for sentence in said if "at an end" in sentence]
+
+
+def test_nothing_is_claimed_while_rates_are_being_tried(rates_matter: Path, corpus_file: Path, tmp_path: Path) -> None:
+    config = trunk_study(corpus_file, seeds=[0, 1], learning_rates={"rates": RATES})
+    written: list[dict[str, Any]] = []
+    run_study(config, tmp_path / "study", on_record=written.append)
+    chosen = next(n for n, record in enumerate(written) if record["headline"]["rungs"])
+    assert all(record["config"]["ladder"]["training"]["learning_rate"] == 3e-3 for record in written[:chosen])
+    assert written[chosen]["config"]["ladder"]["training"]["learning_rate"] == BEST["cold"]
+    # A study that goes on does not take back what its record said.
+    again: list[dict[str, Any]] = []
+    run_study(config, tmp_path / "study", on_record=again.append)
+    assert all(record["headline"]["rungs"] for record in again)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from hf_progressive.records.last_model import LastModelCost
 from hf_progressive.records.study import FinishedRun, StudyRecord
 from hf_progressive.records.study_outcome import Difference, PenaltyPoint, RecipeStep, StepOutcome
 from hf_progressive.report.figures.colours import COLD, GRID, INHERITED, INK, MUTED, SURFACE
@@ -28,7 +29,7 @@ def draw_matches(study: StudyRecord) -> "Figure":
         figure, grid = panels(len(rungs), 3.2, (BITS_PER_BYTE,))
         for (axes,), rung in zip(grid, rungs, strict=True):
             _draw_step(axes, study, rung, unit)
-            axes.set_xlabel(f"{unit.name} of this model{', and before it' * bool(study.trunk)}")
+            axes.set_xlabel(f"{unit.name} of {'all that the model took' if study.trunk else 'this model'}")
     return figure
 
 
@@ -37,7 +38,7 @@ def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUn
     outcome = next(row for row in child.rungs if row.child == name)
     # A trunk's ends are shown at all that went into them, on whose right the baselines have the same bits per byte.
     before = {seed.seed: seed.c_parent if child.trunk else 0.0 for seed in outcome.by_seed}
-    groups = ((COLD, "cold", study.cold), (INHERITED, "grown", child.points))
+    groups = ((COLD, "from scratch" if child.trunk else "cold", study.cold), (INHERITED, "grown", child.points))
     for colour, label, entries in groups:
         curves = [
             [replace(p, flops=p.flops + before.get(runs.seed, 0.0) * (label == "grown")) for p in runs.finished]
@@ -58,8 +59,8 @@ def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUn
             marker = "<" if seed.reached == "at_most" else "o"
             axes.plot(seed.c_child / unit.size, _target(study, name, seed.seed), marker, **ring)
     cost = outcome.known_cost
-    for equal in cost.by_seed if child.trunk and cost is not None else ():
-        axes.plot(equal.c_scratch / unit.size, equal.bits_per_byte, ">" if equal.extrapolated else "o", **ring)
+    if child.trunk and cost is not None:
+        _draw_worth(axes, cost, unit, ring)
     axes.set_xscale("log")
     _plain_log_ticks(axes)
     axes.grid(axis="y")
@@ -67,8 +68,20 @@ def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUn
     prefix = "at least: " if rung.at_least else ""
     if child.trunk:
         prefix, saving = "", "not compared" if cost is None else f"last-model cost {cost.value:.2f}"
-    panel_title(axes, f"{rung.parent} → {name}", prefix + saving, INHERITED)
-    axes.legend(loc="lower left", fontsize=7.5)
+    path = [stage.name for stage in child.trunk] or [rung.parent]
+    panel_title(axes, " → ".join([*path, name]), prefix + saving, INHERITED)
+    axes.legend(loc="upper right" if child.trunk else "lower left", fontsize=7.5)
+
+
+def _draw_worth(axes: "Axes", cost: LastModelCost, unit: FlopUnit, ring: Mapping[str, Any]) -> None:
+    # A line from what a seed's trunk took to the budget from scratch that is worth it.
+    label = "worth from scratch"
+    for seed in cost.by_seed:
+        took, worth = (seed.c_lineage + seed.c_child) / unit.size, seed.c_scratch / unit.size
+        axes.plot([took, worth], [seed.bits_per_byte] * 2, color=INHERITED, linewidth=0.9, linestyle=":", zorder=1.9)
+        marker = ">" if seed.extrapolated else "o"
+        axes.plot(worth, seed.bits_per_byte, marker, **{**ring, "linestyle": "none"}, label=label)
+        label = "_"
 
 
 def _mean_curve(curves: Sequence[Sequence[FinishedRun]]) -> list[tuple[float, float]]:

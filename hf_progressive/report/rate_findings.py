@@ -1,0 +1,86 @@
+"""What a study's peak learning rates say of its result: which were tried on which side, and how they were chosen."""
+
+from statistics import fmean
+
+from hf_progressive.records.study import FinishedRun, StudyRecord, SweptRate
+from hf_progressive.records.tried_rates import TriedSide, tried_sides
+from hf_progressive.report.formatting import in_words, significant
+
+
+def rate_sentences(study: StudyRecord) -> list[str]:
+    """Say which rates were tried, on which side, and what that means for the result."""
+    sides = tried_sides(study)
+    if not sides:
+        return _swept(study)
+    if study.chooses_rates:
+        done = sum(len(side.finished) + len(side.failed) for side in sides)
+        return [
+            f"{done} of {done + sum(side.pending for side in sides)} training runs that try peak learning rates are "
+            "finished; costs follow when each side has its best."
+        ]
+    return [*map(_side, sides), _chosen(study), *_at_an_end(sides)]
+
+
+def side_name(recipe: str | None) -> str:
+    """Return what people call a side."""
+    return "the baseline" if recipe is None else f"recipe “{recipe}”"
+
+
+def _side(side: TriedSide) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in sorted((*side.finished, *side.failed)))
+    best = "training failed at each" if side.best is None else f"{side.best:g} is the best, and the study uses it"
+    failed = ", ".join(f"{rate:g}" for rate in sorted(side.failed))
+    note = f"; training failed at {failed}" if side.failed and side.finished else ""
+    return f"Of the peak learning rates tried for {side_name(side.recipe)} on {side.rung} ({rates}) {best}{note}."
+
+
+def _chosen(study: StudyRecord) -> str:
+    cost, first = study.last_model_cost, study.config.seeds[0]
+    others = [seed.value for seed in cost.by_seed if seed.seed != first] if cost else []
+    without = ""
+    if others:
+        seeds = "seed" if len(others) == 1 else "seeds"
+        without = f"; without it the last model costs {fmean(others):.2f} ({in_words(len(others))} {seeds})"
+    return (
+        "Peak learning rates were chosen on the first seed, by the validation documents that everything is measured "
+        f"on; that seed counts in the means and intervals like the others{without}."
+    )
+
+
+def _at_an_end(sides: list[TriedSide]) -> list[str]:
+    ends = "; ".join(f"{side_name(side.recipe)} ({side.best:g}, the {side.end})" for side in sides if side.end)
+    return [f"The best rate is at an end of those tried, and one beyond may be better: {ends}."] if ends else []
+
+
+def _swept(study: StudyRecord) -> list[str]:
+    # Whether a peak learning rate of the sweep beats the one that baselines, or children, were trained with.
+    sentences = []
+    for kind, name in (("cold", "baseline's"), ("child", "child's")):
+        rows = [
+            row
+            for row in study.learning_rates
+            if row.kind == kind and row.recipe in (None, study.headline.recipe) and isinstance(row.point, FinishedRun)
+        ]
+        own = _own_point(study, rows[0]) if rows else None
+        if own is None:
+            continue
+        tried = {own.learning_rate: own.bits_per_byte}
+        tried |= {row.learning_rate: row.point.bits_per_byte for row in rows if isinstance(row.point, FinishedRun)}
+        best = min(tried, key=lambda rate: tried[rate])
+        gain = own.bits_per_byte - tried[best]
+        verdict = (
+            "which is the best" if gain <= 0 else f"and {best:g} is better by {significant(gain, 2)} bits per byte"
+        )
+        rates = ", ".join(f"{rate:g}" for rate in sorted(tried))
+        sentences.append(
+            f"Of the {name} peak learning rates tried on {rows[0].rung} ({rates}) the study uses "
+            f"{own.learning_rate:g}, {verdict}."
+        )
+    return sentences
+
+
+def _own_point(study: StudyRecord, row: SweptRate) -> FinishedRun | None:
+    # What the study's own rate gave at the budget, rung and seed of a swept run.
+    groups = study.cold if row.kind == "cold" else study.headline_recipe.points
+    points = [p for g in groups if g.rung == row.rung and g.seed == study.config.seeds[0] for p in g.finished]
+    return next((point for point in points if row.point and point.fraction == row.point.fraction), None)

@@ -1,0 +1,364 @@
+"""Every sentence and cell with a figure on the page of a study of trunks, against the models that it measured."""
+
+import copy
+import json
+import math
+import random
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import study_pretence
+from claims import SCALES, Claim, cell_fault, faults, take_apart
+from ladder_fixtures import write_corpus
+from study_claims import CLAIMS, WORDS, duration, ends
+from study_facts import interval
+from study_pretence import pretend
+from trunk_facts import TrunkFacts
+from trunk_studies import END, THIN, trunk_study
+
+from hf_progressive.config import StudyConfig, load_study_config, strict_yaml
+from hf_progressive.records.study import StudyRecord, read_study
+from hf_progressive.report import write_report
+from hf_progressive.report.study_findings import find_in_study
+from hf_progressive.study.models import FinishedModel
+from hf_progressive.study.run import run_study
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ROOT / "examples" / "studies"
+COMMITTED = sorted(path.parent.name for path in STUDIES.glob("trunk*/study.json"))
+RATES = [1e-3, 2e-3, 4e-3]
+STACKED = {"name": "stacked", "trunk": [{**THIN, "until": 0.4}], "set": {"growth.method": "stack"}}
+TWO = [{**THIN, "until": 0.2}, {**END, "name": "same", "until": 0.4}]
+PRETENDED: dict[str, dict[str, Any]] = {
+    "one seed": {"recipes": [STACKED], "seeds": [0]},
+    "two stages, three seeds, rates": {
+        "recipes": [{"name": "two", "trunk": TWO}, {**STACKED, "child_fractions": [1.0]}],
+        "seeds": [0, 1, 2],
+        "learning_rates": {"rates": RATES[:2], "recipes": ["two"]},
+    },
+    "cheap, and a rate fails": {
+        "recipes": [{**STACKED, "child_fractions": [1.0]}],
+        "seeds": [0, 1],
+        "learning_rates": {"rates": RATES},
+        "fails": 4e-3,
+        "worth": 0.5,
+    },
+}
+PENDING = "rates being tried"
+
+COST = "The last model for {cost} times its price from scratch ({spread:s}), by a trunk through {stages:s} smaller"
+TRIED = (
+    "Of the peak learning rates tried for {side:s} on {rung:s} ({rates:s}) {best} is the best, and the study uses it"
+)
+TRUNK_CLAIMS = [
+    Claim(COST),
+    Claim("Peak learning rates are still being tried: no cost is known yet", lambda f: f["pending"] > 0),
+    Claim(
+        "{tried} of {to_try} training runs that try peak learning rates are finished; costs follow when each side has "
+        "its best.",
+        lambda f: f["pending"] > 0,
+    ),
+    Claim(
+        "Recipe “{recipe:s}” on {last:s} ({parameters@one} parameters, {per_parameter} tokens for each): one run at a "
+        "constant rate grows from size to size ({path:s} of the tokens), decays once at its end, and is compared with "
+        "the same model trained from scratch, at equal bits per byte."
+    ),
+    Claim(
+        "The trunk ends at {bits} bits per byte, its baseline's whole budget at {baseline}, means over the seeds; a "
+        "seed's cost is at what its own trunk has.",
+        lambda f: f["seeds"] > 1,
+    ),
+    Claim(
+        "The trunk ends at {bits} bits per byte, its baseline's whole budget at {baseline}; a seed's cost is at what "
+        "its own trunk has.",
+        lambda f: f["seeds"] == 1,
+    ),
+    Claim(
+        "The interval of the last-model cost holds {one}: that growing is cheaper is not shown.",
+        lambda f: f["low"] <= 1 <= f["high"],
+    ),
+    Claim(
+        "In {extrapolated} of {seeds} seeds the last model is better, or worse, than every finished baseline: the "
+        "budget from scratch that is worth it is extrapolated there."
+    ),
+    Claim(TRIED + ".", lambda f: not f["failed_at"]),
+    Claim(TRIED + "; training failed at {failed_at:s}."),
+    Claim(
+        "Peak learning rates were chosen on the first seed, by the validation documents that everything is measured "
+        "on; that seed counts in the means and intervals like the others; without it the last model costs {without} "
+        "({others:s} seeds).",
+    ),
+    Claim(
+        "Peak learning rates were chosen on the first seed, by the validation documents that everything is measured "
+        "on; that seed counts in the means and intervals like the others; without it the last model costs {without} "
+        "({others:s} seed).",
+    ),
+    Claim("The best rate is at an end of those tried, and one beyond may be better: {at_end:s}."),
+    Claim("Bars are {level} intervals by Student's t, ticks single seeds."),
+    Claim(
+        "Saving: {one} − FLOPs of the last model after its last growth / FLOPs of the budget from scratch.",
+    ),
+    Claim(
+        "Last-model cost: (FLOPs of all stages + FLOPs of the last model after its last growth) / FLOPs of the budget "
+        "from scratch: below {one} it is cheaper to grow it than to train it."
+    ),
+    Claim(
+        "Transfer efficiency η: (FLOPs of the budget from scratch − FLOPs of the last model after its last growth) / "
+        "FLOPs of all stages: above {one} the last-model cost is below {one}."
+    ),
+    Claim("last-model cost: {cost} ×; {cost_ends:s}", lambda f: f["extrapolated"] == 0),
+    Claim("last-model cost: {cost} ×; {cost_ends:s}; {extrapolated} of {seeds} seeds extrapolated"),
+    Claim("η, {last:s}: {eta}; {eta_ends:s}; at most {ceiling}"),
+]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Records of studies: those that are committed, and some of pretended models, with chance and a best rate."""
+    found = {name: read_study(STUDIES / name).to_dict() for name in COMMITTED}
+    for name, case in PRETENDED.items():
+        written = carried_out(case, tmp_path_factory.mktemp("trunks"))
+        found[name] = written[-1]
+        if name.startswith("two"):
+            found[PENDING] = next(record for record in written if record["finished"] == 4)
+    return found
+
+
+def carried_out(case: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    changes = {key: case[key] for key in ("recipes", "seeds", "learning_rates") if key in case}
+    config, plain = trunk_study(write_corpus(folder), **changes), study_pretence.bits_per_byte
+
+    def scattered(model: FinishedModel) -> float:
+        if case.get("fails") == model.setup.learning_rate:
+            raise FloatingPointError("step 3: the loss is nan")
+        best = 2e-3 if model.setup.trunk is None else 4e-3
+        chance = random.Random(f"{model.initial.seed} {model.setup.trunk is None}").gauss(0, 0.01)
+        better = 0.2 * math.log(case.get("worth", 1.0)) * (model.setup.trunk is not None)
+        return plain(model) + 0.01 * abs(math.log(model.setup.learning_rate / best)) + chance + better
+
+    records: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_pretence, "bits_per_byte", scattered)
+        pretend(patch, folder / "log")
+        run_study(config, folder / "run", on_record=records.append)
+    return records
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without figures, which take most of the time."""
+    monkeypatch.setattr("hf_progressive.report.figures.style.write_png", lambda figure, path: None)
+    monkeypatch.setattr("hf_progressive.report.figures.style.svg", lambda figure, name: "")
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", [*COMMITTED, *PRETENDED, PENDING])
+def test_every_figure_on_the_page_of_a_trunk_study_is_what_its_models_say(
+    name: str, records: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    assert page_faults(records[name], tmp_path) == []
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("key", ["value", "low"])
+def test_a_cost_that_the_models_do_not_bear_out_is_found(
+    key: str, records: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    study = records["two stages, three seeds, rates"]
+    wrong = copy.deepcopy(study)
+    steps = [rung for recipe in wrong["recipes"] for rung in recipe["rungs"]]
+    for cost in [wrong["headline"]["last_model_cost"], *(rung["last_model_cost"] for rung in steps)]:
+        cost[key] *= 1.05
+    said = page_faults(wrong, tmp_path)
+    assert [fault for fault in said if "The last model for" in fault]
+    assert len(said) > 3
+
+
+def page_faults(study: dict[str, Any], folder: Path) -> list[str]:
+    """Return what is wrong on a study's page, by the facts of its models."""
+    (folder / "study.json").write_text(json.dumps(study))
+    text, facts = write_report(folder).markdown.read_text(), TrunkFacts(study)
+    document = take_apart(text)
+    tiles = [f"{tile.title}: {tile.value}; {tile.note}" for tile in find_in_study(StudyRecord.from_dict(study)).tiles]
+    subject = ([*TRUNK_CLAIMS, *CLAIMS], list(all_facts(facts, text)))
+    found = list(faults([*document.sentences, *tiles], subject))
+    for header, *rows in document.tables:
+        found += [fault for fault in table_faults(header, rows, facts) if fault]
+    return found
+
+
+def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
+    study, last = facts.study, facts.last
+    recipe, size = study["headline"]["recipe"], facts.sizes[last]
+    rates = facts.rates()
+    to_try = len(study["learning_rates"])
+    tried = sum(len(some) for some in rates.values())
+    step = facts.step(recipe, last) if tried == to_try else None
+    stages = facts.recipes[recipe]["trunk"]
+    runs = [point for group in (*facts.cold.values(), *facts.ends.values()) for point in group]
+    unit = re.search(r"\*\*([kMGTP]?)FLOP\*\*: 1 \w+ is (\S+) ", text)
+    assert unit is not None
+    common: dict[str, Any] = {
+        "one": 1.0,
+        "level": 0.95,
+        "recipe": recipe,
+        "last": last,
+        "parameters": size["parameters"],
+        "per_parameter": size["cold_tokens"] / size["scaling_parameters"],
+        "stages": WORDS[len(stages)],
+        "path": ", ".join(f"{stage['name']} until {100 * stage['until']:.0f} %" for stage in stages),
+        "tried": tried,
+        "to_try": to_try,
+        "pending": to_try - tried,
+        "finished": study["finished"],
+        "runs": study["runs"],
+        "failed": len(study["failed"]),
+        "repeated": sum(point["repeats_from_token"] is not None for point in runs),
+        "models": len(runs),
+        "spent": study["costs"]["flops"] / size["cold_flops"],
+        "duration": duration(study["costs"]["seconds"]),
+        "unit_name": f"{unit[1]}FLOP",
+        "unit_size": unit[2],
+        "zero": 0.0,
+        "seeds": 0,
+    }
+    if step is not None:
+        others = [
+            cost
+            for seed, cost in zip(step["seed_names"], step["costs"], strict=True)
+            if seed != study["config"]["seeds"][0]
+        ]
+        count = WORDS[step["seeds"]]
+        over = ends(step["low"], step["high"])
+        common |= step | {
+            "seed_count": count,
+            "cost_ends": over,
+            "eta_ends": ends(step["eta_low"], step["eta_high"]),
+            "spread": "one seed" if step["seeds"] == 1 else f"{over}, {count} seeds",
+            "others": WORDS.get(len(others)),
+            "without": statistics.fmean(others) if others else None,
+        }
+    sides = [side_facts(side, some) for side, some in rates.items() if tried == to_try and some]
+    at_end = "; ".join(side["end"] for side in sides if side["end"])
+    for side in sides or [{}]:
+        yield common | side | {"rung": last, "at_end": at_end or None}
+
+
+def side_facts(side: str, tried: dict[float, float | None]) -> dict[str, Any]:
+    finished = {rate: bits for rate, bits in tried.items() if bits is not None}
+    best = min(finished, key=finished.__getitem__)
+    end = "lowest" if best == min(tried) else "highest" if best == max(tried) else None
+    return {
+        "side": side,
+        "best": best,
+        "rates": ", ".join(f"{rate:g}" for rate in sorted(tried)),
+        "failed_at": ", ".join(f"{rate:g}" for rate in sorted(set(tried) - set(finished))),
+        "end": end and f"{side} ({best:g}, the {end})",
+    }
+
+
+def table_faults(header: list[str], rows: list[list[str]], facts: TrunkFacts) -> Iterator[str]:
+    """Compare a table cell by cell; one that is not known fails."""
+    headline = facts.study["headline"]["recipe"]
+    if header[0] == "child":
+        for child, *cells, seeds in rows:
+            step = facts.step(headline, child)
+            assert step is not None
+            yield from step_faults(cells[:4], step, ("cost", "eta"))
+            yield from (cell_fault(cells[4], step["ceiling"]), cell_fault(cells[5], step["saving"]))
+            yield "" if seeds == f"{step['seeds']}/{len(facts.seeds(headline, child))}" else f"{child}: {seeds}"
+    elif header[:4] == ["recipe", "child", "seeds", "η"]:
+        for recipe, child, seeds, *cells, gap in rows:
+            step = facts.step(recipe, child)
+            assert step is not None
+            yield from step_faults(cells, step, ("eta", "cost"))
+            yield from (cell_fault(seeds, step["seeds"]), cell_fault(gap, step["gap"]))
+    elif header[:3] == ["recipe", "child", "seed"]:
+        scale = SCALES[header[4].split()[0].removesuffix("FLOP")]
+        for recipe, child, seed, bits, stages, own, worth, cost in rows:
+            true = facts.seed(recipe, child, int(seed))
+            beyond = true["extrapolated"]
+            yield from (cell_fault(bits, true["bits"]), cell_fault(stages, true["stages"], scale))
+            yield from (cell_fault(own, true["own"], scale), cell_fault(cost, true["cost"]))
+            yield cell_fault(worth + "*" * (beyond and not worth.endswith("*")), true["worth"], scale, mark=beyond)
+    elif header[:3] == ["recipe", "child", "finished at"]:
+        for recipe, child, share, cost, both, extrapolated in rows:
+            step = facts.step(recipe, child, round(int(share.removesuffix(" %")) / 100, 2))
+            assert step is not None
+            yield cell_fault(cost, step["cost"])
+            yield "" if both == ends(step["low"], step["high"]) else f"{recipe}, {share}: {both}"
+            yield "" if extrapolated == f"{step['extrapolated']}/{step['seeds']}" else f"{recipe}: {extrapolated}"
+    elif header[0] == "baseline":
+        for rung, seed, rates, *cells in rows:
+            points = {round(100 * point["fraction"]): point for point in facts.cold[rung, int(seed)]}
+            used = {point["learning_rate"] for point in points.values()}
+            yield "" if {float(rate) for rate in rates.split(", ")} == used else f"{rung}: {rates}"
+            for title, cell in zip(header[3:], cells, strict=True):
+                point = points.get(int(title.removesuffix(" %")))
+                yield cell_fault(cell, point and point["bits_per_byte"])
+    elif header[0] == "model":
+        best = {side: side_facts(side, some)["best"] for side, some in facts.rates().items()}
+        done_rows = [row for row in facts.study["learning_rates"] if row["point"] is not None]
+        pending = {row["recipe"] for row in facts.study["learning_rates"] if row["point"] is None}
+        for row, swept in zip(rows, done_rows, strict=True):
+            side = f"recipe “{swept['recipe']}”" if swept["recipe"] else "the baseline"
+            assert row[0] == f"{swept['recipe'] or swept['kind']} {swept['rung']}"
+            yield cell_fault(row[1], swept["learning_rate"])
+            bits = swept["point"].get("bits_per_byte")
+            yield cell_fault("–" if row[2] == "training failed" else row[2], bits)
+            marked = swept["recipe"] not in pending and bits is not None and best[side] == swept["learning_rate"]
+            yield "" if (row[3:] == ["best"]) == marked else f"{row}"
+    elif header == ["recipe", "grows from", "what it sets", "peak rate"]:
+        for recipe, path, _, rate in rows:
+            entry = facts.recipes[recipe]
+            said = ", ".join(f"{stage['name']} until {100 * stage['until']:.0f} %" for stage in entry["trunk"])
+            yield "" if path == said else f"{recipe}: {path}"
+            used = {p["learning_rate"] for key, points in facts.ends.items() if key[0] == recipe for p in points}
+            known = {float(word) for word in rate.split(", ")} if rate not in ("–", "being tried") else used
+            yield "" if used <= known else f"{recipe}: {rate}"
+    elif header[:2] == ["rung", "parameters"]:
+        scale = SCALES[header[3].split()[0].removesuffix("FLOP")]
+        for name, parameters, tokens, flops, _ in rows:
+            size = facts.sizes[name]
+            yield from (cell_fault(parameters, size["parameters"]), cell_fault(tokens, size["cold_tokens"]))
+            yield cell_fault(flops, size["cold_tokens"] * size["flops_per_token"], scale)
+    else:
+        assert header == ["setting", "value"] or header[0] == "recipe"
+        assert header == ["setting", "value"] or header[3] == "member by", header
+
+
+def step_faults(cells: list[str], step: dict[str, Any], order: tuple[str, str]) -> Iterator[str]:
+    """Compare two figures, each with its interval."""
+    for key, value, both in zip(order, cells[::2], cells[1::2], strict=True):
+        yield cell_fault(value, step[key], mark=key == "cost" and step["extrapolated"] > 0)
+        low, high = (step["low"], step["high"]) if key == "cost" else (step["eta_low"], step["eta_high"])
+        yield "" if both == ends(low, high) else f"{both} here, and {low} to {high} in truth"
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_committed_trunk_study_is_complete_and_its_own(name: str) -> None:
+    text = (STUDIES / name / "study.json").read_text()
+    record = read_study(STUDIES / name)
+    assert record.complete
+    assert len(text) < 2e6
+    assert not re.search(r'"[^"]*/(home|work|tmp|root|shared)/', text)
+    # But for the rates, which the study chose itself, it was made by the configuration beside it.
+    made, given = record.config.to_dict(), load_study_config(STUDIES / name / "study.yaml").to_dict()
+    assert made["ladder"]["training"]["learning_rate"] in record.rates_tried
+    made["ladder"]["training"]["learning_rate"] = given["ladder"]["training"]["learning_rate"]
+    for recipe in made["recipes"]:
+        assert recipe["set"].pop("training.learning_rate") in record.rates_tried
+    assert strict_yaml.build(StudyConfig, made) == strict_yaml.build(StudyConfig, given)
+
+
+def test_worth_is_read_on_the_line_through_baselines() -> None:
+    from trunk_facts import worth_of
+
+    points = [{"flops": flops, "bits_per_byte": bits} for flops, bits in ((1.0, 3.0), (4.0, 2.0))]
+    assert worth_of(points, 2.5) == (pytest.approx(2.0), False)
+    assert worth_of(points, 1.5) == (pytest.approx(8.0), True)
+    assert interval([1.0]) == (None, None)

@@ -1,0 +1,121 @@
+"""What is true of a study of trunks, worked out from its single models' FLOPs, bits per byte and steps alone."""
+
+import math
+import statistics
+from typing import Any
+
+from study_facts import interval
+
+Record = dict[str, Any]
+
+
+class TrunkFacts:
+    """The finished trunks and baselines of a study, and what follows from them."""
+
+    def __init__(self, study: Record) -> None:
+        self.study = study
+        self.sizes = {rung["name"]: rung for rung in study["rungs"]}
+        self.last = study["rungs"][-1]["name"]
+        self.recipes = {recipe["name"]: recipe for recipe in study["recipes"]}
+        self.cold = {(group["rung"], group["seed"]): done(group["points"]) for group in study["cold"]}
+        self.ends = {
+            (recipe["name"], group["rung"], group["seed"]): done(group["points"])
+            for recipe in study["recipes"]
+            for group in recipe["points"]
+        }
+
+    def seeds(self, recipe: str, rung: str) -> list[int]:
+        """Seeds of which every baseline and every length of the trunk is finished."""
+        settings = self.study["config"]
+        own = next(entry for entry in settings["recipes"] if entry["name"] == recipe)
+        lengths = own["child_fractions"] or settings["child_fractions"]
+        return [
+            seed
+            for seed in settings["seeds"]
+            if len(self.ends.get((recipe, rung, seed), ())) == len(lengths)
+            and len(self.cold.get((rung, seed), ())) == len(settings["cold_fractions"])
+        ]
+
+    def stages_flops(self, recipe: str, rung: str) -> float:
+        """FLOPs of all stages: each trains whole steps of the last model's, up to its share of them."""
+        size, total, before = self.sizes[rung], 0.0, 0
+        for stage in self.recipes[recipe]["trunk"]:
+            until = round(stage["until"] * size["cold_steps"])
+            total += (until - before) * (size["cold_tokens"] / size["cold_steps"]) * stage["flops_per_token"]
+            before = until
+        return total
+
+    def seed(self, recipe: str, rung: str, seed: int, fraction: float | None = None) -> Record:
+        """One seed's cost, at its longest or at a share of the budget."""
+        points = self.ends[recipe, rung, seed]
+        end = points[-1] if fraction is None else next(point for point in points if point["fraction"] == fraction)
+        stages = self.stages_flops(recipe, rung)
+        worth, beyond = worth_of(self.cold[rung, seed], end["bits_per_byte"])
+        return {
+            "bits": end["bits_per_byte"],
+            "stages": stages,
+            "own": end["flops"],
+            "worth": worth,
+            "extrapolated": beyond,
+            "cost": (stages + end["flops"]) / worth,
+            "eta": (worth - end["flops"]) / stages,
+            "ceiling": worth / stages,
+            "saving": 1 - end["flops"] / worth,
+        }
+
+    def step(self, recipe: str, rung: str, fraction: float | None = None) -> Record | None:
+        """Means and intervals over the seeds; None where none is complete."""
+        seeds = self.seeds(recipe, rung)
+        if not seeds:
+            return None
+        found = [self.seed(recipe, rung, seed, fraction) for seed in seeds]
+        whole = [baseline(self.cold[rung, seed])["bits_per_byte"] for seed in seeds]
+        means = {key: statistics.fmean(one[key] for one in found) for key in ("cost", "eta", "ceiling", "saving")}
+        (low, high), (eta_low, eta_high) = interval([s["cost"] for s in found]), interval([s["eta"] for s in found])
+        ends = {"low": low, "high": high, "eta_low": eta_low, "eta_high": eta_high}
+        bits = statistics.fmean(one["bits"] for one in found)
+        return (
+            means
+            | ends
+            | {
+                "seeds": len(seeds),
+                "seed_names": seeds,
+                "costs": [one["cost"] for one in found],
+                "extrapolated": sum(one["extrapolated"] for one in found),
+                "bits": bits,
+                "baseline": statistics.fmean(whole),
+                "gap": bits - statistics.fmean(whole),
+            }
+        )
+
+    def rates(self) -> dict[str, dict[float, float | None]]:
+        """Bits per byte of every rate that was tried, by side; None where training failed."""
+        tried: dict[str, dict[float, float | None]] = {}
+        for row in self.study["learning_rates"]:
+            if row["point"] is not None and (row["kind"] == "cold" or row["recipe"]):
+                side = f"recipe “{row['recipe']}”" if row["recipe"] else "the baseline"
+                tried.setdefault(side, {})[row["learning_rate"]] = row["point"].get("bits_per_byte")
+        return tried
+
+
+def done(points: list[Record]) -> list[Record]:
+    """Finished models, the shortest first."""
+    return sorted((point for point in points if "failed" not in point), key=lambda point: point["fraction"])
+
+
+def baseline(points: list[Record]) -> Record:
+    """The baseline of the whole budget."""
+    return next(point for point in points if point["fraction"] == 1)
+
+
+def worth_of(baselines: list[Record], bits: float) -> tuple[float, bool]:
+    """The budget from scratch with these bits per byte, and whether it lies beyond the finished ones.
+
+    On the first stretch that comes down to them, in log FLOPs; beyond the ends on the stretch at that end.
+    """
+    curve = [(math.log(point["flops"]), point["bits_per_byte"]) for point in baselines]
+    pairs = list(zip(curve, curve[1:], strict=False))
+    inside = [pair for pair in pairs if pair[1][1] <= bits <= pair[0][1]]
+    beyond = pairs[0] if bits > curve[0][1] else pairs[-1]
+    (x0, y0), (x1, y1) = inside[0] if inside else beyond
+    return math.exp(x0 + (bits - y0) / (y1 - y0) * (x1 - x0)), not inside
