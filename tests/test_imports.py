@@ -36,7 +36,7 @@ FOLDERS = [
     "__main__",
 ]
 """In the order in which they may import each other: each only what stands before it."""
-OF_EXTRAS = ["deepspeed", "tensorboard", "lm_eval", "hypothesis", "pytest", "_pytest"]
+OF_EXTRAS = ["deepspeed", "tensorboard", "lm_eval", "peft", "trl", "hypothesis", "pytest", "_pytest"]
 OF_ONE_SYSTEM = {"fcntl", "grp", "msvcrt", "posix", "pwd", "resource", "termios", "winreg"}
 READ_BY_OTHERS = {"zstandard"}  # `datasets` opens .zst files with it
 MOST_LINES = 400

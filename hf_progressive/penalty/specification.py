@@ -91,6 +91,12 @@ class InheritancePenalty:
         """The mappings: `anchor`, `fisher` and `subspace` → name → tensor, empty where nothing was given."""
         return {"anchor": self.anchor, "fisher": self.fisher or {}, "subspace": self.subspace or {}}
 
+    @property
+    def restrained_names(self) -> set[str]:
+        """The parameters on which a term acts."""
+        terms = ((self.ewc_lambda, self.fisher), (self.gamma, self.subspace))
+        return {name for weight, tensors in terms if weight > 0.0 for name in tensors or {}}
+
     def bind(self, model: nn.Module) -> BoundPenalty:
         """Take this process's shards of W₀, Ω and U for a model, once every tensor is checked against it.
 

@@ -1,13 +1,17 @@
 """Whether a penalty's tensors fit a model: names, shapes, signs, orthonormality, each refused in one line."""
 
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_progressive.penalty.parameter_names import own_names
 from hf_progressive.penalty.shards import whole_shape
+
+logger = logging.getLogger(__name__)
 
 _ORTHONORMALITY_LIMIT = 1e-3
 _NAMES_SHOWN = 5
@@ -33,7 +37,8 @@ def weight_output_dimension(module: nn.Module) -> int:
 def canonical_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Return, for each parameter the anchor names, the name `named_parameters` has for it and the one given.
 
-    Of tied parameters any name may be given, or several: the canonical one is preferred. Unknown names are refused.
+    Of tied parameters any name may be given, or several: the canonical one is preferred. What `torch.compile` and PEFT
+    put into a name may be left out. Unknown names are refused.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> model[1].weight = model[0].weight
@@ -42,10 +47,11 @@ def canonical_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     everything = dict(model.named_parameters(remove_duplicate=False))
-    require_known("the anchor", names, everything, "the model")
+    own = own_names(everything, names)
+    require_known("the anchor", names, {**everything, **own}, "the model")
     chosen: dict[str, str] = {}
     for name in names:
-        canonical = first[id(everything[name])]
+        canonical = first[id(everything[own[name]])]
         if name == canonical or canonical not in chosen:
             chosen[canonical] = name
     return chosen
@@ -63,6 +69,23 @@ def require_known(kind: str, names: Iterable[str], known: Iterable[str], where: 
         shown.append(f"{name} (nearest: {nearest[0]})" if nearest else name)
     more = f" and {len(unknown) - _NAMES_SHOWN} more" if len(unknown) > _NAMES_SHOWN else ""
     raise ValueError(f"{kind} names parameters that {where} does not have: {', '.join(shown)}{more}")
+
+
+def require_trained(model: nn.Module, names: Collection[str]) -> None:
+    """Raise a ValueError if all parameters of these names are frozen, and warn if some are: Φ does nothing there."""
+    parameters = dict(model.named_parameters())
+    restrained = canonical_names(model, names)
+    frozen = sorted(name for own, name in restrained.items() if not parameters[own].requires_grad)
+    if not frozen:
+        return
+    shown = ", ".join(frozen[:_NAMES_SHOWN]) + (" …" if len(frozen) > _NAMES_SHOWN else "")
+    if len(frozen) < len(restrained):
+        logger.warning("Φ has no effect on %d of the parameters it restrains: %s are frozen", len(frozen), shown)
+        return
+    remedy = "restrain parameters that require a gradient"
+    if hasattr(model, "peft_config"):
+        remedy = "for LoRA's adapters use LoraPenalty(fisher, ewc_lambda=...), which restrains what they add to these"
+    raise ValueError(f"Φ has no effect: every parameter it restrains is frozen ({shown}); {remedy}")
 
 
 def check_fit(kind: str, name: str, tensor: Tensor, parameter: nn.Parameter, output: int) -> None:

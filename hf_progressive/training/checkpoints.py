@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 STAGING_NAME = ".saving"
 """Folder, beside the checkpoints, in which the next one is written."""
 PENALTY_NAME = "phi"
-"""Folder of the penalty, beside the checkpoints and inside each."""
+"""Folder of the penalty inside each checkpoint."""
+KEPT_PENALTY_NAME = "_phi"
+"""Folder of the penalty beside the checkpoints; Trainer uploads all of a run's folder but names like this."""
 
 _CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 
@@ -153,14 +155,16 @@ def remove_leftovers(folder: Path, *, spared: Collection[str] = ()) -> None:
 
 def keep_penalty(penalty: InheritancePenalty, folder: Path) -> None:
     """Write a run's penalty once beside its checkpoints, to be linked into each."""
-    kept = folder / PENALTY_NAME
+    kept, before = folder / KEPT_PENALTY_NAME, folder / PENALTY_NAME
+    if not kept.exists() and (before / DESCRIPTION_NAME).exists():  # of a run that began when it had that name
+        os.replace(before, kept)
     if not is_complete(kept) or read_json(kept / DESCRIPTION_NAME)["fingerprint"] != penalty.fingerprint():
         save_penalty(penalty, kept)
 
 
 def link_penalty(folder: Path, checkpoint: Path) -> dict[str, str]:
     """Put the penalty kept beside the checkpoints into one, by hard links if possible; return the files' SHA-256."""
-    kept = folder / PENALTY_NAME
+    kept = folder / KEPT_PENALTY_NAME
     shutil.copytree(kept, checkpoint / PENALTY_NAME, copy_function=link_or_copy)
     files = read_json(kept / MANIFEST_NAME)["files"]
     return {f"{PENALTY_NAME}/{name}": entry["sha256"] for name, entry in files.items()}

@@ -25,6 +25,7 @@ from hf_progressive.distributed.termination import EXIT_CODE
 from hf_progressive.penalty import BoundPenalty, InheritancePenalty
 from hf_progressive.penalty.schedule import schedule_factor
 from hf_progressive.penalty.step_log import StepLog
+from hf_progressive.penalty.validation import require_trained
 from hf_progressive.training.arguments import ProgressiveTrainingArguments
 from hf_progressive.training.checkpoints import (
     check_checkpoint,
@@ -95,8 +96,7 @@ class ProgressiveMixin(WholeSaves):
         flattened = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
         if flattened and getattr(self.args, "muon_learning_rate", None) is not None:
             raise ValueError(f"muon_learning_rate: {NEEDS_MATRICES}")
-        self.phi_schedule: str = str(phi_schedule or getattr(self.args, "phi_schedule", "constant"))
-        self.phi_until: float = phi_until if phi_until is not None else getattr(self.args, "phi_until", 1.0)
+        self._given_schedule, self._given_until = phi_schedule, phi_until
         schedule_factor(self.phi_schedule, 0.0, self.phi_until)
         self.penalty = penalty
         self.bound_penalty: BoundPenalty | None = None
@@ -118,6 +118,17 @@ class ProgressiveMixin(WholeSaves):
         self._stop_asked = False
         if penalty is not None:
             penalty.validate(self.model)
+            require_trained(self.model, penalty.restrained_names)
+
+    @property
+    def phi_schedule(self) -> str:
+        """How λ and γ move: what the constructor was told, or what the arguments say now."""
+        return str(self._given_schedule or getattr(self.args, "phi_schedule", "constant"))
+
+    @property
+    def phi_until(self) -> float:
+        """Fraction of the run at which λ and γ are zero."""
+        return float(getattr(self.args, "phi_until", 1.0) if self._given_until is None else self._given_until)
 
     def train(
         self,
@@ -184,6 +195,13 @@ class ProgressiveMixin(WholeSaves):
         # Another trainer's loss reads the logits, and may see a batch that is not one row per sequence.
         ours, behind = type(self).compute_loss is ProgressiveMixin.compute_loss, super().compute_loss
         return ours and getattr(behind, "__func__", None) is Trainer.compute_loss
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Build the model anew as `Trainer` does, each time a search begins another trial."""
+        model: nn.Module = super().call_model_init(trial)
+        if getattr(self, "_leaves_logits", False):
+            self._leaves_logits = return_loss_alone(model)
+        return model
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any

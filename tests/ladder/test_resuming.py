@@ -94,7 +94,7 @@ def test_sigterm_leaves_a_checkpoint_of_that_step_and_its_penalty(
     assert caught.value.code == 143
     left = newest_complete_checkpoint(tmp_path / "run" / NAMES[1] / "checkpoints")
     assert left.name == "checkpoint-7"
-    assert (left / "phi" / "penalty.json").samefile(left.parent / "phi" / "penalty.json")  # once on the disk
+    assert (left / "phi" / "penalty.json").samefile(left.parent / "_phi" / "penalty.json")  # once on the disk
     again = LadderConfig(**{**vars(config), "phi": dataclasses.replace(config.phi, gamma=0.0)})
     record = storage.read_json(tmp_path / "run" / "ladder.json")
     storage.write_json(tmp_path / "run" / "ladder.json", {**record, "config": again.to_dict()})

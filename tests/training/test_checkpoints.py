@@ -70,7 +70,7 @@ def test_the_penalty_travels_with_the_checkpoint(tmp_path):
     shutil.rmtree(tmp_path / "checkpoint-9")
     shutil.rmtree(tmp_path / "checkpoint-8")
     stored = tmp_path / "checkpoint-6" / "phi"
-    assert (stored / "penalty.json").samefile(tmp_path / "phi" / "penalty.json")  # once on the disk
+    assert (stored / "penalty.json").samefile(tmp_path / "_phi" / "penalty.json")  # once on the disk
     model = build_model(dropout=0.1)
     others = {None: None, "fisher and subspace": build_penalty(model, seed=13)}
     for kinds, penalty in others.items():
@@ -145,7 +145,7 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_nothing_for_good(tmp_p
         run.train()
     monkeypatch.undo()
     resumable_trainer(tmp_path, max_steps=7, save_steps=2, save_total_limit=2).train(resume_from_checkpoint=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-7", "phi"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_phi", "checkpoint-6", "checkpoint-7"]
 
 
 def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path):
@@ -171,7 +171,7 @@ def test_a_flipped_bit_is_found_on_resuming(tmp_path):
 def test_save_total_limit_spares_the_complete_ones(tmp_path):
     (tmp_path / "checkpoint-70").mkdir(parents=True)  # newer by its number, and incomplete
     resumable_trainer(tmp_path, save_total_limit=1).train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-70", "checkpoint-9", "phi"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_phi", "checkpoint-70", "checkpoint-9"]
     assert is_complete(tmp_path / "checkpoint-9")
 
 
