@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hf_progressive.publishing.publish import publish_rung
     from hf_progressive.report.report import write_report
     from hf_progressive.study.run import run_study
+    from hf_progressive.training.fisher_from_optimizer import fisher_from_optimizer
     from hf_progressive.training.trainer import ProgressiveMixin, ProgressiveTrainer, ProgressiveTrainingArguments
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     # phi: the inheritance penalty
     "InheritancePenalty",
     "estimate_fisher",
+    "fisher_from_optimizer",
     "learn_subspace",
     "load_penalty",
     # training
@@ -88,6 +90,7 @@ _MODULES = {
     ),
     "penalty": ("InheritancePenalty",),
     "estimation": ("estimate_fisher", "learn_subspace"),
+    "training.fisher_from_optimizer": ("fisher_from_optimizer",),
     "training.trainer": ("ProgressiveMixin", "ProgressiveTrainer", "ProgressiveTrainingArguments"),
     "evaluation.bits_per_byte": ("bits_per_byte", "text_bits_per_byte"),
     "evaluation.core": ("evaluate_core",),

@@ -21,9 +21,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from hf_progressive.estimation.fisher import estimate_fisher
+from hf_progressive.training.fisher_from_optimizer import fisher_from_optimizer
 
 BYTES = 256
-LENGTH = 128
+LENGTH, BATCH = 128, 16
 SIZES = {"2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128)}
 ESTIMATES = {
     "empirical, sequence": {"kind": "empirical", "definition": "sequence"},
@@ -46,21 +47,23 @@ def windows(text: Tensor, batch: int, seed: int) -> Iterator[Tensor]:
         yield torch.stack([text[start : start + LENGTH] for start in starts])
 
 
-def train(layers: int, width: int, text: Tensor, steps: int) -> PreTrainedModel:
-    """Train a small GPT-2 on bytes."""
+def train(
+    layers: int, width: int, text: Tensor, steps: int, beta: float
+) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+    """Train a small GPT-2 on bytes; return it and the optimizer, whose β₂ is given."""
     torch.manual_seed(0)
     config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 32, n_positions=LENGTH, vocab_size=BYTES)
     config.bos_token_id = config.eos_token_id = None
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     model = AutoModelForCausalLM.from_config(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, beta))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    for _, ids in zip(range(steps), windows(text, batch=16, seed=1), strict=False):
+    for _, ids in zip(range(steps), windows(text, batch=BATCH, seed=1), strict=False):
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return model.eval()
+    return model.eval(), optimizer
 
 
 @torch.no_grad()
@@ -99,6 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--steps", type=int, default=400, help="training steps of 16 × 128 bytes")
+    parser.add_argument(
+        "--beta2", type=float, default=0.95, help="Adam's, whose second moment is one of the estimates"
+    )
     parser.add_argument("--sequences", type=int, default=256, help="to estimate Ω and to measure the loss")
     parser.add_argument("--draws", type=int, default=6, help="random moves, each with its opposite")
     parser.add_argument("--move", type=float, default=0.02, help="size of a move relative to the weights")
@@ -106,10 +112,11 @@ def main() -> None:
     text = library_source(4_000_000)
     results = {}
     for size in options.sizes:
-        model = train(*SIZES[size], text, options.steps)
-        stream = windows(text, batch=16, seed=2)
-        batches = [next(stream) for _ in range(max(1, options.sequences // 16))]
+        model, optimizer = train(*SIZES[size], text, options.steps, options.beta2)
+        stream = windows(text, batch=BATCH, seed=2)
+        batches = [next(stream) for _ in range(max(1, options.sequences // BATCH))]
         fisher = {label: estimate_fisher(model, batches, **how) for label, how in ESTIMATES.items()}
+        fisher["optimizer"] = fisher_from_optimizer(optimizer, model, batch_tokens=BATCH * (LENGTH - 1))
         results[size] = {"parameters": model.num_parameters()}
         results[size] |= {
             k: round(v, 4) for k, v in compare(model, fisher, batches, options.move, options.draws).items()

@@ -10,8 +10,10 @@ from hf_progressive.config.checks import require, require_positive
 class FisherConfig:
     """How the parent's diagonal Fisher information is estimated."""
 
-    kind: Literal["empirical", "true"] = "empirical"
-    """Labels from the data, or sampled from the model."""
+    kind: Literal["empirical", "true", "optimizer"] = "empirical"
+    """Labels from the data, or sampled from the model; or for nothing, from the second moment that the parent's AdamW
+    has kept of the gradients, which is the empirical one of whole sequences (`definition` and `sequences` do not
+    count)."""
 
     definition: Literal["token", "sequence"] = "token"
     """Whose gradients are squared: single tokens', with which λ = 1 weighs a step as the parent's own loss does, or
@@ -24,8 +26,21 @@ class FisherConfig:
     """Blocks per forward and backward pass on a CPU; on an accelerator its memory says how many. Changes the time and
     not the result."""
 
+    optimizer: str | None = None
+    """Under `kind: optimizer`, of a first rung that was trained elsewhere: its `optimizer.pt`, or the folder of the
+    Trainer checkpoint that has it."""
+
+    batch_tokens: int | None = None
+    """Tokens of an optimizer step in that training."""
+
     def __post_init__(self) -> None:
-        require_positive(self, "sequences", "batch_size")
+        require_positive(self, "sequences", "batch_size", "batch_tokens")
+        given = [name for name in ("optimizer", "batch_tokens") if getattr(self, name) is not None]
+        require(
+            self.kind == "optimizer" or not given,
+            f"{' and '.join(given)}: count under kind: optimizer only; set that, or leave out",
+        )
+        require(len(given) != 1, "optimizer and batch_tokens: one is given without the other; give both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +92,11 @@ class PhiConfig:
     @property
     def is_off(self) -> bool:
         return self.ewc_lambda == 0 and self.gamma == 0
+
+    @property
+    def reads_optimizer(self) -> bool:
+        """Whether the parent's optimizer has to be kept for it."""
+        return self.ewc_lambda > 0 and self.fisher.kind == "optimizer"
 
     @property
     def most_sequences(self) -> int:

@@ -27,7 +27,7 @@ class FisherRecord:
     """How a Fisher diagonal was estimated."""
 
     kind: str
-    """Where targets came from: "empirical" or "true"."""
+    """Where targets came from: "empirical" or "true"; "optimizer" if it was read from Adam's second moment."""
     definition: str
     """Whose gradients were squared: "sequence" or "token"."""
     sequences: int
@@ -40,6 +40,10 @@ class FisherRecord:
     """SHA-256 of the model's weights, as the caller computes it."""
     data_fingerprint: str = ""
     """What identifies the data, as the caller computes it."""
+    batch_tokens: int | None = None
+    """Target tokens of the steps whose squared gradients the optimizer averaged."""
+    max_grad_norm: float | None = None
+    """To what their gradients' norm was clipped; None where that was not undone."""
 
 
 @dataclass(frozen=True, kw_only=True)

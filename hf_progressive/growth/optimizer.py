@@ -75,7 +75,7 @@ def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str
     """
     with_muon = has_muon(state["param_groups"])
     parents, children = (parameter_groups(c, muon=with_muon) for c in (plan.source_config, plan.target_config))
-    entries = _entries_by_name(state, parents)
+    entries = entries_by_name(state, parents)
     _require_known(entries, parents[2] if with_muon else [])
     # What an entry holds depends on the group: Muon's is the third.
     examples = {
@@ -114,11 +114,16 @@ def parameter_groups(config: Any, *, muon: bool = False) -> tuple[list[str], ...
     With Muon, what it trains is left out of these two and is the third.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        return groups_of_model(AutoModelForCausalLM.from_config(config), muon=muon)
+
+
+def groups_of_model(model: Any, *, muon: bool = False) -> tuple[list[str], ...]:
+    """Name a model's trainable parameters as Trainer's optimizer orders them; see `parameter_groups`."""
     # A method of Trainer that does not look at the instance; asking it keeps in step with the installed version.
     decayed = set(Trainer.get_decay_parameter_names(None, model))
-    matrices = list(hidden_matrices(model)) if muon else []
-    names = [name for name, _ in model.named_parameters() if name not in set(matrices)]
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = [name for name in hidden_matrices(model) if name in set(trained)] if muon else []
+    names = [name for name in trained if name not in set(matrices)]
     groups = [name for name in names if name in decayed], [name for name in names if name not in decayed]
     return (*groups, matrices) if muon else groups
 
@@ -128,7 +133,11 @@ def _by_optimizer(groups: tuple[list[str], ...]) -> tuple[list[str], list[str]]:
     return [*groups[0], *groups[1]], [*chain(*groups[2:])]
 
 
-def _entries_by_name(state: Mapping[str, Any], groups: tuple[list[str], ...]) -> dict[str, dict[str, Any]]:
+def entries_by_name(state: Mapping[str, Any], groups: tuple[list[str], ...]) -> dict[str, dict[str, Any]]:
+    """Return what an optimizer's state dict keeps of each parameter, whether it numbers or names them.
+
+    A state whose groups are not those of Trainer is a ValueError.
+    """
     found = [group["params"] for group in state["param_groups"]]
     if any(isinstance(key, str) for keys in found for key in keys):
         fits = [set(keys) for keys in found] == [set(names) for names in groups]
@@ -140,7 +149,7 @@ def _entries_by_name(state: Mapping[str, Any], groups: tuple[list[str], ...]) ->
     if not fits:
         raise ValueError(
             f"the optimizer's groups hold {[len(keys) for keys in found]} parameters, Trainer's for this model hold"
-            f" {[len(names) for names in groups]}; grow the state that Trainer saved for all parameters of the parent"
+            f" {[len(names) for names in groups]}; take the state that Trainer saved for all parameters of the parent"
         )
     return {name: state["state"].get(key, {}) for name, key in names_of.items()}
 

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
 from hf_progressive.config import PhiConfig
@@ -28,6 +29,8 @@ from hf_progressive.estimation.saved_estimates import (
 )
 from hf_progressive.estimation.subspace import learn_subspace, subspace_flops
 from hf_progressive.ladder.rung_penalty import FISHER_FILE, SUBSPACE_FILE
+from hf_progressive.training.fisher_from_optimizer import fisher_from_optimizer
+from hf_progressive.training.flops import meta_model
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +44,14 @@ def estimate_inheritance(
     flops_per_token: float,
     state: PartialState,
     known: Mapping[str, Any] | None = None,
+    optimizer: "KeptOptimizer | None" = None,
 ) -> dict[str, Any]:
     """Estimate what Φ needs of a trained model and store it in `phi/` beside the weights.
 
     Under several processes each reads its own share of the blocks; the first writes. Of `span`, the blocks that the
     model was trained on, the last ones are used. `known` is what was recorded of estimates that came with the model:
-    one made of these weights in the way that is wanted is kept, with its FLOPs; any other is made again.
+    one made of these weights in the way that is wanted is kept, with its FLOPs; any other is made again. Where the
+    Fisher information is read from the `optimizer` that trained the weights, neither data nor model is.
 
     Returns:
         For `fisher` and `subspace`, as far as they were estimated: how, from how many sequences, and the FLOPs spent.
@@ -59,15 +64,15 @@ def estimate_inheritance(
     missing = [name for name in wanted if name not in costs]
     if not missing:
         return costs
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(state.device)
     estimator = _Estimator(
-        model=model,
+        checkpoint=checkpoint,
         model_hash=weights,
         phi=phi,
         corpus=corpus,
         span=span,
         flops_per_token=flops_per_token,
         state=state,
+        optimizer=optimizer,
     )
     for name in missing:
         tensors, record, flops = estimator.fisher() if name == "fisher" else estimator.subspace()
@@ -83,7 +88,8 @@ def _kept_estimates(checkpoint: Path, phi: PhiConfig, weights: str, known: Mappi
     kept = {}
     if phi.ewc_lambda > 0 and "fisher" in known and (checkpoint / FISHER_FILE).is_file():
         fisher = read_record(checkpoint / FISHER_FILE, FisherRecord)
-        wanted = (phi.fisher.kind, phi.fisher.definition, phi.fisher.sequences, None, weights)
+        made = ("sequence", 0) if phi.fisher.kind == "optimizer" else (phi.fisher.definition, phi.fisher.sequences)
+        wanted = (phi.fisher.kind, *made, None, weights)
         if (fisher.kind, fisher.definition, fisher.sequences, fisher.normalize, fisher.model_hash) == wanted:
             kept["fisher"] = dict(known["fisher"])
     if phi.gamma > 0 and "subspace" in known and (checkpoint / SUBSPACE_FILE).is_file():
@@ -106,31 +112,59 @@ def _weights_hash(checkpoint: Path) -> str:
 
 
 def _described(record: FisherRecord | SubspaceRecord) -> dict[str, Any]:
-    values = dataclasses.asdict(record)
-    return {name: value for name, value in values.items() if name not in ("model_hash", "data_fingerprint")}
+    left_out = {"model_hash", "data_fingerprint"}
+    if record.__dict__.get("kind") != "optimizer":
+        left_out |= {"batch_tokens", "max_grad_norm"}
+    return {name: value for name, value in dataclasses.asdict(record).items() if name not in left_out}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptOptimizer:
+    """The optimizer that trained a model, as it was with these weights."""
+
+    path: Path
+    """Its state, or the folder of the checkpoint that has it."""
+
+    batch_tokens: int
+    """Tokens of a step."""
+
+    max_grad_norm: float | None = None
+    """To what it clipped the gradient's norm; None where that is not known."""
+
+    gradient_norms: Mapping[int, float] | None = None
+    """Norms before clipping by step; None takes what lies beside the state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Estimator:
     """The two estimates of one model, with what they cost."""
 
-    model: PreTrainedModel
+    checkpoint: Path
     model_hash: str
     phi: PhiConfig
     corpus: Corpus
     span: range
     flops_per_token: float
     state: PartialState
+    optimizer: KeptOptimizer | None
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.checkpoint, dtype=torch.float32)
+        return model.to(self.state.device)
 
     def fisher(self) -> tuple[dict[str, torch.Tensor], FisherRecord, float]:
         options = self.phi.fisher
+        kind = options.kind
+        if kind == "optimizer":
+            return self._fisher_from_optimizer()
         count, rows = self._last(options.sequences)
 
         def estimate(size: int) -> dict[str, torch.Tensor]:
             return estimate_fisher(
                 self.model,
                 _batches(rows, size),
-                kind=options.kind,
+                kind=kind,
                 definition=options.definition,
                 reduce=self._is_distributed,
                 progress=self.state.is_main_process,
@@ -145,7 +179,31 @@ class _Estimator:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             training_flops_per_token=self.flops_per_token,
         )
-        return fisher, FisherRecord(kind=options.kind, definition=options.definition, **self._made_of(count)), flops
+        return fisher, FisherRecord(kind=kind, definition=options.definition, **self._made_of(count)), flops
+
+    def _fisher_from_optimizer(self) -> tuple[dict[str, torch.Tensor], FisherRecord, float]:
+        kept, context = self.optimizer, self.corpus.context
+        if kept is None:
+            raise ValueError(
+                "phi.fisher.kind: optimizer: the model was trained elsewhere; name its state in phi.fisher.optimizer"
+                " and the tokens of its steps in phi.fisher.batch_tokens, or take empirical"
+            )
+        targets = kept.batch_tokens // context * (context - 1)
+        fisher = fisher_from_optimizer(
+            kept.path,
+            meta_model(AutoConfig.from_pretrained(self.checkpoint)),
+            batch_tokens=targets,
+            max_grad_norm=kept.max_grad_norm,
+            gradient_norms=kept.gradient_norms,
+        )
+        record = FisherRecord(
+            kind="optimizer",
+            definition="sequence",
+            batch_tokens=targets,
+            max_grad_norm=kept.max_grad_norm,
+            **self._made_of(0),
+        )
+        return fisher, record, 0.0
 
     def subspace(self) -> tuple[dict[str, torch.Tensor], SubspaceRecord, float]:
         options = self.phi.subspace

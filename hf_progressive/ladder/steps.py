@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from hf_progressive.evaluation.core.evaluate import evaluate_core
 from hf_progressive.growth import grow_checkpoint
 from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.ladder import external_model
-from hf_progressive.ladder.estimates import estimate_inheritance
+from hf_progressive.ladder.estimates import KeptOptimizer, estimate_inheritance
 from hf_progressive.ladder.record_builder import rung_record
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.ladder.rung_work import RungWork
@@ -26,6 +27,7 @@ from hf_progressive.training.averaging import average_checkpoints
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.measurement import measure_like_run
 from hf_progressive.training.precision import evaluation_precision
+from hf_progressive.training.second_moments import gradient_norms
 from hf_progressive.training.training_run import TrainingRun, train_run
 
 logger = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ def train(work: RungWork) -> None:
     """Train, from the initial checkpoint or the newest one of a run that was stopped, and save the weights."""
     result, trainer = train_run(_training_run(work), work.run.corpus, work.penalty)
     if not work.averaged:
-        trainer.save_pretrained_whole(work.trained)
+        trainer.save_pretrained_whole(work.trained, moments=_read_at_the_end(work))
     work.result, work.penalty = result, None  # neither model nor penalty is held any longer
     work.seconds["train"] = result.seconds - result.evaluation_seconds
     work.seconds["evaluate"] = result.evaluation_seconds
@@ -90,6 +92,12 @@ def train(work: RungWork) -> None:
 def carries_moments(config: LadderConfig) -> bool:
     """Tell whether the optimizer's state grows along with the weights."""
     return config.schedule == "trunk" and config.trunk.moments == "grown"
+
+
+def _read_at_the_end(work: RungWork) -> bool:
+    # Whether the optimizer that trained the final weights is read for the next rung's Φ.
+    reads = work.run.plan.next_phi(work.rung).reads_optimizer
+    return reads and work.rung.hands_on == "final" and not work.is_baseline
 
 
 def average(work: RungWork) -> None:
@@ -116,6 +124,8 @@ def _training_run(work: RungWork) -> TrainingRun:
     )
     if work.is_baseline:
         return training_run
+    reads_optimizer = rung.hands_on == "stable" and work.run.plan.next_phi(rung).reads_optimizer
+    training_run = dataclasses.replace(training_run, stable_moments=reads_optimizer)
     parent, until = work.parent_record, work.phi.until
     if rung.trunk is not None:
         until *= rung.trunk.steps / rung.steps  # a branch must not change the trunk
@@ -125,7 +135,7 @@ def _training_run(work: RungWork) -> TrainingRun:
             decay_steps=rung.trunk.decay_steps,
             rewarm_new=parent is not None and config.trunk.rewarm == "new",
             optimizer=work.init / OPTIMIZER_NAME if parent is not None and carries_moments(config) else None,
-            stable_moments=carries_moments(config) and rung.trunk.member != "end",
+            stable_moments=reads_optimizer or (carries_moments(config) and rung.trunk.member != "end"),
             kept_weights={step: folder for step, folder in work.averaged.items() if folder != work.stable},
         )
     if parent is None:
@@ -149,11 +159,37 @@ def estimate(work: RungWork) -> None:
         known = work.origin.record.estimates.to_dict() if work.origin.record else {}
     per_token = rung.size.flops_per_token
     estimates = estimate_inheritance(
-        checkpoint, phi, run.corpus, read, flops_per_token=per_token, state=run.state, known=known
+        checkpoint,
+        phi,
+        run.corpus,
+        read,
+        flops_per_token=per_token,
+        state=run.state,
+        known=known,
+        optimizer=_kept_optimizer(work, checkpoint) if phi.reads_optimizer else None,
     )
     work.estimates = Estimates.from_dict(estimates)
+    if _read_at_the_end(work):  # it is of no use to anybody else
+        run.on_first_process(lambda: (checkpoint / OPTIMIZER_NAME).unlink(missing_ok=True))
     if estimates:
         run.on_first_process(lambda: storage.write_manifest(checkpoint))
+
+
+def _kept_optimizer(work: RungWork, checkpoint: Path) -> KeptOptimizer | None:
+    fisher, training = work.run.plan.next_phi(work.rung).fisher, work.training
+    if work.origin is not None:
+        if fisher.optimizer is None or fisher.batch_tokens is None:
+            return None
+        return KeptOptimizer(path=Path(fisher.optimizer), batch_tokens=fisher.batch_tokens)
+    assert work.result is not None
+    last = work.rung.trunk.steps if work.rung.trunk is not None else work.rung.steps
+    norms = gradient_norms(work.result.training_log)
+    return KeptOptimizer(
+        path=checkpoint / OPTIMIZER_NAME,
+        batch_tokens=training.batch_tokens,
+        max_grad_norm=training.max_grad_norm,
+        gradient_norms={step: norm for step, norm in norms.items() if step <= last},
+    )
 
 
 def evaluate_on_core(work: RungWork) -> None:

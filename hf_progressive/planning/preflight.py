@@ -72,7 +72,7 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
     Each is a line: the key, its value, and what would be right. Without the number of processes, it is not asked
     whether a step divides among them.
     """
-    problems = [*_muon_problems(config)]
+    problems = [*_muon_problems(config), *_fisher_problems(config)]
     for rung in config.rungs:
         training, growth = config.training_of(rung.name), config.growth_of(rung.name)
         arguments = training.arguments
@@ -198,6 +198,29 @@ def _muon_problems(config: LadderConfig) -> Iterator[str]:
     if config.schedule == "trunk" and config.trunk.moments == "grown" and len(set(optimizers.values())) > 1:
         named = ", ".join(f"{name} {optimizer}" for name, optimizer in optimizers.items())
         yield f"trunk.moments: grown moments need one training.optimizer on all rungs, not {named}; take fresh ones"
+
+
+def _fisher_problems(config: LadderConfig) -> Iterator[str]:
+    # A rung's optimizer is read for the next rung's Φ; the last one's for what a later ladder makes of it.
+    for index, rung in enumerate(config.rungs):
+        after = config.rungs[index + 1 :]
+        phi = config.phi_of(after[0].name) if after else config.phi
+        if not phi.reads_optimizer or rung.source is not None:
+            continue
+        training = config.training_of(rung.name)
+        engine, optimizer = _engine_of_its_own(training.arguments), training.arguments.get("optim")
+        if engine is not None:
+            yield f"phi.fisher.kind: optimizer does not work with {engine}, which keeps its state in a form of its own"
+        if training.optimizer == "muon":
+            yield (
+                "phi.fisher.kind: optimizer reads second moments, and Muon keeps none of the matrices in the layers;"
+                " take empirical, or training.optimizer adamw"
+            )
+        elif isinstance(optimizer, str) and optimizer not in _GROWING:
+            yield (
+                f"phi.fisher.kind: optimizer reads torch's AdamW, not training.arguments.optim {optimizer}; take"
+                f" empirical"
+            )
 
 
 def _engine_of_its_own(arguments: Mapping[str, Any]) -> str | None:

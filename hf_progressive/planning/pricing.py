@@ -221,6 +221,7 @@ class _RungPrice:
         expected = to_match.get("expected", rung.flops) / per_token
         eaten = self.speed.training * self.price.cluster.count / per_token
         grown_moments = rung.trunk is not None and self.config.trunk.moments == "grown"
+        next_phi = self.price.plan.next_phi(rung)
         return {
             "cold": self.cost(rung.cold_flops or 0.0),
             "as_configured": self.cost(rung.flops),
@@ -243,9 +244,9 @@ class _RungPrice:
                 parameters.total,
                 baseline=rung.trains_baseline,
                 stable=rung.keeps_stable,
-                with_fisher=self.price.plan.next_phi(rung).ewc_lambda > 0,
+                with_fisher=next_phi.ewc_lambda > 0,
                 of_muon=self._of_muon,
-                stable_moments=grown_moments and rung.hands_on == "stable",
+                stable_moments=(grown_moments or next_phi.reads_optimizer) and rung.hands_on == "stable",
                 initial_moments=grown_moments and rung.parent is not None,
             ),
         }

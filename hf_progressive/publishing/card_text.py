@@ -226,7 +226,9 @@ def penalty(lineage: Lineage) -> str:
         return ""
     terms = []
     if phi.ewc_lambda > 0:
-        how = f" ({phi.fisher.kind}, from {phi.fisher.sequences:,} sequences)" if phi.fisher else ""
+        how = "" if phi.fisher is None else f" ({phi.fisher.kind}, from {phi.fisher.sequences:,} sequences)"
+        if phi.fisher is not None and phi.fisher.kind == "optimizer":
+            how = " (the second moment of the parent's AdamW)"
         terms.append(
             f"λ = {phi.ewc_lambda:g} on the squared distance from the grown weights, weighted by the parent's"
             f" Fisher information{how}"

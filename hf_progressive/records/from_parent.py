@@ -86,7 +86,7 @@ class FisherEstimate(Estimate):
     """How Fisher information was estimated."""
 
     kind: str
-    """Empirical, or with labels sampled from the model."""
+    """Empirical, or with labels sampled from the model, or read from the optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)

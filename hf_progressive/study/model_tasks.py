@@ -53,7 +53,7 @@ def model_tasks(
 
 def _initial_task(initial: InitialModel) -> Task:
     needs = [] if initial.parent is None else [initial.source]
-    if initial.carry_moments:
+    if initial.carry_moments or (initial.estimates_inheritance and initial.phi.reads_optimizer):
         needs.append(f"{initial.source}/{OPTIMIZER_NAME}")
     return Task(name=initial.name, needs=tuple(needs), only_if_needed=True, work=initial)
 

@@ -64,6 +64,7 @@ class InitialModel:
             config = {k: v for k, v in self.rung.size.config.to_diff_dict().items() if k != "transformers_version"}
             return f"{self.rung.name}-s{self.seed}-fresh-{digest([config, self.draw, self.fingerprint])}"
         phi = dataclasses.asdict(self.phi)
+        phi["fisher"] = {key: value for key, value in phi["fisher"].items() if value is not None}
         estimates = {key: phi[key] for key in ("fisher", "subspace")} if self.estimates_inheritance else None
         terms = [self.phi.ewc_lambda > 0, self.phi.gamma > 0]
         growth = {k: v for k, v in dataclasses.asdict(self.growth).items() if not k.startswith("max_")}

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
+from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, TokenBlocks, token_byte_lengths
 from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.growth import grow_checkpoint
 from hf_progressive.growth.grow import OPTIMIZER_NAME
-from hf_progressive.ladder.estimates import estimate_inheritance
+from hf_progressive.ladder.estimates import KeptOptimizer, estimate_inheritance
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.records.environment import device_name
@@ -28,6 +30,7 @@ from hf_progressive.training.averaging import average_checkpoints
 from hf_progressive.training.callbacks import evenly_spaced
 from hf_progressive.training.checkpoints import write_fresh
 from hf_progressive.training.precision import evaluation_precision
+from hf_progressive.training.second_moments import gradient_norms
 from hf_progressive.training.trainer import ProgressiveTrainer
 from hf_progressive.training.training_run import TrainingRun, train_run
 
@@ -150,7 +153,9 @@ class Worker:
             range(setup.first_block, setup.first_block + parent.tokens // corpus.context),
             flops_per_token=parent.initial.rung.size.flops_per_token,
             state=self.state,
+            optimizer=_kept_optimizer(making, setup.training, self.folder.result(parent.name)),
         )
+        (making / OPTIMIZER_NAME).unlink(missing_ok=True)  # of no further use here
         storage.write_manifest(making)
         shutil.rmtree(target, ignore_errors=True)
         making.rename(target)
@@ -267,6 +272,18 @@ class Worker:
             before = own if storage.is_complete(own) else branch
             assert before is not None
             _link_weights(before, stable)
+
+
+def _kept_optimizer(folder: Path, training: TrainingConfig, trained: Mapping[str, Any] | None) -> KeptOptimizer | None:
+    # What is beside the weights, if a task has asked for it; what the whole run logged tells the clipping.
+    if trained is None or not (folder / OPTIMIZER_NAME).is_file():
+        return None
+    return KeptOptimizer(
+        path=folder / OPTIMIZER_NAME,
+        batch_tokens=training.batch_tokens,
+        max_grad_norm=training.max_grad_norm,
+        gradient_norms=gradient_norms(trained["training_log"]),
+    )
 
 
 def _step_of(checkpoint: Path) -> int:
