@@ -37,6 +37,7 @@ from typing import Any
 import torch
 
 from hf_progressive.growth.axis import Axis, Fill, Segment
+from hf_progressive.growth.experts import expert_axis
 from hf_progressive.growth.family_table import AxisName, Family, Sizes, axis_lengths
 from hf_progressive.growth.methods import Method
 from hf_progressive.growth.units import UnitOrigin
@@ -69,6 +70,8 @@ def grow_axes(
         query_scale *= math.sqrt(new.head_dim / old.head_dim)
     axes |= _attention_axes(family, method, old, new, query_scale, key_scale)
     axes["mlp"] = _unit_axis(old.mlp, _width(method, "MLP width", old.mlp, new.mlp)).filled("fresh", "zero")
+    if family.has_experts:
+        axes |= _expert_axes(family, method, target, old, new)
     axes["vocab"] = _appended(old.vocab, new.vocab).filled("near_mean", "near_mean")
     axes["positions"] = _appended(old.positions, new.positions)
     if not method.rescales:
@@ -76,6 +79,17 @@ def grow_axes(
     for name in ("gain", "final_gain"):
         axes[name] = axes[name].filled("zero" if method.zero_gains else "mean")
     return axes, eps_factor
+
+
+def _expert_axes(family: Family, method: Method, target: Any, old: Sizes, new: Sizes) -> dict[AxisName, Axis]:
+    of_expert = _unit_axis(old.expert_mlp, _width(method, "width of an expert", old.expert_mlp, new.expert_mlp))
+    of_shared = _unit_axis(old.shared_mlp, _width(method, "the shared expert's", old.shared_mlp, new.shared_mlp))
+    return {
+        "experts": expert_axis(family, target, old, new),
+        "expert_mlp": of_expert.filled("fresh", "zero"),
+        "shared_mlp": of_shared.filled("fresh", "zero"),
+        "one": Axis.unchanged(1),
+    }
 
 
 def _appended(old: int, new: int) -> Axis:

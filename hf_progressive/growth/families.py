@@ -53,14 +53,16 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from hf_progressive.growth.family_table import Family, Sizes
 from hf_progressive.growth.gpt2 import GPT2
 from hf_progressive.growth.llama import GEMMA, GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.growth.nanochat import NANOCHAT
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family for family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GRANITE, SMOLLM3, NANOCHAT)
 }
-"""Every family, by the `model_type` of its configs."""
+"""Every family of dense models, by the `model_type` of its configs; `MIXTURES` has those with experts."""
 
-_SMALL = {"width": 24, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 10, "mlp": 14, "vocab": 22, "positions": 18}
+_SMALL = {"width": 24, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 10, "mlp": 14, "vocab": 22, "positions": 18,
+          "experts": 3, "chosen": 2, "expert_mlp": 6, "shared_mlp": 26}  # fmt: skip
 """Sizes of the model that a table is compared with: as far as a family allows, no two axes are of one length."""
 
 _TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
@@ -68,10 +70,11 @@ _TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 def family_of(config: Any) -> Family:
     """Return the family of a config; one that is unknown, or an option that growth cannot map, is a ValueError."""
-    family = FAMILIES.get(config.model_type)
+    known = FAMILIES | MIXTURES
+    family = known.get(config.model_type)
     if family is None:
         raise ValueError(
-            f"model_type {config.model_type!r} cannot be grown; families known: {', '.join(FAMILIES)}; add one with"
+            f"model_type {config.model_type!r} cannot be grown; families known: {', '.join(known)}; add one with"
             " register_family"
         )
     if (quantization := getattr(config, "quantization_config", None)) is not None:
@@ -114,7 +117,7 @@ def register_family(family: Family) -> Family:
     Traceback (most recent call last):
     ValueError: model_type 'llama' can be grown already; a family is registered once
     """
-    if family.model_type in FAMILIES:
+    if family.model_type in FAMILIES | MIXTURES:
         raise ValueError(f"model_type {family.model_type!r} can be grown already; a family is registered once")
     if faults := list(dict.fromkeys(_faults(family))):
         raise ValueError(f"the family {family.model_type!r} is not complete: {'; '.join(faults)}")

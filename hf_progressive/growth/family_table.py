@@ -1,6 +1,6 @@
 """What a family of models is to the growth engine: a table of its tensors and of the config fields that size them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +24,10 @@ AxisName = Literal[
     "context",  # heads · head_dim, what attention hands to its output projection
     "head_dim",  # one head's dimensions, the gains of query and key norms
     "mlp",  # hidden units of the MLP
+    "experts",  # experts of a mixture, each with an MLP of its own
+    "expert_mlp",  # hidden units of one expert
+    "shared_mlp",  # hidden units of the expert that every token passes
+    "one",  # a single unit: the gate of that expert
 ]
 
 Init = Literal["normal", "scaled_normal", "ones", "zeros"]
@@ -61,6 +65,9 @@ class WeightRule:
         offset: The working value is the stored value plus this (Gemma stores gain − 1).
         when: A config field that must be true for the tensor to exist; empty if it always does.
         tied_to: The tensor that it shares if the config ties word embeddings; it is not stored then.
+        published: The names in files, where those are others: with `{expert}` in them, the tensor holds all experts
+            along its first dimension, and files hold each alone, its second dimension divided among the names.
+        sparse: Only layers that are mixtures have it (true), or only those that are not (false); None for every layer.
     """
 
     name: str
@@ -70,6 +77,13 @@ class WeightRule:
     offset: float = 0.0
     when: str = ""
     tied_to: str = ""
+    published: tuple[str, ...] = ()
+    sparse: bool | None = None
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether files hold it expert by expert."""
+        return any("{expert}" in name for name in self.published)
 
     @property
     def per_layer(self) -> bool:
@@ -116,7 +130,8 @@ class Sizes:
     """What can grow, in the words every family shares.
 
     `width` counts channels of the residual stream, `heads` those of queries, `mlp` hidden units, `vocab` tokens, and
-    `positions` is the longest context.
+    `positions` is the longest context. Of mixtures, `experts` counts the experts of a layer, `chosen` those that a
+    token is sent to, `expert_mlp` the hidden units of each, `shared_mlp` those of the expert for every token.
     """
 
     width: int
@@ -127,6 +142,10 @@ class Sizes:
     mlp: int
     vocab: int
     positions: int
+    experts: int = 0
+    chosen: int = 0
+    expert_mlp: int = 0
+    shared_mlp: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +169,10 @@ class Family:
         normed_queries: Queries and keys are normalised over each head's dimensions, with the epsilon of `eps_field`.
         scaled_embedding: The embedding is multiplied by √width on the way into the residual stream.
         unsupported: Config fields that must be false, with the reason.
+        sparse_layers: Tells of a config which of its layers are mixtures of experts, where not all or none are.
+        follow_sparse: Writes into a config which of its layers are.
+        normed_choice: The weights of the chosen experts are divided by their sum: always, never, or if the config
+            field named is true.
     """
 
     model_type: str
@@ -168,6 +191,14 @@ class Family:
     normed_queries: bool = False
     scaled_embedding: bool = False
     unsupported: Mapping[str, str] = field(default_factory=dict)
+    sparse_layers: Callable[[Any], Sequence[bool]] | None = None
+    follow_sparse: Callable[[Any, Sequence[bool]], None] | None = None
+    normed_choice: bool | str = False
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether its MLPs are mixtures of experts."""
+        return "experts" in self.size_fields
 
     def sizes(self, config: Any) -> Sizes:
         """Read the sizes: an MLP width of None stands for 4 · width, a missing head_dim for width / heads."""
@@ -185,14 +216,27 @@ class Family:
         layered = [rule for rule in rules if rule.per_layer]
         first = rules.index(layered[0])
         yield from ((rule.name, rule, None) for rule in rules[:first])
-        for layer in range(self.sizes(config).layers):
-            yield from ((rule.name.format(layer=layer), rule, layer) for rule in layered)
+        layers = self.sizes(config).layers
+        sparse = [None] * layers if self.sparse_layers is None else self.sparse_layers(config)
+        for layer in range(layers):
+            here = (rule for rule in layered if rule.sparse in (None, sparse[layer]))
+            yield from ((rule.name.format(layer=layer), rule, layer) for rule in here)
         yield from ((rule.name, rule, None) for rule in rules[first:] if not rule.per_layer)
 
     def shape(self, rule: WeightRule, config: Any) -> tuple[int, ...]:
         """Return the shape of a rule's tensor."""
         lengths = axis_lengths(self.sizes(config))
         return tuple(sum(lengths[axis] for axis in dim.axes) for dim in rule.dims)
+
+    def stored(self, config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Iterate over what files hold: canonical names, those of single experts among them, and shapes."""
+        for _, rule, layer in self.tensors(config):
+            shape = self.shape(rule, config)
+            if rule.per_expert:
+                each = (shape[1] // len(rule.published), *shape[2:])
+                yield from ((part, each) for parts in expert_names(rule, layer, shape[0]) for part in parts)
+            else:
+                yield stored_name(rule, layer), shape
 
     def canonical_name(self, key: str) -> str:
         """Return the name that the stock class saves a tensor by; files of the base model lack its prefix."""
@@ -205,6 +249,17 @@ class Family:
         for name in self.ignored:
             yield from dict.fromkeys(name.format(layer=layer) for layer in range(self.sizes(config).layers))
         yield from (rule.name for rule in self.rules if rule.tied_to and not rule.exists(config))
+
+
+def stored_name(rule: WeightRule, layer: int | None) -> str:
+    """Return the name by which files hold a tensor that is not divided into experts."""
+    name = rule.published[0] if rule.published else rule.name
+    return name if layer is None else name.format(layer=layer)
+
+
+def expert_names(rule: WeightRule, layer: int | None, experts: int) -> list[list[str]]:
+    """Return the names by which files hold the experts of a tensor, expert by expert, part by part."""
+    return [[name.format(layer=layer, expert=expert) for name in rule.published] for expert in range(experts)]
 
 
 def axis_lengths(sizes: Sizes) -> dict[AxisName, int]:
@@ -221,4 +276,8 @@ def axis_lengths(sizes: Sizes) -> dict[AxisName, int]:
         "context": sizes.heads * sizes.head_dim,
         "head_dim": sizes.head_dim,
         "mlp": sizes.mlp,
+        "experts": sizes.experts,
+        "expert_mlp": sizes.expert_mlp,
+        "shared_mlp": sizes.shared_mlp,
+        "one": 1,
     }

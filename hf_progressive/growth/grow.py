@@ -57,7 +57,7 @@ class GrowthReport:
         output: The folder written.
         source: The parent, as it was given.
         revision: Its commit, for a parent from the Hub.
-        family: The `model_type` of both.
+        family: The `model_type` of the child, which is the parent's but under the method `upcycle`.
         method: The growth method.
         seed: Seed of the new entries.
         preserves_function: Whether the plan keeps the parent's function, by construction.
@@ -164,7 +164,7 @@ def grow_checkpoint(
             for name, digest in hashing.result().items():
                 files[name]["sha256"] = digest
         digests.update(writer.sha256)
-        _child_config(plan, writer.specs[plan.tensors[0].name].dtype).save_pretrained(folder)
+        _child_config(plan, writer.specs[plan.stored[0].name].dtype).save_pretrained(folder)
         origin.copy_companions(folder)
         if optimizer is not None:
             files[OPTIMIZER_NAME] = _grow_optimizer(optimizer, plan, folder)
@@ -225,8 +225,8 @@ def grow_model(
         **options: Options of the method, as `plan_growth` takes them.
 
     Returns:
-        The child, of the parent's class, dtype, device, mode and kind of attention; it shares no memory with the
-        parent.
+        The child, of the parent's class (under `upcycle` that of a mixture), dtype, device, mode and kind of
+        attention; it shares no memory with the parent.
 
     Raises:
         ValueError: The target is not one that the parent can grow into, or the parent holds NaN.
@@ -239,10 +239,12 @@ def grow_model(
     plan = plan_growth(model.config, target, method=method, **options)
     parent = ParentTensors(plan, ModelTensors(model))
     specs = parent.child_specs()
-    grown = {t.name: parent.grow(t, seed=seed, dtype=specs[t.name].dtype).clone() for t in plan.tensors}
+    grown = {t.name: parent.grow(t, seed=seed, dtype=specs[t.name].dtype).clone() for t in plan.stored}
     config = _child_config(plan, model.dtype)
     attention = model.config._attn_implementation
-    child = type(model).from_pretrained(
+    stays = plan.family is plan.source_family
+    child_class: Any = type(model) if stays else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    child = child_class.from_pretrained(
         None, config=config, state_dict=grown, dtype=model.dtype, attn_implementation=attention
     )
     if model.generation_config is not None:
@@ -264,7 +266,7 @@ def _write_weights(
     if free < writer.total_bytes:
         raise OSError(errno.ENOSPC, f"no space left: {writer.total_bytes:,} bytes are needed, {free:,} are free")
     bar = tqdm(total=writer.total_bytes, unit="B", unit_scale=True, desc="growing", disable=None if progress else True)
-    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    tensors = {tensor.name: tensor for tensor in plan.stored}
     with writer, bar:
         for name, tensor in _grown(writer, tensors, parent, seed):
             writer.write(name, tensor)

@@ -15,21 +15,25 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.exactness import grow_axes
+from hf_progressive.growth.expert_pieces import in_pieces
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.family_table import AxisName, Family, Sizes
 from hf_progressive.growth.layers import LayerOrigin
 from hf_progressive.growth.methods import Method, method_named
+from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.growth.new_entries import NewEntries, describe_new_entries, new_units
 from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.growth.target import complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
 from hf_progressive.growth.unmerged import describe_wrapper
+from hf_progressive.growth.upcycle import as_mixture, upcycling_of, with_choice
 
 _FACTORS_TOLD = 8  # along an axis, in a plan's summary
 _FAULTS_TOLD = 12
@@ -42,7 +46,8 @@ class GrowthPlan:
     Attributes:
         source_config: The parent's config.
         target_config: The child's whole config, its norms' epsilon rescaled.
-        family: Their family.
+        family: The child's family.
+        source_family: The parent's, which is another under the method `upcycle` alone.
         method: Name of the growth method.
         options: What the method left open.
         changes: What changes the function, a line each; none if the child computes the parent's function.
@@ -56,6 +61,7 @@ class GrowthPlan:
     source_config: Any
     target_config: Any
     family: Family
+    source_family: Family
     method: str
     options: GrowthOptions
     changes: tuple[str, ...]
@@ -63,6 +69,11 @@ class GrowthPlan:
     ignored_sources: tuple[str, ...] = field(repr=False)
     layers: tuple[LayerOrigin, ...] = field(repr=False)
     axes: Mapping[AxisName, Axis] = field(repr=False)
+
+    @property
+    def stored(self) -> tuple[TensorPlan, ...]:
+        """What files hold of the tensors: themselves, but for those that are stored expert by expert."""
+        return tuple(piece for tensor in self.tensors for piece in tensor.stored)
 
     @property
     def preserves_function(self) -> bool:
@@ -75,8 +86,8 @@ class GrowthPlan:
 
     def check_source_keys(self, keys_with_shapes: Mapping[str, Sequence[int]]) -> None:
         """Raise unless a checkpoint, by its files' names and shapes, holds exactly the parent's tensors."""
-        family, config = self.family, self.source_config
-        expected = {name: family.shape(rule, config) for name, rule, _ in family.tensors(config)}
+        family = self.source_family
+        expected = dict(family.stored(self.source_config))
         found: dict[str, tuple[int, ...]] = {}
         faults = []
         for key, shape in keys_with_shapes.items():
@@ -112,7 +123,7 @@ class GrowthPlan:
         Raises:
             ValueError: A name is not a parameter of the parent, or a shape is another.
         """
-        return self._carried(mapping, lambda tensor, value: tensor.carry(value, power=2))
+        return self._carried(mapping, partial(TensorPlan.carry, power=2))
 
     def map_gradient(self, mapping: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry gradients, or averages of them such as Adam's first moment, into the child's coordinates.
@@ -126,7 +137,7 @@ class GrowthPlan:
         Raises:
             ValueError: A name is not a parameter of the parent, or a shape is another.
         """
-        return self._carried(mapping, lambda tensor, value: tensor.carry(value, power=1))
+        return self._carried(mapping, partial(TensorPlan.carry, power=1))
 
     def map_subspace(self, bases: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry orthonormal bases of the weights' output sides into the child's coordinates.
@@ -145,19 +156,19 @@ class GrowthPlan:
         """
         return self._carried(bases, TensorPlan.carry_basis)
 
-    def _carried(
-        self, mapping: Mapping[str, Tensor], carry: Callable[[TensorPlan, Tensor], Tensor]
-    ) -> dict[str, Tensor]:
-        return {name: carry(tensor, mapping[source]) for name, (tensor, source) in self.carried_from(mapping).items()}
+    def _carried(self, mapping: Mapping[str, Tensor], carry: Callable[..., Tensor]) -> dict[str, Tensor]:
+        carried = self.carried_from(mapping).items()
+        return {name: carry(tensor, *(mapping[source] for source in sources)) for name, (tensor, sources) in carried}
 
-    def carried_from(self, names: Iterable[str]) -> dict[str, tuple[TensorPlan, str]]:
+    def carried_from(self, names: Iterable[str]) -> dict[str, tuple[TensorPlan, tuple[str, ...]]]:
         """Tell from which of the parent's tensors each of the child's statistics is carried, to do it one at a time.
 
         Returns:
-            By parameter name of the child, its plan and the parent's name. Where the child's is no heir, the parent's
-            is any of its kind, of which shape and dtype alone count.
+            By parameter name of the child, its plan and the parent's names, several where dense matrices become one
+            tensor of experts. Where the child's is no heir, the parent's is any of its kind, of which shape and dtype
+            alone count.
         """
-        kinds = {name: rule.name for name, rule, _ in self.family.tensors(self.source_config)}
+        kinds = {name: rule.name for name, rule, _ in self.source_family.tensors(self.source_config)}
         given = dict.fromkeys(names)
         unknown = [name for name in given if name not in kinds]
         if unknown:
@@ -165,10 +176,10 @@ class GrowthPlan:
         examples = {kinds[name]: name for name in given}
         carried = {}
         for tensor in self.tensors:
-            if tensor.heir and tensor.sources[0] in given:
-                carried[tensor.name] = (tensor, tensor.sources[0])
+            if tensor.heir and given.keys() >= set(tensor.sources):
+                carried[tensor.name] = (tensor, tensor.sources)
             elif not tensor.heir and tensor.kind in examples:
-                carried[tensor.name] = (tensor, examples[tensor.kind])
+                carried[tensor.name] = (tensor, (examples[tensor.kind],))
         return carried
 
     def inherited_mask(self, name: str) -> Tensor:
@@ -190,7 +201,15 @@ class GrowthPlan:
             is made when it is needed. `hf_progressive.growth.new_entries` tells the same of a grown checkpoint.
         """
         heirs = [layer.heir for layer in self.layers]
-        return describe_new_entries(self.family, self.target_config, new_units(self.axes), heirs)
+        upcycled = self._upcycled()
+        return describe_new_entries(
+            self.family,
+            self.target_config,
+            new_units(self.axes),
+            heirs,
+            new_kinds=upcycled.get("new_kinds", ()),
+            dropped=upcycled.get("dropped"),
+        )
 
     def tensor(self, name: str) -> TensorPlan:
         """Return the plan of one tensor.
@@ -217,8 +236,8 @@ class GrowthPlan:
             rules used.
         """
         family, source = self.family, self.source_config
-        old, new = family.sizes(source), family.sizes(self.target_config)
-        before = sum(math.prod(family.shape(rule, source)) for _, rule, _ in family.tensors(source))
+        old, new = self.source_family.sizes(source), family.sizes(self.target_config)
+        before = sum(math.prod(shape) for _, shape in self.source_family.stored(source))
         factors = {
             name: sorted({segment.write for _, segment in axis.inherited()} - {1.0})
             for name, axis in self.axes.items()
@@ -228,7 +247,11 @@ class GrowthPlan:
             "method": self.method,
             "preserves_function": self.preserves_function,
             "changes": list(self.changes),
-            "sizes": {name: [value, getattr(new, name)] for name, value in asdict(old).items()},
+            "sizes": {
+                name: [value, getattr(new, name)]
+                for name, value in asdict(old).items()
+                if family.has_experts or name not in ("experts", "chosen", "expert_mlp", "shared_mlp")
+            },
             "layers": [asdict(layer) for layer in self.layers],
             "new_units": {name: [list(run) for run in runs] for name, runs in new_units(self.axes).items()},
             "tensors": {
@@ -240,6 +263,19 @@ class GrowthPlan:
             "factors": {name: _few(values) for name, values in factors.items() if values},
             family.eps_field: [getattr(config, family.eps_field) for config in (source, self.target_config)],
             "rules": dict(Counter(tensor.rule for tensor in self.tensors)),
+            **self._upcycled(),
+        }
+
+    def _upcycled(self) -> dict[str, Any]:
+        # What neither layers nor axes tell of a child with experts of a dense parent.
+        if self.source_family is self.family:
+            return {}
+        made = {tensor.kind for tensor in self.tensors if tensor.sources}
+        dropped = next((tensor.dropped for tensor in self.tensors if tensor.dropped is not None), None)
+        return {
+            "source_family": self.source_family.model_type,
+            "new_kinds": sorted({tensor.kind for tensor in self.tensors} - made),
+            "dropped": None if dropped is None else {"share": dropped.share, "units": dropped.units},
         }
 
 
@@ -273,28 +309,37 @@ def plan_growth(
     (112, 336)
     """
     chosen = GrowthOptions.of(options)
-    family = family_of(source_config)
+    source_family = family = family_of(source_config)
     way = method_named(method).with_options(chosen)
-    target = complete_target(family, source_config, target_config)
+    upcycling, source = None, source_config
+    if way.upcycles:
+        upcycling = upcycling_of(source_config, target_config)
+        target_config = with_choice(upcycling, target_config)
+        family, source = MIXTURES[upcycling.target], as_mixture(upcycling, source_config, target_config)
+    target = complete_target(family, source, target_config)
     vocab_field = family.size_fields["vocab"]
     rows = math.ceil(getattr(target, vocab_field) / chosen.vocab_multiple) * chosen.vocab_multiple
     setattr(target, vocab_field, rows)
-    axes, eps_factor = grow_axes(family, source_config, target, way, new_scale=chosen.new_scale)
-    old, new = family.sizes(source_config), family.sizes(target)
+    axes, eps_factor = grow_axes(family, source, target, way, new_scale=chosen.new_scale)
+    old, new = family.sizes(source), family.sizes(target)
     layers = _layer_origins(way, old.layers, new.layers, chosen)
     if way.inherits:
-        setattr(target, family.eps_field, getattr(source_config, family.eps_field) * eps_factor)
+        setattr(target, family.eps_field, getattr(source, family.eps_field) * eps_factor)
         for name in family.layer_fields:
-            setattr(target, name, _follow(layers, getattr(source_config, name)))
+            setattr(target, name, _follow(layers, getattr(source, name)))
+        if family.sparse_layers and family.follow_sparse and upcycling is None:
+            family.follow_sparse(target, _follow(layers, family.sparse_layers(source)))
+    tensors = plan_tensors(family, source, target, axes, layers, way, chosen)
     return GrowthPlan(
         source_config=source_config,
         target_config=target,
         family=family,
+        source_family=source_family,
         method=method,
         options=chosen,
         changes=tuple(_changes(way, chosen, old, new)),
-        tensors=tuple(plan_tensors(family, source_config, target, axes, layers, way, chosen)),
-        ignored_sources=tuple(family.ignored_names(source_config)),
+        tensors=tuple(in_pieces(family, target, tensors, axes, layers, chosen, upcycling)),
+        ignored_sources=tuple(source_family.ignored_names(source_config)),
         layers=tuple(layers),
         axes=axes,
     )
@@ -315,6 +360,10 @@ def _changes(method: Method, options: GrowthOptions, old: Sizes, new: Sizes) -> 
         yield f"old matrices are multiplied by {method.shrink:g}"
     if method.perturb > 0:
         yield f"matrices carry noise of {method.perturb:g} of a new model's"
+    if method.upcycles and options.drop > 0:
+        yield f"{options.drop:.0%} of every expert's hidden units are drawn anew, the others are the dense model's"
+    if method.upcycles and options.noise:
+        yield f"experts' matrices carry noise of {options.noise:g} of their RMS"
 
 
 def _few(values: Sequence[float]) -> Sequence[float]:

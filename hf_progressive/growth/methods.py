@@ -12,6 +12,7 @@
 | `shrink_pad_perturb` | old × 0.4, zeros, all noisy  | as `exact`, shrunk and noisy   | changed  | 2605.13405 |
 | `pad`                | zeros, nothing rescaled      | as `exact`                     | changed  | –          |
 | `random`             | fresh weights                | fresh weights                  | changed  | –          |
+| `upcycle`            | as `exact`, MLPs → experts   | as `exact`                     | kept     | 2212.05055 |
 
 The papers: LEMON for `exact` (its padding), HyperCloning, Net2Net, LLaMA Pro, G_stack, layer interpolation, SOLAR, and
 "When is warmstarting effective", whose operator takes no heed of the function.
@@ -68,6 +69,7 @@ class Method:
     noise: float = 0.0
     shrink: float = 1.0
     perturb: float = 0.0
+    upcycles: bool = False
 
     def with_options(self, options: GrowthOptions) -> "Method":
         """Return the method as the options have it; a depth method that is not known is a ValueError."""
@@ -75,6 +77,8 @@ class Method:
         method = replace(self, **{name: value for name, value in chosen.items() if value is not None})
         if options.uneven is not None:
             method = replace(method, width=uneven_shares(self.width, options.uneven))
+        if options.drop and not self.upcycles:
+            raise ValueError(f"drop={options.drop:g} is for the method 'upcycle'; leave it out")
         if options.depth_method is None:
             return method
         if options.depth_method not in DEPTH_METHODS:
@@ -112,6 +116,7 @@ METHODS: dict[str, Method] = {
         Method("pad", "zeros around the old weights, gains too, nothing rescaled", rescales=False, zero_gains=True,
                keeps_width=False),
         Method("random", "fresh weights, as from scratch", inherits=False, keeps_width=False, keeps_depth=False),
+        Method("upcycle", "a dense model's MLPs become mixtures of experts (sparse upcycling)", upcycles=True),
     )
 }  # fmt: skip
 """Every method, by name."""

@@ -12,7 +12,7 @@ of another. These are the entries on which Ω is 0 and to which no statistic of 
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from hf_progressive.growth.axis import Axis
+from hf_progressive.growth.experts import Dropped, dropped_units
 from hf_progressive.growth.families import family_of
-from hf_progressive.growth.family_table import AxisName, DimRule, Family, axis_lengths
+from hf_progressive.growth.family_table import AxisName, DimRule, Family, WeightRule, axis_lengths
 from hf_progressive.hub.names import GROWTH
 from hf_progressive.storage import read_json
 
@@ -39,6 +40,7 @@ class NewEntries:
         shape: The tensor's shape.
         ranges: For each dimension the runs of new units; an entry at any of them is new.
         whole: Every entry is new: the tensor inherits nothing.
+        dropped: The hidden units of experts that were drawn anew, in a tensor of all experts.
 
     >>> entries = NewEntries((2, 3), ((), ((2, 3),)))
     >>> entries.count, entries.mask().tolist()
@@ -50,12 +52,15 @@ class NewEntries:
     shape: tuple[int, ...]
     ranges: tuple[Ranges, ...]
     whole: bool = False
+    dropped: Dropped | None = None
 
     @property
     def count(self) -> int:
         """Number of new entries."""
         if self.whole:
             return math.prod(self.shape)
+        if self.dropped is not None:
+            return sum(int(self._rows(expert, expert + 1).sum()) for expert in range(self.shape[0]))
         new = (sum(stop - start for start, stop in ranges) for ranges in self.ranges)
         return math.prod(self.shape) - math.prod(size - added for size, added in zip(self.shape, new, strict=True))
 
@@ -92,6 +97,8 @@ class NewEntries:
                 begin, end = max(begin, low), min(end, high)
                 if begin < end:
                     mask.narrow(dim, begin - low, end - begin).fill_(True)
+        if self.dropped is not None:
+            self.dropped.mark(mask, first, True)
         return mask
 
 
@@ -118,7 +125,14 @@ def new_entries(init: str | os.PathLike[str]) -> dict[str, NewEntries]:
         raise ValueError(f"{path}: does not say which units are new, as later versions do; grow the checkpoint again")
     config = AutoConfig.from_pretrained(init)
     units = {name: tuple((start, stop) for start, stop in ranges) for name, ranges in plan["new_units"].items()}
-    return describe_new_entries(family_of(config), config, units, [layer["heir"] for layer in plan["layers"]])
+    return describe_new_entries(
+        family_of(config),
+        config,
+        units,
+        [layer["heir"] for layer in plan["layers"]],
+        new_kinds=plan.get("new_kinds", ()),
+        dropped=plan.get("dropped"),
+    )
 
 
 def new_entry_masks(init: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -144,15 +158,34 @@ def new_units(axes: Mapping[AxisName, Axis]) -> dict[str, Ranges]:
 
 
 def describe_new_entries(
-    family: Family, config: Any, units: Mapping[str, Ranges], heirs: Sequence[bool]
+    family: Family,
+    config: Any,
+    units: Mapping[str, Ranges],
+    heirs: Sequence[bool],
+    *,
+    new_kinds: Collection[str] = (),
+    dropped: Mapping[str, Any] | None = None,
 ) -> dict[str, NewEntries]:
-    """Describe every tensor of a child, from the new units of its axes and which of its layers are heirs."""
+    """Describe every tensor of a child, from the new units of its axes and which of its layers are heirs.
+
+    What `upcycle` adds are kinds of tensors that no layer of the parent had (`new_kinds`, by their names in the
+    family's table) and the share of the parent's hidden `units` that is `dropped` in experts.
+    """
     lengths = axis_lengths(family.sizes(config))
+
+    def drawn_anew(rule: WeightRule, layer: int | None) -> Dropped | None:
+        if not dropped or not rule.per_expert or layer is None or not heirs[layer] or rule.name in new_kinds:
+            return None
+        return dropped_units(
+            rule, layer, dropped["share"], dropped["units"], lengths[rule.dims[2 if rule.closes else 1].axes[0]]
+        )
+
     return {
         name: NewEntries(
             shape=tuple(sum(lengths[axis] for axis in dim.axes) for dim in rule.dims),
             ranges=tuple(_along(dim, units, lengths) for dim in rule.dims),
-            whole=layer is not None and not heirs[layer],
+            whole=rule.name in new_kinds or (layer is not None and not heirs[layer]),
+            dropped=drawn_anew(rule, layer),
         )
         for name, rule, layer in family.tensors(config)
     }

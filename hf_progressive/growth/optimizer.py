@@ -6,8 +6,10 @@ are those that the child would have had. Two exceptions concern what writes a *w
 gradients come through a norm: with LayerNorm and new channels they differ by a constant over the channels, which the
 norm does not see; with copies of channels that are read in uneven shares (`split`, `uneven`) by what the norm's
 backward pass takes off all copies alike. Every copy of a unit carries the unit's moments, scaled like its gradient by
-the share it is read by. Where growth changes the function (`shrink`, `perturb`, `new_scale`) the child's gradients are
-others, and moments map as if it did not.
+the share it is read by. So does every copy of an expert: of m that are chosen alike each has 1/m of the gradient,
+which is the mean over what a router that was drawn anew may choose. Where growth changes the function (`shrink`,
+`perturb`, `new_scale`, `drop`) the child's gradients are others, and moments map as if it did not. Muon trains no
+experts: dense matrices that it trained become experts of AdamW's, which starts with them anew.
 
 **New entries.** A tensor that inherits nothing (a new layer, a mere copy of one) starts at step 0, as in a new
 optimizer: bias correction makes its first updates lr · sign. New entries of an inherited tensor share its step t, at
@@ -85,13 +87,15 @@ def grow_optimizer_state(state: Mapping[str, Any], plan: GrowthPlan) -> dict[str
     }
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     names = [*chain(*children)]
+    of_muon = [{*chain(*groups[2:])} for groups in (parents, children)]
     named = any(isinstance(key, str) for key in state["state"])
     keys = {name: name if named else index for index, name in enumerate(names)}
     grown = {}
     for name in names:
         tensor = tensors[name]
-        if tensor.heir:
-            entry = _grown_entry(plan, tensor, entries[tensor.sources[0]])
+        # Experts are AdamW's, also where Muon trained the dense matrices that they come from.
+        if tensor.heir and (tensor.sources[0] in of_muon[0]) == (name in of_muon[1]):
+            entry = _grown_entry(plan, tensor, [entries[source] for source in tensor.sources])
         else:
             entry = _new_entry(tensor, examples[name])
         if entry:
@@ -163,11 +167,13 @@ def _require_known(entries: Mapping[str, Mapping[str, Any]], of_muon: Sequence[s
             )
 
 
-def _grown_entry(plan: GrowthPlan, tensor: TensorPlan, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _grown_entry(plan: GrowthPlan, tensor: TensorPlan, parents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     # The step is copied: an optimizer counts it up in place and takes the loaded tensor for its own.
     grown = {
-        name: deepcopy(value) if name == "step" else tensor.carry(value, _POWERS[name])
-        for name, value in entry.items()
+        name: deepcopy(value)
+        if name == "step"
+        else tensor.carry(*(entry[name] for entry in parents), power=_POWERS[name])
+        for name, value in parents[0].items()
     }
     if plan.options.new_moments == "mean" and not tensor.is_copy:
         inherited = tensor.inherited()

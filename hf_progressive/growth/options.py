@@ -57,7 +57,12 @@ class GrowthOptions:
 
     noise: float | None = None
     """Symmetry-breaking noise on what reads the copies of one unit, as a share of the RMS; it adds up to zero over the
-    copies, so the function is kept. None takes the method's own."""
+    copies, so the function is kept. None takes the method's own, and 0.1 on the output matrices of copied experts.
+    `upcycle` adds it to every expert's matrices, which changes the function; None there is none."""
+
+    drop: float = 0.0
+    """Share of every expert's hidden units that `upcycle` draws anew, with the mean and deviation of what they replace
+    (Drop-Upcycling, arXiv 2502.19261). Above 0 the function changes."""
 
     uneven: float | None = None
     """Draw the shares by which the copies of a unit are read, for every unit alone: in proportion to 1 + u, u uniform
@@ -95,6 +100,8 @@ class GrowthOptions:
             value = getattr(self, name)
             if (value is not None or name == "new_scale") and not (_is_number(value) and 0 <= value < float("inf")):
                 raise ValueError(f"{name}={value!r}: expected a number ≥ 0, or {default}")
+        if not (_is_number(self.drop) and 0 <= self.drop <= 1):
+            raise ValueError(f"drop={self.drop!r}: expected a share of hidden units, from 0 to 1")
         if self.uneven is not None and not (_is_number(self.uneven) and 0 <= self.uneven < 1):
             raise ValueError(f"uneven={self.uneven!r}: expected a number ≥ 0 and < 1, or None for the method's own")
         if not _whole_numbers([self.vocab_multiple]) or self.vocab_multiple < 1:

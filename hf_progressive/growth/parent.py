@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_progressive.growth.expert_pieces import PublishedTensors
 from hf_progressive.growth.growth_plan import GrowthPlan
 from hf_progressive.growth.reader import CheckpointReader, TensorSpec, is_finite
 from hf_progressive.growth.tensor_plan import TensorPlan
@@ -40,18 +41,19 @@ class ParentTensors:
     """The parent's tensors by canonical name, once it is certain that each is there exactly once."""
 
     def __init__(self, plan: GrowthPlan, tensors: CheckpointReader | ModelTensors) -> None:
-        plan.check_source_keys({key: spec.shape for key, spec in tensors.specs.items()})
-        names = {key: plan.family.canonical_name(key) for key in tensors.specs}
-        self._tensors = tensors
+        family = plan.source_family
+        self._tensors = PublishedTensors(family, plan.source_config, tensors)
+        plan.check_source_keys({key: spec.shape for key, spec in self._tensors.specs.items()})
+        names = {key: family.canonical_name(key) for key in self._tensors.specs}
         self._plan = plan
         self._keys = {name: key for key, name in names.items() if name not in plan.ignored_sources}
-        self.specs = {name: tensors.specs[key] for name, key in self._keys.items()}
+        self.specs = {name: self._tensors.specs[key] for name, key in self._keys.items()}
         """Shape and dtype of every tensor, by canonical name."""
         self._require_tied({name: key for key, name in names.items()})
 
     def _require_tied(self, keys: Mapping[str, str]) -> None:
         # A head that the config ties is left out: it must be the embedding, or what was trained would be lost.
-        for rule in self._plan.family.rules:
+        for rule in self._plan.source_family.rules:
             if not rule.tied_to or rule.name not in self._plan.ignored_sources or rule.name not in keys:
                 continue
             head, embedding = (self._tensors.read(keys[name]) for name in (rule.name, rule.tied_to))
@@ -80,11 +82,11 @@ class ParentTensors:
                 return self.specs[tensor.sources[0]].dtype
             return of_any_layer.get(_LAYER.sub("", tensor.name), main)
 
-        return {t.name: TensorSpec(shape=t.shape, dtype=dtype or kept(t)) for t in self._plan.tensors}
+        return {t.name: TensorSpec(shape=t.shape, dtype=dtype or kept(t)) for t in self._plan.stored}
 
     def grow(self, tensor: TensorPlan, *, seed: int, dtype: torch.dtype) -> Tensor:
         """Make a tensor of the child, rounded once to `dtype`; it may share memory with the parent's."""
-        digest = hashlib.sha256(f"{seed}:{tensor.name}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}:{tensor.seeded_by}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         exact = tensor.produce(lambda name: self._tensors.read(self._keys[name]), generator)
         rounded = exact.to(dtype)

@@ -48,7 +48,10 @@ def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]
     if isinstance(target, Mapping):
         config = _from_fields(family, source, target)
     elif target.model_type != source.model_type:
-        raise ValueError(f"a {source.model_type} cannot grow into a {target.model_type}; the family must stay")
+        raise ValueError(
+            f"a {source.model_type} cannot grow into a {target.model_type}; the family must stay, but under the method"
+            " 'upcycle', which makes mixtures of experts of dense models"
+        )
     else:
         architectures = target.architectures or source.architectures
         config = _built(type(source), target.to_dict() | {"architectures": architectures})

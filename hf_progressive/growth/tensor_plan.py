@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.growth.axis import Axis, Dim, joined
+from hf_progressive.growth.experts import Alteration, Dropped
 from hf_progressive.growth.family_table import AxisName, Family, WeightRule
 from hf_progressive.growth.layers import LayerOrigin
 from hf_progressive.growth.methods import Method
@@ -23,9 +24,10 @@ class TensorPlan:
     """One tensor of the child and how to make it.
 
     Attributes:
-        name: The name `save_pretrained` of the stock class writes.
+        name: The name of the stock class's parameter; of what is in `pieces`, the name in files.
         shape: The child's shape.
-        sources: Canonical names of the parent's tensors that it is made from; empty if it is new.
+        sources: Names of the parent's parameters that it is made from, in files' words for what is in `pieces`; empty
+            if it is new. Several are the parts of a fused tensor.
         rule: What is done, for people.
         dims: Its dimensions.
         fresh: How a new model initialises it.
@@ -38,6 +40,9 @@ class TensorPlan:
         free_scale: Standard deviation of free new entries, relative to the root mean square of the inherited ones;
             None takes that of `fresh`.
         new_scale: Standard deviation of what is added to the new entries that exactness fixes, relative likewise.
+        pieces: What files hold of it, where they hold it under other names or in parts: the experts of a mixture.
+        altered: What tells an expert's matrix from that which it is copied from.
+        dropped: The hidden units of experts that are drawn anew, of a tensor of all experts.
     """
 
     name: str
@@ -54,6 +59,19 @@ class TensorPlan:
     perturb: float = field(default=0.0, repr=False)
     free_scale: float | None = field(default=None, repr=False)
     new_scale: float = field(default=0.0, repr=False)
+    pieces: "tuple[TensorPlan, ...]" = field(default=(), repr=False)
+    altered: Alteration | None = field(default=None, repr=False)
+    dropped: Dropped | None = field(default=None, repr=False)
+
+    @property
+    def seeded_by(self) -> str:
+        """The name that seeds its random numbers: its own, or that of the copy which others are balanced with."""
+        return (self.altered and self.altered.seeded_by) or self.name
+
+    @property
+    def stored(self) -> "tuple[TensorPlan, ...]":
+        """What files hold of it: itself, unless it is stored in pieces."""
+        return self.pieces or (self,)
 
     @property
     def is_copy(self) -> bool:
@@ -67,6 +85,7 @@ class TensorPlan:
             read: Returns a tensor of the parent by its canonical name; the result may share memory with it.
             generator: Source of random numbers; seed it by the tensor's name, and the order does not matter.
         """
+        assert not self.pieces, f"{self.name} is made piece by piece"
         if not self.sources:
             return self._perturbed(self.fresh.draw(self.shape, torch.float32, generator) - self.offset, generator)
         parent = read(self.sources[0])
@@ -74,6 +93,8 @@ class TensorPlan:
         dtype = working_dtype(parent.dtype)
         if self.shrink != 1.0:
             parent = parent.to(dtype) * self.shrink
+        if self.altered is not None:
+            parent = self.altered.apply(parent.to(dtype), generator)
         if self.is_copy:
             return self._perturbed(parent.to(dtype), generator)
         if self.offset:
@@ -100,16 +121,21 @@ class TensorPlan:
         if tuple(tensor.shape) != expected:
             raise ValueError(f"{what}{self.sources[0]} has shape {tuple(tensor.shape)}, the config says {expected}")
 
-    def carry(self, statistic: Tensor, power: int) -> Tensor:
-        """Carry a gradient statistic of the parent's tensor into the child's coordinates.
+    def carry(self, *statistics: Tensor, power: int) -> Tensor:
+        """Carry a gradient statistic of the parent's tensor, one of each of `sources`, into the child's coordinates.
 
         Where W' = a·W, it is divided by a to the `power` (1 if it scales as a gradient does, 2 as a squared gradient),
-        and copies of a unit get their share; 0 where nothing is inherited.
+        and copies of a unit, or of an expert, get their share; 0 where nothing is inherited.
         """
+        statistic = statistics[0]
+        if self.pieces and statistic.ndim < len(self.dims):  # of dense matrices, which are one expert
+            statistic = torch.cat(statistics)[None]
         self._require_parents_shape(statistic, "the statistic of ")
         child = statistic.new_zeros(self.shape)
         if self.heir:
             place(statistic, self.dims, power=power, out=child)
+        if self.dropped is not None:
+            child.masked_fill_(~self.inherited(), 0)
         return child
 
     def carry_basis(self, basis: Tensor) -> Tensor:
@@ -140,6 +166,8 @@ class TensorPlan:
         for index, dim in enumerate(self.dims):
             for start, segment in dim.axis.new():
                 mask.narrow(index, start, segment.size).fill_(False)
+        if self.dropped is not None:
+            self.dropped.mark(mask, 0, False)
         return mask
 
 

@@ -6,10 +6,12 @@ the embedding and every position, which text would not. Checkpoints are compared
 with float32 products computed exactly.
 """
 
+import contextlib
 import copy
 import functools
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -228,8 +230,22 @@ class _KeepFloat64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@contextlib.contextmanager
+def _experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
+    # The fused kernels know neither float64 nor every width.
+    chosen = model.get_experts_implementation()
+    if not model._can_set_experts_implementation():
+        yield
+        return
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(chosen)
+
+
 def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    with evaluation_mode(model), _KeepFloat64():
+    with evaluation_mode(model), _experts_one_by_one(model), _KeepFloat64():
         logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
     if not is_finite(logits):
         raise ValueError(f"the logits of {model.name_or_path or type(model).__name__} are not finite; it is damaged")

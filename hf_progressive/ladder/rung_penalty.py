@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from hf_progressive.config import GrowthConfig, PhiConfig
 from hf_progressive.estimation.saved_estimates import FisherRecord, SubspaceRecord, open_estimate
 from hf_progressive.growth import GrowthPlan, plan_growth
+from hf_progressive.growth.expert_pieces import StockTensors
 from hf_progressive.growth.grow import RECORD_NAME as GROWTH_NAME
 from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.tensor_plan import TensorPlan
@@ -103,7 +104,8 @@ def _penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) 
     # W₀ are the anchor's weights; the growth maps the parent's estimates.
     if phi.is_off:
         return None
-    reader, fisher, subspace = CheckpointReader(anchor), None, None
+    reader = StockTensors(growth.family, growth.target_config, CheckpointReader(anchor))
+    fisher = subspace = None
     if phi.ewc_lambda > 0:
         squared = partial(TensorPlan.carry, power=2)
         fisher = _carried(open_estimate(parent / FISHER_FILE, FisherRecord), growth, squared)
@@ -118,12 +120,12 @@ def _penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) 
     )
 
 
-def _carried(stored: LazyTensors, growth: GrowthPlan, carry: Callable[[TensorPlan, Tensor], Tensor]) -> LazyTensors:
+def _carried(stored: LazyTensors, growth: GrowthPlan, carry: Callable[..., Tensor]) -> LazyTensors:
     # Tensor by tensor, when they are read: where the model is divided, no process holds Ω and U whole.
     carried = growth.carried_from(stored)
 
     def read(name: str) -> Tensor:
-        tensor, source = carried[name]
-        return carry(tensor, stored[source])
+        tensor, sources = carried[name]
+        return carry(tensor, *(stored[source] for source in sources))
 
     return LazyTensors(carried, read)

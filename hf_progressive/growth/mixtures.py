@@ -1,0 +1,150 @@
+"""Mixtures of experts: Mixtral, Qwen3-MoE and Qwen2-MoE. Attention and norms are Llama's; the MLPs are experts.
+
+Files hold every expert alone, under the names that were published; the stock classes fuse them on loading. All experts
+of a layer are one tensor here, as they are one parameter there.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hf_progressive.growth.family_table import AxisName, Family, WeightRule, linear, norm, reads, writes
+from hf_progressive.growth.llama import SIZE_FIELDS
+
+_BLOCK = "model.layers.{layer}."
+_ATTENTION = _BLOCK + "self_attn."
+_MLP = _BLOCK + "mlp."
+_EMBEDDING = "model.embed_tokens.weight"
+_TRAINING_FIELDS = frozenset({"router_aux_loss_coef", "output_router_logits"})
+
+
+def _rules(
+    *mlp: WeightRule, qkv_bias: str | None = None, output_bias: str | None = None, normed_queries: bool = False
+) -> tuple[WeightRule, ...]:
+    query_norms = [*norm(_ATTENTION + "q_norm", "head_dim"), *norm(_ATTENTION + "k_norm", "head_dim")]
+    return (
+        WeightRule(_EMBEDDING, (reads("vocab"), writes("embedding"))),
+        *linear(_ATTENTION + "q_proj", writes("query"), reads("normed"), bias=qkv_bias),
+        *linear(_ATTENTION + "k_proj", writes("key"), reads("normed"), bias=qkv_bias),
+        *linear(_ATTENTION + "v_proj", writes("value"), reads("normed"), bias=qkv_bias),
+        *linear(_ATTENTION + "o_proj", writes("residual"), reads("context"), bias=output_bias, closes=True),
+        *(query_norms if normed_queries else ()),
+        *mlp,
+        *norm(_BLOCK + "input_layernorm", "gain"),
+        *norm(_BLOCK + "post_attention_layernorm", "gain"),
+        *norm("model.norm", "final_gain"),
+        WeightRule("lm_head.weight", (writes("vocab"), reads("final")), tied_to=_EMBEDDING),
+    )
+
+
+def router(published: str = "", *, sparse: bool | None = None) -> WeightRule:
+    """Describe a router without bias, and the name it has in files, if that is another."""
+    names = (published,) if published else ()
+    return WeightRule(_MLP + "gate.weight", (writes("experts"), reads("normed")), published=names, sparse=sparse)
+
+
+def experts(gate: str, up: str, down: str, *, axis: AxisName, sparse: bool | None = None) -> Iterator[WeightRule]:
+    """Describe gated experts, of which files hold every matrix alone, by the names these have there."""
+    yield WeightRule(
+        _MLP + "experts.gate_up_proj",
+        (writes("experts"), writes(axis, axis), reads("normed")),
+        published=(gate, up),
+        sparse=sparse,
+    )
+    yield WeightRule(
+        _MLP + "experts.down_proj",
+        (writes("experts"), writes("residual"), reads(axis)),
+        published=(down,),
+        closes=True,
+        sparse=sparse,
+    )
+
+
+def _gated(name: str, axis: AxisName, *, sparse: bool) -> Iterator[WeightRule]:
+    for part in ("gate_proj", "up_proj"):
+        yield WeightRule(f"{name}{part}.weight", (writes(axis), reads("normed")), sparse=sparse)
+    yield WeightRule(f"{name}down_proj.weight", (writes("residual"), reads(axis)), closes=True, sparse=sparse)
+
+
+def _sparse_layers(config: Any) -> list[bool]:
+    step, dense = config.decoder_sparse_step, config.mlp_only_layers
+    return [layer not in dense and (layer + 1) % step == 0 for layer in range(config.num_hidden_layers)]
+
+
+def _follow_sparse(config: Any, sparse: Sequence[bool]) -> None:
+    config.decoder_sparse_step = 1
+    config.mlp_only_layers = [layer for layer, mixture in enumerate(sparse) if not mixture]
+
+
+def _family(
+    model_type: str, rules: tuple[WeightRule, ...], sizes: dict[str, str], neutral: frozenset[str], **options: Any
+) -> Family:
+    return Family(
+        model_type=model_type,
+        size_fields={**SIZE_FIELDS, "chosen": "num_experts_per_tok", **sizes},
+        rules=rules,
+        norm="rms",
+        eps_field="rms_norm_eps",
+        prefix="model.",
+        ignored=(_ATTENTION + "rotary_emb.inv_freq",),
+        neutral_fields=_TRAINING_FIELDS | neutral,
+        rotary=True,
+        **options,
+    )
+
+
+_PUBLISHED = _BLOCK + "block_sparse_moe."
+_QWEN_EXPERT = _MLP + "experts.{expert}."
+_QWEN_NAMES = tuple(f"{_QWEN_EXPERT}{part}.weight" for part in ("gate_proj", "up_proj", "down_proj"))
+_SPARSITY = frozenset({"decoder_sparse_step", "mlp_only_layers"})  # which follow the layers
+
+MIXTRAL = _family(
+    "mixtral",
+    _rules(
+        router(_PUBLISHED + "gate.weight"),
+        *experts(*(f"{_PUBLISHED}experts.{{expert}}.{part}.weight" for part in ("w1", "w3", "w2")), axis="mlp"),
+    ),
+    {"experts": "num_local_experts"},
+    frozenset({"router_jitter_noise"}),
+    normed_choice=True,
+)
+QWEN3_MOE = _family(
+    "qwen3_moe",
+    _rules(
+        *experts(*_QWEN_NAMES, axis="expert_mlp", sparse=True),
+        router(sparse=True),
+        *_gated(_MLP, "mlp", sparse=False),
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        normed_queries=True,
+    ),
+    {"experts": "num_experts", "expert_mlp": "moe_intermediate_size"},
+    _SPARSITY,
+    normed_queries=True,
+    sparse_layers=_sparse_layers,
+    follow_sparse=_follow_sparse,
+    normed_choice="norm_topk_prob",
+)
+QWEN2_MOE = _family(
+    "qwen2_moe",
+    _rules(
+        router(sparse=True),
+        *experts(*_QWEN_NAMES, axis="expert_mlp", sparse=True),
+        *_gated(_MLP + "shared_expert.", "shared_mlp", sparse=True),
+        WeightRule(_MLP + "shared_expert_gate.weight", (writes("one"), reads("normed")), sparse=True),
+        *_gated(_MLP, "mlp", sparse=False),
+        qkv_bias="qkv_bias",
+    ),
+    {
+        "experts": "num_experts",
+        "expert_mlp": "moe_intermediate_size",
+        "shared_mlp": "shared_expert_intermediate_size",
+    },
+    _SPARSITY | {"max_window_layers"},
+    layer_fields=("layer_types",),
+    sparse_layers=_sparse_layers,
+    follow_sparse=_follow_sparse,
+    normed_choice="norm_topk_prob",
+)
+
+MIXTURES: dict[str, Family] = {family.model_type: family for family in (MIXTRAL, QWEN3_MOE, QWEN2_MOE)}
+"""Every family with experts, by the `model_type` of its configs."""
