@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from hf_progressive import storage
 from hf_progressive.estimation.sharded_sums import whole_tensor
-from hf_progressive.penalty.saved_penalty import LazyTensors, read_tensor
+from hf_progressive.penalty.lazy_tensors import LazyTensors
+from hf_progressive.penalty.saved_penalty import read_tensor
 
 _HEADER_KEY = "hf_progressive"
 

@@ -18,7 +18,8 @@ from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.hub.fetch import fetch_rung, locate_files
 from hf_progressive.hub.names import RECORD_NAME, is_repo_id
 from hf_progressive.penalty import InheritancePenalty
-from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, LazyTensors, load_saved_penalty
+from hf_progressive.penalty.lazy_tensors import LazyTensors
+from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, load_saved_penalty
 from hf_progressive.storage import MANIFEST_NAME, read_json
 
 FISHER_FILE, SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"

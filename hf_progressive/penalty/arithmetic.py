@@ -1,7 +1,10 @@
-"""Φ on one parameter: the arithmetic, in chunks, on the shard that this process holds. Nothing here is exchanged."""
+"""Φ on one parameter: the arithmetic, in chunks, on the shard that this process holds.
+
+Where a parameter is divided, a product with U is a sum over processes, which `summed` forms. No more is exchanged.
+"""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,6 +15,11 @@ from hf_progressive.penalty.shards import rows_held
 CHUNK_ELEMENTS = {"cpu": 1 << 17}
 """Elements worked on at once, by device type: what fits a core's cache on a CPU."""
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 24  # an accelerator wants few, large kernels
+
+
+def of_one_process(local: Tensor) -> Tensor:
+    """Return a sum over processes where there is one."""
+    return local
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,12 @@ class Restraint:
     """Whether the shard is all of the parameter."""
     shared_rows: tuple[int, ...] = ()
     """Rows of the matrix that more than one process holds a part of."""
+    inside: bool = False
+    """Whether γ restrains UUᵀΔW, not (I − UUᵀ)ΔW."""
+    gamma_share: float = 1.0
+    """By what γ is multiplied here."""
+    further: tuple["Restraint", ...] = ()
+    """More γ terms on the same shard, each with its own anchor."""
 
     def apply(
         self,
@@ -43,34 +57,34 @@ class Restraint:
         gamma: float,
         *,
         gradient_scale: float | Tensor = 1.0,
-        projection: Tensor | None = None,
+        summed: Callable[[Tensor], Tensor] = of_one_process,
     ) -> Tensor:
         """Compute Φ on the shard, and add `gradient_scale`·∇Φ in place to the gradient found there, if one is given.
 
-        Weights and gradient are (length,). `projection` is what the method of that name returned, summed over
-        processes; it is needed under γ where the parameter is divided.
+        Weights and gradient are (length,). Under γ every process of a divided parameter must call.
 
         Returns:
-            (4,): λ·½ Σ Ω ΔW², γ‖(I − UUᵀ)ΔW‖², ‖∇Φ‖² and ‖gradient found / scale‖², over the shard; the last two are 0
-            without a gradient.
+            (4,): λ·½ Σ Ω ΔW², γ‖(I − UUᵀ)ΔW‖² or γ‖UUᵀΔW‖², ‖∇Φ‖² and ‖gradient found / scale‖², over the shard; the
+            last two are 0 without a gradient.
         """
         fisher = self.fisher if ewc_lambda > 0.0 else None
-        basis = self.basis if gamma > 0.0 else None
+        subspaces = self.subspaces if gamma > 0.0 else []
         unscaled = isinstance(gradient_scale, float) and gradient_scale == 1.0
         dtype = working_dtype(weights.dtype)
         sums = torch.zeros(4, dtype=dtype, device=weights.device)
         with torch.autocast(weights.device.type, enabled=False):  # Φ keeps its own precision
-            for chunk in self._chunks(weights, restrained=basis is not None):
-                delta = chunk.of(weights).to(dtype)
-                delta = delta - chunk.of(self.anchor).to(delta)
+            for chunk in self._chunks(weights, restrained=bool(subspaces)):
+                held = chunk.of(weights).to(dtype)
+                delta = held - chunk.of(self.anchor).to(held)
                 slope = torch.zeros_like(delta)
                 if fisher is not None:
                     torch.mul(delta, chunk.of(fisher).to(delta), out=slope).mul_(ewc_lambda)
                     sums[0] += 0.5 * _dot(slope, delta)
-                if basis is not None:
-                    residual = self._residual(delta, basis, projection)
-                    sums[1] += gamma * _dot(residual, residual)
-                    slope.add_(residual, alpha=2.0 * gamma)
+                for each in subspaces:
+                    strength = gamma * each.gamma_share
+                    part = each._restrained(delta if each is self else held - chunk.of(each.anchor).to(held), summed)
+                    sums[1] += strength * _dot(part, part)
+                    slope.add_(part, alpha=2.0 * strength)
                 if gradient is not None:
                     sums[2] += _dot(slope, slope)
                     found = chunk.of(gradient)
@@ -81,23 +95,52 @@ class Restraint:
                     found.add_(slope.to(found.dtype))
         return sums
 
-    def projection(self, weights: Tensor) -> Tensor:
-        """Compute this process's share of the part of UᵀΔW, of a divided parameter, that it cannot know alone.
+    def shrink(
+        self,
+        weights: Tensor,
+        rate: float | Tensor,
+        ewc_lambda: float,
+        gamma: float,
+        *,
+        summed: Callable[[Tensor], Tensor] = of_one_process,
+    ) -> Tensor:
+        """Take Φ's proximal step of length `rate` on the shard's weights, (length,), in place: the terms in sequence.
+
+        First λ's, then γ's, then those of `further`; entries that a term does not restrain keep their bits. Under γ
+        every process of a divided parameter must call.
 
         Returns:
-            To be summed over processes: UᵀΔW, (r, in), where outputs are divided; where inputs are, ΔWᵀU of the rows
-            cut in two, (shared rows, r).
+            (4,): λ·½ Σ Ω ΔW² and γ's term as each found it, ‖what was moved‖² and ‖ΔW found‖², over the shard.
         """
-        assert self.basis is not None
+        fisher = self.fisher if ewc_lambda > 0.0 else None
+        subspaces = self.subspaces if gamma > 0.0 else []
         dtype = working_dtype(weights.dtype)
+        sums = torch.zeros(4, dtype=dtype, device=weights.device)
         with torch.autocast(weights.device.type, enabled=False):
-            matrix, rows, _ = self._in_whole_rows(weights.to(dtype) - self.anchor.to(weights.device, dtype))
-            if self.output_dimension == 0:
-                return self.basis.T @ matrix
-            shares = matrix.new_zeros(len(self.shared_rows), self.basis.shape[1])
-            for index, row in self._cut(rows):
-                shares[index] = matrix[row] @ self.basis
-            return shares
+            for chunk in self._chunks(weights, restrained=bool(subspaces)):
+                held = chunk.of(weights)
+                delta = held.to(dtype) - chunk.of(self.anchor).to(held.device, dtype)
+                moved = torch.zeros_like(delta)
+                sums[3] += _dot(delta, delta)
+                if fisher is not None:
+                    pull = chunk.of(fisher).to(delta) * ewc_lambda
+                    torch.mul(pull, delta, out=moved)
+                    sums[0] += 0.5 * _dot(moved, delta)
+                    moved.mul_(rate).div_(pull.mul_(rate).add_(1.0))
+                for each in subspaces:
+                    strength = gamma * each.gamma_share
+                    origin = delta if each is self else held.to(dtype) - chunk.of(each.anchor).to(delta)
+                    part = each._restrained(origin - moved, summed)
+                    sums[1] += strength * _dot(part, part)
+                    moved.add_(part * (2.0 * strength * rate / (1.0 + 2.0 * strength * rate)))
+                sums[2] += _dot(moved, moved)
+                held.sub_(moved)
+        return sums
+
+    @property
+    def subspaces(self) -> "list[Restraint]":
+        """This restraint and the further ones, those that have a basis."""
+        return [each for each in (self, *self.further) if each.basis is not None]
 
     def _chunks(self, weights: Tensor, *, restrained: bool) -> "Iterator[_Chunk]":
         size = CHUNK_ELEMENTS.get(weights.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
@@ -113,25 +156,34 @@ class Restraint:
             for start in range(0, len(weights), size):
                 yield _Chunk(start, min(start + size, len(weights)))
 
-    def _residual(self, delta: Tensor, basis: Tensor, projection: Tensor | None) -> Tensor:
-        # (I − UUᵀ)ΔW, in the layout of delta: a block of the matrix, or the flat shard of a divided one
+    def _restrained(self, delta: Tensor, summed: Callable[[Tensor], Tensor]) -> Tensor:
+        # (I − UUᵀ)ΔW or UUᵀΔW, in the layout of delta: a block of the matrix, or the flat shard of a divided one
+        basis = self.basis
+        assert basis is not None
         if not self.is_whole:
-            assert projection is not None
-            return self._divided_residual(delta, basis, projection)
+            return self._restrained_shard(delta, basis, summed)
         if self.output_dimension == 0:
-            return delta.addmm(basis, basis.T @ delta, alpha=-1.0)  # (out, n)
-        return delta.addmm(delta @ basis, basis.T, alpha=-1.0)  # (n, out)
+            return self._side(delta, basis, basis.T @ delta)  # (out, n)
+        return self._side(delta, delta @ basis, basis.T)  # (n, out)
 
-    def _divided_residual(self, delta: Tensor, basis: Tensor, projection: Tensor) -> Tensor:
+    def _side(self, delta: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        return left @ right if self.inside else delta.addmm(left, right, alpha=-1.0)
+
+    def _restrained_shard(self, delta: Tensor, basis: Tensor, summed: Callable[[Tensor], Tensor]) -> Tensor:
         matrix, rows, within = self._in_whole_rows(delta)
         if self.output_dimension == 0:
-            residual = matrix.addmm(basis, projection, alpha=-1.0)  # (rows, in)
+            part = self._side(matrix, basis, summed(basis.T @ matrix))  # (rows, in), by way of (r, in)
         else:
             projected = matrix @ basis  # (rows, r)
-            for index, row in self._cut(rows):
-                projected[row] = projection[index]
-            residual = matrix.addmm(projected, basis.T, alpha=-1.0)  # (rows, out)
-        return residual.view(-1)[within]
+            shares = matrix.new_zeros(len(self.shared_rows), basis.shape[1])
+            cut = self._cut(rows)
+            for index, row in cut:
+                shares[index] = projected[row]
+            shares = summed(shares)
+            for index, row in cut:
+                projected[row] = shares[index]
+            part = self._side(matrix, projected, basis.T)  # (rows, out)
+        return part.view(-1)[within]
 
     def _in_whole_rows(self, delta: Tensor) -> tuple[Tensor, slice, slice]:
         # the flat shard as whole rows, zero where another process holds the rest; which rows; where it is in them

@@ -1,13 +1,14 @@
 """A penalty on disk: what a run needs to go on with the same Φ, read back one tensor at a time."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.penalty.specification import InheritancePenalty
 from hf_progressive.storage import atomic_folder, read_json, write_json
 
@@ -15,24 +16,6 @@ DESCRIPTION_NAME = "penalty.json"
 """Name of the file that says which λ and γ, which tensors and where."""
 
 _FILE_BYTES = 1 << 30  # also what is held in memory while writing
-
-
-class LazyTensors(Mapping[str, Tensor]):
-    """Tensors by name, each read when it is asked for."""
-
-    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
-        self._names, self._read = dict.fromkeys(names), read
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def read_tensor(path: str | os.PathLike[str], name: str) -> Tensor:

@@ -37,6 +37,14 @@ class ParameterShard(Protocol):
     def weights(self) -> Tensor:
         """Return the shard's weights, (length,), in the storage of the parameter or its master copy."""
 
+    def weights_to_change(self) -> Tensor:
+        """Return the weights to change in place, (length,), which `store_weights` follows."""
+        return self.weights()
+
+    def store_weights(self) -> None:
+        """Give the optimizer what was changed in the last `weights_to_change`, where that is a copy of what it has."""
+        return
+
     def gradient(self) -> Tensor:
         """Return the shard's gradient, (length,), zeros where there is none yet."""
 
@@ -89,6 +97,7 @@ class ZeroPartition(ParameterShard):
         self.start = min(dist.get_rank(self.group) * partition, parameter.ds_numel)
         self.length = min(partition, parameter.ds_numel - self.start)
         self._padded: Tensor | None = None  # the gradient last handed out, a copy
+        self._master: Tensor | None = None  # the weights last handed out, a copy where the optimizer is offloaded
 
     def weights(self) -> Tensor:
         from deepspeed.utils import safe_get_local_fp32_param
@@ -97,6 +106,19 @@ class ZeroPartition(ParameterShard):
         master: Tensor | None = safe_get_local_fp32_param(parameter)  # None: frozen
         held: Tensor = parameter.ds_tensor if master is None else master
         return held.view(-1).narrow(0, 0, self.length)
+
+    def weights_to_change(self) -> Tensor:
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        self._master = safe_get_local_fp32_param(self.parameter)
+        assert self._master is not None
+        return self._master.view(-1).narrow(0, 0, self.length)
+
+    def store_weights(self) -> None:
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        safe_set_local_fp32_param(self.parameter, self._master)
+        self._master = None
 
     def gradient(self) -> Tensor:
         from deepspeed.utils import safe_get_local_grad

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
-from hf_progressive.penalty.bound import PenaltyStep
+from hf_progressive.penalty.step import PenaltyStep, ProximalStep
 
 
 class StepLog:
-    """Means of Φ's terms and gradient ratio over optimizer steps, and λ and γ as last applied.
+    """Means of Φ's terms and of one ratio over optimizer steps, and λ and γ as last applied.
+
+    The ratio is `phi/grad_ratio`, or `phi/moved_ratio` for proximal steps.
 
     Sums stay on their device, so that adding to them does not wait for it. The figures are the same on every process.
 
@@ -24,13 +26,18 @@ class StepLog:
     def __init__(self) -> None:
         self.last_value = torch.zeros(())
         """Φ at the last step added."""
-        self._sums: Tensor | None = None  # ewc, subspace, gradient ratio
+        self._sums: Tensor | None = None  # ewc, subspace, ratio
+        self._ratio_name = "phi/grad_ratio"
         self._steps = 0
         self._ewc_lambda = self._gamma = 0.0
 
-    def add(self, step: PenaltyStep, *, ewc_lambda: float, gamma: float) -> None:
+    def add(self, step: PenaltyStep | ProximalStep, *, ewc_lambda: float, gamma: float) -> None:
         """Add one optimizer step, with λ and γ as scheduled."""
-        figures = torch.stack([step.ewc, step.subspace, step.gradient_ratio])
+        if isinstance(step, ProximalStep):
+            self._ratio_name, ratio = "phi/moved_ratio", step.moved_ratio
+        else:
+            self._ratio_name, ratio = "phi/grad_ratio", step.gradient_ratio
+        figures = torch.stack([step.ewc, step.subspace, ratio])
         self._sums = figures if self._sums is None else self._sums + figures
         self._steps += 1
         self._ewc_lambda, self._gamma = ewc_lambda, gamma
@@ -45,7 +52,7 @@ class StepLog:
         return {
             "phi/ewc": ewc,
             "phi/subspace": subspace,
-            "phi/grad_ratio": ratio,
+            self._ratio_name: ratio,
             "phi/lambda": self._ewc_lambda,
             "phi/gamma": self._gamma,
         }

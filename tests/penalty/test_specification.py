@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.penalty import InheritancePenalty, arithmetic, schedule_factor
-from hf_progressive.penalty.saved_penalty import LazyTensors
+from hf_progressive.penalty.lazy_tensors import LazyTensors
 
 
 class Mixed(nn.Module):

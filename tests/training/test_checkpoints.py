@@ -20,7 +20,7 @@ from trainer_fixtures import (
 from transformers import GPT2LMHeadModel
 
 from hf_progressive.penalty import InheritancePenalty, load_saved_penalty, save_penalty
-from hf_progressive.penalty.saved_penalty import LazyTensors
+from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.storage import is_complete, read_json
 from hf_progressive.training import trainer as trainer_module
 from hf_progressive.training.callbacks import KeepWeights
