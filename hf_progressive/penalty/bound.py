@@ -62,9 +62,7 @@ class BoundPenalty:
         """Return Φ with a gradient with respect to the parameters; see `InheritancePenalty.value`."""
         self._require_same_parameters()
         if self._divided:
-            raise ValueError(
-                "value() needs whole parameters; for a model that an engine divides use terms(), or add_gradient()"
-            )
+            raise ValueError("value() needs whole parameters; for a model that an engine divides use add_gradient()")
         restraints = [bound.restraint for bound in self._whole]
         parameters = [bound.shard.parameter for bound in self._whole]
         value: Tensor = _value(restraints, *self._strengths(factor), *parameters)

@@ -1,8 +1,9 @@
 """A penalty on disk: what a run needs to go on with the same Φ, read back one tensor at a time."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from hf_progressive.storage import atomic_folder, read_json, write_json
 DESCRIPTION_NAME = "penalty.json"
 """Name of the file that says which λ and γ, which tensors and where."""
 
+_UNCHANGED = {"apply": "gradient", "subspace_side": "outside", "constant": 0.0}  # what older files leave out
 _FILE_BYTES = 1 << 30  # also what is held in memory while writing
 
 
@@ -40,16 +42,21 @@ def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) ->
     (0.5, True)
     """
     with atomic_folder(folder, overwrite=True) as temporary:
-        files = {kind: _write(temporary, kind, tensors) for kind, tensors in penalty.tensors.items()}
-        written = InheritancePenalty(*(_stored(temporary, each) for each in files.values()))
-        description = {
-            "format": 1,
-            "ewc_lambda": penalty.ewc_lambda,
-            "gamma": penalty.gamma,
-            "fingerprint": written.fingerprint(),  # of the same tensors, which may be dear to make anew
-            "files": files,
-        }
-        write_json(temporary / DESCRIPTION_NAME, description)
+        parts = [
+            {
+                "ewc_lambda": part.ewc_lambda,
+                "gamma": part.gamma,
+                **{name: getattr(part, name) for name in _UNCHANGED},
+                "files": {
+                    kind: _write(temporary, f"{prefix}{kind}", tensors) for kind, tensors in part.tensors.items()
+                },
+            }
+            for prefix, part in _parts(penalty)
+        ]
+        description = {"format": 1, **parts[0], "further": parts[1:]}
+        written = _described(temporary, description)
+        # of the same tensors, which may be dear to make anew
+        write_json(temporary / DESCRIPTION_NAME, {**description, "fingerprint": written.fingerprint()})
 
 
 def load_saved_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty:
@@ -59,13 +66,30 @@ def load_saved_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty:
     """
     description = read_json(Path(folder) / DESCRIPTION_NAME)
     try:
-        files = [dict(description["files"][kind]) for kind in ("anchor", "fisher", "subspace")]
-        anchor, fisher, subspace = (_stored(Path(folder), each) for each in files)
-        return InheritancePenalty(
-            anchor, fisher, subspace, ewc_lambda=description["ewc_lambda"], gamma=description["gamma"]
-        )
+        return _described(Path(folder), description)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{Path(folder) / DESCRIPTION_NAME}: not a penalty's description ({error!r})") from error
+
+
+def _parts(penalty: InheritancePenalty) -> Iterator[tuple[str, InheritancePenalty]]:
+    # each with what its files' names begin with
+    yield "", penalty
+    for number, part in enumerate(penalty.further, start=1):
+        yield f"{number}-", part
+
+
+def _described(folder: Path, description: Mapping[str, Any]) -> InheritancePenalty:
+    files = [dict(description["files"][kind]) for kind in ("anchor", "fisher", "subspace")]
+    anchor, fisher, subspace = (_stored(folder, each) for each in files)
+    return InheritancePenalty(
+        anchor,
+        fisher,
+        subspace,
+        ewc_lambda=description["ewc_lambda"],
+        gamma=description["gamma"],
+        further=tuple(_described(folder, part) for part in description.get("further", [])),
+        **{name: description.get(name, default) for name, default in _UNCHANGED.items()},
+    )
 
 
 def _stored(folder: Path, files: Mapping[str, str]) -> LazyTensors:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -158,7 +159,7 @@ def keep_penalty(penalty: InheritancePenalty, folder: Path) -> None:
     kept, before = folder / KEPT_PENALTY_NAME, folder / PENALTY_NAME
     if not kept.exists() and (before / DESCRIPTION_NAME).exists():  # of a run that began when it had that name
         os.replace(before, kept)
-    if not is_complete(kept) or read_json(kept / DESCRIPTION_NAME)["fingerprint"] != penalty.fingerprint():
+    if not is_complete(kept) or _differences(read_json(kept / DESCRIPTION_NAME), penalty):
         save_penalty(penalty, kept)
 
 
@@ -174,8 +175,7 @@ def _check_penalty(folder: Path, penalty: InheritancePenalty | None) -> None:
     if penalty is None:
         raise ValueError(f"{folder.parent} was trained with a penalty; pass penalty=load_penalty({str(folder)!r})")
     description = read_json(folder / DESCRIPTION_NAME)
-    ours = penalty.fingerprint()
-    different = [kind for kind, digest in description["fingerprint"].items() if digest != ours[kind]]
+    different = _differences(description, penalty)
     if different:
         raise ValueError(
             f"{folder.parent} was trained with another penalty: its {' and '.join(different)} differ; "
@@ -185,6 +185,14 @@ def _check_penalty(folder: Path, penalty: InheritancePenalty | None) -> None:
         before, now = description[symbol], getattr(penalty, symbol)
         if before != now:
             logger.warning("%s was trained with %s=%s; the run goes on with %s", folder.parent, symbol, before, now)
+
+
+def _differences(description: dict[str, Any], penalty: InheritancePenalty) -> list[str]:
+    theirs, ours = description["fingerprint"], penalty.fingerprint()
+    different = [kind for kind in {**theirs, **ours} if theirs.get(kind) != ours.get(kind)]
+    # Files of a time when there was no other way say nothing.
+    ways = {"apply": "gradient", "subspace_side": "outside"}
+    return [*different, *(way for way, old in ways.items() if description.get(way, old) != getattr(penalty, way))]
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,8 +1,9 @@
 """A trainer that adds the inheritance penalty Φ, stops on a loss that is not finite, and saves whole or not at all.
 
 Φ's gradient has a closed form, so it does not go through the loss: it is added to the averaged gradient once per
-optimizer step, after the last micro-batch's backward and before clipping. Gradient accumulation and the number of
-processes therefore cannot change it, and evaluation never sees it.
+optimizer step, after the last micro-batch's backward and before clipping; or Φ's proximal step follows the optimizer's
+(`hf_progressive.penalty.proximal`). Gradient accumulation and the number of processes therefore cannot change it, and
+evaluation never sees it.
 
 Between two logs the host reads nothing from the device. Whether all is finite is noted there and read before a log, an
 evaluation and whatever is saved.
@@ -22,7 +23,7 @@ from transformers import Trainer
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.distributed.stopping import STEPS_BETWEEN, Sigterm, StopVote
 from hf_progressive.distributed.termination import EXIT_CODE
-from hf_progressive.penalty import BoundPenalty, InheritancePenalty
+from hf_progressive.penalty import BoundPenalty, InheritancePenalty, PenaltyStep, ProximalStep, ProximalSteps
 from hf_progressive.penalty.schedule import schedule_factor
 from hf_progressive.penalty.step_log import StepLog
 from hf_progressive.penalty.validation import require_trained
@@ -65,7 +66,9 @@ class ProgressiveMixin(WholeSaves):
 
     The logged `loss` is the task's loss plus Φ, as optimised; beside it stand `phi/ewc` and `phi/subspace` (the two
     weighted terms, which sum to Φ), `phi/grad_ratio` (norm of Φ's gradient over the task's, before clipping), each
-    averaged over the steps since the last log, and `phi/lambda` and `phi/gamma` as last applied.
+    averaged over the steps since the last log, and `phi/lambda` and `phi/gamma` as last applied. A penalty with
+    apply="proximal" acts after the optimizer's step: `loss` is then the task's alone, and in place of the gradients'
+    ratio stands `phi/moved_ratio`, the share of the distance from the anchor that Φ's step takes back.
 
     Checkpoints are written aside and renamed, with a manifest of sizes and SHA-256, so that a `checkpoint-N` is
     complete whenever it exists. `train(resume_from_checkpoint=True)` takes the newest complete one.
@@ -101,6 +104,7 @@ class ProgressiveMixin(WholeSaves):
         self.penalty = penalty
         self.bound_penalty: BoundPenalty | None = None
         """Φ on the prepared model, once training has begun."""
+        self._proximal_steps: ProximalSteps | None = None
         self.meter: ThroughputMeter | None = None
         """Adds the speed to every log of the loss; a callback of this trainer, where there is one."""
         self._phi_log = StepLog()
@@ -241,7 +245,7 @@ class ProgressiveMixin(WholeSaves):
             self.control.should_save = self.args.save_strategy != "no"
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._watch.note(LOSS, loss)
-        if self.penalty is None or not last:
+        if self.penalty is None or not last or self.penalty.apply == "proximal":
             return loss
         if not self.is_deepspeed_enabled:
             self._add_penalty_gradient()
@@ -267,14 +271,20 @@ class ProgressiveMixin(WholeSaves):
         self._finite_until = self.state.global_step
         if self.penalty is None:
             return prepared
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled and self.penalty.apply == "gradient":
             self.accelerator.deepspeed_engine_wrapped = PenalizedEngine(self.deepspeed, self._add_penalty_gradient)
-        self.bound_penalty = None  # an earlier training's shards go before there are new ones
+        if self._proximal_steps is not None:
+            self._proximal_steps.remove()
+        self.bound_penalty = self._proximal_steps = None  # an earlier training's shards go before there are new ones
         if self._saves_state:
             with main_process_first(PartialState()):  # reads and writes all of W₀, Ω and U
                 if self.args.should_save:
                     keep_penalty(self.penalty, Path(self.args.output_dir))
         self.bound_penalty = self.penalty.bind(self.bare_model())
+        if self.penalty.apply == "proximal":
+            self._proximal_steps = ProximalSteps(
+                self.bound_penalty, self.optimizer, factor=self._phi_factor, note=self._note_penalty
+            )
         return prepared
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -296,9 +306,16 @@ class ProgressiveMixin(WholeSaves):
     def _add_penalty_gradient(self) -> None:
         penalty = self.bound_penalty
         assert penalty is not None
+        factor = self._phi_factor()
+        self._note_penalty(penalty.add_gradient(factor=factor, gradient_scale=self._gradient_scale()), factor)
+
+    def _phi_factor(self) -> float:
         progress = self.state.global_step / self.state.max_steps
-        factor = schedule_factor(self.phi_schedule, progress, self.phi_until)
-        step = penalty.add_gradient(factor=factor, gradient_scale=self._gradient_scale())
+        return schedule_factor(self.phi_schedule, progress, self.phi_until)
+
+    def _note_penalty(self, step: PenaltyStep | ProximalStep, factor: float) -> None:
+        penalty = self.bound_penalty
+        assert penalty is not None
         self._watch.note(PENALTY, step.value)
         self._phi_log.add(step, ewc_lambda=penalty.ewc_lambda * factor, gamma=penalty.gamma * factor)
 

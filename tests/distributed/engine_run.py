@@ -84,7 +84,7 @@ def build_model():
     )
 
 
-def build_penalty(model, *, ewc_lambda, gamma):
+def build_penalty(model, *, ewc_lambda, gamma, apply):
     """Each tensor made anew, the same everywhere, when it is asked for."""
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     shapes = {name: tuple(p.shape) for name, p in start.items()}
@@ -98,6 +98,7 @@ def build_penalty(model, *, ewc_lambda, gamma):
         CountedTensors(matrices, lambda n, out: torch.linalg.qr(torch.randn(out, 7, generator=generator(n, 3))).Q),
         ewc_lambda=ewc_lambda,
         gamma=gamma,
+        apply=apply,
     )
 
 
@@ -106,7 +107,7 @@ def pretend_to_be_on_an_accelerator():
     PartialState().distributed_type = DistributedType.MULTI_GPU
 
 
-def train(output, *, batch, accumulation, resume=False, fsdp=False, **changes):
+def train(output, *, batch, accumulation, resume=False, fsdp=False, apply="gradient", **changes):
     """Train; leave `result-RANK.json` of every process and the whole `weights.safetensors`."""
     output = Path(output)
     model = build_model()
@@ -118,11 +119,13 @@ def train(output, *, batch, accumulation, resume=False, fsdp=False, **changes):
     if fsdp:
         pretend_to_be_on_an_accelerator()
     CountedTensors.peak = CountedTensors.alive
-    penalty = build_penalty(model, ewc_lambda=0.2, gamma=0.05)  # neither term rules
+    weights = {"ewc_lambda": 0.2, "gamma": 0.05} if apply == "gradient" else {"ewc_lambda": 20.0, "gamma": 10.0}
+    penalty = build_penalty(model, **weights, apply=apply)  # neither term rules
     trainer = ProgressiveTrainer(model, arguments, train_dataset=Blocks(), penalty=penalty)
     trainer.train(resume_from_checkpoint=resume)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    keys = ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/grad_ratio", "phi/lambda")
+    ratio = "phi/grad_ratio" if apply == "gradient" else "phi/moved_ratio"
+    keys = ("loss", "grad_norm", "phi/ewc", "phi/subspace", ratio, "phi/lambda")
     result = {key: [entry[key] for entry in history] for key in keys}
     result |= {
         "engine": str(trainer.accelerator.distributed_type),
@@ -139,16 +142,21 @@ def train(output, *, batch, accumulation, resume=False, fsdp=False, **changes):
 
 
 def main():
-    """Train with and without accumulation, then again from the checkpoint in the middle."""
+    """Train with and, where it matters, without accumulation, then again from the checkpoint in the middle."""
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--on-device", action="store_true", help="train on the accelerator")
     parser.add_argument("--muon", action="store_true", help="train with Muon beside AdamW")
+    parser.add_argument("--proximal", action="store_true", help="let Φ act after the optimizer's step")
     options = parser.parse_args()
-    common = {"fsdp": options.fsdp, "use_cpu": not options.on_device, **(MUON if options.muon else {})}
+    apply = "proximal" if options.proximal else "gradient"
+    common = {"apply": apply, "fsdp": options.fsdp, "use_cpu": not options.on_device, **(MUON if options.muon else {})}
+    if options.proximal:
+        common["weight_decay"] = 0.1
     train(options.output / "plain", batch=4, accumulation=1, save_strategy="steps", save_steps=2, **common)
-    train(options.output / "accumulated", batch=2, accumulation=2, **common)
+    if not options.proximal:  # which happens after the accumulation
+        train(options.output / "accumulated", batch=2, accumulation=2, **common)
     resumed = options.output / "resumed"
     if PartialState().is_main_process:
         shutil.copytree(options.output / "plain" / "checkpoint-2", resumed / "checkpoint-2")

@@ -77,6 +77,26 @@ def test_two_processes_train_as_one(engine, alone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_take_the_proximal_step_as_one(engine, tmp_path):
+    """Two groups of parameters, one without weight decay: ZeRO steps its master weights group by group."""
+    if engine.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+    options = {"apply": "proximal", "weight_decay": 0.1}
+    engine_run.train(tmp_path / "alone", batch=8, accumulation=1, **options)
+    launch(engine, tmp_path, "--proximal")
+    expected, expected_weights = read(tmp_path / "alone")
+    assert expected["phi/moved_ratio"][0] > 0.2
+    result, weights = read(tmp_path / "plain")
+    assert (result["engine"], result["processes"]) == (ENGINES[engine][0], 2)
+    for key in ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/moved_ratio", "phi/lambda"):
+        assert result[key] == pytest.approx(expected[key], rel=5e-6, abs=1e-7), key
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=2e-6)
+    _, resumed = read(tmp_path / "resumed")
+    torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_two_processes_train_with_muon_as_one(engine, tmp_path):
     """GPT-2's fused matrices, sharded across their parts: weights to rounding, resumed ones to the bit."""

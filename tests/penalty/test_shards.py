@@ -1,6 +1,8 @@
 """Φ on a model divided among processes, which threads stand for, against Φ on the whole model."""
 
+import dataclasses
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -85,7 +87,7 @@ class Cut(ParameterShard):
         return self.whole.gradient()[self.start : self.start + self.length]
 
 
-def build_penalty(model, rank):
+def build_penalty(model, rank, **options):
     def random(shape, seed):
         return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -100,7 +102,18 @@ def build_penalty(model, rank):
         bases,
         ewc_lambda=0.7,
         gamma=0.3,
+        **options,
     )
+
+
+@contextmanager
+def divided(cut, processes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(specification, "shard_of", cut)
+        patch.setattr(dist, "all_reduce", processes.all_reduce)
+        patch.setattr(dist, "all_gather_object", processes.all_gather_object)
+        patch.setattr(dist, "get_world_size", lambda group: group.count)
+        yield
 
 
 @settings(deadline=None, max_examples=25)
@@ -127,11 +140,7 @@ def test_shards_cut_anywhere_add_up_to_the_whole(shape, rank, cuts):
             bound.value()
         return step, {name: p.grad - 1 for name, p in model.named_parameters()}, bound
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(specification, "shard_of", cut)
-        patch.setattr(dist, "all_reduce", processes.all_reduce)
-        patch.setattr(dist, "all_gather_object", processes.all_gather_object)
-        patch.setattr(dist, "get_world_size", lambda group: group.count)
+    with divided(cut, processes):
         results = processes.run(one_process)
 
     close = {"rtol": 1e-11, "atol": 1e-11}
@@ -145,6 +154,49 @@ def test_shards_cut_anywhere_add_up_to_the_whole(shape, rank, cuts):
     restraints = [bound.restraint for *_, b in results for bound in b._parameters.values()]
     bases = sum(r.basis.numel() * 8 for r in restraints if r.basis is not None)
     assert sum(b.held_bytes() for *_, b in results) - bases == whole_bytes
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    shape=st.tuples(*[st.integers(1, 6)] * 3),
+    rank=st.integers(0, 6),
+    cuts=st.lists(st.floats(0, 1), min_size=1, max_size=3).map(sorted),
+    side=st.sampled_from(["outside", "inside"]),
+)
+def test_shards_cut_anywhere_take_the_proximal_step_of_the_whole(shape, rank, cuts, side):
+    """Of a sum of two anchors, each with γ: products with U follow one another within the step."""
+
+    def total(model):
+        options = {"apply": "proximal", "subspace_side": side}
+        other = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+        first = build_penalty(model, rank, **options)
+        return InheritancePenalty.sum([first, dataclasses.replace(first, anchor=other)])
+
+    def stepped(model):
+        return total(model).bind(model).proximal_step(torch.optim.SGD(model.parameters(), lr=0.4))
+
+    whole = Pair(*shape)
+    expected = stepped(whole)
+    processes = Processes(len(cuts) + 1)
+
+    def cut(parameter):
+        edges = [0, *(round(cut * parameter.numel()) for cut in cuts), parameter.numel()]
+        return Cut(parameter, edges[processes.rank.number : processes.rank.number + 2], processes)
+
+    def one_process(number):
+        model = Pair(*shape)
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        return stepped(model), {name: p.detach() - start[name] for name, p in model.named_parameters()}, start
+
+    with divided(cut, processes):
+        results = processes.run(one_process)
+    close = {"rtol": 1e-11, "atol": 1e-11}
+    for step, _, _ in results:
+        for name in ("ewc", "subspace", "moved_norm", "distance_norm"):
+            torch.testing.assert_close(getattr(step, name), getattr(expected, name), **close)
+    for name, parameter in whole.named_parameters():
+        summed = results[0][2][name] + sum(moves[name] for _, moves, _ in results)
+        torch.testing.assert_close(summed, parameter.detach(), **close)
 
 
 @pytest.mark.parametrize("change", ["replaced", "moved"])

@@ -28,15 +28,16 @@ from hf_progressive.training.checkpoints import STAGING_NAME, newest_complete_ch
 from hf_progressive.training.trainer import ProgressiveTrainer
 
 
-def test_resuming_gives_the_same_bits(tmp_path):
+@pytest.mark.parametrize(("apply", "stops"), [("gradient", (4, 6)), ("proximal", (4,))])
+def test_resuming_gives_the_same_bits(tmp_path, apply, stops):
     """9 steps of 8 sequences over 40: the second epoch begins within the run."""
-    whole = resumable_trainer(tmp_path / "whole")
+    whole = resumable_trainer(tmp_path / "whole", apply=apply)
     whole.train()
-    for stop in (4, 6):
+    for stop in stops:
         folder = tmp_path / f"stopped-{stop}"
         folder.mkdir()
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{stop}", folder / f"checkpoint-{stop}")
-        resumed = resumable_trainer(folder)
+        resumed = resumable_trainer(folder, apply=apply)
         resumed.train(resume_from_checkpoint=True)
         assert resumed.state.global_step == 9
         assert_same_weights(weights(resumed.model), weights(whole.model))
@@ -72,7 +73,11 @@ def test_the_penalty_travels_with_the_checkpoint(tmp_path):
     stored = tmp_path / "checkpoint-6" / "phi"
     assert (stored / "penalty.json").samefile(tmp_path / "_phi" / "penalty.json")  # once on the disk
     model = build_model(dropout=0.1)
-    others = {None: None, "fisher and subspace": build_penalty(model, seed=13)}
+    others = {
+        None: None,
+        "fisher and subspace": build_penalty(model, seed=13),
+        "apply and subspace_side": build_penalty(model, apply="proximal", subspace_side="inside"),
+    }
     for kinds, penalty in others.items():
         message = f"its {kinds} differ; pass" if kinds else "was trained with a penalty; pass"
         trainer = ProgressiveTrainer(

@@ -118,19 +118,20 @@ def init(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def full_penalty(init: Path) -> InheritancePenalty:
+def full_penalty(init: Path, kind: str) -> InheritancePenalty:
     anchor = {name: p.detach() for name, p in AutoModelForCausalLM.from_pretrained(init).named_parameters()}
     fisher = {name: torch.ones_like(tensor) for name, tensor in anchor.items()}
     bases = {"transformer.h.0.mlp.c_fc.weight": torch.eye(64, 5), "transformer.wte.weight": torch.eye(16, 3)}
-    return InheritancePenalty(anchor, fisher, bases, ewc_lambda=0.1, gamma=0.1)
+    apply = "proximal" if kind == "proximal" else "gradient"
+    return InheritancePenalty(anchor, fisher, bases, ewc_lambda=0.1, gamma=0.1, apply=apply)
 
 
 @pytest.mark.parametrize("micro_batch", [4, 1], ids=["whole", "accumulated"])
-@pytest.mark.parametrize("kind", ["plain", "Φ", "re-warm", "Muon"])
+@pytest.mark.parametrize("kind", ["plain", "Φ", "proximal", "re-warm", "Muon"])
 def test_between_two_logs_a_ladder_s_training_reads_nothing(
     corpus: Corpus, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, kind: str
 ) -> None:
-    with_phi = kind == "Φ"
+    with_phi = kind in ("Φ", "proximal")
     if kind == "re-warm":
         grow_checkpoint(init, tmp_path / "init", {"n_layer": 3, "n_embd": 24, "n_head": 3})
         init = tmp_path / "init"
@@ -155,7 +156,7 @@ def test_between_two_logs_a_ladder_s_training_reads_nothing(
         rewarm_new=kind == "re-warm",
     )
     between = BetweenLogs()
-    result, _ = train_run(run, corpus, full_penalty(init) if with_phi else None, callbacks=[between])
+    result, _ = train_run(run, corpus, full_penalty(init, kind) if with_phi else None, callbacks=[between])
     assert between.stretches == LOGS - 1
     assert dict(between.reads) == {}
     assert (result.training_log[-1].get("phi/ewc", 0.0) > 0) == with_phi

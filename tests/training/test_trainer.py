@@ -3,7 +3,7 @@
 import pytest
 import torch
 from trainer_fixtures import Blocks, arguments, assert_same_weights, build_model, build_penalty, logged, weights
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
@@ -41,6 +41,39 @@ def test_the_step_is_that_of_a_loss_with_the_penalty_in_it(tmp_path):
     ours.train()
     assert logged(ours, "loss") == pytest.approx(logged(naive, "loss"), rel=1e-5)
     assert logged(ours, "grad_norm") == pytest.approx(logged(naive, "grad_norm"), rel=1e-5)
+    torch.testing.assert_close(weights(ours.model), weights(naive.model), rtol=1e-4, atol=1e-5)
+
+
+def test_the_proximal_step_follows_the_optimizer_s_at_its_rate(tmp_path):
+    """The oracle is a stock Trainer whose callback moves each weight by the formula, before the rate changes."""
+    model = build_model()
+    penalty = build_penalty(model, ewc_lambda=20.0, gamma=5.0, apply="proximal")
+    mean = torch.cat([omega.flatten() for omega in penalty.fisher.values()]).mean()
+
+    class Naive(TrainerCallback):
+        @torch.no_grad()
+        def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+            factor = 1 - state.global_step / state.max_steps
+            rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+            for name, p in model.named_parameters():
+                rate = rates[id(p)] * factor
+                delta = (p - penalty.anchor[name]) / (1 + rate * penalty.ewc_lambda * penalty.fisher[name] / mean)
+                if name in penalty.subspace:
+                    inside = delta @ penalty.subspace[name] @ penalty.subspace[name].T
+                    delta = inside + (delta - inside) / (1 + 2 * rate * penalty.gamma)
+                p.copy_(penalty.anchor[name] + delta)
+
+    same = {"weight_decay": 0.1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    naive = Trainer(
+        build_model(), arguments(tmp_path, kind=TrainingArguments, **same), train_dataset=Blocks(), callbacks=[Naive()]
+    )
+    naive.train()
+    ours = ProgressiveTrainer(
+        model, arguments(tmp_path, phi_schedule="linear", **same), train_dataset=Blocks(), penalty=penalty
+    )
+    ours.train()
+    assert logged(ours, "loss") == pytest.approx(logged(naive, "loss"), rel=1e-5)
+    assert logged(ours, "phi/moved_ratio")[0] > 0.1
     torch.testing.assert_close(weights(ours.model), weights(naive.model), rtol=1e-4, atol=1e-5)
 
 

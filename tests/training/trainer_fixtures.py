@@ -32,7 +32,7 @@ def build_model(dropout=0.0):
     return GPT2LMHeadModel(config)
 
 
-def build_penalty(model, ewc_lambda=0.6, gamma=0.06, seed=12):
+def build_penalty(model, ewc_lambda=0.6, gamma=0.06, seed=12, **options):
     """Anchor a little beside the start, so that Φ pulls from the first step; λ and γ at which neither term rules."""
     generator = torch.Generator().manual_seed(11)
     anchor = {
@@ -44,7 +44,7 @@ def build_penalty(model, ewc_lambda=0.6, gamma=0.06, seed=12):
     for name, p in model.named_parameters():
         if p.ndim == 2:
             subspace[name] = torch.linalg.qr(torch.randn(p.shape[1], 5, generator=generator)).Q  # Conv1D, Embedding
-    return InheritancePenalty(anchor, fisher, subspace, ewc_lambda=ewc_lambda, gamma=gamma)
+    return InheritancePenalty(anchor, fisher, subspace, ewc_lambda=ewc_lambda, gamma=gamma, **options)
 
 
 def arguments(folder, *, kind=ProgressiveTrainingArguments, **changes):
@@ -75,8 +75,9 @@ RESUMABLE = {
 }  # fmt: skip
 
 
-def resumable_trainer(folder, **changes):
+def resumable_trainer(folder, *, apply="gradient", **changes):
     model = build_model(dropout=0.1)
+    penalty = build_penalty(model, apply=apply)
     return ProgressiveTrainer(
-        model, arguments(folder, **RESUMABLE | changes), train_dataset=Blocks(40), penalty=build_penalty(model)
+        model, arguments(folder, **RESUMABLE | changes), train_dataset=Blocks(40), penalty=penalty
     )
