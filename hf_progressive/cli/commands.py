@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hf_progressive.cli.grow_options import option_values
 from hf_progressive.config import strict_yaml
 
 # Imports of torch and transformers stand inside the commands: `--help` answers at once without them.
@@ -34,7 +35,7 @@ def grow_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.growth import grow_checkpoint
     from hf_progressive.growth.options import GrowthOptions
 
-    method_options = strict_yaml.apply_overrides({}, options.option)
+    method_options = option_values(options)
     GrowthOptions.of(method_options)
     report = grow_checkpoint(
         options.source,
@@ -47,6 +48,8 @@ def grow_command(options: argparse.Namespace) -> Outcome:
         dtype=options.dtype,
         overwrite=options.overwrite,
         revision=options.revision,
+        verify=options.verify,
+        checksums=options.checksums,
         **method_options,
     )
     record = report.to_dict()

@@ -26,6 +26,7 @@ from hf_progressive.cli.commands import (
     run_ladder_command,
     say,
 )
+from hf_progressive.cli.grow_options import METHODS_HELP, add_option_flags
 from hf_progressive.config.credentials import without_tokens
 from hf_progressive.distributed.termination import ended_by_sigterm
 from hf_progressive.storage.full_disk import FullDiskNamed
@@ -49,8 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hf-progressive {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], Outcome], text: str) -> _Add:
-        sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    def command(name: str, run: Callable[[argparse.Namespace], Outcome], text: str, epilog: str = "") -> _Add:
+        layout = argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter
+        described = text[0].upper() + text[1:] + "."
+        sub = subparsers.add_parser(name, help=text, description=described, epilog=epilog, formatter_class=layout)
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="print one JSON object as the last line on stdout")
         return sub.add_argument
@@ -64,20 +67,25 @@ def build_parser() -> argparse.ArgumentParser:
 
     its_folder = "the run folder; default: runs/ and the name in CONFIG"
 
-    add = command("grow", commands.grow_command, "grow a checkpoint into a larger one that computes the same function")
+    text = "grow a checkpoint into a larger one that computes the same function"
+    add = command("grow", commands.grow_command, text, METHODS_HELP)
     add("source", metavar="SRC", help="a checkpoint's folder or Hub name")
     add("output", metavar="OUT", help="the folder to create")
     add("--set", nargs="+", required=True, action="extend", metavar="FIELD=VALUE", help="target fields")
-    text = "growth method: exact (default), tile, split, llama_pro, stack, interleave, solar"
-    add("--method", default="exact", help=f"{text}, shrink_pad_perturb, pad or random")
-    text = "options of the method, such as depth_position=spread, depth_method=stack, noise=0.1 or new_scale=1.0"
+    add("--method", default="exact", help="growth method, by its name in the list below (default: exact)")
+    text = "options of the method in one list, such as depth_method=stack noise=0.1; each has a flag, too"
     add("--option", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help=text)
+    add_option_flags(add)
     add("--seed", type=int, default=0, help="seed of new random entries (default: 0)")
     add("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
     add("--optimizer", metavar="FILE", help="AdamW's (or Muon's) state of a Trainer checkpoint to grow along")
     add("--dtype", help="dtype of the output's weights; default: the source's")
     add("--revision", help="branch, tag or commit of a Hub source")
     add("--overwrite", action="store_true", help="replace an existing output once the new one is complete")
+    text = "do not compare the logits of both models, which loads them one after the other"
+    add("--no-verify", dest="verify", action="store_false", help=text)
+    text = "compute no SHA-256 of what is read and written; twice as fast where a processor lacks instructions for it"
+    add("--no-checksums", dest="checksums", action="store_false", help=text)
 
     add = command("verify", commands.verify_command, "compare the logits of a checkpoint and of the one grown from it")
     add("source", metavar="SRC", help="the parent's folder or Hub name")

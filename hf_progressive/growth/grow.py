@@ -127,8 +127,8 @@ def grow_checkpoint(
             Arithmetic is in float32 (float64 for float64), rounded once.
         overwrite: Replace an existing output, once the new one is complete.
         revision: Branch, tag or commit of a parent on the Hub.
-        verify: Compare the logits of both models, which takes the memory to load them. The result is reported and
-            recorded, whatever it is.
+        verify: Compare the logits of both models, which takes the memory to load each of them, one after the other in
+            general. The result is reported and recorded, whatever it is.
         checksums: Compute the SHA-256 of the weights read and written, check the former against what is known of them,
             and record both. Without, sizes stand alone: on a processor without instructions for SHA, that is twice
             as fast.
@@ -178,7 +178,7 @@ def grow_checkpoint(
             source=origin.name,
             revision=origin.revision,
             family=plan.family.model_type,
-            method=method,
+            method=plan.method,
             seed=seed,
             preserves_function=plan.preserves_function,
             verification=check,

@@ -335,7 +335,7 @@ def plan_growth(
         target_config=target,
         family=family,
         source_family=source_family,
-        method=method,
+        method=way.name,
         options=chosen,
         changes=tuple(_changes(way, chosen, old, new)),
         tensors=tuple(in_pieces(family, target, tensors, axes, layers, chosen, upcycling)),

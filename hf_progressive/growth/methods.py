@@ -3,6 +3,7 @@
 | method               | width                        | depth                          | function | arXiv      |
 |----------------------|------------------------------|--------------------------------|----------|------------|
 | `exact`              | new units, silent at first   | new layers, silent at first    | kept     | 2310.07999 |
+| `identity`           | as `exact`                   | as `exact`: the identity       | kept     | 2310.07999 |
 | `tile`               | every unit copied k times    | as `exact`                     | kept     | 2409.12903 |
 | `split`              | copies read in uneven shares | as `exact`                     | kept     | 1511.05641 |
 | `llama_pro`          | as `exact`                   | a silent copy after each group | kept     | 2401.02415 |
@@ -17,14 +18,14 @@
 The papers: LEMON for `exact` (its padding), HyperCloning, Net2Net, LLaMA Pro, G_stack, layer interpolation, SOLAR, and
 "When is warmstarting effective", whose operator takes no heed of the function.
 
-`exact` is the default, for any sizes, and the one to train on with: new units are random on their input side and zero
-on their output side, so gradients reach them within two steps and no two are alike. `tile` and `split`
-start every new unit from a trained one. Copies that are read alike learn alike: those of `tile` stay alike unless
-`noise`, `uneven` or dropout tells them apart. Under Adam uneven shares alone part them slowly, since it takes the
-size off a gradient, so `split` adds noise of its own; noise adds up to zero over the copies of a unit. A residual
-stream can only hold whole copies, since a norm weighs every channel alike; `split` fills the remainder as `exact`
-does. `stack`, `interleave` and `solar` give up the function for new layers that work from the start. `pad` and
-`random` are what the others are compared with.
+Names may have hyphens (`llama-pro`). `exact` is the default, for any sizes, and the one to train on with: new units
+are random on their input side and zero on their output side, so gradients reach them within two steps and no two are
+alike. `tile` and `split` start every new unit from a trained one. Copies that are read alike learn alike: those of
+`tile` stay alike unless `noise`, `uneven` or dropout tells them apart. Under Adam uneven shares alone part them
+slowly, since it takes the size off a gradient, so `split` adds noise of its own; noise adds up to zero over the
+copies of a unit. A residual stream can only hold whole copies, since a norm weighs every channel alike; `split` fills
+the remainder as `exact` does. `stack`, `interleave` and `solar` give up the function for new layers that work from
+the start. `pad` and `random` are what the others are compared with.
 
 The option `depth_method` takes any depth rule for any method: `split` with `depth_method: stack` grows both axes by
 copies. `hf_progressive.growth.options` has all options; those that cost the function (`new_scale`, `shrink`,
@@ -81,13 +82,14 @@ class Method:
             raise ValueError(f"drop={options.drop:g} is for the method 'upcycle'; leave it out")
         if options.depth_method is None:
             return method
-        if options.depth_method not in DEPTH_METHODS:
+        named = underscored(options.depth_method)
+        if named not in DEPTH_METHODS:
             raise ValueError(
                 f"depth_method={options.depth_method!r} is not known; choose one of {', '.join(DEPTH_METHODS)}"
             )
         if not self.inherits:
             raise ValueError(f"depth_method={options.depth_method!r}: {self.name!r} inherits no layers; leave it out")
-        depth, keeps_depth = DEPTH_METHODS[options.depth_method]
+        depth, keeps_depth = DEPTH_METHODS[named]
         return replace(method, depth=depth, keeps_depth=keeps_depth)
 
 
@@ -104,6 +106,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("exact", "new units and layers that are silent at first; the function is kept"),
+        Method("identity", "`exact` by another name: new layers compute the identity at first"),
         Method("tile", "whole multiples by copying every unit (HyperCloning)", width=tile_units),
         Method("split", "any width by copies read in uneven shares (Net2Net, LEMON)", width=split_units, noise=0.1),
         Method("llama_pro", "a silent copy after each group of layers (LLaMA Pro)", depth=insert_after_groups),
@@ -181,6 +184,16 @@ def register_method(
 
 def method_named(name: str) -> Method:
     """Return a method by its name, or raise a ValueError that lists them."""
-    if name not in METHODS:
+    known = METHODS.get(name) or METHODS.get(underscored(name))
+    if known is None:
         raise ValueError(f"growth method {name!r} is not known; choose one of {', '.join(METHODS)}")
-    return METHODS[name]
+    return known
+
+
+def underscored(name: str) -> str:
+    """Return a name as it is known here, from one with hyphens, as on the command line.
+
+    >>> method_named("llama-pro").name
+    'llama_pro'
+    """
+    return name.replace("-", "_")

@@ -3,7 +3,7 @@
 Both models read the same random tokens in their stock classes, and their logits are compared: the largest difference
 relative to the largest logit, and the Kullback-Leibler divergence of the predictions. Random tokens reach every row of
 the embedding and every position, which text would not. Checkpoints are compared on an accelerator where there is one,
-with float32 products computed exactly.
+with float32 products computed exactly, and loaded one after the other where that takes less memory.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import copy
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -36,6 +36,8 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, tor
 """The largest difference of logits, in units of the largest logit, that counts as rounding. float64 and float32 are
 dtypes of the arithmetic. The other two are dtypes of the grown weights alone: rounding a scaled weight once moves it
 by 2⁻¹¹ or 2⁻⁸ of its size, whatever the arithmetic."""
+
+_DOUBLE_BYTES = 8  # of a logit, as they are compared
 
 _COMPUTED_IN = {"float32": torch.float32, "float64": torch.float64}
 
@@ -155,21 +157,27 @@ def _compare(
     revision: str | None,
 ) -> GrowthCheck:
     parent, _ = _load(source, computed_in, device, revision)
-    child, stored_in = _load(grown, computed_in, device, None)
     vocabulary, context = _vocabulary(parent), _context(parent)
+    length, generator = min(context, max_length), torch.Generator().manual_seed(seed)
+    drawn = [torch.randint(vocabulary, (1, length), generator=generator) for _ in range(sequences)]  # (1, length) each
+    expected_of: Callable[[Tensor], Tensor] = functools.partial(_logits, parent)
+    if not isinstance(source, PreTrainedModel) and _nbytes(parent) > sequences * length * vocabulary * _DOUBLE_BYTES:
+        # Where its logits are smaller than the model, it goes before the child comes.
+        kept = [expected_of(tokens).cpu() for tokens in drawn]
+        del parent
+        expected_of = functools.partial(_taken, kept)
+        release_memory()
+    child, stored_in = _load(grown, computed_in, device, None)
     if _vocabulary(child) < vocabulary or _context(child) < context:
         raise ValueError(
             f"the grown model knows {_vocabulary(child)} tokens in a context of {_context(child)}, its parent "
             f"{vocabulary} in {context}; a child has no less than its parent"
         )
-    length = min(context, max_length)
     total = torch.zeros((), dtype=torch.float64)
     largest = largest_difference = 0.0
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(sequences):
-        tokens = torch.randint(vocabulary, (1, length), generator=generator)  # (1, length)
-        expected = _logits(parent, tokens)  # (length, V)
-        actual = _logits(child, tokens)[:, :vocabulary].to(expected.device)  # (length, V)
+    for tokens in drawn:
+        actual = _logits(child, tokens)[:, :vocabulary]  # (length, V)
+        expected = expected_of(tokens).to(actual.device)  # (length, V)
         largest = max(largest, expected.abs().max().item())
         largest_difference = max(largest_difference, (actual - expected).abs().max().item())
         total += _divergence(expected, actual).cpu()
@@ -200,6 +208,14 @@ def _load(
     # Some buffers, such as rotary frequencies, stay in float32 beside weights in float64.
     values = (value for value in (*source.parameters(), *source.buffers()) if value.is_floating_point())
     return source if all(value.dtype == dtype for value in values) else copy.deepcopy(source).to(dtype), source.dtype
+
+
+def _nbytes(model: PreTrainedModel) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def _taken(kept: list[Tensor], tokens: Tensor) -> Tensor:
+    return kept.pop(0)
 
 
 def _vocabulary(model: PreTrainedModel) -> int:

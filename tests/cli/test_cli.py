@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_progressive import cli
 from hf_progressive.cli import parser
+from hf_progressive.cli.grow_options import OPTION_HELP
 from hf_progressive.distributed.processes import MainProcessFailedError
 from hf_progressive.growth.methods import METHODS
 from hf_progressive.growth.options import GrowthOptions
@@ -72,11 +73,36 @@ def test_help_and_documents_name_every_method_and_option(capsys: pytest.CaptureF
         cli.main(["grow", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     api = (ROOT / "docs/api.md").read_text(encoding="utf-8")
-    for name in METHODS:
+    for name in (method.replace("_", "-") for method in METHODS):
         assert re.search(rf"\b{name}\b", text), name
         assert f"`{name}`" in api, name
     for field in dataclasses.fields(GrowthOptions):
         assert f"| `{field.name}` |" in api, field.name
+    assert list(OPTION_HELP) == [field.name for field in dataclasses.fields(GrowthOptions)]
+
+
+def test_a_method_goes_by_the_name_that_people_know_and_options_have_flags(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grow = ["grow", str(parent), "--set", "n_layer=4", "--no-verify", "--no-checksums", "--json"]
+    for output, options in {
+        "known": ["--method", "llama-pro"],
+        "placed": ["--method", "identity", "--depth-position", "0", "1"],
+        "stacked": ["--method", "identity", "--depth-method", "llama-pro", "--new-scale", "0"],
+    }.items():
+        assert cli.main([*grow, *options, "--overwrite"] + [str(tmp_path / output)]) == 0
+        assert last_line(capsys)["verification"] is None
+    layers = [
+        json.loads((tmp_path / name / "growth.json").read_text(encoding="utf-8"))["plan"]["layers"]
+        for name in ("known", "placed", "stacked")
+    ]
+    assert layers[0] == layers[1] == layers[2]
+    assert [layer["source"] for layer in layers[0]] == [0, 0, 1, 1]
+    manifest = json.loads((tmp_path / "known" / "manifest.json").read_text(encoding="utf-8"))
+    assert not any(entry.get("sha256") for name, entry in manifest["files"].items() if name.endswith(".safetensors"))
+    twice = [*grow, str(tmp_path / "twice"), "--noise", "1", "--option", "noise=2"]
+    assert cli.main(twice) == cli.EXIT_BAD_INPUT
+    assert "noise: is given as --noise and as --option; leave one out" in capsys.readouterr().err
 
 
 def test_verify_fails_with_one_where_the_function_changed(

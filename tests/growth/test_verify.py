@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -169,3 +170,22 @@ def test_a_device_too_small_for_both_models_leaves_the_check_to_the_cpu(tmp_path
     monkeypatch.setattr(verify_module, "_device", lambda: torch.device("cuda"))
     assert verify_growth(mother, mother) == expected
     assert asked == ["cuda", "cpu", "cpu"]
+
+
+def test_the_parent_goes_before_the_child_comes_where_its_logits_are_smaller(parent, tmp_path, monkeypatch):
+    held, models, load = [], [], verify_module._load
+
+    def watched(*arguments):
+        held.append(sum(model() is not None for model in models))
+        model, stored_in = load(*arguments)
+        models.append(weakref.ref(model))
+        return model, stored_in
+
+    monkeypatch.setattr(verify_module, "_load", watched)
+    grow_checkpoint(parent, tmp_path / "child", {"n_layer": 3}, verify=False)
+    one = verify_growth(parent, tmp_path / "child", sequences=1, max_length=8)
+    assert held == [0, 0]
+    models.clear()
+    monkeypatch.setattr(verify_module, "_DOUBLE_BYTES", 1e9)  # logits larger than the model: both are held
+    assert verify_growth(parent, tmp_path / "child", sequences=1, max_length=8) == one
+    assert held[2:] == [0, 1]
