@@ -1,15 +1,21 @@
-"""Diagonal Fisher information of a causal language model, from per-sample gradients.
+"""Diagonal Fisher information of a model, from per-sample gradients.
 
 With the negative log-likelihood ℓ_nt of token t of sequence n, T_n tokens in it and everything squared entry by entry,
 
 - `definition="token"` is  Ω = Σ_n Σ_t (∇ ℓ_nt)² / Σ_n T_n,  the information of single tokens given what precedes them;
 - `definition="sequence"` is  Ω = Σ_n (∇ Σ_t ℓ_nt)² / Σ_n T_n,  the information of whole sequences, per token.
 
-They differ in the products of different tokens' gradients. Where targets are sampled (`kind="true"`) these products
-have mean 0 and both definitions estimate one thing. Where targets are the data's own, each token's gradient gets a
-random sign before the sum over the sequence is squared. The mean of that is the token definition (the random signs of
-curvature propagation: Martens, Sutskever & Swersky 2012, https://arxiv.org/abs/1206.6464), at the price of one
-backward pass instead of T_n.
+In other tasks, n is an example and t one of its targets, each of which has a distribution of its own: the masked
+tokens; the tokens' classes; the class of a text or an image, which is one target; the start and the end of an answer;
+each yes or no of several labels; each number of a regression, whose squared error is the negative log-likelihood of a
+normal distribution of variance ½; the tokens that a decoder predicts. The mean of an example's ℓ_nt is the loss that
+the model itself gives it.
+
+Definitions differ in the products of different targets' gradients. Where targets are sampled (`kind="true"`) these
+products have mean 0 and both definitions estimate one thing. Where targets are the data's own, each target's gradient
+gets a random sign before the sum over the example is squared. The mean of that is the token definition (the random
+signs of curvature propagation: Martens, Sutskever & Swersky 2012, https://arxiv.org/abs/1206.6464), at the price of
+one backward pass instead of T_n.
 
 Both are in nat² per token over squared weight, so that ½ Σ_i Ω_i ΔW_i² compares with a loss in nats per token, and
 λ = 1 weighs a step from the parent as the parent's own loss does, to second order. That was checked on GPT-2s of 0.12,
@@ -27,19 +33,20 @@ mean of squares Σ_n g_n² / N, does neither.
 """
 
 import contextlib
-import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
+from hf_progressive.estimation.batch_reader import BatchReader
 from hf_progressive.estimation.hooks import UnfitLayerError
-from hf_progressive.estimation.likelihood import LabelKind, SequenceBatch, read_batch, sampling_generator, target_nll
+from hf_progressive.estimation.likelihood import ExampleBatch, LabelKind, SequenceBatch, sampling_generator
+from hf_progressive.estimation.loss_callable import Loss
 from hf_progressive.estimation.per_sample import PerSampleSquares
 from hf_progressive.estimation.sharded_sums import sum_over_processes, whole_tensor
 
@@ -51,8 +58,9 @@ Definition = Literal["sequence", "token"]
 
 def estimate_fisher(
     model: nn.Module,
-    batches: Iterable[Tensor | Mapping[str, Tensor]],
+    batches: Iterable[Any],
     *,
+    loss: Loss | None = None,
     kind: LabelKind = "empirical",
     definition: Definition = "token",
     normalize: Literal["mean"] | None = None,
@@ -61,22 +69,34 @@ def estimate_fisher(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    """Estimate the diagonal of a causal language model's Fisher information.
+    """Estimate the diagonal of a model's Fisher information.
 
     Args:
-        model: A causal language model of Transformers, on any device and in any floating dtype.
-        batches: Batches of token ids (B, T), or mappings with `input_ids` and optionally `labels` and
-            `attention_mask`. The size of a batch does not change the result.
-        kind: "empirical" takes the data's own tokens as targets, as Kirkpatrick et al. (2017,
+        model: A model of Transformers for causal or masked language modelling, sequence-to-sequence, classification of
+            sequences, tokens, images, audio or video, multiple choice or question answering; or any module, with
+            `loss`. On any device and in any floating dtype. A module of no Transformers class is taken as a causal
+            language model.
+        batches: What a data loader yields, examples in front. For a causal language model, token ids (B, T), or
+            mappings with `input_ids` and optionally `labels` and `attention_mask`. For another model of Transformers,
+            mappings of what it takes, its labels among them: -100 where there is no target. For `loss`, anything made
+            of tensors. The size of a batch does not change the result.
+        loss: For a module of any kind, a function of model and batch that returns the loss of each example in nats,
+            (B,), or of each target of an example, (B, T), unreduced; or a pair of these and of where they count,
+            (B, T). An example's loss must depend on that example alone.
+        kind: "empirical" takes the data's own labels as targets, as Kirkpatrick et al. (2017,
             https://arxiv.org/abs/1612.00796) and most uses of elastic weight consolidation do; "true" samples each
             target from the model's distribution, which makes this an estimate of the Fisher information itself
-            (the difference: Kunstner et al. 2019, https://arxiv.org/abs/1905.12558).
-        definition: Whose gradients are squared, single tokens' or whole sequences'; see the module's first lines.
+            (the difference: Kunstner et al. 2019, https://arxiv.org/abs/1905.12558). It needs no labels where these
+            do not say which targets there are, as those of a masked language model do.
+        definition: Whose gradients are squared, single tokens' or whole sequences', or the targets' and examples' of
+            another task; see the module's first lines.
         normalize: None keeps nats, so that λ means the same on every rung; "mean" divides everything by the mean over
             all entries of all parameters.
-        batched: Compute the per-sample gradients of a batch together. Otherwise, one backward pass per sequence.
+        batched: Compute the per-sample gradients of a batch together. Otherwise, one backward pass per example. So it
+            is, with a warning, where a model's layers do not tell examples apart.
         reduce: Sum over the processes of `torch.distributed`, each of which was given its own sequences. Where FSDP2
-            or ZeRO-3 divides the model this is always so; each process must then have as many batches as the others.
+            or ZeRO-3 divides the model this is always so; it must then be a causal language model, and each process
+            must have as many batches as the others.
         seed: For sampled targets and random signs.
         progress: Show a progress bar on stderr.
 
@@ -86,7 +106,8 @@ def estimate_fisher(
         add up before the square. Frozen parameters are included.
 
     Raises:
-        ValueError: There is no target token, an option is unknown, or a gradient is not finite.
+        ValueError: There is no target, an option is unknown, a batch does not fit, a gradient is not finite, or it is
+            not known what the model's targets are (its own loss is compared, on one example).
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> sizes = {"n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 32}
@@ -101,49 +122,78 @@ def estimate_fisher(
         raise ValueError("the model is divided among processes, which needs batched=True; or gather it first")
     reduce = reduce or squares.divided
     generator = sampling_generator(seed, apart=reduce)
-    loss = functools.partial(_signed_nll, model, kind=kind, definition=definition, generator=generator)
+    scored = _SignedLosses(model, kind=kind, definition=definition, generator=generator)
     device = next(model.parameters()).device
-    tokens = 0
+    read = BatchReader(model, loss=loss, kind=kind)
+    compared = False
     with evaluation_mode(model, gradients=True), _all_trainable(model):
         for item in tqdm(batches, desc="Fisher", unit="batch", disable=not progress):
-            batch = read_batch(item, device)
-            tokens += int(batch.tokens_per_sequence.sum())
-            batched = batched and _add_together(squares, batch, loss, generator)
-            if not batched:
-                for sequence in batch.split():
-                    squares.add_one(loss(sequence))
-    count = torch.tensor(tokens, device=device)
+            batch = read(item, device)
+            if squares.divided and not isinstance(batch, SequenceBatch):
+                raise ValueError("the model is divided among processes and no causal language model; gather it first")
+            compared = compared or squares.divided or read.compare_with_own_loss(batch)
+            if batched and _add_together(squares, batch, scored):
+                continue
+            batched = batched and squares.batches > 0
+            for example in batch.split():
+                squares.add_one(scored(example).sum())
+    count = scored.target_count(device)
     if reduce:
         sum_over_processes([count, *squares.totals.values()])
     return _finished(squares.totals, int(count), normalize)
 
 
-def _add_together(
-    squares: PerSampleSquares,
-    batch: SequenceBatch,
-    loss: Callable[[SequenceBatch], Tensor],
-    generator: torch.Generator,
-) -> bool:
+class _SignedLosses:
+    """The scalar of each example whose gradient is squared, and the number of targets behind all of them."""
+
+    def __init__(self, model: nn.Module, *, kind: LabelKind, definition: Definition, generator: torch.Generator):
+        self._model, self._kind, self._generator = model, kind, generator
+        self._signed = definition == "token" and kind == "empirical"
+        self._counts: list[Tensor] = []
+
+    def __call__(self, batch: ExampleBatch) -> Tensor:
+        nll, counted = batch.losses(self._model, self._kind, self._generator)  # (B, K)
+        self._counts.append(counted.sum())
+        if self._signed:
+            signs = 2 * torch.randint(2, nll.shape, generator=self._generator) - 1
+            nll = nll * signs.to(nll)  # products of different targets' gradients vanish on average
+        return nll.sum(1)  # (B,)
+
+    def target_count(self, device: torch.device) -> Tensor:
+        return torch.stack(self._counts).sum().to(device) if self._counts else torch.tensor(0, device=device)
+
+    def mark(self) -> tuple[int, Tensor]:
+        return len(self._counts), self._generator.get_state()
+
+    def go_back(self, mark: tuple[int, Tensor]) -> None:
+        del self._counts[mark[0] :]
+        self._generator.set_state(mark[1])
+
+
+def _add_together(squares: PerSampleSquares, batch: ExampleBatch, scored: _SignedLosses) -> bool:
     # False, with nothing added, if the model does not lend itself to it.
-    state = generator.get_state()
+    mark = scored.mark()
     try:
-        squares.add_together(len(batch.input_ids), functools.partial(loss, batch))
+        squares.add_together(len(batch), lambda: scored(batch), layout=batch.layout)
     except UnfitLayerError as error:
         if squares.divided:
             raise ValueError(f"{error}; gather the model, which is divided among processes, and try again") from error
-        if squares.batches:
+        if squares.batches and squares.is_spoilt:
             raise ValueError(f"{error}, though earlier batches went well; pass batched=False") from error
         logger.warning("taking per-sample gradients one by one, which is slower: %s", error)
-        for total in squares.totals.values():
-            total.zero_()
-        generator.set_state(state)
+        if squares.is_spoilt:
+            for total in squares.totals.values():
+                total.zero_()
+        scored.go_back(mark)
         return False
     return True
 
 
 def _finished(totals: dict[str, Tensor], tokens: int, normalize: str | None) -> dict[str, Tensor]:
     if tokens == 0:
-        raise ValueError("the batches hold no target token; give at least one sequence of two tokens")
+        raise ValueError(
+            "the batches hold no target token; give at least one sequence of two tokens, or one label that counts"
+        )
     sums = {name: float(whole_tensor(total.sum(dtype=torch.float64))) for name, total in totals.items()}
     for name, value in sums.items():
         if not math.isfinite(value):
@@ -167,17 +217,6 @@ def _all_trainable(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-
-
-def _signed_nll(
-    model: nn.Module, batch: SequenceBatch, *, kind: LabelKind, definition: Definition, generator: torch.Generator
-) -> Tensor:
-    """Return the scalar whose gradient, one sequence at a time, is squared."""
-    nll = target_nll(model, batch, kind, generator)  # (B, T)
-    if definition == "token" and kind == "empirical":
-        signs = 2 * torch.randint(2, nll.shape, generator=generator) - 1
-        nll = nll * signs.to(nll)  # products of different tokens' gradients vanish on average
-    return nll.sum()
 
 
 def _check_options(kind: str, definition: str, normalize: str | None) -> None:

@@ -1,20 +1,28 @@
 """What one use of a layer adds to the gradient of its parameters, for each sequence of a batch apart.
 
 The gradient a sequence b gives a layer's parameters follows from the layer's input x_b and the gradient g_b of its
-output alone. For the layers language models are made of it has a closed form, which is kept unevaluated where the
-evaluated one, with a matrix for each sequence, would be large.
+output alone. For the layers most models are made of it has a closed form; elsewhere `torch.func` runs the layer once
+more for each sequence. Both are kept unevaluated where the evaluated one, with a matrix for each sequence, would be
+large.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
-from hf_progressive.estimation.hooks import UnfitLayerError
+from hf_progressive.estimation.hooks import Options, UnfitLayerError
+
+_PATCH_ENTRIES = 1 << 22
+"""Entries of unfolded images held at a time, or those of one image."""
+
+_RERUN_ENTRIES = 1 << 22
+"""Entries of gradients that `torch.func` may evaluate at once."""
 
 
 class GradientPart(Protocol):
@@ -58,22 +66,86 @@ class WholePart:
     values: Tensor  # (B, *shape of the parameter)
 
     def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
-        tile += self.values[sequences, rows].reshape(tile.shape)
+        values = self.values[:, None] if self.values.ndim == 1 else self.values  # of a single number
+        tile += values[sequences, rows].reshape(tile.shape)
+
+
+@dataclass(frozen=True)
+class ConvolutionPart:
+    """Σ_p g_bp patch_bpᵀ over positions p: the product of output gradients and the patches of the input under them."""
+
+    x: Tensor  # (B, in, height, width)
+    gradient: Tensor  # (B, out, height, width)
+    groups: int
+    window: dict[str, tuple[int, int]]  # what F.unfold takes
+
+    def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
+        x, gradient = self.x[sequences], self.gradient[sequences].flatten(2)  # (b, out, P)
+        kernel = self.window["kernel_size"]
+        patch = x.shape[1] * kernel[0] * kernel[1]
+        at_once = max(1, _PATCH_ENTRIES // (patch * gradient.shape[2]))
+        for first in range(0, len(x), at_once):
+            some = slice(first, first + at_once)
+            patches = F.unfold(x[some].to(tile.dtype), **self.window)  # (b, in·k·k, P)
+            left = gradient[some].to(tile.dtype)
+            if self.groups == 1:
+                tile[some].baddbmm_(left[:, rows], patches.mT)
+                continue
+            left, patches = (t.view(len(t), self.groups, -1, t.shape[2]) for t in (left, patches))
+            tile[some] += (left @ patches.mT).flatten(1, 2)[:, rows]
+
+
+@dataclass(frozen=True)
+class RerunPart:
+    """The gradient of one parameter, by running the layer once more, in as many sequences at once as are asked for."""
+
+    module: nn.Module
+    name: str
+    x: Tensor  # (B, ...)
+    gradient: Tensor  # (B, ...)
+    options: Options
+
+    def add_to(self, tile: Tensor, sequences: slice, rows: slice) -> None:
+        x, gradient = self.x[sequences], self.gradient[sequences]
+        [values] = _rerun(self.module, [self.name], x, gradient, self.options).values()
+        WholePart(values).add_to(tile, slice(None), rows)
 
 
 def _positions_summed(values: Tensor, dimensions: int = 1) -> WholePart:
     """Return (B, ..., *shape) summed over all but the first and the last dimensions."""
-    return WholePart(values.flatten(1, -1 - dimensions).sum(1))
+    shape = values.shape[values.ndim - dimensions :]
+    return WholePart(values.reshape(len(values), -1, *shape).sum(1))
+
+
+def _positions_flat(values: Tensor) -> Tensor:
+    return values.reshape(len(values), -1, values.shape[-1])  # (B, T, features); T = 1 for vectors
 
 
 def _linear(module: nn.Linear, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
-    weight = ProductPart(gradient.flatten(1, -2), x.flatten(1, -2))  # (B, T, out), (B, T, in)
+    weight = ProductPart(_positions_flat(gradient), _positions_flat(x))  # (B, T, out), (B, T, in)
     return {"weight": weight} if module.bias is None else {"weight": weight, "bias": _positions_summed(gradient)}
 
 
 def _conv1d(module: Conv1D, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
-    weight = ProductPart(x.flatten(1, -2), gradient.flatten(1, -2))  # (B, T, in), (B, T, out)
+    weight = ProductPart(_positions_flat(x), _positions_flat(gradient))  # (B, T, in), (B, T, out)
     return {"weight": weight, "bias": _positions_summed(gradient)}
+
+
+def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, gradient: Tensor) -> dict[str, GradientPart] | None:
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return None
+    bias = {} if module.bias is None else {"bias": WholePart(gradient.flatten(2).sum(2))}
+    if isinstance(module, nn.Conv1d):  # an image of one line
+        x, gradient = x[:, :, None], gradient[:, :, None]
+    line = (1,) if isinstance(module, nn.Conv1d) else ()
+    none = (0,) if isinstance(module, nn.Conv1d) else ()
+    window: dict[str, Any] = {
+        "kernel_size": line + module.kernel_size,
+        "stride": line + module.stride,
+        "padding": none + module.padding,
+        "dilation": line + module.dilation,
+    }
+    return {"weight": ConvolutionPart(x, gradient, module.groups, window), **bias}
 
 
 def _embedding(module: nn.Embedding, ids: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
@@ -81,7 +153,7 @@ def _embedding(module: nn.Embedding, ids: Tensor, gradient: Tensor) -> dict[str,
         raise UnfitLayerError("an Embedding rescales its rows by what a batch holds")
     if module.padding_idx is not None:  # that row is never trained
         gradient = gradient.masked_fill((ids == module.padding_idx)[..., None], 0)
-    return {"weight": RowPart(ids.flatten(1), gradient.flatten(1, -2))}
+    return {"weight": RowPart(ids.reshape(len(ids), -1), _positions_flat(gradient))}
 
 
 def _layer_norm(module: nn.LayerNorm, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
@@ -102,27 +174,46 @@ def _transformers_rms_norm(module: Any, x: Tensor, gradient: Tensor) -> dict[str
     return {"weight": _positions_summed(gradient * normalized)}
 
 
-def _any_layer(module: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
-    # Run the layer once more for each sequence and pull its gradient back.
-    if any(hasattr(parameter, "ds_tensor") for parameter in module.parameters(recurse=False)):
-        raise UnfitLayerError(f"no closed form is known for a {type(module).__name__}, whose weights ZeRO-3 divides")
-    parameters = {name: parameter.detach() for name, parameter in module.named_parameters(recurse=False)}
+def _any_layer(
+    module: nn.Module, names: Sequence[str], x: Tensor, gradient: Tensor, options: Options
+) -> dict[str, GradientPart]:
+    if any(hasattr(p, "ds_tensor") or isinstance(p, DTensor) for p in module.parameters()):
+        raise UnfitLayerError(f"no closed form is known for a {type(module).__name__}, whose weights are divided")
+    if len(x) * sum(module.get_parameter(name).numel() for name in names) <= _RERUN_ENTRIES:
+        return {name: WholePart(value) for name, value in _rerun(module, names, x, gradient, options).items()}
+    return {name: RerunPart(module, name, x, gradient, options) for name in names}
+
+
+def _rerun(
+    module: nn.Module, names: Sequence[str], x: Tensor, gradient: Tensor, options: Options
+) -> dict[str, Tensor]:
+    """Run a layer once more for each sequence and pull its gradient back to some of its parameters, (B, *shape)."""
+    # Without duplicates removed: a weight that is shared with a layer inside counts there alone.
+    held = {name: p.detach() for name, p in module.named_parameters(remove_duplicate=False)}
+    wanted = {name: held.pop(name) for name in names}
 
     def product(values: dict[str, Tensor], one_x: Tensor, one_gradient: Tensor) -> Tensor:
-        output: Tensor = torch.func.functional_call(module, values, (one_x[None],))
+        inputs = (one_x[None], *options.positional)
+        output: Tensor = torch.func.functional_call(
+            module, {**held, **values}, inputs, options.named, tie_weights=False
+        )
         return (output * one_gradient[None]).sum()
 
     try:
-        values = torch.func.vmap(torch.func.grad(product), in_dims=(None, 0, 0))(parameters, x, gradient)
+        values: dict[str, Tensor] = torch.func.vmap(torch.func.grad(product), in_dims=(None, 0, 0))(
+            wanted, x, gradient
+        )
     except RuntimeError as error:
         raise UnfitLayerError(f"a {type(module).__name__} cannot be run sequence by sequence: {error}") from error
-    return {name: WholePart(value) for name, value in values.items()}
+    return values
 
 
-_Rule = Callable[..., dict[str, GradientPart]]
+_Rule = Callable[..., dict[str, GradientPart] | None]
 _RULES: dict[type[nn.Module], _Rule] = {
     nn.Linear: _linear,
     Conv1D: _conv1d,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
     nn.Embedding: _embedding,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _torch_rms_norm,
@@ -138,17 +229,27 @@ _RMS_NORMS = {
 """Classes of one and the same formula, named and not imported, since each family's module takes its time."""
 
 
-def gradient_parts(module: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, GradientPart]:
-    """Tell what one use of a layer adds to the gradients of its own parameters, by their names.
+def gradient_parts(
+    module: nn.Module, x: Tensor, gradient: Tensor, *, names: Sequence[str], options: Options | None = None
+) -> dict[str, GradientPart]:
+    """Tell what one use of a layer adds to the gradients of its own parameters, whose `names` are given.
 
-    Its input x and the gradient with respect to its output are (B, T, ...). Where no closed form is known for its
-    class, `torch.func` differentiates it once more; an UnfitLayerError says that the sequences cannot be told apart.
+    Its input x and the gradient with respect to its output are (B, ...). Where no closed form is known for its class,
+    `torch.func` differentiates it once more, called with its `options`; an UnfitLayerError says that the sequences
+    cannot be told apart.
 
-    >>> parts = gradient_parts(nn.Linear(3, 2), torch.ones(1, 4, 3), torch.ones(1, 4, 2))
+    >>> layer, names = nn.Linear(3, 2), ["weight", "bias"]
+    >>> parts = gradient_parts(layer, torch.ones(1, 4, 3), torch.ones(1, 4, 2), names=names)
     >>> parts["weight"].left.shape, parts["bias"].values
     (torch.Size([1, 4, 2]), tensor([[4., 4.]]))
     """
     kind = type(module)
+    rule = _RULES.get(kind)
     if f"{kind.__module__}.{kind.__qualname__}" in _RMS_NORMS:
-        return _transformers_rms_norm(module, x, gradient)
-    return _RULES.get(kind, _any_layer)(module, x, gradient)
+        rule = _transformers_rms_norm
+    parts = None if rule is None else rule(module, x, gradient)
+    if parts is None:
+        return _any_layer(module, names, x, gradient, options or Options())
+    if parts.keys() != set(names):
+        raise UnfitLayerError(f"a {kind.__name__} has the parameters {', '.join(names)}, not those of its class")
+    return parts

@@ -1,12 +1,12 @@
-"""Log-likelihoods of a causal language model, token by token.
+"""Negative log-likelihoods, target by target: what Fisher information and gradient subspaces are made of.
 
-What the Fisher information and the gradient subspaces are made of: the negative log-likelihood of every target token,
-unreduced, so that each sequence keeps its own sum.
+A target is what a model predicts a distribution for and its loss is a mean over: the next token, a masked token, an
+example's class. Its loss is kept unreduced, so that each example keeps its own sum.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,30 @@ IGNORED_LABEL = -100
 _SAMPLED_ENTRIES = 1 << 22  # probabilities held at a time: 32 MiB in float64
 
 LabelKind = Literal["empirical", "true"]
-"""Where target tokens come from: the data, or samples of the model's own distribution."""
+"""Where targets come from: the data, or samples of the model's own distribution."""
+
+Form = Literal["categories", "switches", "numbers"]
+"""What a target is: one of several categories, yes or no, or a number."""
+
+
+class ExampleBatch(Protocol):
+    """A batch of examples, with what each of them has to predict."""
+
+    def __len__(self) -> int:
+        """Return the number of examples, B."""
+
+    def split(self) -> Iterator["ExampleBatch"]:
+        """Yield the examples one by one, as batches of one."""
+
+    def losses(self, model: nn.Module, kind: LabelKind, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return each target's loss in nats, (B, K), 0 where there is none, and where there is one, (B, K)."""
+
+    def tokens(self) -> Tensor | None:
+        """Return the attention mask of what the model reads, (B, T), where there is one."""
+
+    @property
+    def layout(self) -> tuple[object, ...] | None:
+        """What batches share whose examples pass through a model in the same shapes; None where rows are examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +58,23 @@ class SequenceBatch:
     attention_mask: Tensor | None = None
     """1 for tokens and 0 for padding, (B, T)."""
 
+    def __len__(self) -> int:
+        """Return the number of sequences."""
+        return len(self.input_ids)
+
     @property
     def tokens_per_sequence(self) -> Tensor:
         """Number of targets of each sequence, (B,)."""
         return (self.targets != IGNORED_LABEL).sum(dim=1)
+
+    @property
+    def layout(self) -> tuple[object, ...] | None:
+        """What must be tried out: as many positions as sequences."""
+        return tuple(self.input_ids.shape) if len(self) == self.input_ids.shape[1] > 1 else None
+
+    def tokens(self) -> Tensor | None:
+        """Return the attention mask, (B, T)."""
+        return self.attention_mask
 
     def split(self) -> Iterator["SequenceBatch"]:
         """Yield the sequences one by one, as batches of one."""
@@ -47,9 +83,13 @@ class SequenceBatch:
             mask = None if self.attention_mask is None else self.attention_mask[one]
             yield SequenceBatch(input_ids=self.input_ids[one], targets=self.targets[one], attention_mask=mask)
 
+    def losses(self, model: nn.Module, kind: LabelKind, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return what `target_nll` does, and where there are targets."""
+        return target_nll(model, self, kind, generator), self.targets != IGNORED_LABEL
+
 
 def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> SequenceBatch:
-    """Bring what a data loader yields into one form.
+    """Bring what a data loader yields for a causal language model into one form.
 
     Labels follow Transformers' convention: they are aligned with `input_ids`, and position t is scored on the label of
     position t + 1. Without labels every token of the attention mask is one. All tensors are (B, T).
@@ -78,16 +118,52 @@ def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Se
 
 def forward_logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
     """Run a causal language model of Transformers; logits are (B, T, V), in at least float32."""
-    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.shape[:-1] != batch.targets.shape:
+        raise ValueError(
+            f"a {type(model).__name__} returns no logits (B, T, V), as a causal language model does; pass loss=, "
+            "a callable of model and batch that returns the loss of each example, (B,)"
+        )
     return logits.to(working_dtype(logits.dtype))
 
 
 def target_nll(model: nn.Module, batch: SequenceBatch, kind: LabelKind, generator: torch.Generator) -> Tensor:
     """Return each target's negative log-likelihood, in nats, (B, T), 0 where there is none; `kind` says whose."""
-    logits = forward_logits(model, batch)
-    targets = sample_targets(logits, batch.targets, generator) if kind == "true" else batch.targets
-    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
-    return nll.view_as(targets)
+    return negative_log_likelihood("categories", forward_logits(model, batch), batch.targets, kind, generator)
+
+
+def negative_log_likelihood(
+    form: Form, scores: Tensor, targets: Tensor, kind: LabelKind, generator: torch.Generator
+) -> Tensor:
+    """Return each target's negative log-likelihood in nats, (B, K), 0 where there is none.
+
+    Args:
+        form: What a target is.
+        scores: Of categories, logits (B, K, V). Of switches, logits (B, K) of independent yes and no. Of numbers,
+            the means (B, K) of normal distributions of variance ½, whose negative log-likelihood is the squared error
+            but for a constant.
+        targets: (B, K), -100 where a category is not one.
+        kind: Whether targets are those given, or are sampled.
+        generator: On the CPU.
+    """
+    if form == "categories":
+        ids = sample_targets(scores, targets, generator) if kind == "true" else targets
+        nll = F.cross_entropy(scores.flatten(0, 1), ids.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+        return nll.view_as(targets)
+    if kind == "true":
+        targets = _sample_values(form, scores.detach(), generator)
+    if form == "switches":
+        return F.binary_cross_entropy_with_logits(scores, targets.to(scores), reduction="none")
+    return (scores - targets.to(scores)).square()
+
+
+def _sample_values(form: Form, scores: Tensor, generator: torch.Generator) -> Tensor:
+    uniform = torch.rand(scores.shape, generator=generator, dtype=torch.float64).to(scores.device)
+    if form == "switches":
+        return uniform < scores.double().sigmoid()
+    # The inverse of the distribution function at uniform numbers: drawn alike however examples are batched.
+    return scores.double() + torch.erfinv((2 * uniform - 1).clamp(-1 + 1e-15, 1 - 1e-15))
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def _zero_total(parameter: nn.Parameter) -> Tensor:
     if hasattr(parameter, "ds_process_group"):  # ZeRO-3
         mesh = DeviceMesh.from_group(parameter.ds_process_group, parameter.device.type)
         return zeros(whole_shape(parameter), dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
-    return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+    return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
 
 
 def add_to_total(total: Tensor, add: Callable[[Tensor], None]) -> None:

@@ -1,7 +1,8 @@
 """An orthonormal basis of the output side of each weight matrix.
 
 The inheritance penalty leaves changes within span(U) free and restrains the rest, Tr((I − P) ΔW ΔWᵀ (I − P)ᵀ) with
-P = U Uᵀ and ΔW taken as (out × in). U holds the leading eigenvectors of a symmetric (out × out) matrix:
+P = U Uᵀ and ΔW taken as (out × in), a convolution's as (out × in·kernel). U holds the leading eigenvectors of a
+symmetric (out × out) matrix:
 
 - `source="weights"`: W Wᵀ, that is, the leading left singular vectors of W;
 - `source="gradients"`: Σ g gᵀ over tokens, g the gradient of the summed loss with respect to the layer's output; the
@@ -10,8 +11,10 @@ P = U Uᵀ and ΔW taken as (out × in). U holds the leading eigenvectors of a s
 """
 
 import fnmatch
+import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +23,10 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.working_dtype import working_dtype
+from hf_progressive.estimation.batch_reader import BatchReader
 from hf_progressive.estimation.hooks import gradient_hooks, kept_gradients, output_hooks, untracked_parameters
-from hf_progressive.estimation.likelihood import LabelKind, forward_logits, read_batch, sampling_generator, target_nll
+from hf_progressive.estimation.likelihood import ExampleBatch, LabelKind, sampling_generator
+from hf_progressive.estimation.loss_callable import Loss
 from hf_progressive.estimation.sharded_sums import sum_over_processes, whole_tensor
 from hf_progressive.penalty.shards import whole_shape
 from hf_progressive.penalty.validation import weight_output_dimension
@@ -31,6 +36,8 @@ SubspaceSource = Literal["weights", "gradients", "activations"]
 
 RANDOMIZED_ABOVE = 1024
 """Both sides of a matrix must be longer than this before its singular vectors are computed by random projection."""
+
+_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 _OVERSAMPLING = 10  # Halko et al. 2011, section 4.2: 5 to 10 are enough
 _POWER_ITERATIONS = 4
@@ -42,18 +49,19 @@ def _weighted_modules(model: nn.Module) -> dict[str, nn.Module]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, nn.Module] = {}
     for module in model.modules():
-        if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
-            found.setdefault(names[id(module.get_parameter("weight"))], module)
+        weight = dict(module.named_parameters(recurse=False)).get("weight")  # a parametrized layer has none
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding | _CONVOLUTIONS) and weight is not None:
+            found.setdefault(names[id(weight)], module)
     return found
 
 
 def select_weights(model: nn.Module, patterns: Sequence[str] | str | None = None) -> dict[str, nn.Module]:
     """Choose the weights that get a subspace.
 
-    The default is every `Linear` and `Conv1D` weight except the language-model head. Embedding and head are left out
-    because their rows belong to single tokens: a rare token's row hardly shapes the leading directions and would be
-    held still for that alone, and a tied matrix has two output sides, its features and its vocabulary. `patterns` are
-    globs over parameter names, as `fnmatch` reads them, in place of the default.
+    The default is every `Linear` and `Conv1D` weight, and every convolution's, except the language-model head.
+    Embedding and head are left out because their rows belong to single tokens: a rare token's row hardly shapes the
+    leading directions and would be held still for that alone, and a tied matrix has two output sides, its features
+    and its vocabulary. `patterns` are globs over parameter names, as `fnmatch` reads them, in place of the default.
 
     Layers come by their weight's name, in the model's order.
     """
@@ -65,7 +73,7 @@ def select_weights(model: nn.Module, patterns: Sequence[str] | str | None = None
     for pattern in patterns:
         if not fnmatch.filter(modules, pattern):
             raise ValueError(
-                f"the pattern {pattern!r} matches no Linear, Conv1D or Embedding weight;"
+                f"the pattern {pattern!r} matches no Linear, Conv1D, Embedding or convolution weight;"
                 f" names look like {next(iter(modules), 'nothing: the model has none')!r}"
             )
     return {n: m for n, m in modules.items() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
@@ -73,9 +81,10 @@ def select_weights(model: nn.Module, patterns: Sequence[str] | str | None = None
 
 def learn_subspace(
     model: nn.Module,
-    batches: Iterable[Tensor | Mapping[str, Tensor]] | None = None,
+    batches: Iterable[Any] | None = None,
     *,
     source: SubspaceSource = "weights",
+    loss: Loss | None = None,
     energy: float = 0.95,
     rank: int | None = None,
     parameters: Sequence[str] | str | None = None,
@@ -87,10 +96,12 @@ def learn_subspace(
     """Learn an orthonormal basis of the output side of each weight matrix.
 
     Args:
-        model: A causal language model of Transformers.
+        model: A model as `estimate_fisher` takes it; for weights, any module.
         batches: For gradients and activations, batches as `estimate_fisher` takes them. No data are stored: each layer
             adds up one (out, out) matrix.
-        source: What the subspace is learned from; see the module's first lines.
+        source: What the subspace is learned from; see the module's first lines. Of a convolution, each place of its
+            output is a token.
+        loss: For gradients and activations of a module of any kind, as `estimate_fisher` takes it.
         energy: The rank is the smallest that holds this share of the trace (of the squared singular values).
         rank: A fixed rank in place of `energy`; where a matrix has fewer directions, all of them.
         parameters: Glob patterns over parameter names in place of the default choice of `select_weights`.
@@ -113,7 +124,7 @@ def learn_subspace(
     else:
         assert batches is not None
         matrices = output_covariances(
-            model, batches, chosen, source=source, kind=kind, reduce=reduce, seed=seed, progress=progress
+            model, batches, chosen, source=source, loss=loss, kind=kind, reduce=reduce, seed=seed, progress=progress
         ).items()
     bases = {}
     for name, matrix in tqdm(matrices, desc="subspace", total=len(chosen), unit="matrix", disable=not progress):
@@ -137,7 +148,7 @@ def _check_options(source: str, energy: float, rank: int | None, has_batches: bo
 def _output_by_input(module: nn.Module) -> Tensor:
     """Return a layer's weight as an (out, in) matrix, gathered if it is sharded, in at least float32."""
     weight = whole_tensor(module.get_parameter("weight"))
-    weight = weight.to(working_dtype(weight.dtype))
+    weight = weight.to(working_dtype(weight.dtype)).flatten(1)
     return weight if weight_output_dimension(module) == 0 else weight.T
 
 
@@ -207,10 +218,11 @@ def _rank(energies: Tensor, energy: float, rank: int | None, total: float) -> in
 
 def output_covariances(
     model: nn.Module,
-    batches: Iterable[Tensor | Mapping[str, Tensor]],
+    batches: Iterable[Any],
     layers: Mapping[str, nn.Module],
     *,
     source: Literal["gradients", "activations"],
+    loss: Loss | None = None,
     kind: LabelKind = "empirical",
     reduce: bool = False,
     seed: int = 0,
@@ -227,27 +239,58 @@ def output_covariances(
         outputs = whole_shape(module.get_parameter("weight"))[weight_output_dimension(module)]
         sums[module] = torch.zeros(outputs, outputs, dtype=dtype, device=first.device)
     generator = sampling_generator(seed, apart=reduce)
+    read = BatchReader(model, loss=loss, kind=kind)
 
     def add(module: nn.Module, rows: Tensor) -> None:
         rows = rows.flatten(0, -2).to(dtype)  # (tokens, out)
         torch.addmm(sums[module], rows.T, rows, out=sums[module])
 
+    def add_unpadded(module: nn.Module, output: Tensor, mask: Tensor | None) -> None:
+        add(module, _unpadded(module, output, mask))
+
     with evaluation_mode(model, gradients=source == "gradients"):
         for item in tqdm(batches, desc=source, unit="batch", disable=not progress):
-            batch = read_batch(item, first.device)
+            batch = read(item, first.device)
             if source == "gradients":
                 with (
                     kept_gradients(model),
                     untracked_parameters(model),
-                    gradient_hooks(sums, lambda module, _, gradient: add(module, gradient), len(batch.input_ids)),
+                    gradient_hooks(
+                        sums, lambda layer, _, g, __: add(layer, _outputs_last(layer, g)), len(batch), apart=False
+                    ),
                 ):
-                    torch.autograd.backward(target_nll(model, batch, kind, generator).sum())
+                    torch.autograd.backward(batch.losses(model, kind, generator)[0].sum())
             else:
-                with output_hooks(sums, batch.attention_mask, add):
-                    forward_logits(model, batch)
+                mask = _output_mask(model, batch)
+                with output_hooks(sums, functools.partial(add_unpadded, mask=mask)):
+                    batch.losses(model, "empirical", generator)
     if reduce:
         sum_over_processes(sums.values())
     return {name: sums[module] for name, module in layers.items()}
+
+
+def _outputs_last(module: nn.Module, values: Tensor) -> Tensor:
+    return values.movedim(1, -1) if isinstance(module, _CONVOLUTIONS) else values
+
+
+def _output_mask(model: nn.Module, batch: ExampleBatch) -> Tensor | None:
+    # Where outputs are those of tokens and not of padding, (B, T); None where all are.
+    mask = batch.tokens()
+    if mask is None or bool(mask.all()):
+        return None
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(
+            "source='activations' cannot tell padding apart in an encoder-decoder model; use source='gradients', "
+            "where padding counts for nothing, or batches without padding"
+        )
+    return mask.bool()
+
+
+def _unpadded(module: nn.Module, output: Tensor, mask: Tensor | None) -> Tensor:
+    output = _outputs_last(module, output)
+    if mask is None or output.ndim != 3:  # of no sequence, or pooled
+        return output
+    return output.expand(len(mask), -1, -1)[mask] if output.shape[1] == mask.shape[1] else output
 
 
 def subspace_flops(
@@ -271,7 +314,8 @@ def subspace_flops(
     passes = {"weights": 0.0, "gradients": 2 / 3, "activations": 1 / 3}[source] * training_flops_per_token * tokens
     decompositions = 0.0
     for module in select_weights(model, parameters).values():
-        shape = whole_shape(module.get_parameter("weight"))
+        whole = whole_shape(module.get_parameter("weight"))
+        shape = whole[0], math.prod(whole[1:])
         outputs, longer, shorter = shape[weight_output_dimension(module)], max(shape), min(shape)
         if source == "weights":
             decompositions += 6 * longer * shorter**2 + 20 * shorter**3

@@ -27,7 +27,7 @@ class Restraint:
     """W₀, Ω and U of one parameter's shard."""
 
     shape: tuple[int, ...]
-    """Of the whole parameter."""
+    """Of the whole parameter, a convolution's as (out, in·kernel)."""
     anchor: Tensor
     """(length,): the shard of W₀."""
     fisher: Tensor | None

@@ -59,6 +59,11 @@ class WholeShard(ParameterShard):
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter, self.shape = parameter, tuple(parameter.shape)
         self.start, self.length, self.group = 0, parameter.numel(), None
+        if not parameter.is_contiguous():
+            raise ValueError(
+                f"a parameter of shape {self.shape} is not laid out row by row, as under channels_last; call "
+                "model.to(memory_format=torch.contiguous_format), the inputs may stay as they are"
+            )
 
     def weights(self) -> Tensor:
         return self.parameter.detach().view(-1)

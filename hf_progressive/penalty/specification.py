@@ -18,6 +18,7 @@ takes the proximal step after the optimizer's, with Ω over its mean (`proximal`
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -57,7 +58,7 @@ class InheritancePenalty:
         fisher: Ω: name → tensor of the parameter's shape, entries ≥ 0.
         subspace: U: name → (out, r), orthonormal columns, r from 0 (everything restrained) to out. The output side of
             a Linear weight (out, in) is its dimension 0, that of a Conv1D (in, out) or an Embedding (vocab, out) its
-            dimension 1; other matrices are taken as (out, in).
+            dimension 1; other weights are taken as (out, in), a convolution's as (out, in·kernel).
         ewc_lambda: λ ≥ 0.
         gamma: γ ≥ 0.
         apply: How training applies Φ. "gradient" adds ∇Φ to the task's before the optimizer's step. "proximal" moves
@@ -332,6 +333,7 @@ class InheritancePenalty:
         further: tuple[Restraint, ...] = (),
     ) -> Restraint:
         shard, weights = place.shard, place.shard.weights()
+        shape = shard.shape if len(shard.shape) < 3 else (shard.shape[0], math.prod(shard.shape[1:]))
 
         def held(kind: str) -> Tensor | None:
             tensor = self._read(kind, name, shard.parameter, place.output)
@@ -351,11 +353,11 @@ class InheritancePenalty:
         if basis is not None:
             basis = basis.detach().to(weights.device, working_dtype(weights.dtype))
             if not shard.is_whole and place.output == 0:
-                basis = basis[rows_held(shard.start, shard.length, shard.shape[1])].clone()
+                basis = basis[rows_held(shard.start, shard.length, shape[1])].clone()
             elif not shard.is_whole:
-                cut = shared_rows(place.layout, shard.shape[1])
+                cut = shared_rows(place.layout, shape[1])
         return Restraint(
-            shape=shard.shape,
+            shape=shape,
             anchor=anchor,
             fisher=fisher,
             basis=basis,

@@ -20,7 +20,8 @@ _NAMES_SHOWN = 5
 def output_dimension(model: nn.Module, name: str) -> int:
     """Return the dimension of a weight that runs over its module's outputs; of tied weights, the first name decides.
 
-    It is 1 for a Conv1D (in, out) or an Embedding (vocab, out), 0 for a Linear (out, in) and all else.
+    It is 1 for a Conv1D (in, out) or an Embedding (vocab, out), 0 for a Linear (out, in), a convolution (out, in,
+    *kernel) and all else.
 
     >>> model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
     >>> output_dimension(model, "0.weight"), output_dimension(model, "1.weight")
@@ -111,7 +112,7 @@ def check_fit(kind: str, name: str, tensor: Tensor, parameter: nn.Parameter, out
 
 
 def _check_basis(name: str, basis: Tensor, shape: tuple[int, ...], output: int) -> None:
-    if len(shape) != 2:
+    if len(shape) < 2:
         raise ValueError(f"subspace[{name!r}]: the parameter has shape {shape}; only matrices have an output subspace")
     outputs = shape[output]
     if basis.ndim != 2 or basis.shape[0] != outputs or basis.shape[1] > outputs:

@@ -32,10 +32,10 @@ def test_layers_and_gradients_arrive(network):
     layers = {network.tokens: [], network.positions: [], network.twice: [], network.unused: []}
     with (
         untracked_parameters(network),
-        gradient_hooks(layers, lambda module, x, g: layers[module].append((x, g)), 3) as outstanding,
+        gradient_hooks(layers, lambda module, x, g, options: layers[module].append((x, g)), 3) as passed,
     ):
         torch.autograd.backward(network(ids).square().sum())
-    assert {layer: outstanding[layer] for layer in layers} == {
+    assert {layer: passed.outstanding[layer] for layer in layers} == {
         network.tokens: 0,
         network.positions: 0,
         network.twice: 0,
@@ -58,8 +58,8 @@ def test_a_layer_without_sequences_is_refused(network):
         pytest.raises(UnfitLayerError, match=r"shape \(3, 5, 4\), not"),
     ):
         network(torch.randint(11, (3, 5)))
-    with gradient_hooks([network.twice], print, 4), pytest.raises(UnfitLayerError, match=r"shape \(4, 4\), not"):
-        network.twice(torch.ones(4, 4, dtype=torch.float64))
+    with gradient_hooks([network.twice], print, 4), pytest.raises(UnfitLayerError, match=r"shape \(5, 4\), not"):
+        network.twice(torch.ones(5, 4, dtype=torch.float64))
 
 
 def test_everything_is_restored_after_an_error(network):

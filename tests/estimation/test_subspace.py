@@ -192,7 +192,7 @@ def test_passes_cost_the_flops_stated():
         ({"rank": 0}, "rank is 0; it must be at least 1"),
         (
             {"parameters": ["*.q_proj.*"]},
-            r"'\*.q_proj.\*' matches no Linear, Conv1D or Embedding weight; .*wte.weight'",
+            r"'\*.q_proj.\*' matches no Linear, Conv1D, Embedding or convolution weight; .*wte.weight'",
         ),
     ],
 )

@@ -67,6 +67,7 @@ class Pair(nn.Module):
         super().__init__()
         self.conv = Conv1D(hidden, inputs)  # (inputs, hidden)
         self.linear = nn.Linear(hidden, outputs)  # (outputs, hidden)
+        self.image = nn.Conv2d(inputs, outputs, (2, 3))  # (outputs, inputs, 2, 3)
         for number, p in enumerate(self.parameters()):
             p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
             p.grad = torch.ones_like(p)
@@ -93,6 +94,7 @@ def build_penalty(model, rank, **options):
 
     names = {name: p.shape for name, p in model.named_parameters()}
     outputs = {"conv.weight": model.conv.weight.shape[1], "linear.weight": model.linear.weight.shape[0]}
+    outputs["image.weight"] = outputs["linear.weight"]
     bases = {
         name: torch.linalg.qr(random((out, out), 30)).Q[:, : min(rank, out)].clone() for name, out in outputs.items()
     }
