@@ -1,7 +1,7 @@
 """Growth: from a checkpoint to a larger one that computes the same function."""
 
 from hf_progressive.growth.families import register_family
-from hf_progressive.growth.family_table import Family, WeightRule, linear, norm, reads, writes
+from hf_progressive.growth.family_table import Family, WeightRule, linear, norm, reads, writes, writes_grouped
 from hf_progressive.growth.grow import GrowthReport, grow_checkpoint, grow_model
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.methods import register_method
@@ -29,4 +29,5 @@ __all__ = [
     "register_method",
     "verify_growth",
     "writes",
+    "writes_grouped",
 ]

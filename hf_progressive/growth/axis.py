@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Fill = Literal["fresh", "zero", "mean", "near_mean"]
-"""How new entries are filled: as a freshly initialised tensor, with zero, with the mean of the inherited units, or
-with that mean plus fresh noise."""
+Fill = Literal["fresh", "zero", "mean", "near_mean", "varied_mean"]
+"""How new entries are filled: as a freshly initialised tensor, with zero, with the mean of the inherited units, with
+that mean plus fresh noise, or with that mean times a factor around 1."""
 
 Role = Literal["read", "write"]
 """What a tensor does with the units along one of its dimensions."""
@@ -135,6 +135,47 @@ def joined(axes: Sequence[Axis]) -> Axis:
         segments += [s if s.source is None else replace(s, source=s.source + offset) for s in axis.segments]
         offset += axis.parent_size
     return Axis.of(offset, segments)
+
+
+def interleaved(axes: Sequence[Axis], parent_groups: int, groups: int) -> Axis:
+    """Join axes that a fused tensor stores group by group: the first group's units of every axis, then the next's.
+
+    >>> query, key = Axis.unchanged(4), Axis.unchanged(2)
+    >>> interleaved([query, key], 2, 2) == Axis.unchanged(6)
+    True
+    >>> wider = Axis.of(4, [Segment(4, source=0), Segment(2)])
+    >>> interleaved([wider, Axis.of(2, [Segment(2, source=0), Segment(1)])], 2, 3).unit_sources()
+    ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
+    """
+    own = [axis.size // groups for axis in axes]
+    parents = [axis.parent_size // parent_groups for axis in axes]
+    segments: list[Segment] = []
+    for group in range(groups):
+        for index, axis in enumerate(axes):
+            first, stride = sum(parents[:index]), sum(parents)
+            for piece in _pieces(axis, group * own[index], (group + 1) * own[index], parents[index]):
+                if piece.source is not None:
+                    of, unit = divmod(piece.source, parents[index])
+                    piece = replace(piece, source=of * stride + first + unit)
+                segments.append(piece)
+    return Axis.of(sum(axis.parent_size for axis in axes), segments)
+
+
+def _pieces(axis: Axis, low: int, high: int, parent_own: int) -> Iterator[Segment]:
+    # An axis from `low` to `high`, in pieces that each inherit from one of the parent's groups.
+    start = 0
+    for segment in axis.segments:
+        unit = max(start, low)
+        while unit < min(start + segment.size, high):
+            size = min(start + segment.size, high) - unit
+            if segment.source is None:
+                yield replace(segment, size=size)
+            else:
+                source = segment.source + unit - start
+                size = min(size, parent_own - source % parent_own)
+                yield replace(segment, size=size, source=source)
+            unit += size
+        start += segment.size
 
 
 @dataclass(frozen=True)

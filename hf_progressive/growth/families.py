@@ -50,14 +50,39 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from hf_progressive.growth.falcon import FALCON
 from hf_progressive.growth.family_table import Family, Sizes
+from hf_progressive.growth.gemma2 import GEMMA2, GEMMA3_TEXT
 from hf_progressive.growth.gpt2 import GPT2
+from hf_progressive.growth.gpt_neox import GPT_NEOX
 from hf_progressive.growth.llama import GEMMA, GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.growth.nanochat import NANOCHAT
+from hf_progressive.growth.olmo2 import OLMO2, OLMO3
+from hf_progressive.growth.opt import OPT
+from hf_progressive.growth.phi3 import PHI3
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GRANITE, SMOLLM3, NANOCHAT)
+    family.model_type: family
+    for family in (
+        GPT2,
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        GEMMA,
+        GRANITE,
+        SMOLLM3,
+        NANOCHAT,
+        GPT_NEOX,
+        OPT,
+        GEMMA2,
+        GEMMA3_TEXT,
+        PHI3,
+        FALCON,
+        OLMO2,
+        OLMO3,
+    )
 }
 """Every family of dense models, by the `model_type` of its configs; `MIXTURES` has those with experts."""
 
@@ -84,9 +109,7 @@ def family_of(config: Any) -> Family:
                 " quantization_config=GgufConfig(dequantize=True), del model.config.quantization_config, and grow that"
             )
         raise ValueError("a quantized checkpoint cannot be grown; dequantize it first, or take the original")
-    for name, reason in family.unsupported.items():
-        if getattr(config, name, False):
-            raise ValueError(f"{name}={getattr(config, name)!r} cannot be grown: {reason}; set it to False")
+    family.refuse_unsupported(config)
     return family
 
 
@@ -135,20 +158,24 @@ def _faults(family: Family) -> Iterator[str]:
     if type(default) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         yield f"transformers has no causal language model for a {type(default).__name__}"
         return
-    conditions = {rule.when for rule in family.rules if rule.when}
+    conditions = {rule.when for rule in family.rules if isinstance(rule.when, str) and rule.when}
     own = {entry.name for entry in fields(type(default))} | set(type(default).attribute_map)
-    named = {*family.size_fields.values(), family.eps_field, *family.layer_fields, *family.neutral_fields, *conditions}
-    named -= {family.size_fields.get("head_dim")}  # a config without it divides the width by the heads
+    named = {*family.size_fields.values(), *family.layer_fields, *family.neutral_fields, *conditions}
+    named |= {family.eps_field, family.alibi, family.init_field, *family.repeats, *family.dropouts}
+    named -= {family.size_fields.get("head_dim"), ""}  # a config without head_dim divides the width by the heads
     yield from (f"{name} is not a field of {type(default).__name__}" for name in sorted(named - own))
     sizes = [entry.name for entry in fields(Sizes)]
     yield from (f"size_fields: {name} is not one of {', '.join(sizes)}" for name in family.size_fields.keys() - sizes)
     needed = ("width", "layers", "heads", "mlp", "vocab", "positions")
     yield from (f"size_fields: {name} is missing" for name in needed if name not in family.size_fields)
+    if family.norm != "rms" and any("post_gain" in dim.axes for rule in family.rules for dim in rule.dims):
+        yield "post_gain: a norm behind attention or MLP is exact for an RMS norm with a gain alone"
     if not any(rule.per_layer for rule in family.rules):
         yield "no tensor has {layer} in its name"
     elif named <= own and set(needed) <= family.size_fields.keys() <= set(sizes):
         small = {field: _SMALL[name] for name, field in family.size_fields.items() if field in own}
-        general = {entry.name for entry in fields(PreTrainedConfig)} | family.unsupported.keys() | {"use_cache"}
+        general = {entry.name for entry in fields(PreTrainedConfig)} | {"use_cache"}
+        general |= family.unsupported.keys() | family.required.keys()
         switches = [name for name in own - general if isinstance(getattr(default, name), bool)]
         for tied in (True, False):
             for switched in ({}, *({name: not getattr(default, name)} for name in sorted(switches))):

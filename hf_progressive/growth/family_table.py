@@ -15,6 +15,7 @@ AxisName = Literal[
     "normed",  # residual channels as a norm hands them to attention and MLP
     "gain",  # gains of those norms
     "shift",  # their biases
+    "post_gain",  # gains of norms behind attention and MLP, whose output enters the stream
     "final",  # residual channels as the last norm hands them to the output head
     "final_gain",
     "final_shift",
@@ -23,6 +24,8 @@ AxisName = Literal[
     "value",  # key/value heads · head_dim
     "context",  # heads · head_dim, what attention hands to its output projection
     "head_dim",  # one head's dimensions, the gains of query and key norms
+    "query_gain",  # heads · head_dim, gains of a norm over all query heads
+    "key_gain",  # key/value heads · head_dim, gains of a norm over all key heads
     "mlp",  # hidden units of the MLP
     "experts",  # experts of a mixture, each with an MLP of its own
     "expert_mlp",  # hidden units of one expert
@@ -36,10 +39,15 @@ Init = Literal["normal", "scaled_normal", "ones", "zeros"]
 
 @dataclass(frozen=True)
 class DimRule:
-    """One dimension in a family's table: one axis, or those that a fused tensor stores one after the other."""
+    """One dimension in a family's table: one axis, or those that a fused tensor stores one after the other.
+
+    With `grouped` it stores them key/value head by key/value head: the first head's queries, its key, its value, then
+    the next head's.
+    """
 
     role: Role
     axes: tuple[AxisName, ...]
+    grouped: bool = False
 
 
 def reads(*axes: AxisName) -> DimRule:
@@ -50,6 +58,11 @@ def reads(*axes: AxisName) -> DimRule:
 def writes(*axes: AxisName) -> DimRule:
     """Describe an output dimension by the axes it writes."""
     return DimRule("write", axes)
+
+
+def writes_grouped(*axes: AxisName) -> DimRule:
+    """Describe an output dimension that stores queries, keys and values key/value head by key/value head."""
+    return DimRule("write", axes, grouped=True)
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,8 @@ class WeightRule:
         init: How a new model initialises it.
         closes: It is the last of its branch: zero here, and the branch adds nothing to the residual stream.
         offset: The working value is the stored value plus this (Gemma stores gain − 1).
-        when: A config field that must be true for the tensor to exist; empty if it always does.
+        when: A config field that must be true for the tensor to exist, or a function of the config; empty if it always
+            exists.
         tied_to: The tensor that it shares if the config ties word embeddings; it is not stored then.
         published: The names in files, where those are others: with `{expert}` in them, the tensor holds all experts
             along its first dimension, and files hold each alone, its second dimension divided among the names.
@@ -75,7 +89,7 @@ class WeightRule:
     init: Init = "normal"
     closes: bool = False
     offset: float = 0.0
-    when: str = ""
+    when: str | Callable[[Any], bool] = ""
     tied_to: str = ""
     published: tuple[str, ...] = ()
     sparse: bool | None = None
@@ -94,6 +108,8 @@ class WeightRule:
         """Tell whether a model has this tensor as one of its own, neither switched off nor tied to another."""
         if self.tied_to and config.tie_word_embeddings:
             return False
+        if callable(self.when):
+            return self.when(config)
         return not self.when or bool(getattr(config, self.when))
 
     def fresh(self, std: float, layers: int) -> Fresh:
@@ -118,11 +134,19 @@ def linear(
         yield WeightRule(name + ".bias", tuple(dim for dim in dims if dim.role == "write"), "zeros", closes, when=bias)
 
 
-def norm(name: str, gain: AxisName, shift: AxisName | None = None, *, offset: float = 0.0) -> Iterator[WeightRule]:
+def norm(
+    name: str,
+    gain: AxisName,
+    shift: AxisName | None = None,
+    *,
+    offset: float = 0.0,
+    closes: bool = False,
+    when: str | Callable[[Any], bool] = "",
+) -> Iterator[WeightRule]:
     """Describe a norm: its gain, and where it has one its shift."""
-    yield WeightRule(name + ".weight", (writes(gain),), "ones", offset=offset)
+    yield WeightRule(name + ".weight", (writes(gain),), "ones", closes, offset, when)
     if shift is not None:
-        yield WeightRule(name + ".bias", (writes(shift),), "zeros")
+        yield WeightRule(name + ".bias", (writes(shift),), "zeros", closes, when=when)
 
 
 @dataclass(frozen=True)
@@ -154,10 +178,11 @@ class Family:
 
     Attributes:
         model_type: The config's `model_type`.
+        title: The family's name, for people; the `model_type` if empty.
         size_fields: Config field of each of the `Sizes`.
         rules: The tensors, in the order of the stock class's `named_parameters`.
         norm: `layer` subtracts the mean, `rms` does not, `weightless_rms` has no gain either.
-        eps_field: Config field of the norms' epsilon.
+        eps_field: Config field of the norms' epsilon; empty if the class fixes it.
         prefix: Prefix of the base model's tensors, which files of the base model alone lack.
         head_prefixes: Names that never carry it.
         ignored: Names (`{layer}` in place of the index) of buffers that old files carry: masks, rotary frequencies.
@@ -166,9 +191,20 @@ class Family:
         scaled_scores: Attention scores are divided by √head_dim: always, never, or if the config field named is true.
         layered_scores: Config field that, if true, divides them by the layer's number.
         rotary: Positions enter by rotating queries and keys (RoPE), and not by learned embeddings.
-        normed_queries: Queries and keys are normalised over each head's dimensions, with the epsilon of `eps_field`.
+        partial_rotary: `rope_parameters` may name a `partial_rotary_factor`: the share of a head that is turned.
+        alibi: Config field that, if true, puts a slope per head (ALiBi) in place of rotations.
+        normed_queries: Queries and keys are normalised, with the epsilon of `eps_field`: over each head's dimensions
+            (true), or over those of all heads at once (`all_heads`).
         scaled_embedding: The embedding is multiplied by √width on the way into the residual stream.
+        position_rows: Rows that the table of learned positions has beyond the longest context.
+        repeats: Config fields that repeat a size, by its name in `Sizes`; they must equal it, and follow it.
+        kv_heads: Key/value heads of a config, where no field says it alone.
+        init_field: Config field of the standard deviation that new weights are drawn with.
+        gated: The MLP has a gate. A ladder gives it 8/3 of the width then, else 4 times.
+        dropouts: Config fields of dropout rates; a ladder sets them to 0, and growth leaves their choice free.
+        head_dim_fields: Config fields that a ladder derives from the head_dim, where nothing names them.
         unsupported: Config fields that must be false, with the reason.
+        required: Config fields that must be true, with the reason.
         sparse_layers: Tells of a config which of its layers are mixtures of experts, where not all or none are.
         follow_sparse: Writes into a config which of its layers are.
         normed_choice: The weights of the chosen experts are divided by their sum: always, never, or if the config
@@ -188,12 +224,23 @@ class Family:
     scaled_scores: bool | str = True
     layered_scores: str = ""
     rotary: bool = False
-    normed_queries: bool = False
+    partial_rotary: bool = False
+    alibi: str = ""
+    normed_queries: bool | Literal["all_heads"] = False
     scaled_embedding: bool = False
+    position_rows: int = 0
+    repeats: Mapping[str, str] = field(default_factory=dict)
+    kv_heads: Callable[[Any], int] | None = None
+    init_field: str = "initializer_range"
+    gated: bool = True
+    dropouts: frozenset[str] = frozenset()
+    head_dim_fields: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
     unsupported: Mapping[str, str] = field(default_factory=dict)
+    required: Mapping[str, str] = field(default_factory=dict)
     sparse_layers: Callable[[Any], Sequence[bool]] | None = None
     follow_sparse: Callable[[Any, Sequence[bool]], None] | None = None
     normed_choice: bool | str = False
+    title: str = ""
 
     @property
     def has_experts(self) -> bool:
@@ -206,7 +253,7 @@ class Family:
             name: getattr(config, config_field, None) for name, config_field in self.size_fields.items()
         }
         values["mlp"] = values["mlp"] or 4 * values["width"]
-        values["kv_heads"] = values.get("kv_heads") or values["heads"]
+        values["kv_heads"] = self.kv_heads(config) if self.kv_heads else values.get("kv_heads") or values["heads"]
         values["head_dim"] = values.get("head_dim") or values["width"] // values["heads"]
         return Sizes(**values)
 
@@ -225,7 +272,7 @@ class Family:
 
     def shape(self, rule: WeightRule, config: Any) -> tuple[int, ...]:
         """Return the shape of a rule's tensor."""
-        lengths = axis_lengths(self.sizes(config))
+        lengths = self.axis_lengths(config)
         return tuple(sum(lengths[axis] for axis in dim.axes) for dim in rule.dims)
 
     def stored(self, config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -237,6 +284,50 @@ class Family:
                 yield from ((part, each) for parts in expert_names(rule, layer, shape[0]) for part in parts)
             else:
                 yield stored_name(rule, layer), shape
+
+    def axis_lengths(self, config: Any) -> dict[AxisName, int]:
+        """Return the number of units along every axis."""
+        sizes = self.sizes(config)
+        channels: dict[AxisName, int] = dict.fromkeys(
+            ("embedding", "residual", "normed", "gain", "shift", "post_gain", "final", "final_gain", "final_shift"),
+            sizes.width,
+        )
+        queries: dict[AxisName, int] = dict.fromkeys(("query", "query_gain", "context"), sizes.heads * sizes.head_dim)
+        keys: dict[AxisName, int] = dict.fromkeys(("key", "key_gain", "value"), sizes.kv_heads * sizes.head_dim)
+        return (
+            channels
+            | queries
+            | keys
+            | {
+                "vocab": sizes.vocab,
+                "positions": sizes.positions + self.position_rows,
+                "head_dim": sizes.head_dim,
+                "mlp": sizes.mlp,
+                "experts": sizes.experts,
+                "expert_mlp": sizes.expert_mlp,
+                "shared_mlp": sizes.shared_mlp,
+                "one": 1,
+            }
+        )
+
+    def derives_head_dim(self, config: Any) -> bool:
+        """Tell whether a head's dimensions follow from width and heads."""
+        name = self.size_fields.get("head_dim")
+        return name is None or getattr(config, name, None) is None
+
+    def refuse_unsupported(self, config: Any) -> None:
+        """Raise a ValueError for an option that growth cannot map."""
+        for names, wanted in ((self.unsupported, False), (self.required, True)):
+            for name, reason in names.items():
+                if bool(value := getattr(config, name, wanted)) != wanted:
+                    raise ValueError(f"{name}={value!r} cannot be grown: {reason}; set it to {wanted}")
+        for name, size in self.repeats.items():
+            of = self.size_fields[size]
+            if (value := getattr(config, name)) != getattr(config, of):
+                raise ValueError(
+                    f"{name}={value!r} beside {of}={getattr(config, of)!r} cannot be grown: growth maps models in"
+                    " which the two are equal"
+                )
 
     def canonical_name(self, key: str) -> str:
         """Return the name that the stock class saves a tensor by; files of the base model lack its prefix."""
@@ -260,24 +351,3 @@ def stored_name(rule: WeightRule, layer: int | None) -> str:
 def expert_names(rule: WeightRule, layer: int | None, experts: int) -> list[list[str]]:
     """Return the names by which files hold the experts of a tensor, expert by expert, part by part."""
     return [[name.format(layer=layer, expert=expert) for name in rule.published] for expert in range(experts)]
-
-
-def axis_lengths(sizes: Sizes) -> dict[AxisName, int]:
-    """Return the number of units along every axis."""
-    channels: dict[AxisName, int] = dict.fromkeys(
-        ("embedding", "residual", "normed", "gain", "shift", "final", "final_gain", "final_shift"), sizes.width
-    )
-    return channels | {
-        "vocab": sizes.vocab,
-        "positions": sizes.positions,
-        "query": sizes.heads * sizes.head_dim,
-        "key": sizes.kv_heads * sizes.head_dim,
-        "value": sizes.kv_heads * sizes.head_dim,
-        "context": sizes.heads * sizes.head_dim,
-        "head_dim": sizes.head_dim,
-        "mlp": sizes.mlp,
-        "experts": sizes.experts,
-        "expert_mlp": sizes.expert_mlp,
-        "shared_mlp": sizes.shared_mlp,
-        "one": 1,
-    }

@@ -6,6 +6,7 @@ _BLOCK = "transformer.h.{layer}."
 
 GPT2 = Family(
     model_type="gpt2",
+    title="GPT-2",
     size_fields={
         "width": "n_embd",
         "layers": "n_layer",
@@ -40,6 +41,8 @@ GPT2 = Family(
             "summary_first_dropout",
         }
     ),
+    gated=False,
+    dropouts=frozenset({"resid_pdrop", "embd_pdrop", "attn_pdrop"}),
     scaled_scores="scale_attn_weights",
     layered_scores="scale_attn_by_inverse_layer_idx",
     unsupported={"add_cross_attention": "growth maps decoders only"},

@@ -30,6 +30,7 @@ from hf_progressive.growth.methods import Method, method_named
 from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.growth.new_entries import NewEntries, describe_new_entries, new_units
 from hf_progressive.growth.options import GrowthOptions
+from hf_progressive.growth.positions import keep_rotation
 from hf_progressive.growth.target import complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
 from hf_progressive.growth.unmerged import describe_wrapper
@@ -242,6 +243,7 @@ class GrowthPlan:
             name: sorted({segment.write for _, segment in axis.inherited()} - {1.0})
             for name, axis in self.axes.items()
         }
+        eps = [getattr(config, family.eps_field, None) for config in (source, self.target_config)]
         return {
             "family": family.model_type,
             "method": self.method,
@@ -261,7 +263,7 @@ class GrowthPlan:
             },
             "parameters": [before, sum(math.prod(tensor.shape) for tensor in self.tensors)],
             "factors": {name: _few(values) for name, values in factors.items() if values},
-            family.eps_field: [getattr(config, family.eps_field) for config in (source, self.target_config)],
+            **({family.eps_field: eps} if family.eps_field else {}),
             "rules": dict(Counter(tensor.rule for tensor in self.tensors)),
             **self._upcycled(),
         }
@@ -324,7 +326,9 @@ def plan_growth(
     old, new = family.sizes(source), family.sizes(target)
     layers = _layer_origins(way, old.layers, new.layers, chosen)
     if way.inherits:
-        setattr(target, family.eps_field, getattr(source, family.eps_field) * eps_factor)
+        keep_rotation(source, target)
+        if family.eps_field:
+            setattr(target, family.eps_field, getattr(source, family.eps_field) * eps_factor)
         for name in family.layer_fields:
             setattr(target, name, _follow(layers, getattr(source, name)))
         if family.sparse_layers and family.follow_sparse and upcycling is None:

@@ -7,15 +7,18 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.growth.families import FAMILIES
-from hf_progressive.growth.family_table import axis_lengths
 
 
 @dataclass(frozen=True)
 class Parts:
-    """How a fused weight divides: along which dimension, and into matrices of which lengths."""
+    """How a fused weight divides: along which dimension, and into matrices of which lengths.
+
+    The matrices stand one after the other, or, with `groups`, a group's rows of each, then the next group's.
+    """
 
     dimension: int
     lengths: tuple[int, ...]
+    groups: int = 1
 
 
 def hidden_matrices(model: Any) -> dict[str, Parts | None]:
@@ -52,9 +55,9 @@ def _fused(config: Any) -> dict[str, Parts]:
     family = FAMILIES.get(config.model_type)
     if family is None:
         return {}
-    lengths = axis_lengths(family.sizes(config))
+    lengths, heads = family.axis_lengths(config), family.sizes(config).kv_heads
     return {
-        name: Parts(index, tuple(lengths[axis] for axis in dim.axes))
+        name: Parts(index, tuple(lengths[axis] for axis in dim.axes), heads if dim.grouped else 1)
         for name, rule, _ in family.tensors(config)
         for index, dim in enumerate(rule.dims)
         if len(rule.dims) == 2 and len(dim.axes) > 1

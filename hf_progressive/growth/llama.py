@@ -50,9 +50,10 @@ def _rules(
     )
 
 
-def _family(model_type: str, rules: tuple[WeightRule, ...], **options: Any) -> Family:
+def _family(model_type: str, title: str, rules: tuple[WeightRule, ...], **options: Any) -> Family:
     return Family(
         model_type=model_type,
+        title=title,
         size_fields=SIZE_FIELDS,
         rules=rules,
         norm="rms",
@@ -64,13 +65,18 @@ def _family(model_type: str, rules: tuple[WeightRule, ...], **options: Any) -> F
     )
 
 
-LLAMA = _family("llama", _rules(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias"))
-MISTRAL = _family("mistral", _rules())
+LLAMA = _family("llama", "Llama", _rules(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias"))
+MISTRAL = _family("mistral", "Mistral", _rules())
 QWEN2 = _family(
-    "qwen2", _rules(qkv_bias=""), layer_fields=("layer_types",), neutral_fields=frozenset({"max_window_layers"})
+    "qwen2",
+    "Qwen2",
+    _rules(qkv_bias=""),
+    layer_fields=("layer_types",),
+    neutral_fields=frozenset({"max_window_layers"}),
 )
 QWEN3 = _family(
     "qwen3",
+    "Qwen3",
     _rules(qkv_bias="attention_bias", output_bias="attention_bias", normed_queries=True),
     normed_queries=True,
     layer_fields=("layer_types",),
@@ -78,16 +84,20 @@ QWEN3 = _family(
 )
 GEMMA = _family(
     "gemma",
+    "Gemma",
     _rules(qkv_bias="attention_bias", output_bias="attention_bias", offset=1.0),
     scaled_embedding=True,
 )
 GRANITE = _family(
     "granite",
+    "Granite",
     _rules(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias"),
     scaled_scores=False,  # by attention_multiplier, whatever the head_dim
+    head_dim_fields={"attention_multiplier": lambda head_dim: 1 / head_dim},  # as the published models have it
 )
 SMOLLM3 = _family(
     "smollm3",
+    "SmolLM3",
     _rules(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias"),
     layer_fields=("layer_types", "no_rope_layers"),
 )

@@ -39,6 +39,8 @@ A method of one's own is a function or two:
     register_method("mirrored", summary="new units in front of the old, in reverse", width=mirrored)
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
 from hf_progressive.growth.layers import (
@@ -50,7 +52,14 @@ from hf_progressive.growth.layers import (
     stack_layers,
 )
 from hf_progressive.growth.options import GrowthOptions
-from hf_progressive.growth.units import WidthRule, append_units, split_units, tile_units, uneven_shares
+from hf_progressive.growth.units import (
+    UnitOrigin,
+    WidthRule,
+    append_units,
+    split_units,
+    tile_units,
+    uneven_shares,
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,25 @@ class Method:
     shrink: float = 1.0
     perturb: float = 0.0
     upcycles: bool = False
+
+    def units(self, what: str, old: int, new: int) -> Sequence[UnitOrigin]:
+        """Return the origin of each unit of a wider axis; shares that do not add up to 1 are a ValueError."""
+        if old == new:
+            return [UnitOrigin(unit) for unit in range(old)]
+        try:
+            units = self.width(old, new)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
+        shares = [0.0] * old
+        for unit in units:
+            if unit.source is not None:
+                shares[unit.source] += unit.share
+        if len(units) != new or not all(math.isclose(share, 1.0, rel_tol=1e-9) for share in shares):
+            raise ValueError(
+                f"{what}: the method {self.name!r} gives {len(units)} units of {new}, and shares of the {old} old ones"
+                f" that add up to {min(shares):g} … {max(shares):g}; they must add up to 1"
+            )
+        return units
 
     def with_options(self, options: GrowthOptions) -> "Method":
         """Return the method as the options have it; a depth method that is not known is a ValueError."""

@@ -10,6 +10,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 NANOCHAT = Family(
     model_type="nanochat",
+    title="NanoChat",
     size_fields=SIZE_FIELDS,
     rules=(
         # The embedding is normalised before it enters the stream, which does not see the factor it is written with.
@@ -27,6 +28,7 @@ NANOCHAT = Family(
     norm="weightless_rms",
     eps_field="rms_norm_eps",
     prefix="model.",
+    gated=False,
     rotary=True,
     normed_queries=True,
 )

@@ -24,7 +24,7 @@ from transformers import AutoConfig
 from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.experts import Dropped, dropped_units
 from hf_progressive.growth.families import family_of
-from hf_progressive.growth.family_table import AxisName, DimRule, Family, WeightRule, axis_lengths
+from hf_progressive.growth.family_table import AxisName, DimRule, Family, WeightRule
 from hf_progressive.hub.names import GROWTH
 from hf_progressive.storage import read_json
 
@@ -171,7 +171,7 @@ def describe_new_entries(
     What `upcycle` adds are kinds of tensors that no layer of the parent had (`new_kinds`, by their names in the
     family's table) and the share of the parent's hidden `units` that is `dropped` in experts.
     """
-    lengths = axis_lengths(family.sizes(config))
+    lengths, heads = family.axis_lengths(config), family.sizes(config).kv_heads
 
     def drawn_anew(rule: WeightRule, layer: int | None) -> Dropped | None:
         if not dropped or not rule.per_expert or layer is None or not heirs[layer] or rule.name in new_kinds:
@@ -183,7 +183,7 @@ def describe_new_entries(
     return {
         name: NewEntries(
             shape=tuple(sum(lengths[axis] for axis in dim.axes) for dim in rule.dims),
-            ranges=tuple(_along(dim, units, lengths) for dim in rule.dims),
+            ranges=tuple(_along(dim, units, lengths, heads if dim.grouped else 1) for dim in rule.dims),
             whole=rule.name in new_kinds or (layer is not None and not heirs[layer]),
             dropped=drawn_anew(rule, layer),
         )
@@ -191,11 +191,15 @@ def describe_new_entries(
     }
 
 
-def _along(dim: DimRule, units: Mapping[str, Ranges], lengths: Mapping[AxisName, int]) -> Ranges:
+def _along(dim: DimRule, units: Mapping[str, Ranges], lengths: Mapping[AxisName, int], groups: int) -> Ranges:
     found, offset = [], 0
-    for axis in dim.axes:
-        found += [(offset + start, offset + stop) for start, stop in units.get(axis, ())]
-        offset += lengths[axis]
+    for group in range(groups):
+        for axis in dim.axes:
+            own = lengths[axis] // groups
+            low, high = group * own, (group + 1) * own
+            clipped = ((max(start, low), min(stop, high)) for start, stop in units.get(axis, ()))
+            found += [(offset + start - low, offset + stop - low) for start, stop in clipped if start < stop]
+            offset += own
     return _joined(found)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from hf_progressive.growth.axis import Axis, Dim, Segment
 
 _MANY_BLOCKS = 512  # copied one by one, in some 10 µs each
+_VARIATION = 0.3  # standard deviation of the factors of "varied_mean"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ def fill_new(
                 continue
             for start, segment in dim.axis.new():
                 region, fill = out.narrow(index, start, segment.size), dim.fill(segment)
+                if fill == "varied_mean":
+                    factors = Fresh(1.0, _VARIATION).draw(region.shape, region.dtype, generator)
+                    region.copy_(factors * _mean_unit(out, index, dim.axis))
+                    continue
                 region.copy_(added[fill].draw(region.shape, region.dtype, generator))
                 if fill in ("mean", "near_mean"):
                     region.add_(_mean_unit(out, index, dim.axis))

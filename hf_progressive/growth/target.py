@@ -55,6 +55,7 @@ def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]
     else:
         architectures = target.architectures or source.architectures
         config = _built(type(source), target.to_dict() | {"architectures": architectures})
+    family.refuse_unsupported(config)
     _check_sizes(family, source, config)
     _check_function(family, source, config)
     positions = family.size_fields["positions"]
@@ -77,7 +78,7 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
     if "model_type" in target and target["model_type"] != source.model_type:
         raise ValueError(f"model_type: a {source.model_type} cannot grow into a {target['model_type']}; leave it out")
     for name in (family.eps_field, *family.layer_fields):
-        if name in target:
+        if name and name in target:
             raise ValueError(f"{name} follows from the growth and cannot be chosen; leave it out of the target")
     named = {aliases.get(name, name): value for name, value in target.items()}
     if len(named) < len(target):
@@ -85,7 +86,10 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
     _check_counts("the target", {name: named[name] for name in _size_fields(family) if name in named})
     heads, kv_heads = family.size_fields["heads"], family.size_fields.get("kv_heads")
     follow = kv_heads and heads in named and getattr(source, kv_heads) == getattr(source, heads)
+    follow = follow and family.normed_queries != "all_heads"  # which asks that they stay
     derived = {kv_heads: named[heads]} if follow else {}
+    for name, size in family.repeats.items():
+        derived[name] = named.get(family.size_fields[size], getattr(source, family.size_fields[size]))
     kept = {name: value for name, value in source.to_dict().items() if name not in family.layer_fields}
     return _built(type(source), kept | derived | named)
 
@@ -127,7 +131,7 @@ def _check_sizes(family: Family, source: Any, target: Any) -> None:
         if layers > _MOST_LAYERS:
             raise ValueError(f"{whose} has {layers} layers; {_MOST_LAYERS:,} are the most that growth plans")
     old, new = family.sizes(source), family.sizes(target)
-    if getattr(target, "head_dim", None) is None:  # it follows from width and heads
+    if family.derives_head_dim(target):
         _check_head_dim(family, old, new)
     if new.heads % new.kv_heads:
         raise ValueError(f"{new.heads} heads are not divisible by {new.kv_heads} key/value heads")
@@ -158,6 +162,8 @@ def _check_function(family: Family, source: Any, target: Any) -> None:
         general
         | _NEUTRAL_FIELDS
         | family.neutral_fields
+        | family.dropouts
+        | family.repeats.keys()
         | set(_size_fields(family))
         | {family.eps_field, *family.layer_fields}
     )

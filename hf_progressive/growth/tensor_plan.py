@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hf_progressive.distributed.working_dtype import working_dtype
-from hf_progressive.growth.axis import Axis, Dim, joined
+from hf_progressive.growth.axis import Axis, Dim, interleaved, joined
 from hf_progressive.growth.experts import Alteration, Dropped
-from hf_progressive.growth.family_table import AxisName, Family, WeightRule
+from hf_progressive.growth.family_table import AxisName, DimRule, Family, WeightRule
 from hf_progressive.growth.layers import LayerOrigin
 from hf_progressive.growth.methods import Method
 from hf_progressive.growth.operators import Fresh, add_noise, fill_new, inherited_rms, place
@@ -181,7 +181,8 @@ def plan_tensors(
     options: GrowthOptions,
 ) -> Iterator[TensorPlan]:
     """Plan every tensor of the child, in the order of the stock class's parameters."""
-    std = target.initializer_range if options.init_std is None else options.init_std
+    std = getattr(target, family.init_field) if options.init_std is None else options.init_std
+    groups = family.sizes(source).kv_heads, family.sizes(target).kv_heads
     layered = bool(family.layered_scores and getattr(source, family.layered_scores))
     for name, rule, layer in family.tensors(target):
         origin = LayerOrigin(None) if layer is None else layers[layer]
@@ -189,12 +190,12 @@ def plan_tensors(
         if layered and layer is not None and origin.source is not None:
             later = (layer + 1) / (origin.source + 1)  # scores are divided by the layer's number
             here = {**axes, "query": axes["query"].scaled(later, 1 / later)}
-        dims = tuple(Dim(joined([here[axis] for axis in dim.axes]), dim.role) for dim in rule.dims)
+        dims = tuple(Dim(_stored(dim, here, *groups), dim.role) for dim in rule.dims)
         shape = tuple(dim.axis.size for dim in dims)
         fresh = rule.fresh(std, len(layers))
         plan = TensorPlan(name, shape, (), "fresh", dims, fresh, rule.name, rule.offset, False)
         if origin.silent and rule.closes:
-            silent = replace(plan, rule="zero: the new layer is silent", fresh=Fresh(), offset=0.0)
+            silent = replace(plan, rule="zero: the new layer is silent", fresh=Fresh())
             yield replace(silent, rule=_and_noise(silent, method), perturb=method.perturb * fresh.std)
         elif not method.inherits or (layer is not None and origin.source is None):
             yield plan
@@ -213,6 +214,11 @@ def plan_tensors(
                     new_scale=options.new_scale,
                 )
             yield plan
+
+
+def _stored(dim: DimRule, axes: Mapping[AxisName, Axis], parent_groups: int, groups: int) -> Axis:
+    named = [axes[name] for name in dim.axes]
+    return interleaved(named, parent_groups, groups) if dim.grouped else joined(named)
 
 
 def _and_noise(plan: TensorPlan, method: Method) -> str:

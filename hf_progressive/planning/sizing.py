@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig, strict_yaml
-from hf_progressive.growth.families import family_of
+from hf_progressive.growth.families import FAMILIES, family_of
 from hf_progressive.growth.target import NO_SIZES, complete_target
 from hf_progressive.training.flops import flops_per_token, meta_model
 
@@ -25,56 +25,68 @@ def _gated_mlp_width(width: int) -> int:
     return -(-8 * width // (3 * 32)) * 32
 
 
+def _plain_mlp_width(width: int) -> int:
+    return 4 * width
+
+
 @dataclass(frozen=True, kw_only=True)
 class DialFields:
     """The names under which a family's configuration holds what the depth decides."""
 
-    layers: str = "num_hidden_layers"
+    layers: str
     """Number of layers."""
 
-    width: str = "hidden_size"
+    width: str
     """Width of the residual stream."""
 
-    heads: str = "num_attention_heads"
+    heads: str
     """Number of query heads."""
 
-    context: str = "max_position_embeddings"
+    context: str
     """Largest number of positions."""
 
-    key_value_heads: str | None = "num_key_value_heads"
+    key_value_heads: str | None
     """Number of key and value heads, as many as query heads unless given; None where the family has no such field."""
 
-    mlp: str | None = "intermediate_size"
+    mlp: str | None
     """Width of the MLP; None where the family derives it from the width."""
 
-    mlp_width: Callable[[int], int] = _gated_mlp_width
+    mlp_width: Callable[[int], int]
     """The MLP's width at a width of the residual stream."""
 
-    head_dim: str | None = "head_dim"
+    head_dim: str | None
     """Width of a head; None where the family derives it from width and heads."""
 
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any]
     """Fields that get another value than the family's own default: pretraining uses no dropout."""
 
+    of_head_dim: Mapping[str, Callable[[int], Any]]
+    """Fields that scale attention scores, by the head's width."""
 
-DIAL_FIELDS: dict[str, DialFields] = {
-    "gpt2": DialFields(
-        layers="n_layer",
-        width="n_embd",
-        heads="n_head",
-        context="n_positions",
-        key_value_heads=None,
-        mlp=None,
-        head_dim=None,
-        defaults={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    ),
-    "llama": DialFields(),
-    "mistral": DialFields(),
-    "nanochat": DialFields(mlp_width=lambda width: 4 * width, head_dim=None),
-    "qwen2": DialFields(head_dim=None),
-    "qwen3": DialFields(),
-}
-"""The families that a ladder can be made of, by `model_type`."""
+
+def dial_fields(model_type: str) -> DialFields:
+    """Return the names of a family that `hf_progressive.growth` knows; another is a ValueError.
+
+    >>> dial_fields("gpt2").width, dial_fields("llama").mlp
+    ('n_embd', 'intermediate_size')
+    """
+    if model_type not in FAMILIES:
+        raise ValueError(f"model.family: {model_type!r} is not a family; {strict_yaml.nearest(model_type, FAMILIES)}")
+    family = FAMILIES[model_type]
+    own = CONFIG_MAPPING[model_type]()
+    names, known = family.size_fields, {field.name for field in dataclasses.fields(own)}
+    return DialFields(
+        layers=names["layers"],
+        width=names["width"],
+        heads=names["heads"],
+        context=names["positions"],
+        key_value_heads=names.get("kv_heads"),
+        mlp=None if getattr(own, names["mlp"]) is None else names["mlp"],
+        mlp_width=_gated_mlp_width if family.gated else _plain_mlp_width,
+        head_dim=names.get("head_dim") if names.get("head_dim") in known else None,
+        defaults={name: 0.0 for name in sorted(family.dropouts) if getattr(own, name)},
+        of_head_dim=family.head_dim_fields,
+    )
 
 
 def rung_model_config(model: ModelConfig, rung: RungConfig, *, vocab_size: int) -> PretrainedConfig:
@@ -92,7 +104,7 @@ def rung_model_config(model: ModelConfig, rung: RungConfig, *, vocab_size: int) 
     >>> config.n_layer, config.n_embd, config.n_head, config.n_positions
     (4, 256, 4, 128)
     """
-    names = _dial_fields(model.family)
+    names = dial_fields(model.family)
     config_class = CONFIG_MAPPING[model.family]
     decided = {names.context: "model.context"}
     if rung.depth is not None:
@@ -131,7 +143,7 @@ def larger_model_config(model: ModelConfig, rung: RungConfig, before: Pretrained
     Raises:
         ValueError: A field is unknown, would shrink, or would change the function.
     """
-    names = _dial_fields(model.family)
+    names = dial_fields(model.family)
     sizes = rung.fields if rung.depth is None else _dial_sizes(model, rung, rung.depth, names)
     given = {**names.defaults, **model.fields, **sizes}
     derived = {}
@@ -146,12 +158,6 @@ def larger_model_config(model: ModelConfig, rung: RungConfig, before: Pretrained
     except ValueError as error:
         raise ValueError(f"rung {rung.name}: {error}") from None
     return config
-
-
-def _dial_fields(family: str) -> DialFields:
-    if family not in DIAL_FIELDS:
-        raise ValueError(f"model.family: {family!r} is not a family; {strict_yaml.nearest(family, DIAL_FIELDS)}")
-    return DIAL_FIELDS[family]
 
 
 def _dial_sizes(model: ModelConfig, rung: RungConfig, depth: int, names: DialFields) -> dict[str, int]:
@@ -179,6 +185,8 @@ def _derived(given: Mapping[str, Any], names: DialFields) -> dict[str, Any]:
         derived[names.mlp] = names.mlp_width(width)
     if names.head_dim is not None:
         derived[names.head_dim] = width // heads
+    head_dim = given.get(names.head_dim or "") or width // heads
+    derived |= {name: scale(head_dim) for name, scale in names.of_head_dim.items()}
     return derived
 
 

@@ -5,21 +5,21 @@ Only numbers that a record holds appear, rounded. A function returns an empty st
 
 from huggingface_hub import constants
 
+from hf_progressive.growth.families import FAMILIES
 from hf_progressive.publishing.lineage import Lineage
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, minus, percent, significant, small
 from hf_progressive.report.ladder_tables import flop_unit, spent
 from hf_progressive.report.table import Table, escape_markdown
 
-_FAMILY_NAMES = {"gpt2": "GPT-2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-_FAMILY_NAMES["nanochat"] = "NanoChat"
 _SCHEDULES = {"linear": "fell linearly", "cosine": "fell along a cosine"}
 
 
 def architecture(lineage: Lineage) -> str:
     """Return the name of the model's family, as people write it."""
     model_type = str(lineage.rung.config["model_type"])
-    return _FAMILY_NAMES.get(model_type, model_type)
+    family = FAMILIES.get(model_type)
+    return (family and family.title) or model_type
 
 
 def introduction(lineage: Lineage) -> str:

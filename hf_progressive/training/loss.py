@@ -29,7 +29,10 @@ LARGE_LOGITS_BYTES = 4 << 30
 PART_BYTES = 1 << 30
 """Bytes of float32 logits formed at once."""
 
-_PLAIN = {"gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3"}
+_PLAIN = {"gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "gpt_neox", "opt"}
+_PLAIN |= {"phi3", "falcon", "olmo2", "olmo3"}
+_DIVIDED = {"granite"}  # by logits_scaling
+_SOFT_CAPPED = {"nanochat", "gemma2", "gemma3_text"}  # at final_logit_softcapping
 _INPUTS = {"input_ids", "labels", "attention_mask", "position_ids", "num_items_in_batch"}
 _NOT_PREDICTED = -100
 
@@ -229,7 +232,7 @@ def _forms_parts(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
     if labels is None or 4 * labels.numel() * config.vocab_size < LARGE_LOGITS_BYTES or inputs.keys() - _INPUTS:
         return False
     head = model.get_output_embeddings()
-    known = config.model_type in _PLAIN or config.model_type in ("granite", "nanochat")
+    known = config.model_type in _PLAIN | _DIVIDED | _SOFT_CAPPED
     if not known or type(head) is not nn.Linear or head.bias is not None or model.loss_function is not ForCausalLMLoss:
         return False
     # An engine that divides the head gathers it for the head's own forward pass alone.
@@ -246,8 +249,8 @@ def _loss_in_parts(
         hidden.flatten(0, -2),
         model.get_output_embeddings().weight,
         targets,
-        divisor=config.logits_scaling if config.model_type == "granite" else 1.0,
-        soft_cap=config.final_logit_softcapping if config.model_type == "nanochat" else None,
+        divisor=config.logits_scaling if config.model_type in _DIVIDED else 1.0,
+        soft_cap=config.final_logit_softcapping if config.model_type in _SOFT_CAPPED else None,
     )
     if num_items_in_batch is None:
         return total / (targets != _NOT_PREDICTED).sum()

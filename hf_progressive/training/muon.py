@@ -222,10 +222,24 @@ def _batches(
 def _scaled_steps(updates: list[Tensor], parts: Parts | None) -> Tensor:
     # (n, rows, columns): the second step of equation 2 over η, of n whole matrices.
     stacked = torch.stack(updates)
-    pieces = [stacked] if parts is None else torch.split(stacked, list(parts.lengths), 1 + parts.dimension)
+    pieces = [stacked] if parts is None else _divided(stacked, parts)
     accurate = working_dtype(stacked.dtype)
     steps = [newton_schulz(p).to(accurate).mul_(_ADAMW_RMS * math.sqrt(max(p.shape[1:]))) for p in pieces]
-    return steps[0] if parts is None else torch.cat(steps, dim=1 + parts.dimension)
+    return steps[0] if parts is None else _joined(steps, parts)
+
+
+def _divided(stacked: Tensor, parts: Parts) -> list[Tensor]:
+    dim = 1 + parts.dimension
+    before, after = stacked.shape[:dim], stacked.shape[dim + 1 :]
+    grouped = stacked.reshape(*before, parts.groups, -1, *after)
+    pieces = torch.split(grouped, [length // parts.groups for length in parts.lengths], dim + 1)
+    return [piece.flatten(dim, dim + 1) for piece in pieces]
+
+
+def _joined(steps: list[Tensor], parts: Parts) -> Tensor:
+    dim = 1 + parts.dimension
+    before, after = steps[0].shape[:dim], steps[0].shape[dim + 1 :]
+    return torch.cat([s.reshape(*before, parts.groups, -1, *after) for s in steps], dim + 1).flatten(dim, dim + 1)
 
 
 def _local(tensor: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from growth.growth_models import build, config_of, fields_of, grow, relative_difference, tokens_for
+from growth.growth_models import NORMED_OVER_ALL, build, config_of, fields_of, grow, relative_difference, tokens_for
 
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.verify import verify_growth
@@ -23,6 +23,8 @@ def test_a_grown_model_computes_what_its_parent_computes(model_type, axis, devic
     )
     parent = build(config, dtype=torch.float32)
     target = LARGER if axis == "all" else PARENT | {"layers": LARGER["layers"]}
+    if axis == "all" and model_type in NORMED_OVER_ALL:
+        target = target | {"width": 256, "heads": 8, "kv_heads": PARENT["kv_heads"]}
     child, plan = grow(parent, fields_of(model_type, **target, positions=CONTEXT))
     assert plan.preserves_function
     parent, child = parent.to(device), child.to(device)

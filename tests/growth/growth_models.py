@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -13,10 +14,26 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
+from hf_progressive.growth.verify import _KeepFloat64
 
-DERIVED_HEAD_DIM = {"gpt2", "qwen2", "granite", "smollm3", "nanochat"}  # head_dim is width / heads
-NORMED_QUERIES = {"qwen3", "nanochat"}
+FIRST_FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "smollm3", "nanochat")
+EVERY_FAMILY = [name if name in FIRST_FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+"""Every family; of those beside the first, whose mechanisms have fast tests of their own, all tests are slow."""
+TIED_OR_NOT = [
+    pytest.param(name, tied, marks=[] if name in FIRST_FAMILIES else [pytest.mark.slow])
+    for name in FAMILIES
+    for tied in (True, False)
+    if not (tied and name == "nanochat")  # a wider tied NanoChat is refused, and tested as such
+]
+DERIVED_HEAD_DIM = {"gpt2", "qwen2", "granite", "smollm3", "nanochat", "gpt_neox", "opt", "phi3", "falcon"}
+DERIVED_HEAD_DIM |= {"olmo2", "olmo3"}  # head_dim is width / heads
+NORMED_OVER_ALL = {"olmo2", "olmo3"}  # heads: copied whole, or new ones beside fixed key/value heads
+NORMED_QUERIES = {"qwen3", "nanochat", "gemma3_text"} | NORMED_OVER_ALL
+PARTLY_TURNED = {"gpt_neox", "phi3"}
+ALL_HEADS = {"gpt2", "gpt_neox", "opt"}  # every query head has a key/value head of its own
+ANY_HEAD_DIM = {"gpt2", "opt"}  # no rotation that asks for whole multiples
 ALWAYS_TIED_OPTIONS = {"nanochat": (False,)}  # a wider tied NanoChat is refused, and tested as such
+QUARTER_TURNED = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 EXTRA_OPTIONS = {
     "gpt2": (
         {},
@@ -34,6 +51,30 @@ EXTRA_OPTIONS = {
     ),
     "smollm3": ({"no_rope_layer_interval": 2}, {"attention_bias": True, "mlp_bias": True}),
     "nanochat": ({}, {"attention_bias": True}, {"final_logit_softcapping": None}),
+    "gpt_neox": (
+        {},
+        {"use_parallel_residual": False, "attention_bias": False},
+        {"rope_parameters": QUARTER_TURNED | {"partial_rotary_factor": 0.5}},
+    ),
+    "opt": ({"activation_function": "gelu"}, {"enable_bias": False}),
+    "gemma2": (
+        {"sliding_window": 5},
+        {"attention_bias": True, "query_pre_attn_scalar": 9, "final_logit_softcapping": 1.5},
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma3_text": (
+        {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        {"attention_bias": True, "final_logit_softcapping": 1.5},
+    ),
+    "phi3": ({"sliding_window": 5}, {"rope_parameters": QUARTER_TURNED | {"partial_rotary_factor": 0.5}}),
+    "falcon": (
+        {"new_decoder_architecture": True, "bias": True},
+        {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+        {},  # one key/value head
+        {"multi_query": False, "parallel_attn": False, "bias": True},
+    ),
+    "olmo2": ({}, {"attention_bias": True}),
+    "olmo3": ({"sliding_window": 5}, {"attention_bias": True}),
 }
 SIZES = {
     "width": 16,
@@ -51,13 +92,22 @@ def config_of(model_type: str, **options: Any) -> Any:
     """A config of the family, its sizes in the words all families share, with an epsilon that matters."""
     sizes = SIZES | {name: value for name, value in options.items() if name in SIZES}
     extra = {name: value for name, value in options.items() if name not in SIZES}
+    if "layer_types" in extra:  # of as many layers as there are
+        extra["layer_types"] = [*extra["layer_types"], *["full_attention"] * sizes["layers"]][: sizes["layers"]]
     tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
-    eps = {FAMILIES[model_type].eps_field: 1e-2}
-    return AutoConfig.for_model(model_type, **(fields_of(model_type, **sizes) | eps | tokens | extra))
+    eps = {name: 1e-2 for name in [FAMILIES[model_type].eps_field] if name}
+    return AutoConfig.for_model(model_type, **(_fields(model_type, **sizes) | eps | tokens | extra))
 
 
 def fields_of(model_type: str, **sizes: int) -> dict[str, int]:
-    """The family's own config fields for sizes in the words all families share."""
+    """The family's own config fields for sizes in the words all families share, as near as it can grow to them."""
+    if model_type in NORMED_OVER_ALL and sizes.get("kv_heads", 0) % 2:
+        heads = sizes["heads"] + 1
+        sizes |= {"kv_heads": 2, "heads": heads} | ({"width": 8 * heads} if "width" in sizes else {})
+    return _fields(model_type, **sizes)
+
+
+def _fields(model_type: str, **sizes: int) -> dict[str, int]:
     names = FAMILIES[model_type].size_fields
     if model_type in DERIVED_HEAD_DIM:
         sizes.pop("head_dim", None)
@@ -116,7 +166,8 @@ def norms_in_full_precision(*models: Any) -> Iterator[None]:
     for module in modules:
         module.forward = _rms_norm.__get__(module)
     try:
-        yield
+        with _KeepFloat64():  # Gemma 2's attention has no kernel and rounds its softmax
+            yield
     finally:
         for module in modules:
             del module.forward
@@ -128,6 +179,11 @@ def _rms_norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
     if not hasattr(self, "weight"):
         return normed
     return normed * (self.weight + 1 if type(self).__name__.startswith("Gemma") else self.weight)
+
+
+def layers_of(model: Any) -> Any:
+    """The model's layers."""
+    return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
 
 
 def tokens_for(config: Any, *, batch: int = 2, length: int = 9, seed: int = 0) -> torch.Tensor:
@@ -159,14 +215,20 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
     def integer(low: int, high: int) -> int:
         return draw(st.integers(low, high))
 
-    tile = method == "tile"
+    extra = draw(st.sampled_from(EXTRA_OPTIONS[model_type]))
+    over_all = model_type in NORMED_OVER_ALL
+    tile = method == "tile" or (over_all and method == "split")
+    every_head = model_type in ALL_HEADS or extra.get("multi_query") is False
     kv_heads, group = integer(1, 2), integer(1, 3)
-    if model_type == "gpt2":
+    if every_head:
         kv_heads, group = integer(1, 3), 1
+    one_key = model_type == "falcon" and not every_head and not extra.get("new_decoder_architecture")
+    if one_key:
+        kv_heads, group = 1, integer(1, 4)
     old = {
         "heads": kv_heads * group,
         "kv_heads": kv_heads,
-        "head_dim": 2 * integer(2, 4),
+        "head_dim": 8 if model_type in PARTLY_TURNED else 2 * integer(2, 4),  # a part of which is turned
         "layers": integer(1, 3),
         "mlp": integer(3, 12),
         "vocab": integer(5, 12),
@@ -181,8 +243,10 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
     if draw(st.booleans()):
         new_group = group * integer(1, 2) if tile or draw(st.booleans()) else integer(1, 2 * group)
         parts = -(-group // new_group)
-        new_kv = kv_heads * parts * integer(1, 2) if tile else kv_heads * parts + integer(0, 2)
-    if model_type == "gpt2":
+        new_kv = kv_heads * parts * integer(1, 2) if tile else kv_heads * parts + (0 if over_all else integer(0, 2))
+    if one_key:
+        new_kv, new_group = 1, grown(group)
+    if every_head:
         new_kv, new_group = grown(kv_heads), 1
     new = {
         "heads": new_kv * new_group,
@@ -197,7 +261,7 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
         new["heads"], new["kv_heads"] = old["heads"], old["kv_heads"]
     if model_type not in NORMED_QUERIES and draw(st.booleans()):
         new["head_dim"] = old["head_dim"] * integer(1, 3)
-        if model_type == "gpt2" and not tile:
+        if model_type in ANY_HEAD_DIM and not tile:
             new["head_dim"] = old["head_dim"] + integer(0, 7)
     if model_type in DERIVED_HEAD_DIM:
         new["width"] = new["heads"] * new["head_dim"]
@@ -209,9 +273,8 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
             new["width"] = old["width"] * new["heads"]
     else:
         new["width"] = -(-grown(old["width"]) // new["heads"]) * new["heads"]
-    extra = draw(st.sampled_from(EXTRA_OPTIONS[model_type]))
     tied = draw(st.sampled_from(ALWAYS_TIED_OPTIONS.get(model_type, (True, False))))
-    target = fields_of(model_type, **new)
+    target = _fields(model_type, **new)
     if tied and draw(st.booleans()):
         target["tie_word_embeddings"] = False
     options = {

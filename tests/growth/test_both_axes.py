@@ -4,9 +4,18 @@ import itertools
 
 import pytest
 import torch
-from growth_models import build, config_of, fields_of, grow, norms_in_full_precision, relative_difference, tokens_for
+from growth_models import (
+    EVERY_FAMILY,
+    build,
+    config_of,
+    fields_of,
+    grow,
+    layers_of,
+    norms_in_full_precision,
+    relative_difference,
+    tokens_for,
+)
 
-from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.growth_plan import plan_growth
 from hf_progressive.growth.methods import DEPTH_METHODS
 
@@ -22,7 +31,7 @@ SOURCES = {  # of 3 layers → 5; None is a layer that adds nothing
     "interleave": [0, 0, 1, 1, 2],
     "solar": [0, 1, 2, 1, 2],
 }
-families = pytest.mark.parametrize("model_type", FAMILIES)
+families = pytest.mark.parametrize("model_type", EVERY_FAMILY)
 
 
 def parent_of(model_type):
@@ -37,7 +46,7 @@ def with_layers(parent, sources):
     if config.model_type == "smollm3":
         extra["no_rope_layers"] = [config.no_rope_layers[source] for source in layers]
     deeper = build(config_of(config.model_type, layers=len(layers), **extra))
-    stacks = [model.transformer.h if config.model_type == "gpt2" else model.model.layers for model in (parent, deeper)]
+    stacks = [layers_of(model) for model in (parent, deeper)]
     for index, source in enumerate(layers):
         stacks[1][index].load_state_dict(stacks[0][source].state_dict())
     rest = {name: value for name, value in parent.state_dict().items() if ".h." not in name and ".layers." not in name}
@@ -59,11 +68,11 @@ def test_a_wider_and_deeper_child_computes_what_the_parents_layers_in_that_order
         assert plan.preserves_function == DEPTH_METHODS[depth][1] == (None in sources)
 
 
-def test_the_hand_built_reference_of_the_same_layers_is_the_parent():
-    for model_type in FAMILIES:
-        parent = parent_of(model_type)
-        assert relative_difference(parent, with_layers(parent, [0, 1, 2]), tokens_for(parent.config)) == 0.0
-        assert relative_difference(parent, with_layers(parent, [0, 1, 1]), tokens_for(parent.config)) > 1e-3
+@families
+def test_the_hand_built_reference_of_the_same_layers_is_the_parent(model_type):
+    parent = parent_of(model_type)
+    assert relative_difference(parent, with_layers(parent, [0, 1, 2]), tokens_for(parent.config)) == 0.0
+    assert relative_difference(parent, with_layers(parent, [0, 1, 1]), tokens_for(parent.config)) > 1e-3
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])

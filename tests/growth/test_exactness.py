@@ -26,6 +26,41 @@ CASES = {
     ),
     "width beside query norms": ("qwen3", {}, {"hidden_size": 40}),
     "scaled embedding": ("gemma", {}, {"hidden_size": 22, "head_dim": 8}),
+    "parallel, a quarter of each head turned": (
+        "gpt_neox",
+        {"layers": 3},
+        {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 4, "intermediate_size": 31},
+    ),
+    "a head's unturned part alone": ("gpt_neox", {}, {"hidden_size": 20}),
+    "turned part too": ("gpt_neox", {}, {"hidden_size": 48, "num_attention_heads": 3}),
+    "fixed epsilon": ("opt", {}, {"hidden_size": 27, "num_attention_heads": 3, "num_hidden_layers": 4, "ffn_dim": 31}),
+    "rows beside positions": ("opt", {}, {"max_position_embeddings": 40, "vocab_size": 33}),
+    "norms behind attention and MLP": (
+        "gemma2",
+        {"layers": 3},
+        {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3, "num_hidden_layers": 4},
+    ),
+    "norms of queries stored less one": (
+        "gemma3_text",
+        {"layers": 3},
+        {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4},
+    ),
+    "fused with the gate": (
+        "phi3",
+        {"heads": 4, "kv_heads": 2, "width": 32},
+        {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 31},
+    ),
+    "one key/value head": ("falcon", {}, {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 3}),
+    "new heads in the norm over all": (
+        "olmo2",
+        {},
+        {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3},
+    ),
+    "groups divided under the norm over all": (
+        "olmo3",
+        {"heads": 4, "kv_heads": 2, "width": 32},
+        {"num_key_value_heads": 4, "num_hidden_layers": 3},
+    ),
     "no gain": ("nanochat", {}, {"hidden_size": 24, "num_attention_heads": 3}),
 }
 

@@ -8,12 +8,11 @@ import shutil
 import pytest
 import torch
 from growth_checkpoints import WIDER, contents, flip_a_bit, gpt2, save, write_tensors
-from growth_models import build, config_of, fields_of
+from growth_models import EVERY_FAMILY, build, config_of, fields_of
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import hf_progressive
 from hf_progressive.growth import GrowthReport, grow_checkpoint, grow_model, plan_growth, verify_growth
-from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.grow import RECORD_NAME
 from hf_progressive.growth.optimizer import grow_optimizer_state, parameter_groups
 from hf_progressive.growth.reader import INDEX_NAME, CheckpointReader
@@ -332,7 +331,7 @@ def test_a_disk_full_of_moments_leaves_nothing(parent, tmp_path, optimizer_file)
 # --- generation ---
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EVERY_FAMILY)
 def test_every_family_grows_from_shards_and_generates_as_before(tmp_path, model_type):
     mother = build(config_of(model_type, tie_word_embeddings=False))
     save(mother, tmp_path / "parent", max_shard_size="20KB")

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from growth_checkpoints import save
-from growth_models import build, config_of, fields_of, relative_difference, tokens_for
+from growth_models import TIED_OR_NOT, build, config_of, fields_of, relative_difference, tokens_for
 from transformers import AutoModelForCausalLM
 
 from hf_progressive.growth import grow_checkpoint, new_entry_masks
-from hf_progressive.growth.families import FAMILIES
 from hf_progressive.storage import read_json
 
 TILED = {"width": 32, "heads": 4, "kv_heads": 4, "mlp": 48, "layers": 4}
@@ -27,7 +26,7 @@ GROWTHS = [
 
 @pytest.mark.parametrize(
     ("model_type", "tied"),
-    [(name, tied) for name in FAMILIES for tied in (True, False) if not (tied and name == "nanochat")],
+    TIED_OR_NOT,
 )
 def test_every_way_to_grow_is_streamed_verified_and_loaded(tmp_path, model_type, tied):
     parent = build(config_of(model_type, tie_word_embeddings=tied), dtype=torch.float32)

@@ -5,19 +5,18 @@ import json
 import pytest
 import torch
 from growth_checkpoints import WIDER, gpt2, save
-from growth_models import build, config_of, fields_of, growth_pairs, produce
+from growth_models import EVERY_FAMILY, build, config_of, fields_of, growth_pairs, produce
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from hf_progressive.growth import grow_checkpoint, new_entries, new_entry_masks, plan_growth
-from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.new_entries import NewEntries
 
 ALL_AXES = {"width": 24, "layers": 4, "heads": 3, "kv_heads": 3, "mlp": 31, "vocab": 37, "positions": 20}
 
 
 @pytest.mark.parametrize("method", ["exact", "split"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", EVERY_FAMILY)
 def test_the_plan_knows_them_as_the_complement_of_what_is_inherited(model_type, method):
     @settings(
         max_examples=10,

@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig
+from hf_progressive.growth.families import FAMILIES
 from hf_progressive.planning.sizing import (
-    DIAL_FIELDS,
     count_parameters,
     rung_model_config,
     size_rung,
@@ -68,7 +68,7 @@ def test_parameter_counts_agree_with_the_names_in_the_stock_model(case):
 
 
 def test_every_family_is_sized_by_depth():
-    for family in DIAL_FIELDS:
+    for family in FAMILIES:
         config = build(family, depth=3, head_dim=32, context=40)
         assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (3, 96, 3)
         assert config.max_position_embeddings == 40
