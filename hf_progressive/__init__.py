@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hf_progressive.report.report import write_report
     from hf_progressive.study.run import run_study
     from hf_progressive.training.fisher_from_optimizer import fisher_from_optimizer
+    from hf_progressive.training.parent_divergence import ParentDivergence, generated_blocks
     from hf_progressive.training.trainer import ProgressiveMixin, ProgressiveTrainer, ProgressiveTrainingArguments
 
 __version__ = "0.1.0"
@@ -56,6 +57,8 @@ __all__ = [
     "ProgressiveMixin",
     "ProgressiveTrainer",
     "ProgressiveTrainingArguments",
+    "ParentDivergence",
+    "generated_blocks",
     # the ladder
     "LadderConfig",
     "LadderPlan",
@@ -91,6 +94,7 @@ _MODULES = {
     "penalty": ("InheritancePenalty",),
     "estimation": ("estimate_fisher", "learn_subspace"),
     "training.fisher_from_optimizer": ("fisher_from_optimizer",),
+    "training.parent_divergence": ("ParentDivergence", "generated_blocks"),
     "training.trainer": ("ProgressiveMixin", "ProgressiveTrainer", "ProgressiveTrainingArguments"),
     "evaluation.bits_per_byte": ("bits_per_byte", "text_bits_per_byte"),
     "evaluation.core": ("evaluate_core",),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hf_progressive import storage
 from hf_progressive.config import PhiConfig
@@ -188,11 +189,15 @@ class _Estimator:
                 "phi.fisher.kind: optimizer: the model was trained elsewhere; name its state in phi.fisher.optimizer"
                 " and the tokens of its steps in phi.fisher.batch_tokens, or take empirical"
             )
-        targets = kept.batch_tokens // context * (context - 1)
+        model, blocks = meta_model(AutoConfig.from_pretrained(self.checkpoint)), kept.batch_tokens // context
+        targets = blocks * (context - 1)
+        # Of a model whose `loss_type` Trainer does not know, such as GPT-2, it divides the loss by the first label of
+        # each block too: https://github.com/huggingface/transformers, Trainer._loss_shifts_labels.
+        counted = targets if LOSS_MAPPING.get(model.loss_type) is ForCausalLMLoss else blocks * context
         fisher = fisher_from_optimizer(
             kept.path,
-            meta_model(AutoConfig.from_pretrained(self.checkpoint)),
-            batch_tokens=targets,
+            model,
+            batch_tokens=counted**2 / targets,
             max_grad_norm=kept.max_grad_norm,
             gradient_norms=kept.gradient_norms,
         )

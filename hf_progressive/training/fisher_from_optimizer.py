@@ -47,7 +47,7 @@ def fisher_from_optimizer(
     source: Optimizer | str | os.PathLike[str],
     model: nn.Module | None = None,
     *,
-    batch_tokens: int,
+    batch_tokens: float,
     max_grad_norm: float | None = None,
     gradient_norms: Mapping[int, float] | None = None,
     partial: bool = False,
@@ -64,7 +64,7 @@ def fisher_from_optimizer(
         model: The model whose parameters they are. An optimizer needs it; a folder with a `config.json` of a causal
             language model does not, if all of its parameters were trained.
         batch_tokens: B, target tokens of an optimizer step over all processes and accumulated micro-batches: of a
-            block of T packed tokens T − 1 are targets.
+            block of T packed tokens T − 1 are targets. If the loss was their sum over another number D, D²/B.
         max_grad_norm: M, to which training clipped the gradient's norm, such as `TrainingArguments.max_grad_norm`. By
             it and the norms that were logged, clipping is undone in the mean. None takes the gradients as clipped.
         gradient_norms: Norms before clipping by step, where `source` is not a folder with a `trainer_state.json`.

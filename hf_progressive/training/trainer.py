@@ -37,6 +37,7 @@ from hf_progressive.training.checkpoints import (
 from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, FiniteWatch
 from hf_progressive.training.loss import LastBatch, filled_up, return_loss_alone
 from hf_progressive.training.muon import NEEDS_MATRICES, muon_optimizer
+from hf_progressive.training.parent_divergence import DivergenceSteps
 from hf_progressive.training.penalized_engine import PenalizedEngine
 from hf_progressive.training.saving import WholeSaves
 from hf_progressive.training.throughput import ThroughputMeter
@@ -58,7 +59,7 @@ class TrainingInterrupted(SystemExit):
     """SIGTERM ended the training after a whole step, the checkpoint saved; every process exits with code 143."""
 
 
-class ProgressiveMixin(WholeSaves):
+class ProgressiveMixin(DivergenceSteps, WholeSaves):
     """What `ProgressiveTrainer` adds to `Trainer`, for any trainer built on it; without a penalty that trains as ever.
 
     It stands first, `class HeldSFTTrainer(ProgressiveMixin, SFTTrainer)`, and the constructor is the other's plus the
@@ -80,6 +81,7 @@ class ProgressiveMixin(WholeSaves):
             `constant` unless they are `ProgressiveTrainingArguments`.
         phi_until: Fraction of the run, above 0, at which λ and γ are zero; above 1, that is after the last step. None
             for what `args` say, which is 1.0 unless they are `ProgressiveTrainingArguments`.
+        divergence: Holds what the model predicts near its parent's predictions (`ParentDivergence`); None does not.
         **kwargs: As for the trainer that stands behind.
 
     Raises:

@@ -1,0 +1,143 @@
+"""The function-space form of Φ: what the parent predicts is held, and not where its weights are.
+
+Every k-th optimizer step the model reads a few blocks that the parent knows how to go on with, and
+
+    k·w · (1/T) Σ_t KL( p_parent(· | x_<t) ‖ p_model(· | x_<t) )                                                   (1)
+
+is added to the loss, T being the tokens of these blocks over all processes: w weighs the divergence in nats per token,
+whatever k is. Blocks may be old data that are at hand, or texts that the parent writes itself (`generated_blocks`),
+with which no old data are needed (arXiv 2605.26097). A step with it costs a forward pass of the parent and a forward
+and backward pass of the model more, over the blocks.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Behind
+else:
+    _Behind = object
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParentDivergence:
+    """What a trainer holds its model's predictions to; equation 1 of the module.
+
+    Args:
+        parent: The model whose predictions count, such as a copy of what training starts from. It is not trained.
+        blocks: (n, T) token ids, read in turn; of several processes each has its own.
+        weight: w, in nats per token of divergence over nats per token of loss.
+        every: k, optimizer steps from one reading to the next.
+        batch_size: Blocks per reading and process.
+
+    Raises:
+        ValueError: `weight`, `every` or `batch_size` is not above 0, or there are no blocks.
+    """
+
+    parent: nn.Module
+    blocks: Tensor
+    weight: float = 1.0
+    every: int = 1
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "every", "batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.blocks.ndim != 2 or not len(self.blocks):
+            raise ValueError(f"blocks have shape {tuple(self.blocks.shape)}; (n, T) token ids are wanted, n above 0")
+
+    def of(self, model: nn.Module, reading: int, device: torch.device) -> Tensor:
+        """Return the mean divergence per token of a model's predictions on the blocks of a reading, with gradient."""
+        first = reading * self.batch_size
+        rows = torch.arange(first, first + self.batch_size) % len(self.blocks)
+        ids = self.blocks[rows].to(device)
+        with torch.no_grad():
+            wanted = self.parent.to(device).eval()(input_ids=ids).logits
+        return mean_divergence(wanted, model(input_ids=ids).logits)
+
+
+def mean_divergence(wanted: Tensor, found: Tensor) -> Tensor:
+    """Return KL(wanted ‖ found) of predictions by logits (..., V), in nats, as a mean over all tokens.
+
+    >>> round(mean_divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 3.0]]).log1p()).item(), 4)  # ½ ln(25/16)
+    0.2231
+    """
+    target, prediction = (logits.float().log_softmax(-1).flatten(0, -2) for logits in (wanted, found))
+    return functional.kl_div(prediction, target, log_target=True, reduction="batchmean")
+
+
+@torch.no_grad()
+def generated_blocks(
+    model: Any, count: int, length: int, *, start: int, batch_size: int = 64, seed: int = 0
+) -> Tensor:
+    """Let a causal language model write blocks of its own, each token drawn from its prediction.
+
+    Args:
+        model: The model, which is left as it is.
+        count: Blocks.
+        length: Tokens of each.
+        start: The first token of each, such as the tokenizer's beginning of a text.
+        batch_size: Blocks that are written together.
+        seed: Of what is drawn.
+
+    Returns:
+        (count, length) token ids on the CPU.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    model.eval()
+    written = []
+    for first in range(0, count, batch_size):
+        ids = torch.full((min(batch_size, count - first), 1), start, device=device)
+        cache, newest = None, ids
+        while ids.shape[1] < length:
+            output = model(input_ids=newest, past_key_values=cache, use_cache=True)
+            chances, cache = output.logits[:, -1].float().softmax(-1), output.past_key_values
+            newest = torch.multinomial(chances, 1, generator=generator)
+            ids = torch.cat([ids, newest], dim=1)
+        written.append(ids.cpu())
+    model.train(was_training)
+    return torch.cat(written)
+
+
+class DivergenceSteps(_Behind):
+    """The part of the trainer that adds a `ParentDivergence` to the loss.
+
+    Its gradient comes from a backward pass of its own after the last micro-batch's, so that neither accumulation nor
+    the number of processes changes it. DeepSpeed, which takes the optimizer's step within that backward pass, is
+    refused.
+    """
+
+    def __init__(self, *args: Any, divergence: ParentDivergence | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if divergence is not None and self.is_deepspeed_enabled:
+            raise ValueError("divergence: DeepSpeed takes the step within the loss's backward pass; use DDP or FSDP2")
+        self.divergence = divergence
+        self._divergences: list[Tensor] = []  # since the last log, on their device
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Run one micro-batch; on the last of an optimizer step, add the divergence from the parent to the loss."""
+        last = self.accelerator.sync_gradients
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        held = self.divergence
+        if held is None or not last or self.state.global_step % held.every:
+            return loss
+        turn = self.state.global_step // held.every
+        reading = turn * self.accelerator.num_processes + self.accelerator.process_index
+        with self.compute_loss_context_manager():
+            divergence = held.of(model, reading, loss.device)
+        self.accelerator.backward(divergence * (held.weight * held.every))
+        self._divergences.append(divergence.detach())
+        return loss + held.weight * held.every * divergence.detach().to(loss)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the mean divergence in nats per token as `phi/divergence` beside the training loss."""
+        if "loss" in logs and self._divergences:
+            logs["phi/divergence"] = float(torch.stack(self._divergences).mean())
+            self._divergences.clear()
+        super().log(logs, *args, **kwargs)
