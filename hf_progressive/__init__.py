@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from hf_progressive.ladder.rung_loop import RungResult, run_ladder
     from hf_progressive.ladder.rung_penalty import load_penalty
-    from hf_progressive.penalty import InheritancePenalty
+    from hf_progressive.penalty import InheritancePenalty, LoraPenalty
     from hf_progressive.planning.ladder_plan import LadderPlan, plan_ladder
     from hf_progressive.publishing.publish import publish_rung
     from hf_progressive.report.report import write_report
@@ -49,6 +49,7 @@ __all__ = [
     "GrowthCheck",
     # phi: the inheritance penalty
     "InheritancePenalty",
+    "LoraPenalty",
     "estimate_fisher",
     "fisher_from_optimizer",
     "learn_subspace",
@@ -91,7 +92,7 @@ _MODULES = {
         "GrowthReport",
         "GrowthCheck",
     ),
-    "penalty": ("InheritancePenalty",),
+    "penalty": ("InheritancePenalty", "LoraPenalty"),
     "estimation": ("estimate_fisher", "learn_subspace"),
     "training.fisher_from_optimizer": ("fisher_from_optimizer",),
     "training.parent_divergence": ("ParentDivergence", "generated_blocks"),

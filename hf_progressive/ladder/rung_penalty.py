@@ -17,7 +17,7 @@ from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.hub.fetch import fetch_rung, locate_files
 from hf_progressive.hub.names import RECORD_NAME, is_repo_id
-from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.penalty import InheritancePenalty, LoraPenalty
 from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, load_saved_penalty
 from hf_progressive.storage import MANIFEST_NAME, read_json
@@ -33,7 +33,7 @@ def load_penalty(
     ewc_lambda: float | None = None,
     gamma: float | None = None,
     revision: str | None = None,
-) -> InheritancePenalty:
+) -> InheritancePenalty | LoraPenalty:
     """Load the inheritance penalty Φ that a rung or a checkpoint stores.
 
     Three things can be loaded:

@@ -1,6 +1,7 @@
 """Φ, the inheritance penalty: what holds a child near its parent, and how strongly at each point of a run."""
 
 from hf_progressive.penalty.bound import BoundPenalty
+from hf_progressive.penalty.lora import LoraPenalty
 from hf_progressive.penalty.proximal import ProximalSteps
 from hf_progressive.penalty.saved_penalty import load_saved_penalty, save_penalty
 from hf_progressive.penalty.schedule import PHI_SCHEDULES, schedule_factor
@@ -11,6 +12,7 @@ __all__ = [
     "PHI_SCHEDULES",
     "BoundPenalty",
     "InheritancePenalty",
+    "LoraPenalty",
     "PenaltyStep",
     "ProximalStep",
     "ProximalSteps",

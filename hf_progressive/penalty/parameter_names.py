@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _PEFT_PREFIX = "base_model.model."
+_ADDED = ("_orig_mod", "base_layer", "original_module")
 
 
 def plain_name(name: str) -> str:
@@ -14,12 +15,11 @@ def plain_name(name: str) -> str:
     >>> plain_name("base_model.model.head.modules_to_save.default.weight")
     'head.weight'
     """
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
-    if ".".join(parts).startswith(_PEFT_PREFIX):
-        parts = [part for part in parts[2:] if part not in ("base_layer", "original_module")]
-        if "modules_to_save" in parts:
-            place = parts.index("modules_to_save")
-            del parts[place : place + 2]  # with the adapter's name
+    inner = name.removeprefix("_orig_mod.").removeprefix(_PEFT_PREFIX)
+    parts = [part for part in inner.split(".") if part not in _ADDED]
+    if "modules_to_save" in parts:
+        place = parts.index("modules_to_save")
+        del parts[place : place + 2]  # with the adapter's name
     return ".".join(parts)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_progressive.penalty.lazy_tensors import LazyTensors
+from hf_progressive.penalty.lora import LoraPenalty
 from hf_progressive.penalty.specification import InheritancePenalty
 from hf_progressive.storage import atomic_folder, read_json, write_json
 
@@ -17,6 +18,7 @@ DESCRIPTION_NAME = "penalty.json"
 """Name of the file that says which λ and γ, which tensors and where."""
 
 _UNCHANGED = {"apply": "gradient", "subspace_side": "outside", "constant": 0.0}  # what older files leave out
+_PRODUCTS = "LoRA's products"
 _FILE_BYTES = 1 << 30  # also what is held in memory while writing
 
 
@@ -30,7 +32,7 @@ def read_tensor(path: str | os.PathLike[str], name: str) -> Tensor:
     return tensor
 
 
-def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) -> None:
+def save_penalty(penalty: InheritancePenalty | LoraPenalty, folder: str | os.PathLike[str]) -> None:
     """Write a penalty's tensors, λ and γ to a folder, whole or not at all, holding at most about 1 GiB at a time.
 
     >>> import tempfile, torch
@@ -41,6 +43,9 @@ def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) ->
     >>> again.ewc_lambda, again.fingerprint() == InheritancePenalty(ones, ones).fingerprint()
     (0.5, True)
     """
+    if isinstance(penalty, LoraPenalty):
+        _save_lora_penalty(penalty, folder)
+        return
     with atomic_folder(folder, overwrite=True) as temporary:
         parts = [
             {
@@ -59,13 +64,16 @@ def save_penalty(penalty: InheritancePenalty, folder: str | os.PathLike[str]) ->
         write_json(temporary / DESCRIPTION_NAME, {**description, "fingerprint": written.fingerprint()})
 
 
-def load_saved_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty:
+def load_saved_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty | LoraPenalty:
     """Read back what `save_penalty` wrote; a `phi` folder inside a checkpoint is one.
 
     The folder must stay while the penalty is in use: tensors are read when they are needed.
     """
     description = read_json(Path(folder) / DESCRIPTION_NAME)
     try:
+        if description.get("restrains") == _PRODUCTS:
+            fisher = _stored(Path(folder), dict(description["files"]["fisher"]))
+            return LoraPenalty(fisher, ewc_lambda=description["ewc_lambda"])
         return _described(Path(folder), description)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{Path(folder) / DESCRIPTION_NAME}: not a penalty's description ({error!r})") from error
@@ -90,6 +98,20 @@ def _described(folder: Path, description: Mapping[str, Any]) -> InheritancePenal
         further=tuple(_described(folder, part) for part in description.get("further", [])),
         **{name: description.get(name, default) for name, default in _UNCHANGED.items()},
     )
+
+
+def _save_lora_penalty(penalty: LoraPenalty, folder: str | os.PathLike[str]) -> None:
+    with atomic_folder(folder, overwrite=True) as temporary:
+        files = _write(temporary, "fisher", penalty.fisher)
+        description = {
+            "format": 1,
+            "restrains": _PRODUCTS,
+            "ewc_lambda": penalty.ewc_lambda,
+            "gamma": penalty.gamma,
+            "fingerprint": penalty.fingerprint(),
+            "files": {"fisher": files},
+        }
+        write_json(temporary / DESCRIPTION_NAME, description)
 
 
 def _stored(folder: Path, files: Mapping[str, str]) -> LazyTensors:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_progressive import storage
 from hf_progressive.distributed.processes import main_process_first
+from hf_progressive.penalty.lora import LoraPenalty
 from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, save_penalty
 from hf_progressive.penalty.specification import InheritancePenalty
 from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete, link_or_copy, read_json
@@ -95,7 +96,7 @@ def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def check_checkpoint(
-    checkpoint: Path, penalty: InheritancePenalty | None, *, branches: bool = False, reads: bool = True
+    checkpoint: Path, penalty: InheritancePenalty | LoraPenalty | None, *, branches: bool = False, reads: bool = True
 ) -> None:
     """Raise unless a checkpoint is undamaged and was trained with the penalty that training is to go on with.
 
@@ -154,7 +155,7 @@ def remove_leftovers(folder: Path, *, spared: Collection[str] = ()) -> None:
             shutil.rmtree(Path(place, STAGING_NAME), ignore_errors=True)
 
 
-def keep_penalty(penalty: InheritancePenalty, folder: Path) -> None:
+def keep_penalty(penalty: InheritancePenalty | LoraPenalty, folder: Path) -> None:
     """Write a run's penalty once beside its checkpoints, to be linked into each."""
     kept, before = folder / KEPT_PENALTY_NAME, folder / PENALTY_NAME
     if not kept.exists() and (before / DESCRIPTION_NAME).exists():  # of a run that began when it had that name
@@ -171,7 +172,7 @@ def link_penalty(folder: Path, checkpoint: Path) -> dict[str, str]:
     return {f"{PENALTY_NAME}/{name}": entry["sha256"] for name, entry in files.items()}
 
 
-def _check_penalty(folder: Path, penalty: InheritancePenalty | None) -> None:
+def _check_penalty(folder: Path, penalty: InheritancePenalty | LoraPenalty | None) -> None:
     if penalty is None:
         raise ValueError(f"{folder.parent} was trained with a penalty; pass penalty=load_penalty({str(folder)!r})")
     description = read_json(folder / DESCRIPTION_NAME)
@@ -187,7 +188,7 @@ def _check_penalty(folder: Path, penalty: InheritancePenalty | None) -> None:
             logger.warning("%s was trained with %s=%s; the run goes on with %s", folder.parent, symbol, before, now)
 
 
-def _differences(description: dict[str, Any], penalty: InheritancePenalty) -> list[str]:
+def _differences(description: dict[str, Any], penalty: InheritancePenalty | LoraPenalty) -> list[str]:
     theirs, ours = description["fingerprint"], penalty.fingerprint()
     different = [kind for kind in {**theirs, **ours} if theirs.get(kind) != ours.get(kind)]
     # Files of a time when there was no other way say nothing.

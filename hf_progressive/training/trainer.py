@@ -23,7 +23,15 @@ from transformers import Trainer
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.distributed.stopping import STEPS_BETWEEN, Sigterm, StopVote
 from hf_progressive.distributed.termination import EXIT_CODE
-from hf_progressive.penalty import BoundPenalty, InheritancePenalty, PenaltyStep, ProximalStep, ProximalSteps
+from hf_progressive.penalty import (
+    BoundPenalty,
+    InheritancePenalty,
+    LoraPenalty,
+    PenaltyStep,
+    ProximalStep,
+    ProximalSteps,
+)
+from hf_progressive.penalty.lora_product import BoundLoraPenalty
 from hf_progressive.penalty.schedule import schedule_factor
 from hf_progressive.penalty.step_log import StepLog
 from hf_progressive.penalty.validation import require_trained
@@ -76,7 +84,7 @@ class ProgressiveMixin(DivergenceSteps, WholeSaves):
 
     Args:
         *args: As for the trainer that stands behind.
-        penalty: Φ, its anchor in the coordinates of the model; None for none.
+        penalty: Φ, its anchor in the coordinates of the model, or a `LoraPenalty`; None for none.
         phi_schedule: How λ and γ move: `constant`, `linear` or `cosine` to zero. None for what `args` say, which is
             `constant` unless they are `ProgressiveTrainingArguments`.
         phi_until: Fraction of the run, above 0, at which λ and γ are zero; above 1, that is after the last step. None
@@ -92,7 +100,7 @@ class ProgressiveMixin(DivergenceSteps, WholeSaves):
     def __init__(
         self,
         *args: Any,
-        penalty: InheritancePenalty | None = None,
+        penalty: InheritancePenalty | LoraPenalty | None = None,
         phi_schedule: str | None = None,
         phi_until: float | None = None,
         **kwargs: Any,
@@ -104,7 +112,7 @@ class ProgressiveMixin(DivergenceSteps, WholeSaves):
         self._given_schedule, self._given_until = phi_schedule, phi_until
         schedule_factor(self.phi_schedule, 0.0, self.phi_until)
         self.penalty = penalty
-        self.bound_penalty: BoundPenalty | None = None
+        self.bound_penalty: BoundPenalty | BoundLoraPenalty | None = None
         """Φ on the prepared model, once training has begun."""
         self._proximal_steps: ProximalSteps | None = None
         self.meter: ThroughputMeter | None = None
@@ -124,7 +132,8 @@ class ProgressiveMixin(DivergenceSteps, WholeSaves):
         self._stop_asked = False
         if penalty is not None:
             penalty.validate(self.model)
-            require_trained(self.model, penalty.restrained_names)
+            if isinstance(penalty, InheritancePenalty):
+                require_trained(self.model, penalty.restrained_names)
 
     @property
     def phi_schedule(self) -> str:
@@ -282,10 +291,10 @@ class ProgressiveMixin(DivergenceSteps, WholeSaves):
             with main_process_first(PartialState()):  # reads and writes all of W₀, Ω and U
                 if self.args.should_save:
                     keep_penalty(self.penalty, Path(self.args.output_dir))
-        self.bound_penalty = self.penalty.bind(self.bare_model())
-        if self.penalty.apply == "proximal":
+        self.bound_penalty = bound = self.penalty.bind(self.bare_model())
+        if self.penalty.apply == "proximal" and isinstance(bound, BoundPenalty):
             self._proximal_steps = ProximalSteps(
-                self.bound_penalty, self.optimizer, factor=self._phi_factor, note=self._note_penalty
+                bound, self.optimizer, factor=self._phi_factor, note=self._note_penalty
             )
         return prepared
 
