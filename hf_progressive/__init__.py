@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hf_progressive.study.run import run_study
     from hf_progressive.training.fisher_from_optimizer import fisher_from_optimizer
     from hf_progressive.training.parent_divergence import ParentDivergence, generated_blocks
+    from hf_progressive.training.trainable import frozen_after_growth
     from hf_progressive.training.trainer import ProgressiveMixin, ProgressiveTrainer, ProgressiveTrainingArguments
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ __all__ = [
     "ProgressiveTrainingArguments",
     "ParentDivergence",
     "generated_blocks",
+    "frozen_after_growth",
     # the ladder
     "LadderConfig",
     "LadderPlan",
@@ -97,6 +99,7 @@ _MODULES = {
     "training.fisher_from_optimizer": ("fisher_from_optimizer",),
     "training.parent_divergence": ("ParentDivergence", "generated_blocks"),
     "training.trainer": ("ProgressiveMixin", "ProgressiveTrainer", "ProgressiveTrainingArguments"),
+    "training.trainable": ("frozen_after_growth",),
     "evaluation.bits_per_byte": ("bits_per_byte", "text_bits_per_byte"),
     "evaluation.core": ("evaluate_core",),
     "planning.ladder_plan": ("LadderPlan", "plan_ladder"),

@@ -63,6 +63,11 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Norm to which the gradient is clipped."""
 
+    trainable: Literal["all", "new_layers", "new_entries"] | tuple[str, ...] = "all"
+    """What grown rungs train: `new_layers` (the parameters that inherit nothing), `new_entries` (all that the parent
+    did not have), or parameters whose names match one of a list of patterns (`["model.layers.4.*"]`). The rest keeps
+    its bits. First rungs and baselines train all; FLOPs are counted as of training all."""
+
     evaluations: int = 16
     """Validation points along a run, the last step included."""
 
@@ -94,6 +99,7 @@ class TrainingConfig:
         require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay} is negative")
         require(self.max_grad_norm >= 0, f"max_grad_norm: {self.max_grad_norm} is negative; 0 clips nothing")
         require(0 < self.inherited_fraction <= 4, f"inherited_fraction: {self.inherited_fraction} is not in (0, 4]")
+        require(self.trainable != (), "trainable: the list is empty; name patterns, or take all")
         self._require_one_precision()
         self._require_one_optimizer()
         total = self.warmup_fraction + self.decay_fraction

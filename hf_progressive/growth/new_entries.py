@@ -13,7 +13,7 @@ of another. These are the entries on which Ω is 0 and to which no statistic of 
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,18 @@ def new_entries(init: str | os.PathLike[str]) -> dict[str, NewEntries]:
     path = Path(init) / GROWTH
     if not path.is_file():
         raise FileNotFoundError(f"{init}: holds no {GROWTH}, so it was not grown; give a rung's init/ folder")
+    return recorded_entries(path, AutoConfig.from_pretrained(init))
+
+
+def recorded_entries(path: Path, config: Any) -> dict[str, NewEntries]:
+    """Tell the same from a growth.json and the config of the model that it is of."""
     plan = read_json(path).get("plan", {})
     if "new_units" not in plan:
         raise ValueError(f"{path}: does not say which units are new, as later versions do; grow the checkpoint again")
-    config = AutoConfig.from_pretrained(init)
+    for name, size in asdict(family_of(config).sizes(config)).items():
+        grown = plan.get("sizes", {}).get(name, [None, size])[1]
+        if grown != size:
+            raise ValueError(f"{path}: is of a model with {name} {grown}, not {size}; give the record of this growth")
     units = {name: tuple((start, stop) for start, stop in ranges) for name, ranges in plan["new_units"].items()}
     return describe_new_entries(
         family_of(config),

@@ -20,6 +20,7 @@ from hf_progressive.planning.preflight import find_origin, find_problems
 from hf_progressive.planning.sizing import ParameterCount, RungSize, larger_model_config, rung_model_config, size_rung
 from hf_progressive.planning.trunk_plan import TrunkPart, trunk_parts
 from hf_progressive.records.origin import Origin
+from hf_progressive.training.trainable import trainable_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +294,8 @@ def plan_ladder(config: LadderConfig, taken: Path | None = None, *, processes: i
             target, asked = _differing_fields(parent.size.config, size.config), config.growth_of(size.name)
             try:
                 growth = plan_growth(parent.config, target, method=asked.method, **asked.options)
+                entries = growth.new_entries()
+                trainable_names(list(entries), entries, training.trainable)
             except ValueError as error:
                 problems.append(f"rung {size.name}, grown from {parent.name}: {error}")
         is_origin = origin is not None and index == 0

@@ -72,7 +72,7 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
     Each is a line: the key, its value, and what would be right. Without the number of processes, it is not asked
     whether a step divides among them.
     """
-    problems = [*_muon_problems(config), *_fisher_problems(config)]
+    problems = [*_muon_problems(config), *_fisher_problems(config), *_trainable_problems(config)]
     for rung in config.rungs:
         training, growth = config.training_of(rung.name), config.growth_of(rung.name)
         arguments = training.arguments
@@ -86,6 +86,24 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
     if config.core is not None:
         problems += _core_problems(config.core)
     return list(dict.fromkeys(problems))  # rungs share what the ladder says
+
+
+def _trainable_problems(config: LadderConfig) -> Iterator[str]:
+    for rung in config.rungs[1:]:
+        training, phi = config.training_of(rung.name), config.phi_of(rung.name)
+        chosen = training.trainable
+        if chosen == "all":
+            continue
+        if chosen in ("new_layers", "new_entries") and phi.ewc_lambda > 0:
+            yield f"phi.ewc_lambda: without effect under training.trainable {chosen}, of which Ω is 0; set it to 0"
+        if config.schedule == "trunk" and config.trunk.moments == "grown":
+            yield "trunk.moments: grown moments need training.trainable all, or what is frozen has none; take fresh"
+        engine = _engine_of_its_own(training.arguments)
+        if chosen == "new_entries" and engine is not None:
+            yield (
+                f"training.trainable: new_entries does not work with {engine}, which takes the optimizer's step; take"
+                " new_layers, or FSDP2"
+            )
 
 
 def _trunk_problems(trunk: TrunkConfig, arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -23,7 +23,7 @@ _WITHOUT_EFFECT = (
     "learning_rate_by_width",  # the peak is stated beside
 )
 # Keys that came later, with the value at which older results keep their names.
-_ADDED: dict[str, Any] = {"optimizer": "adamw", "muon_learning_rate": None}
+_ADDED: dict[str, Any] = {"optimizer": "adamw", "muon_learning_rate": None, "trainable": "all"}
 
 
 def digest(value: Any) -> str:
@@ -163,6 +163,7 @@ class TrainingSetup:
             former_name(key): value  # as older results were named
             for key, value in training
             if key not in _WITHOUT_EFFECT and not (key in _ADDED and value == _ADDED[key])
+            if key != "trainable" or self.initial.parent is not None  # a baseline trains all
         }
         penalty = (
             None if self.phi is None else [self.phi.ewc_lambda, self.phi.gamma, self.phi.schedule, self.phi.until]

@@ -39,6 +39,7 @@ from hf_progressive.training.muon import muon_peak
 from hf_progressive.training.precision import attend_without_masks, blocks_of_one_size, describe, device_settings
 from hf_progressive.training.rewarm import RewarmNewEntries
 from hf_progressive.training.throughput import ThroughputMeter
+from hf_progressive.training.trainable import restrict_run
 from hf_progressive.training.trainer import ProgressiveTrainer
 
 logger = logging.getLogger(__name__)
@@ -313,9 +314,10 @@ def train_run(
     blocks_per_step = run.training.batch_tokens // context
     spaced = evenly_spaced(run.steps, run.training.checkpoints)
     checkpoints = spaced if run.checkpoint_steps is None else run.checkpoint_steps
+    model = AutoModelForCausalLM.from_pretrained(run.init, dtype=torch.float32)
     trainer = block_trainer(
         args,
-        AutoModelForCausalLM.from_pretrained(run.init, dtype=torch.float32),
+        model,
         rung_blocks(corpus, run.first_block, run.steps * blocks_per_step),
         context=context,
         penalty=penalty,
@@ -324,6 +326,7 @@ def train_run(
         callbacks=[
             Milestones(steps=run.steps, evaluations=run.training.evaluations, checkpoints=checkpoints),
             ProgressBar(run.title, corpus.bits_per_nat_token),
+            *restrict_run(model, run.init, run.training.trainable),
             *callbacks,
         ],
     )

@@ -9,6 +9,7 @@ import pytest
 from hf_progressive import cli
 from hf_progressive.config import load_ladder_config
 from hf_progressive.planning import preflight
+from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.preflight import find_problems
 from hf_progressive.training import training_run as training_run
 
@@ -152,3 +153,34 @@ def test_every_rung_s_own_settings_are_looked_at():
     problems = find_problems(config, processes=2)
     assert any("eval_steps: the ladder evaluates" in problem for problem in problems)
     assert any("384 is 3 blocks of 128, not divisible among 2" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["training.trainable=new_layer"], "training.trainable: 'new_layer' fits none of the accepted forms"),
+        (["training.trainable=[]"], "trainable: the list is empty; name patterns, or take all"),
+        (["training.trainable=[h.9.*]"], "grown from .*: training.trainable: 'h.9.\\*' matches no parameter"),
+        (["training.trainable=new_layers"], "training.trainable: new_layers, but no layer is new in this growth"),
+        (
+            ["training.trainable=new_entries", "phi.ewc_lambda=1"],
+            "phi.ewc_lambda: without effect under training.trainable new_entries",
+        ),
+        (
+            ["training.trainable=new_entries", "training.arguments.deepspeed=nowhere.json"],
+            "new_entries does not work with DeepSpeed, which takes the optimizer's step",
+        ),
+    ],
+)
+def test_what_a_rung_cannot_train_is_refused(words, message):
+    rungs = "rungs=[{name: a, n_layer: 1, n_embd: 16, n_head: 2}, {name: b, n_layer: 1, n_embd: 24, n_head: 3}]"
+    quiet = ["phi.ewc_lambda=0", "phi.gamma=0", "cold=none", rungs]
+    with pytest.raises(ValueError, match=message):
+        plan_ladder(load_ladder_config("ladder_tiny", [*quiet, *words]))
+
+
+def test_patterns_and_new_entries_are_planned():
+    rungs = "rungs=[{name: a, n_layer: 1, n_embd: 16, n_head: 2}, {name: b, n_layer: 2, n_embd: 24, n_head: 3}]"
+    for chosen in ("new_layers", "new_entries", "[transformer.h.1.*]"):
+        words = ["phi.ewc_lambda=0", "phi.gamma=0", "cold=none", rungs, f"training.trainable={chosen}"]
+        assert len(plan_ladder(load_ladder_config("ladder_tiny", words)).rungs) == 2
