@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from hf_progressive.ladder.rung_loop import RungResult, run_ladder
     from hf_progressive.ladder.rung_penalty import load_penalty
-    from hf_progressive.penalty import InheritancePenalty, LoraPenalty
+    from hf_progressive.penalty import InheritancePenalty, LoraPenalty, ProximalSteps
     from hf_progressive.planning.ladder_plan import LadderPlan, plan_ladder
     from hf_progressive.publishing.publish import publish_rung
     from hf_progressive.report.report import write_report
@@ -51,6 +51,7 @@ __all__ = [
     # phi: the inheritance penalty
     "InheritancePenalty",
     "LoraPenalty",
+    "ProximalSteps",
     "estimate_fisher",
     "fisher_from_optimizer",
     "learn_subspace",
@@ -94,7 +95,7 @@ _MODULES = {
         "GrowthReport",
         "GrowthCheck",
     ),
-    "penalty": ("InheritancePenalty", "LoraPenalty"),
+    "penalty": ("InheritancePenalty", "LoraPenalty", "ProximalSteps"),
     "estimation": ("estimate_fisher", "learn_subspace"),
     "training.fisher_from_optimizer": ("fisher_from_optimizer",),
     "training.parent_divergence": ("ParentDivergence", "generated_blocks"),

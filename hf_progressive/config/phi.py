@@ -10,10 +10,10 @@ from hf_progressive.config.checks import require, require_positive
 class FisherConfig:
     """How the parent's diagonal Fisher information is estimated."""
 
-    kind: Literal["empirical", "true", "optimizer"] = "empirical"
+    kind: Literal["empirical", "true", "optimizer", "ones"] = "empirical"
     """Labels from the data, or sampled from the model; or for nothing, from the second moment that the parent's AdamW
     has kept of the gradients, which is the empirical one of whole sequences (`definition` and `sequences` do not
-    count)."""
+    count); or 1 on every entry that the parent had, which is L2-SP and needs no estimate."""
 
     definition: Literal["token", "sequence"] = "token"
     """Whose gradients are squared: single tokens', with which λ = 1 weighs a step as the parent's own loss does, or
@@ -56,6 +56,10 @@ class SubspaceConfig:
     sequences: int = 64
     """Blocks for the sources `gradients` and `activations`."""
 
+    side: Literal["outside", "inside"] = "outside"
+    """What γ restrains: `outside`, (I − P)ΔW, keeps the child to what the parent's outputs span; `inside`, PΔW, keeps
+    what the parent's outputs span as it is and leaves the rest free, as methods against forgetting do."""
+
     def __post_init__(self) -> None:
         require(0 < self.energy <= 1, f"energy: {self.energy} is not in (0, 1]")
         require_positive(self, "sequences")
@@ -69,7 +73,11 @@ class PhiConfig:
     """λ, weight of the Fisher-weighted squared distance from the parent; 0 leaves the term out."""
 
     gamma: float = 0.0
-    """γ, weight of the squared distance outside the parent's output subspace; 0 leaves the term out."""
+    """γ, weight of the squared distance outside (or inside) the parent's output subspace; 0 leaves the term out."""
+
+    apply: Literal["gradient", "proximal"] = "gradient"
+    """`gradient` adds Φ's gradient to the task's before the optimizer's step; `proximal` moves the weights towards the
+    parent's after it, in closed form, with the Fisher information over its mean."""
 
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Course of λ and γ over training."""
@@ -92,6 +100,18 @@ class PhiConfig:
     @property
     def is_off(self) -> bool:
         return self.ewc_lambda == 0 and self.gamma == 0
+
+    @property
+    def departures(self) -> list[str]:
+        """In which ways it differs from what once was the only one: the choices that are not the first."""
+        ones = ["ones"] if self.ewc_lambda > 0 and not self.estimates_fisher else []
+        side = [self.subspace.side] if self.gamma > 0 and self.subspace.side != "outside" else []
+        return [*ones, *([self.apply] if self.apply != "gradient" else []), *side]
+
+    @property
+    def estimates_fisher(self) -> bool:
+        """Whether the parent's Fisher information is estimated for it, in whatever way."""
+        return self.ewc_lambda > 0 and self.fisher.kind != "ones"
 
     @property
     def reads_optimizer(self) -> bool:

@@ -57,11 +57,11 @@ def estimate_inheritance(
     Returns:
         For `fisher` and `subspace`, as far as they were estimated: how, from how many sequences, and the FLOPs spent.
     """
-    if phi.is_off:
+    if not phi.estimates_fisher and phi.gamma == 0:
         return {}
     weights = _weights_hash(checkpoint)
     costs = _kept_estimates(checkpoint, phi, weights, known or {})
-    wanted = [name for name, weight in (("fisher", phi.ewc_lambda), ("subspace", phi.gamma)) if weight > 0]
+    wanted = [*(["fisher"] if phi.estimates_fisher else []), *(["subspace"] if phi.gamma > 0 else [])]
     missing = [name for name in wanted if name not in costs]
     if not missing:
         return costs
@@ -87,7 +87,7 @@ def estimate_inheritance(
 def _kept_estimates(checkpoint: Path, phi: PhiConfig, weights: str, known: Mapping[str, Any]) -> dict[str, Any]:
     # The estimates beside the weights that are just what is wanted, as they were recorded.
     kept = {}
-    if phi.ewc_lambda > 0 and "fisher" in known and (checkpoint / FISHER_FILE).is_file():
+    if phi.estimates_fisher and "fisher" in known and (checkpoint / FISHER_FILE).is_file():
         fisher = read_record(checkpoint / FISHER_FILE, FisherRecord)
         made = ("sequence", 0) if phi.fisher.kind == "optimizer" else (phi.fisher.definition, phi.fisher.sequences)
         wanted = (phi.fisher.kind, *made, None, weights)
@@ -159,6 +159,7 @@ class _Estimator:
         kind = options.kind
         if kind == "optimizer":
             return self._fisher_from_optimizer()
+        assert kind != "ones", "nothing is estimated for it"
         count, rows = self._last(options.sequences)
 
         def estimate(size: int) -> dict[str, torch.Tensor]:

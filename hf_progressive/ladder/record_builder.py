@@ -126,6 +126,9 @@ def _penalty(work: RungWork, estimates: Estimates) -> PenaltyRecord | None:
         gamma=phi.gamma,
         schedule=phi.schedule,
         until=phi.until,
-        fisher=estimates.fisher,
+        apply=None if phi.apply == "gradient" else phi.apply,
+        subspace_side=None if phi.gamma == 0 or phi.subspace.side == "outside" else phi.subspace.side,
+        fisher_kind="ones" if phi.ewc_lambda > 0 and not phi.estimates_fisher else None,
+        fisher=estimates.fisher if phi.estimates_fisher else None,
         subspace=estimates.subspace,
     )

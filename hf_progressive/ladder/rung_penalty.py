@@ -1,14 +1,16 @@
 """Φ from what a rung stores: its estimates, mapped into the coordinates of the model that Φ is to hold."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from hf_progressive.config import GrowthConfig, PhiConfig
+from hf_progressive.config import FisherConfig, GrowthConfig, PhiConfig, SubspaceConfig
 from hf_progressive.estimation.saved_estimates import FisherRecord, SubspaceRecord, open_estimate
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.expert_pieces import StockTensors
@@ -20,7 +22,9 @@ from hf_progressive.hub.names import RECORD_NAME, is_repo_id
 from hf_progressive.penalty import InheritancePenalty, LoraPenalty
 from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, load_saved_penalty
+from hf_progressive.penalty.specification import Application, Side
 from hf_progressive.storage import MANIFEST_NAME, read_json
+from hf_progressive.training.checkpoints import KEPT_PENALTY_NAME, PENALTY_NAME
 
 FISHER_FILE, SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"
 """The estimates, in a checkpoint's folder."""
@@ -32,6 +36,9 @@ def load_penalty(
     child: str | os.PathLike[str] | None = None,
     ewc_lambda: float | None = None,
     gamma: float | None = None,
+    fisher: Literal["estimated", "ones"] = "estimated",
+    apply: Application = "gradient",
+    subspace_side: Side = "outside",
     revision: str | None = None,
 ) -> InheritancePenalty | LoraPenalty:
     """Load the inheritance penalty Φ that a rung or a checkpoint stores.
@@ -50,6 +57,9 @@ def load_penalty(
         ewc_lambda: λ, weight of ½ Σ Ωᵢᵢ ΔWᵢ², in nats per token; None or 0 leaves the term out. Not for a
             checkpoint, which knows its own.
         gamma: γ, weight of Tr((I − UUᵀ) ΔW ΔWᵀ (I − UUᵀ)ᵀ); likewise.
+        fisher: "ones" for L2-SP, Ω = 1 on every entry that the rung has, which needs no estimate.
+        apply: How training is to apply it, "gradient" or "proximal" (see `InheritancePenalty`). Not for a checkpoint.
+        subspace_side: What γ restrains, "outside" or "inside". Not for a checkpoint.
         revision: Branch, tag or commit of a rung on the Hub; None takes the newest. Not for a folder.
 
     Returns:
@@ -65,12 +75,19 @@ def load_penalty(
     >>> ProgressiveTrainer(model, args, train_dataset=blocks, penalty=penalty).train()  # doctest: +SKIP
     """
     folder = Path(source)
-    for saved in (folder, folder / "phi"):
+    for saved in (folder, folder / PENALTY_NAME, folder / KEPT_PENALTY_NAME):
         if (saved / DESCRIPTION_NAME).is_file():
-            if (child, ewc_lambda, gamma) != (None, None, None):
+            given = (child, ewc_lambda, gamma, fisher, apply, subspace_side)
+            if given != (None, None, None, "estimated", "gradient", "outside"):
                 raise ValueError(f"{saved}: holds a whole penalty; leave out child, ewc_lambda and gamma")
             return load_saved_penalty(saved)
-    phi = PhiConfig(ewc_lambda=ewc_lambda or 0.0, gamma=gamma or 0.0)
+    phi = PhiConfig(
+        ewc_lambda=ewc_lambda or 0.0,
+        gamma=gamma or 0.0,
+        apply=apply,
+        fisher=FisherConfig(kind="ones" if fisher == "ones" else "empirical"),
+        subspace=SubspaceConfig(side=subspace_side),
+    )
     if is_repo_id(os.fspath(source)) and not folder.is_dir():
         folder = fetch_rung(os.fspath(source), revision=revision)
     else:
@@ -107,7 +124,9 @@ def _penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) 
         return None
     reader = StockTensors(growth.family, growth.target_config, CheckpointReader(anchor))
     fisher = subspace = None
-    if phi.ewc_lambda > 0:
+    if phi.ewc_lambda > 0 and not phi.estimates_fisher:
+        fisher = _ones(growth, reader.specs)
+    elif phi.ewc_lambda > 0:
         squared = partial(TensorPlan.carry, power=2)
         fisher = _carried(open_estimate(parent / FISHER_FILE, FisherRecord), growth, squared)
     if phi.gamma > 0:
@@ -118,7 +137,18 @@ def _penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) 
         subspace,
         ewc_lambda=phi.ewc_lambda,
         gamma=phi.gamma,
+        apply=phi.apply,
+        subspace_side=phi.subspace.side,
     )
+
+
+def _ones(growth: GrowthPlan, parameters: Collection[str]) -> LazyTensors:
+    # 1 on what the parent had, 0 on what is new; in the memory of a number where nothing is new
+    def read(name: str) -> Tensor:
+        inherited = growth.inherited_mask(name)
+        return torch.ones(()).expand(inherited.shape) if bool(inherited.all()) else inherited.float()
+
+    return LazyTensors([tensor.name for tensor in growth.tensors if tensor.name in parameters], read)
 
 
 def _carried(stored: LazyTensors, growth: GrowthPlan, carry: Callable[..., Tensor]) -> LazyTensors:

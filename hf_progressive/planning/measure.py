@@ -359,7 +359,13 @@ class _Job:
         fisher = {name: torch.rand_like(value) for name, value in anchor.items()} if phi.ewc_lambda > 0 else None
         bases = {name: _half_of_the_outputs(anchor[name], module) for name, module in select_weights(model).items()}
         return InheritancePenalty(
-            anchor, fisher, bases if phi.gamma > 0 else None, ewc_lambda=phi.ewc_lambda, gamma=phi.gamma
+            anchor,
+            fisher,
+            bases if phi.gamma > 0 else None,
+            ewc_lambda=phi.ewc_lambda,
+            gamma=phi.gamma,
+            apply=phi.apply,
+            subspace_side=phi.subspace.side,
         )
 
 

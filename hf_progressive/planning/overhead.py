@@ -47,7 +47,7 @@ def estimate_flops(phi: PhiConfig, rung: RungPlan, context: int) -> dict[str, fl
     per_token = rung.size.flops_per_token
     blocks = rung.tokens // context or phi.most_sequences  # what the rung read, where that is known
     flops = {"fisher": 0.0, "subspace": 0.0}
-    if phi.ewc_lambda > 0 and not phi.reads_optimizer:
+    if phi.estimates_fisher and not phi.reads_optimizer:
         sequences = min(phi.fisher.sequences, blocks)
         flops["fisher"] = fisher_flops(
             tokens=sequences * context,

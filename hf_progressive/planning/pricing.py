@@ -209,7 +209,7 @@ class _RungPrice:
                 self.rung.parameters.total,
                 checkpoints=min(training.checkpoints, steps),
                 stable=self.rung.keeps_stable and steps == self.rung.steps,
-                with_fisher=self.price.plan.next_phi(self.rung).ewc_lambda > 0 and steps == self.rung.steps,
+                with_fisher=self.price.plan.next_phi(self.rung).estimates_fisher and steps == self.rung.steps,
                 of_muon=self._of_muon,
             )
         hours = None if measured is None else written / measured.saving_bytes_per_second / 3600
@@ -244,7 +244,7 @@ class _RungPrice:
                 parameters.total,
                 baseline=rung.trains_baseline,
                 stable=rung.keeps_stable,
-                with_fisher=next_phi.ewc_lambda > 0,
+                with_fisher=next_phi.estimates_fisher,
                 of_muon=self._of_muon,
                 stable_moments=(grown_moments or next_phi.reads_optimizer) and rung.hands_on == "stable",
                 initial_moments=grown_moments and rung.parent is not None,

@@ -108,7 +108,7 @@ def _metadata(lineage: Lineage, *, license: str | None, language: Sequence[str])
     tags = ["hf-progressive"]
     if rung.grown:
         tags.append("model-growth")
-    if rung.phi and rung.phi.ewc_lambda > 0:
+    if rung.phi and rung.phi.ewc_lambda > 0 and rung.phi.fisher_kind != "ones":
         tags.append("elastic-weight-consolidation")
     metadata = ModelCardData(
         license=license,

@@ -229,15 +229,14 @@ def penalty(lineage: Lineage) -> str:
         how = "" if phi.fisher is None else f" ({phi.fisher.kind}, from {phi.fisher.sequences:,} sequences)"
         if phi.fisher is not None and phi.fisher.kind == "optimizer":
             how = " (the second moment of the parent's AdamW)"
-        terms.append(
-            f"λ = {phi.ewc_lambda:g} on the squared distance from the grown weights, weighted by the parent's"
-            f" Fisher information{how}"
-        )
+        weighted = f", weighted by the parent's Fisher information{how}" if phi.fisher_kind != "ones" else " (L2-SP)"
+        terms.append(f"λ = {phi.ewc_lambda:g} on the squared distance from the grown weights{weighted}")
     if phi.gamma > 0:
         subspace, how = phi.subspace, ""
         if subspace is not None and subspace.energy is not None:
             how = f" (from {subspace.source}, {percent(subspace.energy)} of the energy)"
-        terms.append(f"γ = {phi.gamma:g} on the squared distance outside the parent's output subspace{how}")
+        side = phi.subspace_side or "outside"
+        terms.append(f"γ = {phi.gamma:g} on the squared distance {side} the parent's output subspace{how}")
     if phi.schedule not in _SCHEDULES:
         schedule = "stayed the same throughout"
     elif phi.until <= 1:
@@ -245,14 +244,25 @@ def penalty(lineage: Lineage) -> str:
     else:
         schedule = f"{_SCHEDULES[phi.schedule]} as if to nothing at {percent(phi.until)} of the steps"
     them = "Both" if len(terms) > 1 else "It"
-    return f"While training, the loss carried {' and '.join(terms)}. {them} {schedule}.{_effect(lineage)}"
+    what = " and ".join(terms)
+    if phi.apply == "proximal":
+        began = f"After each step of the optimizer, a proximal step followed for {what}"
+    else:
+        began = f"While training, the loss carried {what}"
+    return f"{began}. {them} {schedule}.{_effect(lineage)}"
 
 
 def _effect(lineage: Lineage) -> str:
-    logged = [ratio for entry in lineage.rung.training_log if (ratio := entry.get("phi/grad_ratio")) is not None]
+    key = "phi/moved_ratio" if lineage.rung.phi and lineage.rung.phi.apply == "proximal" else "phi/grad_ratio"
+    logged = [ratio for entry in lineage.rung.training_log if (ratio := entry.get(key)) is not None]
     if not logged:
         return ""
     first, last = (significant(value) for value in (logged[0], logged[-1]))
+    if key == "phi/moved_ratio":
+        return (
+            f" It took back {first} of the distance from the grown weights at the first logged step and {last} at the"
+            " last."
+        )
     return f" The norm of its gradient was {first} of the task's at the first logged step and {last} at the last."
 
 

@@ -129,6 +129,15 @@ class PenaltyRecord(Estimates):
     gamma: Amount
     """γ, the weight of the subspace term."""
 
+    apply: str | None = None
+    """`proximal` where Φ acted by a step after the optimizer's; no key where its gradient was added."""
+
+    subspace_side: str | None = None
+    """`inside` where γ restrained the parent's subspace itself; no key where it restrained what lies outside."""
+
+    fisher_kind: str | None = None
+    """`ones` where every inherited weight counted alike; no key where the Fisher term is of an estimate."""
+
     schedule: str
     """How the weights go on over the training."""
 

@@ -111,7 +111,10 @@ def _settings(run: Run) -> dict[str, str]:
 
 
 def _penalty(phi: PenaltyRecord) -> str:
-    return f"λ {phi.ewc_lambda:g}, γ {phi.gamma:g}, {phi.schedule}, until {phi.until:g} of the steps"
+    ways = [*(["L2-SP"] if phi.fisher_kind == "ones" else []), *filter(None, (phi.apply, phi.subspace_side))]
+    return ", ".join(
+        [f"λ {phi.ewc_lambda:g}, γ {phi.gamma:g}", *ways, f"{phi.schedule}, until {phi.until:g} of the steps"]
+    )
 
 
 def _times(rungs: Sequence[RungRecord], plan: Path) -> Iterator[Section]:

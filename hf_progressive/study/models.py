@@ -65,6 +65,7 @@ class InitialModel:
             return f"{self.rung.name}-s{self.seed}-fresh-{digest([config, self.draw, self.fingerprint])}"
         phi = dataclasses.asdict(self.phi)
         phi["fisher"] = {key: value for key, value in phi["fisher"].items() if value is not None}
+        del phi["subspace"]["side"]  # by which they are used, not made
         estimates = {key: phi[key] for key in ("fisher", "subspace")} if self.estimates_inheritance else None
         terms = [self.phi.ewc_lambda > 0, self.phi.gamma > 0]
         growth = {k: v for k, v in dataclasses.asdict(self.growth).items() if not k.startswith("max_")}
@@ -165,9 +166,8 @@ class TrainingSetup:
             if key not in _WITHOUT_EFFECT and not (key in _ADDED and value == _ADDED[key])
             if key != "trainable" or self.initial.parent is not None  # a baseline trains all
         }
-        penalty = (
-            None if self.phi is None else [self.phi.ewc_lambda, self.phi.gamma, self.phi.schedule, self.phi.until]
-        )
+        phi = self.phi
+        penalty = None if phi is None else [phi.ewc_lambda, phi.gamma, phi.schedule, phi.until, *phi.departures]
         course = [self.learning_rate, self.warmup_steps, self.cold_steps, self.first_block, self.order, penalty]
         made_of = [self.initial.name, settings, *course]
         if self.trunk is not None:

@@ -19,6 +19,8 @@ from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrain
 
 VOCABULARY, WIDTH = 67, 20  # 67 rows: odd, so that two processes hold unequal shards
 MUON = {"muon_learning_rate": 1e-2, "weight_decay": 0.1}
+# Keys' biases have no gradient but rounding, which Adam would blow up; ε damps it.
+PROXIMAL = {"apply": "proximal", "weight_decay": 0.1, "adam_epsilon": 1e-4}
 LARGEST_BYTES = 4 * 4 * WIDTH * WIDTH  # the MLP's matrices
 
 
@@ -150,10 +152,9 @@ def main():
     parser.add_argument("--muon", action="store_true", help="train with Muon beside AdamW")
     parser.add_argument("--proximal", action="store_true", help="let Φ act after the optimizer's step")
     options = parser.parse_args()
-    apply = "proximal" if options.proximal else "gradient"
-    common = {"apply": apply, "fsdp": options.fsdp, "use_cpu": not options.on_device, **(MUON if options.muon else {})}
+    common = {"fsdp": options.fsdp, "use_cpu": not options.on_device, **(MUON if options.muon else {})}
     if options.proximal:
-        common["weight_decay"] = 0.1
+        common |= PROXIMAL
     train(options.output / "plain", batch=4, accumulation=1, save_strategy="steps", save_steps=2, **common)
     if not options.proximal:  # which happens after the accumulation
         train(options.output / "accumulated", batch=2, accumulation=2, **common)

@@ -82,8 +82,7 @@ def test_two_processes_take_the_proximal_step_as_one(engine, tmp_path):
     """Two groups of parameters, one without weight decay: ZeRO steps its master weights group by group."""
     if engine.startswith("deepspeed"):
         pytest.importorskip("deepspeed")
-    options = {"apply": "proximal", "weight_decay": 0.1}
-    engine_run.train(tmp_path / "alone", batch=8, accumulation=1, **options)
+    engine_run.train(tmp_path / "alone", batch=8, accumulation=1, **engine_run.PROXIMAL)
     launch(engine, tmp_path, "--proximal")
     expected, expected_weights = read(tmp_path / "alone")
     assert expected["phi/moved_ratio"][0] > 0.2

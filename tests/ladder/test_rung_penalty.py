@@ -114,3 +114,35 @@ def test_what_does_not_belong_together_is_refused(rung: Path, fisher: dict[str, 
         load_penalty(tmp_path / "nowhere", ewc_lambda=1.0)
     with pytest.raises(ValueError, match=r"a local folder has no revision 'main'"):
         load_penalty(rung, ewc_lambda=1.0, revision="main")
+
+
+def test_l2_sp_of_a_child_restrains_what_was_inherited_and_needs_no_estimate(rung: Path, tmp_path: Path) -> None:
+    grow_checkpoint(rung, tmp_path / "child", WIDER)
+    shutil.copytree(rung, tmp_path / "bare", ignore=shutil.ignore_patterns("phi"))
+    plan = plan_growth(AutoConfig.from_pretrained(rung), WIDER)
+    model, anchor = moved(tmp_path / "child"), AutoModelForCausalLM.from_pretrained(tmp_path / "child")
+    distance = sum(
+        ((p.double() - q.double()) ** 2)[plan.inherited_mask(name)].sum().item()
+        for (name, p), q in zip(model.named_parameters(), anchor.parameters(), strict=True)
+    )
+    assert (
+        0 < distance < sum(((p - q) ** 2).sum() for p, q in zip(model.parameters(), anchor.parameters(), strict=True))
+    )
+    for apply in ("gradient", "proximal"):  # the mean of what is inherited is 1
+        penalty = load_penalty(tmp_path / "bare", child=tmp_path / "child", ewc_lambda=3.0, fisher="ones", apply=apply)
+        assert penalty.apply == apply
+        assert penalty.value(model).item() == pytest.approx(1.5 * distance, rel=1e-5)
+
+
+def test_the_side_and_the_way_go_into_the_penalty(rung: Path) -> None:
+    penalty = load_penalty(rung, gamma=1.0, subspace_side="inside", apply="proximal")
+    assert (penalty.subspace_side, penalty.apply) == ("inside", "proximal")
+    model, still = moved(rung), tiny_model(0)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    bases = learn_subspace(still)
+    expected = sum(
+        ((dict(model.named_parameters())[n] - dict(still.named_parameters())[n]) @ basis).square().sum()
+        for n, basis in bases.items()
+    )
+    assert name in bases
+    assert penalty.value(model).item() == pytest.approx(expected.item(), rel=1e-5)
