@@ -167,8 +167,6 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
 
 def study_command(options: argparse.Namespace) -> Outcome:
     """Run a study, or prove its instrument."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # a study's bars would fill a log; its lines say the same
     from hf_progressive.config import load_study_config
     from hf_progressive.study.check import check_instrument
     from hf_progressive.study.run import run_study

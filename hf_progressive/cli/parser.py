@@ -21,11 +21,13 @@ from hf_progressive.cli.commands import (
     ASSUMED_MFU,
     EXIT_BAD_INPUT,
     EXIT_CHECK_FAILED,
+    EXIT_DONE,
     Outcome,
     is_main_process,
     run_ladder_command,
     say,
 )
+from hf_progressive.cli.doctor import doctor_command
 from hf_progressive.cli.grow_options import METHODS_HELP, add_option_flags
 from hf_progressive.config.credentials import without_tokens
 from hf_progressive.distributed.termination import ended_by_sigterm
@@ -38,6 +40,18 @@ EXIT_INTERRUPTED = 130  # as a shell reports a program that ended by SIGINT
 _MEASURED_SECONDS = 60.0  # of each rung, by `plan --measure`
 
 _SECONDS_FOR_THE_FIRST = 3.0
+
+_FIRST_STEPS = """\
+hf-progressive grows language models: every model of a family inherits from the one before it.
+
+  hf-progressive doctor                                  what works on this machine
+  hf-progressive ladder ladder_tiny                      train three models, each grown from the last; a minute
+  hf-progressive grow SRC OUT --set num_hidden_layers=32 make a checkpoint larger, its function kept
+  hf-progressive plan ladder_d10_d18 --price 3           what a family costs; nothing is trained
+  hf-progressive publish RUN/NAME/final --repo-id ORG/NAME --dry-run   look at what would go
+
+hf-progressive --help lists every command, hf-progressive COMMAND --help its options.
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
         return add
 
     its_folder = "the run folder; default: runs/ and the name in CONFIG"
+
+    command("doctor", doctor_command, "show versions, devices and engines, and what will and will not work")
 
     text = "grow a checkpoint into a larger one that computes the same function"
     add = command("grow", commands.grow_command, text, METHODS_HELP)
@@ -194,6 +210,8 @@ def _quieten() -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # our own message names the file
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars would fill a log; lines say the same
 
 
 def _fail(error: Exception, code: int) -> int:
@@ -224,6 +242,10 @@ def _in_one_line(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    options = build_parser().parse_args(arguments)
+    """Run the command line; without a command it says what one does first."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        sys.stdout.write(_FIRST_STEPS)
+        return EXIT_DONE
+    options = build_parser().parse_args(given)
     return execute(options.run, options)

@@ -127,7 +127,7 @@ def estimate_fisher(
     read = BatchReader(model, loss=loss, kind=kind)
     compared = False
     with evaluation_mode(model, gradients=True), _all_trainable(model):
-        for item in tqdm(batches, desc="Fisher", unit="batch", disable=not progress):
+        for item in tqdm(batches, desc="Fisher", unit="batch", disable=None if progress else True):
             batch = read(item, device)
             if squares.divided and not isinstance(batch, SequenceBatch):
                 raise ValueError("the model is divided among processes and no causal language model; gather it first")

@@ -127,7 +127,7 @@ def learn_subspace(
             model, batches, chosen, source=source, loss=loss, kind=kind, reduce=reduce, seed=seed, progress=progress
         ).items()
     bases = {}
-    for name, matrix in tqdm(matrices, desc="subspace", total=len(chosen), unit="matrix", disable=not progress):
+    for name, matrix in tqdm(matrices, desc="subspace", total=len(chosen), unit="matrix", disable=None if progress else True):
         if not matrix.isfinite().all():
             raise ValueError(f"the {source} of {name} are not finite; check the checkpoint and the data")
         bases[name] = leading_directions(matrix, energy=energy, rank=rank, covariance=source != "weights", seed=seed)
@@ -249,7 +249,7 @@ def output_covariances(
         add(module, _unpadded(module, output, mask))
 
     with evaluation_mode(model, gradients=source == "gradients"):
-        for item in tqdm(batches, desc=source, unit="batch", disable=not progress):
+        for item in tqdm(batches, desc=source, unit="batch", disable=None if progress else True):
             batch = read(item, first.device)
             if source == "gradients":
                 with (

@@ -134,7 +134,9 @@ def bits_per_byte(
     if batch_size is None:
         batch_size = sequences_that_fit(model, len(blocks[0]["input_ids"]), on_cpu=_CPU_SEQUENCES)
     with evaluation_mode(model):
-        for batch in tqdm(DataLoader(blocks, batch_size=batch_size), desc="Bits per byte", disable=not progress):
+        for batch in tqdm(
+            DataLoader(blocks, batch_size=batch_size), desc="Bits per byte", disable=None if progress else True
+        ):
             targets = batch["input_ids"][:, 1:]  # (B, T-1)
             nats += _summed_nats(model, batch["input_ids"][:, :-1], targets)
             tokens += targets.numel()
@@ -199,7 +201,7 @@ def text_bits_per_byte(
 
     def windows() -> Iterator[_Window]:
         nonlocal tokens, byte_count
-        for text in tqdm(texts, desc="Bits per byte", disable=not progress):
+        for text in tqdm(texts, desc="Bits per byte", disable=None if progress else True):
             ids = encode_documents(tokenizer, [text])[0][:-1]
             tokens += len(ids)
             byte_count += len(text.encode("utf-8"))

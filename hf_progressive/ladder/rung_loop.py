@@ -16,9 +16,10 @@ from hf_progressive.data import prepare_corpus, reading_ahead
 from hf_progressive.distributed.processes import current_processes, main_process_first
 from hf_progressive.ladder import external_model
 from hf_progressive.ladder.preparation import CORPUS_NAME
+from hf_progressive.ladder.progress import LadderProgress
 from hf_progressive.ladder.run_folder import claim, exclusive
 from hf_progressive.ladder.rung_work import LadderRun, RungWork
-from hf_progressive.ladder.steps import BASELINE, TRAINED_ELSEWHERE, TRAINED_HERE, carry_out
+from hf_progressive.ladder.steps import BASELINE, TRAINED_ELSEWHERE, TRAINED_HERE, Step, carry_out
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.storage.full_disk import FullDiskNamed
 
@@ -82,13 +83,34 @@ def run_ladder(
         plan = external_model.starting_behind(plan, corpus)
         run = LadderRun(config=config, plan=plan, folder=folder, corpus=corpus, state=state, on_record=on_record)
         with reading_ahead(corpus, plan.corpus_blocks):
+            progress = _progress(run)
             for rung in plan.rungs:
-                if not storage.is_complete(run.final(rung.name)):
-                    carry_out(TRAINED_HERE if rung.origin is None else TRAINED_ELSEWHERE, RungWork(run=run, rung=rung))
-                elif state.is_main_process:
-                    run.drop_trained(rung.name)
+                if storage.is_complete(run.final(rung.name)):
+                    if state.is_main_process:
+                        run.drop_trained(rung.name)
+                elif rung.origin is not None:
+                    carry_out(TRAINED_ELSEWHERE, RungWork(run=run, rung=rung))
+                else:
+                    _train(TRAINED_HERE, RungWork(run=run, rung=rung), progress)
             for rung in plan.rungs:
                 if rung.trains_baseline and run.record(rung.name).cold is None:
-                    carry_out(BASELINE, RungWork(run=run, rung=rung, is_baseline=True))
+                    _train(BASELINE, RungWork(run=run, rung=rung, is_baseline=True), progress)
         run.on_first_process(run.catch_up)
         return [RungResult(folder=run.final(rung.name), record=run.record(rung.name).to_dict()) for rung in plan.rungs]
+
+
+def _progress(run: LadderRun) -> LadderProgress:
+    rungs = [rung for rung in run.plan.rungs if rung.origin is None]
+    finished = {rung.name for rung in run.plan.rungs if storage.is_complete(run.final(rung.name))}
+    baselines = [rung for rung in run.plan.rungs if rung.trains_baseline]
+    compared = {rung.name for rung in baselines if rung.name in finished and run.record(rung.name).cold is not None}
+    left = [(rung, False) for rung in rungs if rung.name not in finished]
+    left += [(rung, True) for rung in baselines if rung.name not in compared]
+    return LadderProgress(left, len(rungs) + len(baselines) - len(left))
+
+
+def _train(steps: tuple[Step, ...], work: RungWork, progress: LadderProgress) -> None:
+    if work.run.state.is_main_process:
+        progress.begin()
+    carry_out(steps, work)
+    progress.end()

@@ -3,6 +3,7 @@
 import logging
 import time
 
+from hf_progressive.ladder.progress import describe_seconds
 from hf_progressive.study.runner import TaskFolder
 from hf_progressive.study.tasks import Task
 
@@ -51,15 +52,3 @@ class Progress:
             describe_seconds(result["seconds"]),
             rest,
         )
-
-
-def describe_seconds(seconds: float) -> str:
-    """Return a duration for people: hours and minutes, minutes and seconds, or seconds.
-
-    >>> describe_seconds(7325), describe_seconds(61), describe_seconds(5.4)
-    ('2 h 02 min', '1 min 01 s', '5 s')
-    """
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

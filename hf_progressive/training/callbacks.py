@@ -1,5 +1,6 @@
 """Callbacks of a training run: when it evaluates, saves and logs; a progress bar; what it starts from and leaves."""
 
+import logging
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -10,6 +11,8 @@ from transformers import TrainerCallback
 
 from hf_progressive.growth.optimizer import read_optimizer_state
 from hf_progressive.training.moments import load_moments
+
+logger = logging.getLogger(__name__)
 
 LOGS_PER_RUN = 50
 """Logs of the training loss, evenly spaced."""
@@ -54,6 +57,7 @@ def evenly_spaced(steps: int, count: int) -> set[int]:
 class ProgressBar(TrainerCallback):
     """One bar per run: step, time left, training loss, tokens per second, MFU, validation bits per byte.
 
+    Where bars are switched off, as they are in a log file, a line at each validation says the same.
     `bits_per_nat_token` is bits per byte over the validation loss in nats per token.
     """
 
@@ -81,7 +85,11 @@ class ProgressBar(TrainerCallback):
             self.shown["MFU"] = f"{logs['mfu']:.1%}"
         if "eval_loss" in logs:
             self.shown["bits/byte"] = f"{logs['eval_loss'] * self.bits_per_nat_token:.4f}"
-        self.bar.set_postfix(self.shown)
+        if not self.bar.disable:
+            self.bar.set_postfix(self.shown)
+        elif "eval_loss" in logs:
+            figures = ", ".join(f"{name} {value}" for name, value in self.shown.items())
+            logger.info("%s: step %d of %d, %s", self.title, state.global_step, state.max_steps, figures)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

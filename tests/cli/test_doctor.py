@@ -1,0 +1,31 @@
+import json
+import platform
+
+import pytest
+import torch
+
+from hf_progressive import cli
+from hf_progressive.cli import doctor
+
+
+def test_the_doctor_tells_what_is_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_progressive.distributed.compilation.compiles_on", lambda kind: False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://user:hf_abcdefghijklmnopqrstuvwxyzABCDEFGH@mirror")
+    assert cli.main(["doctor", "--json"]) == cli.EXIT_DONE
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["python"], found["packages"]["torch"]) == (platform.python_version(), torch.__version__)
+    assert found["device"] == ("cpu" if not torch.accelerator.is_available() else found["device"])
+    assert any(problem.startswith("torch.compile does not work") for problem in found["problems"])
+    assert "hf_abcdefghij" not in str(found)
+    text = doctor.describe({**found, "engines": {"deepspeed": None}, "problems": []})
+    assert "no deepspeed  (ZeRO-1, -2 and -3: pip install" in text
+    assert text.splitlines()[-1] == "Nothing stands in the way."
+    assert max(map(len, text.splitlines())) < 220
+
+
+def test_without_a_command_the_first_steps_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == cli.EXIT_DONE
+    shown = capsys.readouterr().out
+    commands = [line.split()[1] for line in shown.splitlines() if line.startswith("  hf-progressive ")]
+    assert commands == ["doctor", "ladder", "grow", "plan", "publish"]
+    assert all(len(line) <= 100 for line in shown.splitlines())
