@@ -127,7 +127,9 @@ def learn_subspace(
             model, batches, chosen, source=source, loss=loss, kind=kind, reduce=reduce, seed=seed, progress=progress
         ).items()
     bases = {}
-    for name, matrix in tqdm(matrices, desc="subspace", total=len(chosen), unit="matrix", disable=None if progress else True):
+    for name, matrix in tqdm(
+        matrices, desc="subspace", total=len(chosen), unit="matrix", disable=None if progress else True
+    ):
         if not matrix.isfinite().all():
             raise ValueError(f"the {source} of {name} are not finite; check the checkpoint and the data")
         bases[name] = leading_directions(matrix, energy=energy, rank=rank, covariance=source != "weights", seed=seed)

@@ -15,8 +15,8 @@ from hf_progressive.config import LadderConfig
 from hf_progressive.data import prepare_corpus, reading_ahead
 from hf_progressive.distributed.processes import current_processes, main_process_first
 from hf_progressive.ladder import external_model
+from hf_progressive.ladder.ladder_progress import LadderProgress
 from hf_progressive.ladder.preparation import CORPUS_NAME
-from hf_progressive.ladder.progress import LadderProgress
 from hf_progressive.ladder.run_folder import claim, exclusive
 from hf_progressive.ladder.rung_work import LadderRun, RungWork
 from hf_progressive.ladder.steps import BASELINE, TRAINED_ELSEWHERE, TRAINED_HERE, Step, carry_out

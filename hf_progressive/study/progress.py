@@ -3,7 +3,7 @@
 import logging
 import time
 
-from hf_progressive.ladder.progress import describe_seconds
+from hf_progressive.ladder.ladder_progress import describe_seconds
 from hf_progressive.study.runner import TaskFolder
 from hf_progressive.study.tasks import Task
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 from tqdm.auto import tqdm
 
-from hf_progressive.ladder import progress
+from hf_progressive.ladder import ladder_progress
 from hf_progressive.planning.ladder_plan import RungPlan
 from hf_progressive.training import callbacks
 from hf_progressive.training.callbacks import ProgressBar
@@ -20,9 +20,9 @@ def test_a_ladder_says_which_training_begins_and_what_is_left(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 10.0, 40.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(ladder_progress.time, "monotonic", lambda: next(clock))
     small, large = rung("small", None, 1e9), rung("large", "small", 3e9)
-    watched = progress.LadderProgress([(small, False), (large, False), (large, True)], finished=1)
+    watched = ladder_progress.LadderProgress([(small, False), (large, False), (large, True)], finished=1)
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             watched.begin()
