@@ -45,10 +45,10 @@ _FIRST_STEPS = """\
 hf-progressive grows language models: every model of a family inherits from the one before it.
 
   hf-progressive doctor                                  what works on this machine
-  hf-progressive ladder ladder_tiny                      train three models, each grown from the last; a minute
-  hf-progressive grow SRC OUT --set num_hidden_layers=32 make a checkpoint larger, its function kept
+  hf-progressive ladder ladder_tiny                      train three models, each from the last
+  hf-progressive grow SRC OUT --set num_hidden_layers=32 make a model larger
   hf-progressive plan ladder_d10_d18 --price 3           what a family costs; nothing is trained
-  hf-progressive publish RUN/NAME/final --repo-id ORG/NAME --dry-run   look at what would go
+  hf-progressive publish RUN/NAME/final --repo-id ORG/NAME --dry-run
 
 hf-progressive --help lists every command, hf-progressive COMMAND --help its options.
 """
