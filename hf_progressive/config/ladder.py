@@ -18,6 +18,9 @@ from hf_progressive.config.phi import PhiConfig
 from hf_progressive.config.training import TrainingConfig
 from hf_progressive.config.trunk import TrunkConfig
 
+_NO_SHARES = "without effect in a trunk, whose rungs train up to their until; leave it out"
+_NO_PARENT = "without effect in a trunk, which always grows from the weights before a decay; leave it out"
+
 _SectionT = TypeVar("_SectionT", TrainingConfig, GrowthConfig, PhiConfig)
 
 
@@ -122,6 +125,7 @@ class LadderConfig:
             if rung.until <= before:
                 yield f"rungs.{index}.until: {rung.until:g} does not rise; {before:g} is the rung's before"
             before = rung.until
+        yield from self._without_effect_in_a_trunk()
         last = self.rungs[-1]
         if last.until not in (None, 1):
             yield f"rungs.{len(self.rungs) - 1}.until: {last.name} is the last and goes on to the end; leave it out"
@@ -134,6 +138,22 @@ class LadderConfig:
                 f"rungs.{len(self.rungs) - 2}.until: {before:g} lies in the last rung's decay, which begins at"
                 f" {begins:g}; grow by then, or lower training.decay_fraction"
             )
+
+    def _without_effect_in_a_trunk(self) -> Iterator[str]:
+        if self.training.inherited_fraction != TrainingConfig().inherited_fraction:
+            yield f"training.inherited_fraction: {_NO_SHARES}"
+        if self.growth.parent != GrowthConfig().parent:
+            yield f"growth.parent: {_NO_PARENT}"
+        for index, rung in enumerate(self.rungs):
+            if "inherited_fraction" in rung.training:
+                yield f"rungs.{index}.training.inherited_fraction: {_NO_SHARES}"
+            if "decay_fraction" in rung.training and rung is not self.rungs[-1]:
+                yield (
+                    f"rungs.{index}.training.decay_fraction: without effect on the trunk, which decays in its last"
+                    " rung alone; a member's decay is trunk.member_decay_fraction; leave it out"
+                )
+            if "parent" in rung.growth:
+                yield f"rungs.{index}.growth.parent: {_NO_PARENT}"
 
     def trains_baseline(self, name: str) -> bool:
         """Tell whether a rung has a baseline; the first, which is cold itself, has none."""

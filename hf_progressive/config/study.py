@@ -277,7 +277,9 @@ class StudyConfig:
         """Return a recipe's trunk as a ladder: its stages, and the rung of the study that it ends in."""
         last = next(rung for rung in self.ladder.rungs if rung.name == end)
         rungs = [rung.to_dict() for rung in (*recipe.trunk, last)]
-        return _overridden({**self.ladder.to_dict(), "schedule": "trunk", "rungs": rungs, "cold": "none"}, recipe.set)
+        ladder = self.ladder.to_dict()
+        del ladder["training"]["inherited_fraction"], ladder["growth"]["parent"]  # the study's chains may state them
+        return _overridden({**ladder, "schedule": "trunk", "rungs": rungs, "cold": "none"}, recipe.set)
 
     def fractions_of(self, recipe: RecipeConfig) -> tuple[float, ...]:
         """Return the shares of the baseline's budget at which a recipe's children are finished."""

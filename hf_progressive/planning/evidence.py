@@ -1,12 +1,13 @@
 """Transfer efficiencies that a plan may count on, and what rungs take to match at one of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
 
+from hf_progressive.records.interval import t_quantile
 from hf_progressive.records.study import StudyRecord
-from hf_progressive.records.study_outcome import StepOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,10 @@ class Evidence:
 def read_evidence(words: Sequence[str]) -> Evidence:
     """Read a transfer efficiency: η, with or without the two ends of its interval, or the paths of `study.json` files.
 
-    Of studies, the mean over their headlines' rungs is taken, and of their ends likewise; one that did not match is an
-    error.
+    Of studies, the mean over their headlines' steps is taken; one that did not match is an error. Steps of one seed
+    share its ancestors, so that a seed's mean over its steps is one value: a study's interval is Student's t over
+    these. Studies are independent: their variances add, each weighted by the square of its share of the steps, with
+    Satterthwaite's degrees of freedom. The interval is of this mean; single steps differ from it besides.
     """
     if paths := _study_paths(words):
         return _from_studies(paths)
@@ -57,30 +60,66 @@ def _study_paths(words: Sequence[str]) -> list[Path]:
 
 
 def _from_studies(paths: Sequence[Path]) -> Evidence:
-    steps: list[StepOutcome] = []
+    parts: list[_Part] = []
     sources = []
     for path in paths:
-        headline = StudyRecord.read(path).headline
+        study = StudyRecord.read(path)
+        headline = study.headline
         short = [step.child for step in headline.rungs if step.eta is None]
-        if not headline.rungs or short:
+        if not headline.rungs or short or study.chooses_rates:
             missing = f"{', '.join(short)} did not match" if short else "its headline has no finished rung"
             raise ValueError(
                 f"recipe-eta: {path}: {missing}, so it has no mean efficiency; finish the study or give ETA"
             )
-        steps += headline.rungs
+        parts.append(_part(study))
         name = path.name if len(paths) == 1 else f"{path.parent.name}/{path.name}"
         sources.append(f"{name}, recipe {headline.recipe!r}")
+    whole = sum(part.steps for part in parts)
+    eta = sum(part.eta * part.steps for part in parts) / whole
+    half = _half_width([(part.steps / whole, part) for part in parts])
     return Evidence(
-        eta=fmean([step.eta for step in steps if step.eta is not None]),
-        low=_mean([step.eta_low for step in steps]),
-        high=_mean([step.eta_high for step in steps]),
+        eta=eta,
+        low=None if half is None else eta - half,
+        high=None if half is None or any(part.at_least for part in parts) else eta + half,
         source="; ".join(sources),
     )
 
 
-def _mean(ends: Sequence[float | None]) -> float | None:
-    known = [end for end in ends if end is not None]
-    return fmean(known) if len(known) == len(ends) else None
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One study's mean over its steps."""
+
+    eta: float
+    steps: int
+    at_least: bool
+    seeds: tuple[float, ...]
+
+
+def _part(study: StudyRecord) -> _Part:
+    children = [step.child for step in study.headline.rungs]
+    steps = [step for step in study.headline_recipe.rungs if step.child in children]
+    by_seed: dict[int, list[float]] = {}
+    for step in steps:
+        for seed in step.by_seed:
+            by_seed.setdefault(seed.seed, []).extend([] if seed.eta is None else [seed.eta])
+    return _Part(
+        eta=fmean(step.eta for step in study.headline.rungs if step.eta is not None),
+        steps=len(children),
+        at_least=any(step.at_least for step in study.headline.rungs),
+        seeds=tuple(fmean(etas) for etas in by_seed.values() if len(etas) == len(steps)),
+    )
+
+
+def _half_width(parts: Sequence[tuple[float, _Part]]) -> float | None:
+    # Of the weighted mean of independent studies, each of which has its seeds.
+    if any(len(part.seeds) < 2 for _, part in parts):
+        return None
+    variances = [(weight**2 * variance(part.seeds) / len(part.seeds), len(part.seeds) - 1) for weight, part in parts]
+    total = sum(own for own, _ in variances)
+    if total == 0:
+        return 0.0
+    degrees = total**2 / sum(own**2 / seeds for own, seeds in variances)
+    return t_quantile(max(1, int(degrees))) * math.sqrt(total)
 
 
 def inherited_flops(cold: Sequence[float], eta: float) -> list[float]:

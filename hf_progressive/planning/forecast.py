@@ -92,7 +92,7 @@ def forecast(studies: Sequence[StudyRecord], plan: LadderPlan) -> Forecast | Non
         parameters=last.parameters.total,
         tokens_per_parameter=at["tokens_per_parameter"],
         growth=at["growth"],
-        notes=(*notes, *_distances(law, at), *_unfitted(law), *_bounds(found)),
+        notes=(*notes, *_distances(law, at), *_unfitted(law), *_seeds_alone(law), *_bounds(found)),
     )
 
 
@@ -118,6 +118,13 @@ def _distances(law: Law, at: dict[str, float]) -> list[str]:
             span = f"{low:.3g}" if high < 1.05 * low else f"{low:.3g} to {high:.3g}"
             sentences.append(f"extrapolated: {at[name]:.3g} {words}, measured at {span}")
     return sentences
+
+
+def _seeds_alone(law: Law) -> list[str]:
+    if not law.of_seeds:
+        return []
+    steps = "one step was measured" if law.steps == 1 else f"{law.steps} steps were measured"
+    return [f"{steps}: the interval is of the seeds, and how costs differ from step to step is not in it"]
 
 
 def _bounds(found: Sequence[Observation]) -> list[str]:

@@ -8,6 +8,10 @@ second-stage loss falls as D₂^(−α + β·log D₁), so that at equal loss bu
 hold on a stretch only: "When is Warmstarting Effective for Scaling Language Models?" (arXiv 2605.13405) finds factor 2
 most reliable, a bound above which nothing is saved, and gains that shrink with r.
 
+Seeds of one step say how far runs scatter, and nothing new of how steps differ: the law is fitted to the means of
+steps, and its degrees of freedom are counted in steps. Where no step is left over for that, as with a single one, the
+interval is of its seeds, which `Law.of_seeds` says.
+
 Few studies tell several of these apart. An exponent is fitted where its quantity was measured at enough values, far
 enough apart; otherwise it is 0, and the interval of a prediction is as wide as if it had been fitted to what there is.
 
@@ -100,11 +104,26 @@ class Law:
     left_out: dict[str, str]
     """Why an exponent was not fitted."""
 
+    steps: int
+    """Steps that the observations are of; the seeds of one are an observation each, and one mean."""
+
     noise: float | None
-    """Standard deviation of the residuals; None where no degrees of freedom are left."""
+    """Standard deviation of the means of steps about the law; None where no degrees of freedom are left."""
 
     degrees: int
-    """Degrees of freedom: observations less fitted coefficients."""
+    """Degrees of freedom of `noise`: steps less fitted coefficients; of seeds, where it is of them."""
+
+    of_seeds: bool
+    """Whether `noise` is of a mean over seeds, because there are no steps to spare: how steps differ is not in it."""
+
+    seed_noise: float
+    """Standard deviation of the seeds about their step's mean; 0 where no step has two."""
+
+    seed_degrees: int
+    """Its degrees of freedom: observations less steps."""
+
+    seeds_per_step: float
+    """Seeds that a step's mean is of, in the harmonic mean."""
 
     covariance: Any
     """Of intercept and fitted exponents, in units of the noise's variance; an array."""
@@ -124,12 +143,27 @@ class Law:
         low = high = None
         if self.noise is not None:
             row = np.array([1.0, *(shift[name] for name in fitted)])
-            spread = 1.0 + float(row @ self.covariance @ row)
-            spread += sum(shift[name] ** 2 / self._spread(name) for name in VARIABLES if name not in fitted)
-            half = t_quantile(self.degrees) * self.noise * math.sqrt(spread)
+            unfitted = sum(shift[name] ** 2 / self._spread(name) for name in VARIABLES if name not in fitted)
+            half = self._half_width(float(row @ self.covariance @ row), unfitted)
             low, high = self._response(mean - half), self._response(mean + half)
         largest = max(observation.parameters for observation in self.observations)
         return Prediction(value=self._response(mean), low=low, high=high, factor=parameters / largest)
+
+    def _half_width(self, of_mean: float, unfitted: float) -> float:
+        # For a single run: its own noise, more of it where unfitted quantities differ, and what the fit is unsure of.
+        # A step's mean is of several seeds, one run of one: the rest of the seeds' noise comes back. Satterthwaite's
+        # degrees of freedom of the sum.
+        assert self.noise is not None
+        mean, seed = self.noise**2, self.seed_noise**2
+        own = 1.0 if not self.of_seeds else 0.0
+        of_steps = mean * (own * (1 + unfitted) + of_mean)
+        of_seeds = seed * (1 + unfitted) * (1 - own / self.seeds_per_step)
+        total = of_steps + of_seeds
+        if total == 0:
+            return 0.0
+        lost = of_steps**2 / self.degrees + (of_seeds**2 / self.seed_degrees if self.seed_degrees else 0.0)
+        degrees = self.degrees if self.of_seeds else max(1, round(total**2 / lost))
+        return t_quantile(degrees) * math.sqrt(total)
 
     def _spread(self, name: str) -> float:
         logs = [math.log(getattr(observation, name)) for observation in self.observations]
@@ -165,7 +199,10 @@ class Law:
             "left_out": dict(self.left_out),
             "noise": self.noise,
             "degrees_of_freedom": self.degrees,
+            "interval_of": "seeds" if self.of_seeds else "steps",
+            "seed_noise": self.seed_noise,
             "observations": len(self.observations),
+            "steps": self.steps,
             "studies": sorted({observation.study for observation in self.observations}),
             "families": sorted({observation.family for observation in self.observations}),
             "schedules": sorted({observation.schedule for observation in self.observations}),
@@ -192,7 +229,7 @@ class Law:
 
 
 def fit(observations: Sequence[Observation], response: Response = "last_model_cost") -> Law:
-    """Fit the law by least squares, every seed of every step an observation.
+    """Fit the law by least squares to the means of steps over their seeds.
 
     Args:
         observations: What studies measured.
@@ -206,28 +243,37 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
     """
     if not observations:
         raise ValueError("observations: there are none to fit a law to; name a study whose steps have matched")
-    logs = {name: np.log([float(getattr(item, name)) for item in observations]) for name in VARIABLES}
+    steps = _by_step(observations)
+    firsts = [seeds[0] for seeds in steps]
+    logs = {name: np.log([float(getattr(item, name)) for item in firsts]) for name in VARIABLES}
     centre = {name: float(column.mean()) for name, column in logs.items()}
-    columns = [np.ones(len(observations))]
+    columns = [np.ones(len(steps))]
     fitted: list[str] = []
     left_out: dict[str, str] = {}
     for name in VARIABLES:
-        reason = _too_few(name, [getattr(item, name) for item in observations])
+        reason = _too_few(name, [getattr(item, name) for item in firsts])
         candidate = [*columns, logs[name] - centre[name]]
-        if reason is None and len(observations) <= len(candidate):
-            reason = f"{len(observations)} observations are too few for another exponent"
+        if reason is None and len(steps) <= len(candidate):
+            reason = f"{len(steps)} steps are too few for another exponent"
         if reason is None and not _independent(candidate):
             reason = "it changed together with what stands before it, and cannot be told from that"
         if reason is None:
             columns, fitted = candidate, [*fitted, name]
         else:
             left_out[name] = reason
-    design, values = np.stack(columns, axis=1), np.array([_value(item, response) for item in observations])
+    scattered = [np.array([_value(seed, response) for seed in seeds]) for seeds in steps]
+    design, values = np.stack(columns, axis=1), np.array([float(seeds.mean()) for seeds in scattered])
     covariance = np.linalg.inv(design.T @ design)
     coefficients = covariance @ design.T @ values
-    degrees = len(values) - len(coefficients)
     residuals = values - design @ coefficients
-    noise = math.sqrt(float(residuals @ residuals) / degrees) if degrees > 0 else None
+    degrees, seed_degrees = len(values) - len(coefficients), len(observations) - len(steps)
+    within = sum(float(((seeds - seeds.mean()) ** 2).sum()) for seeds in scattered)
+    seed_noise = math.sqrt(within / seed_degrees) if seed_degrees else 0.0
+    per_step = len(steps) / sum(1 / len(seeds) for seeds in steps)
+    of_seeds = degrees == 0 and seed_degrees > 0
+    noise = math.sqrt(float(residuals @ residuals) / degrees) if degrees else None
+    if of_seeds:
+        degrees, noise = seed_degrees, seed_noise / math.sqrt(per_step)
     found = {name: float(coefficients[1 + place]) for place, name in enumerate(fitted)}
     errors = {name: math.sqrt(float(covariance[1 + place, 1 + place])) for place, name in enumerate(fitted)}
     return Law(
@@ -240,10 +286,23 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
             name: None if noise is None or name not in errors else noise * errors[name] for name in VARIABLES
         },
         left_out=left_out,
+        steps=len(steps),
         noise=noise,
         degrees=degrees,
+        of_seeds=of_seeds,
+        seed_noise=seed_noise,
+        seed_degrees=seed_degrees,
+        seeds_per_step=per_step,
         covariance=covariance,
     )
+
+
+def _by_step(observations: Sequence[Observation]) -> list[list[Observation]]:
+    steps: dict[tuple[object, ...], list[Observation]] = {}
+    for item in observations:
+        step = (item.family, item.schedule, item.parameters, item.tokens_per_parameter, item.growth)
+        steps.setdefault(step, []).append(item)
+    return list(steps.values())
 
 
 def _value(observation: Observation, response: Response) -> float:

@@ -140,14 +140,30 @@ def disk_bytes(
     return runs * run + parameters * extra + (stable_moments + initial_moments) * _moments(parameters, of_muon)
 
 
-def saved_bytes(parameters: int, *, checkpoints: int, stable: bool, with_fisher: bool, of_muon: int = 0) -> int:
+def saved_bytes(
+    parameters: int,
+    *,
+    checkpoints: int,
+    stable: bool,
+    with_fisher: bool,
+    of_muon: int = 0,
+    averaged: int = 0,
+    stable_moments: bool = False,
+    initial_moments: bool = False,
+) -> int:
     """Return the bytes that one training run writes, replaced checkpoints included: by them goes what saving takes.
+
+    A trunk's rung may write besides: weights that its member is an `averaged` one of, but for its last ones, which are
+    the stable ones; and the optimizer's state with its stable and its grown weights.
 
     >>> saved_bytes(1000, checkpoints=4, stable=True, with_fisher=False)
     60000
+    >>> saved_bytes(1000, checkpoints=4, stable=True, with_fisher=False, averaged=5, stable_moments=True)
+    84000
     """
-    weights = _WEIGHT * (3 if stable else 2)  # initial, final, and those from before the decay
+    weights = _WEIGHT * ((3 if stable else 2) + max(0, averaged - 1))  # initial, final, and those before the decay
     saved = checkpoints * checkpoint_bytes(parameters, of_muon=of_muon)
+    saved += (stable_moments + initial_moments) * _moments(parameters, of_muon)
     return saved + parameters * (weights + (_FISHER if with_fisher else 0))
 
 

@@ -51,7 +51,7 @@ class Observation:
 def observed(studies: Iterable[StudyRecord]) -> list[Observation]:
     """Return what the headline recipes of studies measured; a seed that stands in two studies counts once."""
     found: dict[tuple[object, ...], Observation] = {}
-    for study in studies:
+    for study in (study for study in studies if not study.chooses_rates):
         for item in _of_recipe(study, study.headline_recipe):
             key = (item.family, item.parameters, item.tokens_per_parameter, item.growth, item.seed)
             found.setdefault((*key, round(item.last_model_cost, 9)), item)

@@ -203,15 +203,19 @@ class _RungPrice:
 
     def _saving(self) -> Cost:
         training, measured = self.config.training_of(self.rung.name), self.price.measurement
-        written = 0
-        for steps in [self.rung.steps, *([self.rung.size.steps] if self.rung.trains_baseline else [])]:
-            written += saved_bytes(
-                self.rung.parameters.total,
-                checkpoints=min(training.checkpoints, steps),
-                stable=self.rung.keeps_stable and steps == self.rung.steps,
-                with_fisher=self.price.plan.next_phi(self.rung).estimates_fisher and steps == self.rung.steps,
-                of_muon=self._of_muon,
-            )
+        total, of_muon, part = self.rung.parameters.total, self._of_muon, self.rung.trunk
+        written = saved_bytes(
+            total,
+            checkpoints=min(training.checkpoints, self.rung.steps),
+            stable=self.rung.keeps_stable,
+            with_fisher=self.price.plan.next_phi(self.rung).estimates_fisher,
+            of_muon=of_muon,
+            averaged=0 if part is None else len(part.averaged_steps),
+            **self._moments_beside,
+        )
+        if self.rung.trains_baseline:
+            checkpoints = min(training.checkpoints, self.rung.size.steps)
+            written += saved_bytes(total, checkpoints=checkpoints, stable=False, with_fisher=False, of_muon=of_muon)
         hours = None if measured is None else written / measured.saving_bytes_per_second / 3600
         return {**self._timed(0.0, hours), "bytes": written}
 
@@ -220,7 +224,6 @@ class _RungPrice:
         counted = getattr(parameters, self.config.training_of(rung.name).budget_parameters)
         expected = to_match.get("expected", rung.flops) / per_token
         eaten = self.speed.training * self.price.cluster.count / per_token
-        grown_moments = rung.trunk is not None and self.config.trunk.moments == "grown"
         next_phi = self.price.plan.next_phi(rung)
         return {
             "cold": self.cost(rung.cold_flops or 0.0),
@@ -246,9 +249,18 @@ class _RungPrice:
                 stable=rung.keeps_stable,
                 with_fisher=next_phi.estimates_fisher,
                 of_muon=self._of_muon,
-                stable_moments=(grown_moments or next_phi.reads_optimizer) and rung.hands_on == "stable",
-                initial_moments=grown_moments and rung.parent is not None,
+                **self._moments_beside,
             ),
+        }
+
+    @property
+    def _moments_beside(self) -> dict[str, bool]:
+        # The optimizer's state beside weights: kept with those from which the next rung grows, and grown with them.
+        grown = self.rung.trunk is not None and self.config.trunk.moments == "grown"
+        kept = grown or self.price.plan.next_phi(self.rung).reads_optimizer
+        return {
+            "stable_moments": kept and self.rung.hands_on == "stable",
+            "initial_moments": grown and self.rung.parent is not None,
         }
 
     @property

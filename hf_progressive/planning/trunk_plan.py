@@ -45,7 +45,7 @@ class TrunkPart:
 def trunk_parts(config: LadderConfig, sizes: Sequence[RungSize]) -> list[TrunkPart]:
     """Divide the last rung's budget among the rungs of a trunk, by tokens, rounded to whole steps of each.
 
-    A rung of which no step is left is a ValueError.
+    A rung of which no step is left, or too few for its average, is a ValueError.
     """
     trunk, whole = config.trunk, sizes[-1].tokens
     parts: list[TrunkPart] = []
@@ -70,7 +70,7 @@ def trunk_parts(config: LadderConfig, sizes: Sequence[RungSize]) -> list[TrunkPa
         elif trunk.member == "decay":
             decay = max(1, math.ceil(trunk.member_decay_fraction * passed / size.batch_tokens))
         elif trunk.member == "average":
-            averaged = _last_ones(steps, trunk.average_over, trunk.average_of)
+            averaged = _last_ones(rung.name, steps, trunk.average_over, trunk.average_of)
         parts.append(
             TrunkPart(
                 until=until,
@@ -84,7 +84,12 @@ def trunk_parts(config: LadderConfig, sizes: Sequence[RungSize]) -> list[TrunkPa
     return parts
 
 
-def _last_ones(steps: int, share: float, count: int) -> tuple[int, ...]:
+def _last_ones(name: str, steps: int, share: float, count: int) -> tuple[int, ...]:
     # Evenly spaced over the last share of the steps, the last one included.
     window = math.ceil(share * steps)
+    if window < count:
+        raise ValueError(
+            f"trunk.average_of: {count} weights, but the last {share:g} of the trunk's {steps} steps in {name} are"
+            f" {window}; lower it, or raise trunk.average_over to {min(1.0, math.ceil(100 * count / steps) / 100):g}"
+        )
     return tuple(sorted(steps - window + step for step in evenly_spaced(window, count)))

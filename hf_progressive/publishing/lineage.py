@@ -66,7 +66,8 @@ class Lineage:
         run_dir = folder.parent.parent
         if folder.name == "final" and (run_dir / "ladder.json").is_file():
             run = read_run(run_dir)
-            family, planned, title, data = run.rungs, len(run.ladder.rungs), run.ladder.name, run.ladder.config["data"]
+            family, planned, title = run.rungs, len(run.ladder.rungs), run.ladder.name
+            data = {**data, **run.ladder.config.get("data", {})}
             child = next((other for other in run.rungs if other.parent == rung.name), None)
         pattern = name_pattern(repo_id, rung.name)
         names = [other.name for other in family] + ([rung.parent] if rung.parent else [])

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from hf_progressive.config.renamed import with_current_names
 from hf_progressive.records.family import FamilyCost, FamilyTotals
+from hf_progressive.records.run_settings import RunSettings
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.records.typed import FORMAT, Record
 
@@ -49,6 +50,12 @@ class LadderRecord(Record):
     def _current(cls, content: dict[str, Any]) -> dict[str, Any]:
         current: dict[str, Any] = with_current_names(content)
         return current
+
+    def __post_init__(self) -> None:
+        try:
+            RunSettings.from_dict(self.config)
+        except ValueError as error:
+            raise ValueError(f"config.{error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,9 @@ def _settings(run: Run) -> dict[str, str]:
     if run.ladder.config.get("schedule") == "trunk":
         settings.pop("share of it for grown rungs", None)
         shares = [
-            f"{rung['name']} until {rung['until']:g}" for rung in run.ladder.config["rungs"] if rung.get("until")
+            f"{rung['name']} until {rung['until']:g}"
+            for rung in run.ladder.config.get("rungs", ())
+            if rung.get("until")
         ]
         settings["schedule"] = f"trunk: {', '.join(shares)} of the last rung's tokens"
     settings["growth"] = str(run.ladder.config.get("growth", {}).get("method", NOTHING))

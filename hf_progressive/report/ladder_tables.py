@@ -160,6 +160,8 @@ def table_notes(rungs: Sequence[RungRecord]) -> list[str]:
     branches = [rung for rung in rungs if rung.trunk is not None and rung.trunk.member != "end"]
     if branches:
         notes.append(_branch_note(branches, flop_unit(rungs)))
+    if rungs[0].trunk is not None and rungs[0].tokens < rungs[0].cold_tokens:
+        notes.append(_first_note(rungs[0]))
     taken = [_origin_note(rung) for rung in rungs if rung.origin is not None]
     return [*notes, *taken, data_repetition(rungs)]
 
@@ -175,6 +177,14 @@ def _branch_note(branches: Sequence[RungRecord], unit: FlopUnit) -> str:
     text = f"{names} {them} off one constant-rate run, the trunk; each is {how[str(branches[0].trunk_member)]}"
     cost = sum(rung.flops.branch for rung in branches)
     return f"{text}. No later model inherits what that cost, {unit.text(cost)} in all." if cost else f"{text}."
+
+
+def _first_note(first: RungRecord) -> str:
+    share = percent(first.tokens / first.cold_tokens)
+    return (
+        f"{first.name}, with which the trunk begins, has no baseline: from scratch it counts as it was trained, on "
+        f"{share} of its whole budget, which makes the family cost a little higher."
+    )
 
 
 def _origin_note(rung: RungRecord) -> str:

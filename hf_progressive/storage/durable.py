@@ -278,19 +278,33 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+class _KeyTwice(ValueError):
+    """An object of a JSON file has a key twice."""
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _KeyTwice(repr(next(key for key in keys if keys.count(key) > 1)))
+    return found
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not JSON, or not an object.
+        ValueError: The file is not JSON, not an object, or an object in it has a key twice.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_with_each_key_once)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); it may be truncated") from error
+    except _KeyTwice as error:
+        raise ValueError(f"{path}: an object has the key {error} twice; which of them holds?") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
     return value

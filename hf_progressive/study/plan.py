@@ -205,7 +205,7 @@ class _Planner:
                         children[key] = [setup.finished(fraction) for fraction in config.fractions_of(recipe)]
                         asked += children[key]
                         if recipe.members:
-                            members += members_of(recipe.name, setup, self.trunks[recipe.name, rung.name])
+                            members += self._members(recipe, rung.name, setup)
         swept, tried = list(self._swept()), list(self._tried())
         trials = [model for rate in tried for model in rate.models]
         tried_members = list(self._members_of(trials))
@@ -284,8 +284,14 @@ class _Planner:
             for end in self.config.rungs_of(recipe):
                 for rate in sweep.rates:
                     setup = self.child(recipe, self.indices[end], seed, rate)
-                    found = members_of(recipe.name, setup, self.trunks[recipe.name, end])
+                    found = self._members(recipe, end, setup)
                     yield from (entry for entry in found if entry.stage.name in stages)
+
+    def _members(self, recipe: RecipeConfig, end: str, setup: TrainingSetup) -> list[Members]:
+        try:
+            return list(members_of(recipe.name, setup, self.trunks[recipe.name, end]))
+        except ValueError as error:
+            raise ValueError(f"recipe {recipe.name!r}: {error}") from None
 
 
 def _rungs_alone(config: LadderConfig) -> LadderPlan:

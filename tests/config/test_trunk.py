@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_progressive.config import LadderConfig, RungConfig, load_ladder_config, strict_yaml
+from hf_progressive.config import LadderConfig, RungConfig, StudyConfig, load_ladder_config, strict_yaml
 
 RUNGS: list[dict[str, Any]] = [
     {"name": "a", "n_layer": 1, "n_embd": 8, "n_head": 1, "until": 0.3},
@@ -57,6 +57,23 @@ def test_a_rung_changes_keys_for_itself_alone() -> None:
         ({"rungs": changed(1, training={"batch_tokens": 100})}, r"rungs\.1\.training\.batch_tokens: 100 is not a mul"),
         ({"rungs": changed(0, phi={"gamma": 1.0})}, r"a grows from nothing"),
         ({"rungs": changed(1, training=3)}, r"rungs\.1\.training: expected a mapping"),
+        (
+            {"training": {"decay_fraction": 0.4, "inherited_fraction": 0.5}},
+            r"training\.inherited_fraction: without effect in a trunk",
+        ),
+        (
+            {"growth": {"parent": "stable"}},
+            r"growth\.parent: without effect in a trunk, which always grows from the w",
+        ),
+        (
+            {"rungs": changed(1, training={"inherited_fraction": 0.65})},
+            r"rungs\.1\.training\.inherited_fraction: without effect in a trunk",
+        ),
+        (
+            {"rungs": changed(1, training={"decay_fraction": 0.4})},
+            r"rungs\.1\.training\.decay_fraction: without effect on the trunk.*trunk\.member_decay_fraction",
+        ),
+        ({"rungs": changed(1, growth={"parent": "final"})}, r"rungs\.1\.growth\.parent: without effect in a trunk"),
     ],
 )
 def test_what_a_trunk_refuses(changes: dict[str, Any], message: str) -> None:
@@ -71,6 +88,27 @@ def test_a_chain_refuses_what_only_a_trunk_has() -> None:
     rungs = [{"name": "a", "source": "somewhere", "until": 0.5}, plain[1]]
     with pytest.raises(ValueError, match="leave out the source of a"):
         strict_yaml.build(LadderConfig, {"schedule": "trunk", "rungs": rungs})
+
+
+def test_the_last_rung_of_a_trunk_has_a_decay_of_its_own() -> None:
+    assert trunk(rungs=changed(2, training={"decay_fraction": 0.35})).training_of("c").decay_fraction == 0.35
+
+
+def test_a_study_of_chains_and_trunks_may_say_what_its_chains_need(tmp_path: Path) -> None:
+    plain = [{key: value for key, value in rung.items() if key != "until"} for rung in RUNGS]
+    ladder = {
+        "rungs": plain[1:],
+        "cold": "none",
+        "growth": {"parent": "stable"},
+        "training": {"decay_fraction": 0.4, "inherited_fraction": 0.4},
+    }
+    recipe = {"name": "trunk", "trunk": [RUNGS[0]], "child_fractions": [1.0]}
+    recipes = [{"name": "chain", "parent_fraction": 0.5}, recipe]
+    study = strict_yaml.build(StudyConfig, {"ladder": ladder, "recipes": recipes})
+    assert study.trunk_of(study.recipe("trunk"), "c").growth.parent == "final"
+    recipe["set"] = {"growth.parent": "stable"}
+    with pytest.raises(ValueError, match=r"recipes\.1: growth\.parent: without effect in a trunk"):
+        strict_yaml.build(StudyConfig, {"ladder": ladder, "recipes": recipes})
 
 
 def test_a_rung_is_written_with_its_own_sections_only() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from statistics import fmean, variance
 from typing import Any
 
 import pytest
@@ -86,6 +87,18 @@ def test_studies_of_the_ladders_own_family_count(capsys: pytest.CaptureFixture[s
     assert both["evidence"]["source"].startswith("books/study.json, recipe 'exact'; books_llama/")
     # Of η, all steps of all that are named: .979, 1.088, 1.099 and .885, .753.
     assert both["evidence"]["eta"] == pytest.approx((0.97886 + 1.08767 + 1.09948 + 0.88496 + 0.75266) / 5, abs=1e-5)
+    # Each study's seeds, by their means over its steps, are independent of the other's: variances add by the squares
+    # of their shares of the steps, and by Satterthwaite the sum has between 2 and 3 degrees of freedom, taken for 2.
+    parts = []
+    for path, share in ((BOOKS, 3 / 5), (LLAMA, 2 / 5)):
+        study = json.loads(Path(path).read_text())
+        steps = next(r["rungs"] for r in study["recipes"] if r["name"] == study["headline"]["recipe"])
+        seeds = [fmean(step["by_seed"][place]["eta"] for step in steps) for place in range(3)]
+        parts.append(share**2 * variance(seeds) / 3)
+    assert 2 < sum(parts) ** 2 / sum(part**2 / 2 for part in parts) < 3
+    half = 4.3027 * math.sqrt(sum(parts))
+    evidence = both["evidence"]
+    assert (evidence["eta"] - evidence["low"], evidence["high"] - evidence["eta"]) == pytest.approx((half, half))
     mixed = plan(capsys, "ladder_tiny", "--recipe-eta", BOOKS, trunk)
     assert mixed["last_model"]["law"]["schedules"] == ["chain"]
     held_out = gpt2["last_model"]["law"]["held_out"]

@@ -116,6 +116,29 @@ def test_the_largest_size_is_held_out():
     assert fit([measured(1_000_000)]).held_out() is None
 
 
+def test_seeds_of_a_step_are_one_value_of_how_steps_differ():
+    # Three steps of two seeds each, too near one another for exponents, by hand: the means of steps lie .06, −.12 and
+    # .06 off theirs, whose squares add up to .0216 over two degrees of freedom; the seeds ±.02 off those.
+    steps = [
+        [measured(1_000_000 + place, seed=seed, noise=mean + sign * 0.02) for seed, sign in enumerate((1, -1))]
+        for place, mean in enumerate((0.06, -0.12, 0.06))
+    ]
+    law = fit([item for seeds in steps for item in seeds])
+    assert (law.steps, law.degrees, law.of_seeds) == (3, 2, False)
+    assert law.noise == pytest.approx(math.sqrt(0.0216 / 2), rel=1e-3)
+    # A single run scatters more than a mean of two: half of the seeds' variance, 6 · .0004 / 3, comes back.
+    half_of_seeds = 0.0008 / 2
+    of_steps = 0.0108 * (1 + 1 / 3)
+    degrees = (of_steps + half_of_seeds) ** 2 / (of_steps**2 / 2 + half_of_seeds**2 / 3)
+    assert round(degrees) == 2
+    found = law.predict(parameters=1_000_001, tokens_per_parameter=12, growth=4)
+    assert math.log(found.high / found.value) == pytest.approx(4.3027 * math.sqrt(of_steps + half_of_seeds), rel=1e-3)
+    # More seeds of the same steps say nothing more of how steps differ.
+    again = fit([item for seeds in steps for item in seeds * 3])
+    assert (again.noise, again.degrees) == (pytest.approx(law.noise), 2)
+    assert law.to_dict()["interval_of"] == "steps"
+
+
 def test_eta_is_fitted_as_it_is():
     law = fit([measured(1_000_000, seed=seed, noise=noise) for seed, noise in enumerate((0.1, -0.1))], "eta")
     etas = [2 - A * math.exp(noise) for noise in (0.1, -0.1)]

@@ -1,6 +1,8 @@
 """Prices of a plan: published FLOPs, sums by hand, and what is refused."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -101,23 +103,30 @@ def test_at_eta_one_the_family_costs_what_its_largest_costs():
     assert min(inherited_flops(cold, 5.0)) == 0.0
 
 
-def write_study(folder, *steps):
-    """Write the record of a committed study with other outcomes on its steps."""
+def write_study(folder, *steps, **changes):
+    """Write the record of a committed study with other outcomes on its steps: the seeds' efficiencies of each."""
     record = json.loads((STUDIES / "books" / "study.json").read_text())
-    first = record["headline"]["rungs"][0]
-    record["headline"]["rungs"] = [first | step for step in steps]
+    recipe = next(recipe for recipe in record["recipes"] if recipe["name"] == record["headline"]["recipe"])
+    count = len(steps)
+    record["headline"]["rungs"], recipe["rungs"] = record["headline"]["rungs"][:count], recipe["rungs"][:count]
+    for step, outline, etas in zip(recipe["rungs"], record["headline"]["rungs"], steps, strict=True):
+        for entry in (step, outline):
+            entry |= {"eta": None if None in etas else sum(etas) / len(etas), **changes}
+        step["by_seed"] = [{**seed, "eta": eta} for seed, eta in zip(step["by_seed"][: len(etas)], etas, strict=True)]
     (folder / "study.json").write_text(json.dumps(record))
     return folder / "study.json"
 
 
 def test_the_interval_of_the_evidence_is_carried_through(capsys, tmp_path):
-    rungs = [{"eta": 0.9, "eta_low": 0.8, "eta_high": 1.0}, {"eta": 1.1, "eta_low": 1.0, "eta_high": 1.2}]
-    study = write_study(tmp_path, *rungs)
-    evidence = read_evidence([str(study)])
-    assert (evidence.eta, evidence.low, evidence.high) == pytest.approx((1.0, 0.9, 1.1))
+    # Of the seeds' means over both steps, .9, 1.1 and 1.0: t of two degrees of freedom, over √3 of them.
+    study = write_study(tmp_path, [0.7, 1.0, 1.0], [1.1, 1.2, 1.0])
+    evidence, half = read_evidence([str(study)]), 4.3027 * 0.1 / math.sqrt(3)
+    assert (evidence.eta, evidence.low, evidence.high) == pytest.approx((1.0, 1.0 - half, 1.0 + half))
     assert evidence.source == "study.json, recipe 'exact'"
     costs = plan(capsys, "ladder_tiny", "--recipe-eta", str(study))["family"]["to_match"]
-    given = plan(capsys, "ladder_tiny", "--recipe-eta", "1.0", "0.9", "1.1")["family"]["to_match"]
+    given = plan(capsys, "ladder_tiny", "--recipe-eta", "1.0", str(evidence.low), str(evidence.high))["family"][
+        "to_match"
+    ]
     for key, cost in given.items():
         assert costs[key] == pytest.approx(cost)
     assert costs["at_best"]["flops"] < costs["expected"]["flops"] < costs["at_worst"]["flops"]
@@ -125,18 +134,16 @@ def test_the_interval_of_the_evidence_is_carried_through(capsys, tmp_path):
 
 def test_evidence_without_an_upper_end_is_an_open_interval(capsys, tmp_path):
     # It matched at its smallest budget already.
-    study = write_study(tmp_path, {"eta": 0.9, "eta_low": 0.8, "eta_high": None})
+    study = write_study(tmp_path, [0.85, 0.95, 0.9], at_least=True, eta_high=None)
     assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(study)]) == 0
     table = capsys.readouterr().out
-    assert "η = 0.9, 0.8 … –" in table
+    assert f"η = 0.9, {0.9 - 4.3027 * 0.05 / math.sqrt(3):.3g} … –" in table
     assert "at the lower end" in table
     assert "at the upper end" not in table
 
 
 def test_a_study_in_which_a_rung_did_not_match_is_no_evidence(capsys, tmp_path):
-    matched = {"eta": 0.9, "eta_low": 0.8, "eta_high": 1.0}
-    short = {"child": "l6w72", "eta": None, "eta_low": None, "eta_high": None}
-    study = write_study(tmp_path, matched, short)
+    study = write_study(tmp_path, [0.9, 0.8, 1.0], [0.9, None, 1.0])
     assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(study)]) == 2
     assert "study.json: l6w72 did not match, so it has no mean efficiency" in capsys.readouterr().err
 
@@ -204,3 +211,39 @@ def test_a_stream_that_cannot_keep_up_is_told(capsys):
     prepared = plan(capsys, *words, "--set", "data.prepared=elsewhere")
     assert {rung["data_supply"] for rung in prepared["rungs"]} == {None}
     assert "data: " not in price_table(prepared)
+
+
+TWO_ON_A_TRUNK = [
+    *("schedule=trunk", "cold=none", "phi={}"),
+    "rungs=[{name: a, n_layer: 1, n_embd: 32, n_head: 4, until: 0.4}, {name: b, n_layer: 2, n_embd: 32, n_head: 4}]",
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "beside"),
+    [
+        (["trunk.member=decay"], 4),
+        (["trunk.member=average", "trunk.average_over=0.5", "trunk.average_of=4"], 4 * 4),
+        (["trunk.moments=grown"], 4 + 8),
+    ],
+)
+def test_what_a_trunk_writes_besides_is_in_what_saving_takes(capsys, settings, beside):
+    changes = [*TWO_ON_A_TRUNK, *settings]
+    first, last = plan(capsys, "ladder_tiny", "--set", *changes)["rungs"]
+    # Initial and final weights, four checkpoints of weights and two moments; of the first, the weights that the last
+    # grows from, and whichever more are averaged or go with them.
+    assert first["saving"]["bytes"] == first["parameters"]["total"] * (2 * 4 + 4 * 12 + beside)
+    initial_moments = 8 * ("trunk.moments=grown" in settings)
+    assert last["saving"]["bytes"] == last["parameters"]["total"] * (2 * 4 + 4 * 12 + initial_moments)
+
+
+def test_an_average_of_more_weights_than_there_are_steps_is_refused(capsys):
+    changes = [*TWO_ON_A_TRUNK, "trunk.member=average", "training.tokens_per_parameter=1"]
+    assert cli.main(["plan", "ladder_tiny", "--set", *changes]) == 2
+    said = capsys.readouterr().err
+    steps, window = (int(n) for n in re.search(r"the trunk's (\d+) steps in a are (\d+);", said).groups())
+    assert window == math.ceil(0.1 * steps) < 5
+    assert "trunk.average_of: 5 weights, but the last 0.1 of" in said
+    share = re.search(r"raise trunk.average_over to ([\d.]+)", said)[1]
+    capsys.readouterr()
+    assert cli.main(["plan", "ladder_tiny", "--set", *changes, f"trunk.average_over={share}"]) == 0

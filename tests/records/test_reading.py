@@ -1,9 +1,11 @@
 """Records are read as they were written, and a damaged one is refused in one line that says what and where."""
 
 import json
+import re
 
 import pytest
 
+from hf_progressive import cli
 from hf_progressive.config.renamed import RENAMED
 from hf_progressive.records.ladder import read_run
 from hf_progressive.records.rung import RungRecord
@@ -34,6 +36,36 @@ def test_the_settings_of_an_older_run_are_read_under_the_names_that_they_have_no
     old = {new: old for old, new in RENAMED.items()}["decay_fraction"]
     read = read_run(run(records(), config={"training": {old: 0.25}}))
     assert read.ladder.config["training"] == {"decay_fraction": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"training": 3}, r"ladder\.json: config\.training: expected a mapping"),
+        ({"training": {"learning_rate": "4e-3"}}, r"config\.training\.learning_rate: "),
+        ({"schedule": "trunk", "rungs": ["d11"]}, r"config\.rungs\.0: expected a mapping"),
+        ({"rungs": [{"name": "a", "until": "half"}]}, r"config\.rungs\.0\.until: "),
+        ({"cold": 5}, r"config\.cold: "),
+        ({"growth": None}, r"config\.growth: "),
+        ({"data": []}, r"config\.data: expected a mapping"),
+    ],
+)
+def test_a_damaged_configuration_ends_in_one_line(run, records, capsys, config, message):
+    folder = run(records(), config=config)
+    with pytest.raises(ValueError, match=message):
+        read_run(folder)
+    assert cli.main(["report", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert "Traceback" not in said
+
+
+def test_a_key_that_stands_twice_is_refused(run, records):
+    folder = run(records())
+    text = (folder / "ladder.json").read_text()
+    (folder / "ladder.json").write_text(text.replace('"seed": 0', '"seed": 1, "seed": 0', 1))
+    with pytest.raises(ValueError, match=r"ladder\.json: an object has the key 'seed' twice"):
+        read_run(folder)
 
 
 @pytest.mark.parametrize(("asked", "pending"), [("all", ("l6w96",)), (["l6w112"], ()), ("none", ())])

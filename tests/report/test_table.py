@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 import pytest
 
 from hf_progressive.records.ladder import read_run
+from hf_progressive.records.stages import TrunkRecord
 from hf_progressive.report import results_table, write_report
-from hf_progressive.report.ladder_tables import core_table, data_repetition, rung_table
+from hf_progressive.report.ladder_tables import core_table, data_repetition, rung_table, table_notes
 from hf_progressive.report.table import Table
 
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}
@@ -165,3 +166,14 @@ def test_core_has_its_honest_name_and_errors(run, records):
     assert "In-context learning: CORE (2 of 22 tasks)" in paths.html.read_text()
     assert "## In-context learning: CORE (2 of 22 tasks)" in paths.markdown.read_text()
     assert "−0.125 ± 0.090" in results_table(read_run(folder).rungs)
+
+
+def test_the_first_rung_of_a_trunk_is_said_to_have_no_baseline(run, records):
+    first, *others = read_run(run(records())).rungs
+    part = {"until": 0.3, "steps": 9, "tokens": 9, "flops": 1.0, "member": "end", "warmup_steps": 0, "decay_steps": 1}
+    on_trunk = dataclasses.replace(first, trunk=TrunkRecord(**part), tokens=round(0.645 * first.cold_tokens))
+    said = (
+        f"{first.name}, with which the trunk begins, has no baseline: from scratch it counts as it was trained, on 6"
+    )
+    assert [note for note in table_notes([on_trunk, *others]) if note.startswith(said)]
+    assert not [note for note in table_notes([first, *others]) if "with which the trunk begins" in note]

@@ -77,7 +77,7 @@ def test_members_are_read_on_the_curve_of_their_own_sizes_baselines(corpus_file:
     assert by_kind["decay"]["bits_per_byte"] < by_kind["decay"]["constant_bits_per_byte"]
     assert not any((tmp_path / "study" / "weights").iterdir())
     text = write_report(tmp_path / "study").markdown.read_text()
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| with members | thin")]
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| with members | thin |")]
     for row, kind in zip(rows, ("average", "decay"), strict=True):
         member = by_kind[kind]
         assert row[3:6] == [kind, "1", f"{member['bits_per_byte']:.4f}"]

@@ -157,7 +157,8 @@ def test_rates_that_would_change_nothing_are_refused(corpus_file: Path) -> None:
 
 
 def test_no_stage_is_trained_again_for_its_members(rates_matter: Path, corpus_file: Path, tmp_path: Path) -> None:
-    recipes = [{**RECIPES[0], "members": True}, {"name": "sharing", "trunk": RECIPES[0]["trunk"], "members": True}]
+    shared = {"trunk": RECIPES[0]["trunk"], "members": True, "set": {"trunk.average_over": 0.5}}
+    recipes = [{"name": "tried", **shared}, {"name": "sharing", **shared}]
     sweep = {"rates": RATES, "recipes": ["tried"]}
     config = trunk_study(corpus_file, recipes=recipes, seeds=[0, 1], learning_rates=sweep)
     record = run_study(config, tmp_path / "study")
@@ -168,6 +169,12 @@ def test_no_stage_is_trained_again_for_its_members(rates_matter: Path, corpus_fi
     assert len(anew) == len(RATES) + 1  # the first seed's at every rate, the second's at the best
     assert record["complete"]
     assert {m.name for rate in plan.tried for m in rate.models} < {task.name for task in plan.rate_tasks}
+
+
+def test_an_average_of_too_few_steps_is_refused(corpus_file: Path) -> None:
+    config = trunk_study(corpus_file, recipes=[{**RECIPES[0], "members": True}])
+    with pytest.raises(ValueError, match=r"recipe 'tried': trunk\.average_of: 5 weights, but the last 0\.1 of the"):
+        plan_study(config, "corpus")
 
 
 def test_costs_of_trying_rates_hold_every_length_and_stage(
