@@ -14,7 +14,7 @@ anything: there whatever writes the stream is multiplied by 1/ρ instead, ρ bec
 A norm behind attention or MLP (Gemma 2, OLMo 2) reads what they write, zero in new channels: it is rescaled like the
 others, and as the norm of 0 is 0, its new channels add nothing to the stream. A new layer of such a model is silent by
 gains of 0: with output projections of 0 in their place the norm's slope would be 1/√ε, and the first step would bring
-an output of full size.
+an output of full size. What its projections write to new channels is drawn: zero rows under zero gains would stay so.
 
 With new channels of a scale of their own, s times that of the old ones, ρ² = (k·D + s²·(D' − k·D))/D' does the same in
 the mean over what the channels hold: the old ones keep their size behind the norm, the new ones have s times it.

@@ -41,7 +41,8 @@ def in_pieces(
             assert layer is not None
             plan = _expert_by_expert(plan, rule, layer, source, axes, options, upcycling)
         elif rule.published:
-            sources = (stored_name(rule, source),) if plan.sources else ()
+            own = rule.name.format(layer=source)  # or the embedding, of a head that is tied in the parent
+            sources = tuple(stored_name(rule, source) if name == own else name for name in plan.sources)
             plan = replace(plan, pieces=(replace(plan, name=stored_name(rule, layer), sources=sources),))
         yield plan
 
@@ -124,7 +125,7 @@ class PublishedTensors:
         self._tensors = tensors
         self._places: dict[str, tuple[str, int | None, int, int]] = {}
         self._read_whole = lru_cache(maxsize=2)(tensors.read)  # the two or three pieces that come next are of the same
-        for name, rule, layer in family.tensors(config) if family.has_experts else ():
+        for name, rule, layer in family.tensors(config) if family.stores_otherwise else ():
             if rule.published and name in self.specs:
                 self._divide(name, rule, layer)
 
@@ -157,7 +158,7 @@ class StockTensors:
         """Shape and dtype of every tensor, by name."""
         self._tensors = tensors
         self._parts: dict[str, list[list[str]]] = {}
-        for name, rule, layer in family.tensors(config) if family.has_experts else ():
+        for name, rule, layer in family.tensors(config) if family.stores_otherwise else ():
             if rule.published and name not in self.specs:
                 shape = family.shape(rule, config)
                 stored = stored_name(rule, layer)

@@ -310,6 +310,16 @@ class Family:
             }
         )
 
+    @property
+    def stores_otherwise(self) -> bool:
+        """Whether files hold some tensors under other names than the class, or expert by expert."""
+        return any(rule.published for rule in self.rules)
+
+    @property
+    def closes_by_gain(self) -> bool:
+        """Whether the gains of norms behind attention and MLP silence a layer, and not output projections."""
+        return any(rule.closes and "post_gain" in dim.axes for rule in self.rules for dim in rule.dims)
+
     def derives_head_dim(self, config: Any) -> bool:
         """Tell whether a head's dimensions follow from width and heads."""
         name = self.size_fields.get("head_dim")
@@ -339,7 +349,8 @@ class Family:
         """Iterate over the canonical names that growth does without: masks and rates of old files, a tied head."""
         for name in self.ignored:
             yield from dict.fromkeys(name.format(layer=layer) for layer in range(self.sizes(config).layers))
-        yield from (rule.name for rule in self.rules if rule.tied_to and not rule.exists(config))
+        tied = (rule for rule in self.rules if rule.tied_to and not rule.exists(config))
+        yield from (name for rule in tied for name in (rule.name, *rule.published))
 
 
 def stored_name(rule: WeightRule, layer: int | None) -> str:

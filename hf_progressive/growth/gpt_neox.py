@@ -28,11 +28,17 @@ GPT_NEOX = Family(
         *linear(_BLOCK + "mlp.dense_h_to_4h", writes("mlp"), reads("normed")),
         *linear(_BLOCK + "mlp.dense_4h_to_h", writes("residual"), reads("mlp"), closes=True),
         *norm("gpt_neox.final_layer_norm", "final_gain", "final_shift"),
-        WeightRule("lm_head.weight", (writes("vocab"), reads("final")), tied_to=_EMBEDDING),
+        WeightRule(
+            "lm_head.weight",
+            (writes("vocab"), reads("final")),
+            tied_to=_EMBEDDING,
+            published=("embed_out.weight",),
+        ),
     ),
     norm="layer",
     eps_field="layer_norm_eps",
     prefix="gpt_neox.",
+    head_prefixes=("lm_head.", "embed_out."),
     ignored=(
         _BLOCK + "attention.bias",
         _BLOCK + "attention.masked_bias",

@@ -54,12 +54,13 @@ class ParentTensors:
     def _require_tied(self, keys: Mapping[str, str]) -> None:
         # A head that the config ties is left out: it must be the embedding, or what was trained would be lost.
         for rule in self._plan.source_family.rules:
-            if not rule.tied_to or rule.name not in self._plan.ignored_sources or rule.name not in keys:
+            held = [name for name in (rule.name, *rule.published) if name in keys]
+            if not rule.tied_to or rule.name not in self._plan.ignored_sources or not held:
                 continue
-            head, embedding = (self._tensors.read(keys[name]) for name in (rule.name, rule.tied_to))
+            head, embedding = (self._tensors.read(keys[name]) for name in (held[0], rule.tied_to))
             if not torch.equal(head, embedding):
                 raise ValueError(
-                    f"{keys[rule.name]} differs from {keys[rule.tied_to]}, though config.json says"
+                    f"{keys[held[0]]} differs from {keys[rule.tied_to]}, though config.json says"
                     " tie_word_embeddings: true; set that to false there, or remove the head's weight"
                 )
 

@@ -190,6 +190,9 @@ def plan_tensors(
         if layered and layer is not None and origin.source is not None:
             later = (layer + 1) / (origin.source + 1)  # scores are divided by the layer's number
             here = {**axes, "query": axes["query"].scaled(later, 1 / later)}
+        if origin.silent and family.closes_by_gain:
+            # New channels that are written as zero and have a gain of zero would never learn.
+            here = {**here, "residual": axes["residual"].filled("fresh")}
         dims = tuple(Dim(_stored(dim, here, *groups), dim.role) for dim in rule.dims)
         shape = tuple(dim.axis.size for dim in dims)
         fresh = rule.fresh(std, len(layers))

@@ -209,8 +209,8 @@ def test_random_weights_have_the_distribution_of_a_new_model(model_type):
         assert tensor.std().item() == pytest.approx(stock[name].std().item(), rel=0.1, abs=1e-9), name
 
 
-def train(model, steps, *, vocabulary):
-    """Train on sequences that show every token and every position; return which entries ever had a gradient."""
+def train(model, steps, *, vocabulary, early=2):
+    """Train on sequences that show every token and every position; return which entries had a gradient early."""
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     reached = {name: torch.zeros_like(parameter, dtype=torch.bool) for name, parameter in model.named_parameters()}
@@ -219,7 +219,7 @@ def train(model, steps, *, vocabulary):
         optimizer.zero_grad()
         model(tokens, labels=tokens).loss.backward()
         optimizer.step()
-        for name, parameter in model.named_parameters() if step < 2 else ():
+        for name, parameter in model.named_parameters() if step < early else ():
             reached[name] |= parameter.grad != 0
     return reached
 
@@ -228,11 +228,15 @@ def train(model, steps, *, vocabulary):
 @pytest.mark.parametrize(("method", "new_layers"), [("exact", "copy"), ("exact", "fresh"), ("split", "copy")])
 def test_gradients_reach_all_that_is_new_within_two_steps_and_no_two_units_are_alike(model_type, method, new_layers):
     vocabulary = 20
-    parent = build(config_of(model_type, vocab=16, positions=16, tie_word_embeddings=model_type != "nanochat"))
+    extra = {"activation_function": "gelu"} if model_type == "opt" else {}  # whose units would be dead or alive
+    tied = model_type != "nanochat"
+    parent = build(config_of(model_type, vocab=16, positions=16, tie_word_embeddings=tied, **extra))
     target = fields_of(model_type, **ALL_AXES | {"vocab": vocabulary, "positions": vocabulary})
     child, plan = grow(parent, target, method=method, new_layers=new_layers)
 
-    reached = train(child, 4, vocabulary=vocabulary)
+    # A norm behind attention or MLP has gains of its own between a new entry and the loss.
+    early = 3 if FAMILIES[model_type].closes_by_gain else 2
+    reached = train(child, 4, vocabulary=vocabulary, early=early)
 
     for name, parameter in child.named_parameters():
         new = ~plan.inherited_mask(name)
@@ -242,7 +246,7 @@ def test_gradients_reach_all_that_is_new_within_two_steps_and_no_two_units_are_a
         if name.endswith(("c_attn.bias", "k_proj.bias", "query_key_value.bias")):
             continue  # a constant key moves every score alike: softmax does not see it
         learns = reached[name] | ~new
-        if ".mlp.fc" in name or ".fc" in name:  # squared ReLU: a unit that fires for few tokens may miss a step
+        if ".mlp.fc" in name:  # squared ReLU: a unit that fires for few tokens may miss a step
             assert learns.any(0).all(), name
             assert learns.any(1).all(), name
         else:
