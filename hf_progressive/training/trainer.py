@@ -35,6 +35,7 @@ from hf_progressive.penalty.lora_product import BoundLoraPenalty
 from hf_progressive.penalty.schedule import schedule_factor
 from hf_progressive.penalty.step_log import StepLog
 from hf_progressive.penalty.validation import require_trained
+from hf_progressive.training.accumulation import warn_of_undivided_loss
 from hf_progressive.training.arguments import ProgressiveTrainingArguments
 from hf_progressive.training.checkpoints import (
     check_checkpoint,
@@ -129,7 +130,7 @@ class ProgressiveMixin(DivergenceSteps, WholeSaves):
         self._compiled_for_evaluation: Any = None
         self._sigterm = Sigterm()
         self._vote = self._new_vote()
-        self._stop_asked = False
+        self._stop_asked = self._looked_at_division = False
         if penalty is not None:
             penalty.validate(self.model)
             if isinstance(penalty, InheritancePenalty):
@@ -254,6 +255,11 @@ class ProgressiveMixin(DivergenceSteps, WholeSaves):
         if last and self._vote.stops(self.state.global_step, self._sigterm.came):
             self._stop_asked = self.control.should_training_stop = True
             self.control.should_save = self.args.save_strategy != "no"
+        if self.penalty is not None and self.penalty.apply == "gradient" and not self._looked_at_division:
+            self._looked_at_division = True
+            if self._has_stock_loss:
+                items = args[0] if args else kwargs.get("num_items_in_batch")
+                warn_of_undivided_loss(self, self.bare_model(), self._prepare_inputs(inputs), items)
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._watch.note(LOSS, loss)
         if self.penalty is None or not last or self.penalty.apply == "proximal":

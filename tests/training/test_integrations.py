@@ -8,6 +8,7 @@ import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 from trainer_fixtures import Blocks, arguments, build_model, build_penalty, logged
+from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 from transformers.trainer_utils import HPSearchBackend
 
 from hf_progressive.penalty import InheritancePenalty
@@ -114,3 +115,27 @@ def test_a_penalty_on_frozen_weights_is_refused_and_on_some_named(tmp_path, capl
     only = InheritancePenalty(penalty.anchor, {"transformer.wte.weight": torch.ones(64, 16)}, ewc_lambda=1.0)
     with pytest.raises(ValueError, match=r"every parameter it restrains is frozen \(transformer\.wte\.weight\); rest"):
         ProgressiveTrainer(model, arguments(tmp_path), train_dataset=Blocks(), penalty=only)
+
+
+@pytest.mark.parametrize(("kind", "parts", "told"), [
+    (GPT2ForSequenceClassification, 2, True), (GPT2ForSequenceClassification, 1, False), (GPT2LMHeadModel, 2, False),
+])  # fmt: skip
+def test_a_loss_that_trainer_adds_up_is_named(tmp_path, caplog, kind, parts, told):
+    """Its gradient under accumulation is the multiple that the warning says."""
+    config = build_model().config
+    config.pad_token_id, config.num_labels = 0, 3
+    rows = [{"input_ids": ids, "labels": ids if kind is GPT2LMHeadModel else ids[0] % 3} for ids in Blocks(8).blocks]
+    norms = []
+    for accumulation in (1, parts):
+        torch.manual_seed(0)
+        model = kind(config)
+        anchor = {name: p.detach().clone() for name, p in model.named_parameters()}
+        penalty = InheritancePenalty(anchor, {n: torch.ones_like(p) for n, p in anchor.items()}, ewc_lambda=1e-9)
+        split = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 8 // accumulation}
+        settings = arguments(tmp_path, max_steps=1, **split)
+        trainer = ProgressiveTrainer(model, settings, train_dataset=rows, penalty=penalty)
+        caplog.clear()
+        trainer.train()
+        norms += logged(trainer, "grad_norm")
+    assert ("adds up that of 2 micro-batches: λ and γ weigh 1/2 of what they do" in caplog.text) == told
+    assert norms[1] == pytest.approx(norms[0] * (2 if told else 1), rel=1e-4)
