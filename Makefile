@@ -1,7 +1,7 @@
 # Everything from a fresh machine: Python 3.11+ and make are all that is needed.
 PYTHON ?= python3
 VENV   ?= .venv
-RUN    ?= runs/ladder_small
+RUN    ?= runs/trunk_small
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 

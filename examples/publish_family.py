@@ -1,6 +1,6 @@
 """Publish the rungs of a finished run, or of one under way, and gather them in a collection.
 
-    python examples/publish_family.py runs/ladder_small 'ORG/small-{name}' --license apache-2.0 --dry-run
+    python examples/publish_family.py runs/trunk_small 'ORG/small-{name}' --license apache-2.0 --dry-run
 
 lists what would be sent and shows the cards; without --dry-run it is sent. The token comes from HF_TOKEN or from
 `hf auth login`. Run it as often as you like: what the Hub holds already is not sent again.

@@ -51,7 +51,7 @@ def publish_rung(
         PermissionError: There is no token.
         HubError: The Hub refused, could not be reached, or holds something else in the end.
 
-    >>> publish_rung("runs/ladder_small/l5w72/final", "ORG/l5w72", license="apache-2.0")  # doctest: +SKIP
+    >>> publish_rung("runs/trunk_small/l5w72/final", "ORG/l5w72", license="apache-2.0")  # doctest: +SKIP
     'https://huggingface.co/ORG/l5w72'
     """
     publication = prepare_publication(rung_dir, repo_id, license=license, language=language)

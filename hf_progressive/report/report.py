@@ -22,8 +22,8 @@ def write_report(folder: str | os.PathLike[str]) -> ReportPaths:
         FileNotFoundError: The folder has neither `ladder.json` nor `study.json`.
         ValueError: A record is damaged; the message names file and value.
 
-    >>> write_report("runs/ladder_small").html  # doctest: +SKIP
-    PosixPath('runs/ladder_small/report.html')
+    >>> write_report("runs/trunk_small").html  # doctest: +SKIP
+    PosixPath('runs/trunk_small/report.html')
     """
     is_study = (Path(folder) / "study.json").is_file()
     return write_study_report(folder) if is_study else write_ladder_report(folder)

@@ -5,7 +5,7 @@ are as shipped. What each file in configs/accelerate is for here:
 
 | file | here |
 |---|---|
-| cpu | `accelerate launch` of ladder_small, one process, as `make ladder` does |
+| cpu | `accelerate launch` of trunk_small, one process, as `make ladder` does |
 | ddp, multi_gpu, multi_node | a ladder in two processes, on one machine |
 | deepspeed_zero1, 2, 3, fsdp2 | composed; tests/distributed/test_engines.py trains with them |
 
@@ -71,8 +71,8 @@ STUDIES = {
 }
 LAUNCHED = {
     "ladder_tiny": "ddp",
-    "ladder_small": "cpu",
-    "trunk_small": "ddp",
+    "ladder_small": "ddp",
+    "trunk_small": "cpu",
     "ladder_d10_d18": "multi_gpu",
     "validation_d15_d16": "multi_node",
 }
