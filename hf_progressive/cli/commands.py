@@ -36,6 +36,9 @@ def grow_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.growth.options import GrowthOptions
 
     method_options = option_values(options)
+    added = Path(options.add_tokens).read_text(encoding="utf-8").splitlines() if options.add_tokens else []
+    if not options.set and not added:
+        raise ValueError("--set: name what grows, such as --set num_hidden_layers=24, or give --add-tokens")
     GrowthOptions.of(method_options)
     report = grow_checkpoint(
         options.source,
@@ -49,6 +52,7 @@ def grow_command(options: argparse.Namespace) -> Outcome:
         overwrite=options.overwrite,
         revision=options.revision,
         verify=options.verify,
+        add_tokens=[token for token in added if token.strip()],
         checksums=options.checksums,
         **method_options,
     )

@@ -87,11 +87,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = command("grow", commands.grow_command, text, METHODS_HELP)
     add("source", metavar="SRC", help="a checkpoint's folder or Hub name")
     add("output", metavar="OUT", help="the folder to create")
-    add("--set", nargs="+", required=True, action="extend", metavar="FIELD=VALUE", help="target fields")
+    add("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="target fields")
     add("--method", default="exact", help="growth method, by its name in the list below (default: exact)")
     text = "options of the method in one list, such as depth_method=stack noise=0.1; each has a flag, too"
     add("--option", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help=text)
     add_option_flags(add)
+    text = "a text file of tokens, one a line, to add to the tokenizer; the vocabulary grows to hold them"
+    add("--add-tokens", metavar="FILE", help=text)
     add("--seed", type=int, default=0, help="seed of new random entries (default: 0)")
     add("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
     add("--optimizer", metavar="FILE", help="AdamW's (or Muon's) state of a Trainer checkpoint to grow along")

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +25,9 @@ from tqdm import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 import hf_progressive
+from hf_progressive.growth.added_tokens import add_tokens as with_tokens
+from hf_progressive.growth.added_tokens import holding
+from hf_progressive.growth.families import family_of
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.parent import ModelTensors, ParentTensors
 from hf_progressive.growth.reader import CheckpointReader
@@ -107,6 +110,7 @@ def grow_checkpoint(
     verify: bool = True,
     checksums: bool = True,
     progress: bool = True,
+    add_tokens: Sequence[str] = (),
     **options: Any,
 ) -> GrowthReport:
     """Grow a checkpoint into a larger one of the same family, ready for `from_pretrained`.
@@ -133,6 +137,9 @@ def grow_checkpoint(
             and record both. Without, sizes stand alone: on a processor without instructions for SHA, that is twice
             as fast.
         progress: Show a bar on stderr, if that is a terminal.
+        add_tokens: Tokens to add to the parent's tokenizer, whose new rows start near the mean of the old. The
+            vocabulary grows to hold them, unless the target names one. Old logits stay; what the predictions of old
+            tokens lose to the new is reported as the check's `new_token_loss`.
         **options: Options of the method, as `plan_growth` takes them.
 
     Returns:
@@ -151,7 +158,11 @@ def grow_checkpoint(
     with atomic_folder(output, overwrite=overwrite, sha256=digests) as folder:
         origin = locate_source(source, revision)
         _require_replaceable(Path(output), origin.folder)
-        plan = plan_growth(origin.read_config(), target, method=method, **options)
+        config, tokenizer = origin.read_config(), None
+        if add_tokens:
+            tokenizer = with_tokens(origin.folder, add_tokens)
+            target = holding(tokenizer, family_of(config), config, target)
+        plan = plan_growth(config, target, method=method, **options)
         reader = CheckpointReader(origin.folder)
         parent = ParentTensors(plan, reader)
         inputs = [CONFIG_NAME, *reader.files, *origin.companions()]
@@ -166,6 +177,8 @@ def grow_checkpoint(
         digests.update(writer.sha256)
         _child_config(plan, writer.specs[plan.stored[0].name].dtype).save_pretrained(folder)
         origin.copy_companions(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         if optimizer is not None:
             files[OPTIMIZER_NAME] = _grow_optimizer(optimizer, plan, folder)
         exact = any(spec.dtype == torch.float64 for spec in parent.specs.values())

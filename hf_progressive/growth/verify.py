@@ -54,6 +54,9 @@ class GrowthCheck:
         dtype: The dtype of the arithmetic.
         sequences: Number of token sequences compared.
         length: Tokens in each.
+        new_token_loss: What old tokens' predictions lose to new tokens of a larger vocabulary, in nat per token: the
+            mean of log(1 + Σ_new exp(logit) / Σ_old exp(logit)), by which their loss rises. Their logits are the
+            parent's all the same.
     """
 
     max_abs_logit_diff: float
@@ -63,6 +66,7 @@ class GrowthCheck:
     dtype: str
     sequences: int
     length: int
+    new_token_loss: float = 0.0
 
     @property
     def preserved(self) -> bool:
@@ -80,6 +84,7 @@ class GrowthCheck:
             f"function {verdict}: max |Δlogit| {self.max_abs_logit_diff:.2e} at a scale of {self.max_abs_logit:.3g} "
             f"(relative tolerance {self.tolerance:.0e}), KL {self.kl:.1e} nat, {self.sequences} × {self.length} "
             f"random tokens in {self.dtype}"
+            + (f"; new tokens cost {self.new_token_loss:.2g} nat a token of old text" if self.new_token_loss else "")
         )
 
 
@@ -174,9 +179,11 @@ def _compare(
             f"{vocabulary} in {context}; a child has no less than its parent"
         )
     total = torch.zeros((), dtype=torch.float64)
-    largest = largest_difference = 0.0
+    largest = largest_difference = lost = 0.0
     for tokens in drawn:
-        actual = _logits(child, tokens)[:, :vocabulary]  # (length, V)
+        everything = _logits(child, tokens)  # (length, V')
+        actual = everything[:, :vocabulary]  # (length, V)
+        lost += (everything.logsumexp(-1) - actual.logsumexp(-1)).mean().item()
         expected = expected_of(tokens).to(actual.device)  # (length, V)
         largest = max(largest, expected.abs().max().item())
         largest_difference = max(largest_difference, (actual - expected).abs().max().item())
@@ -189,6 +196,7 @@ def _compare(
         dtype=str(computed_in).removeprefix("torch."),
         sequences=sequences,
         length=length,
+        new_token_loss=lost / sequences,
     )
 
 

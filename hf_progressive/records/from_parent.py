@@ -34,6 +34,9 @@ class LogitComparison(Record):
     preserved: bool
     """Whether the logits agree within the tolerance."""
 
+    new_token_loss: float | None = None
+    """What old tokens' predictions lose to new tokens, in nats per token; None in older records."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthRecord(Record):

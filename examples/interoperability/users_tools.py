@@ -1,0 +1,272 @@
+"""Take a grown checkpoint of each main family through the tools that people use, and write what each gave.
+
+    python examples/interoperability/users_tools.py --into docs/evidence/tools.md
+
+A small parent with random weights is grown in width and depth, and each tool's logits are compared with those of the
+stock class in float32. Every tool runs in a process of its own; one that is not installed, or fails, has
+a line that says so. What is installed decides which tools are tried:
+
+    pip install ctranslate2 onnxruntime onnx onnxscript peft mergekit lm-eval
+
+The GGUF converter is no package: `--gguf-converter` names llama.cpp's `convert_hf_to_gguf.py`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gpt2": (
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_ctx": 64},
+        {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 96},
+    ),
+    **{
+        family: (
+            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "head_dim": 8, "intermediate_size": 64, "max_position_embeddings": 64, "tie_word_embeddings": False},
+            {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
+             "intermediate_size": 96},
+        )
+        for family in ("llama", "qwen3")
+    },
+}  # fmt: skip
+"""Sizes of the parent, and of the child."""
+
+VOCABULARY, LENGTH = 300, 24
+MARK = "figure: "
+TEXTS = ["the rung grows from the rung below, and what it knows it keeps", "a word, another word, and 12 more"] * 20
+
+
+def build(family: str, folder: Path) -> Path:
+    """Write a parent with its tokenizer and grow it; returns the child's folder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from hf_progressive import grow_checkpoint
+    from hf_progressive.data import train_tokenizer
+
+    small, large = FAMILIES[family]
+    tokenizer = train_tokenizer(TEXTS, vocab_size=VOCABULARY, training_bytes=10**5)
+    torch.manual_seed(0)
+    tokens = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **small, **tokens))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder / "parent")
+    tokenizer.save_pretrained(folder / "parent")
+    grow_checkpoint(folder / "parent", folder / "grown", large, progress=False, verify=False)
+    return folder / "grown"
+
+
+def stock(folder: Path) -> tuple[Any, Any, Any]:
+    """Return the model in its stock class, some tokens (1, length) and its logits of them (length, vocabulary)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.randint(1, VOCABULARY, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model, tokens, model(input_ids=tokens).logits[0]
+
+
+def compared(found: Any, expected: Any) -> str:
+    """Say how far two sets of logits are apart."""
+    import torch
+
+    difference = (torch.as_tensor(found).double() - expected.double()).abs().max().item()
+    return f"max \\|Δlogit\\| {difference:.1e} at a scale of {expected.abs().max().item():.2g}"
+
+
+def ctranslate2(folder: Path, work: Path) -> str:
+    """Convert for CTranslate2 and compare."""
+    import numpy as np
+    from ctranslate2 import Generator
+    from ctranslate2.converters import TransformersConverter
+    from transformers import AutoTokenizer
+
+    TransformersConverter(str(folder)).convert(str(work / "converted"))
+    _, tokens, expected = stock(folder)
+    words = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(tokens[0].tolist())
+    logits = np.array(Generator(str(work / "converted")).forward_batch([words]))[0]
+    return compared(logits, expected)
+
+
+def onnxruntime(folder: Path, work: Path) -> str:
+    """Export with torch's exporter and compare in ONNX Runtime."""
+    import torch
+    from onnxruntime import InferenceSession
+
+    model, tokens, expected = stock(folder)
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any) -> Any:
+            return self.model(input_ids=input_ids, use_cache=False).logits
+
+    path = work / "model.onnx"
+    torch.onnx.export(Logits(), (tokens,), path, input_names=["input_ids"], dynamo=True, verbose=False)
+    (logits,) = InferenceSession(path).run(None, {"input_ids": tokens.numpy()})
+    return compared(logits[0], expected)
+
+
+def peft(folder: Path, work: Path) -> str:
+    """Put an adapter on, move it, merge it, save and load the result."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model, tokens, _ = stock(folder)
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    with torch.no_grad():
+        expected = adapted(input_ids=tokens).logits[0]
+    adapted.merge_and_unload().save_pretrained(work / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(work / "merged")
+    with torch.no_grad():
+        return compared(merged(input_ids=tokens).logits[0], expected)
+
+
+def mergekit(folder: Path, work: Path) -> str:
+    """Merge the checkpoint with itself, half and half."""
+    _, _, expected = stock(folder)
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": str(folder), "parameters": {"weight": 0.5}} for _ in range(2)],
+        "dtype": "float32",
+    }
+    (work / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    program = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(work / "recipe.yaml"), str(work / "merged")]
+    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+    return compared(stock(work / "merged")[2], expected)
+
+
+def lm_eval(folder: Path, work: Path) -> str:
+    """Let lm-evaluation-harness score a continuation, and compare with the stock class."""
+    import torch
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    context, continuation = "the rung grows", " from the rung below"
+    harness = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1)
+    request = Instance(request_type="loglikelihood", doc={}, arguments=(context, continuation), idx=0)
+    ((found, _),) = harness.loglikelihood([request])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    first, rest = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (context, continuation))
+    model, _, _ = stock(folder)
+    with torch.no_grad():
+        log_p = model(input_ids=torch.tensor([first + rest])).logits[0].log_softmax(-1)
+    expected = sum(log_p[len(first) - 1 + i, token].item() for i, token in enumerate(rest))
+    return f"log-likelihood {found:.4f}, the stock class has {expected:.4f}"
+
+
+def gguf(folder: Path, work: Path) -> str:
+    """Convert with llama.cpp's script and read the result back with Transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    converter = os.environ["GGUF_CONVERTER"]
+    program = [sys.executable, converter, str(folder), "--outtype", "f32", "--outfile", str(work / "model.gguf")]
+    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+    _, tokens, expected = stock(folder)
+    model = AutoModelForCausalLM.from_pretrained(work, gguf_file="model.gguf", dtype=torch.float32)
+    with torch.no_grad():
+        return compared(model(input_ids=tokens).logits[0], expected)
+
+
+TOOLS: dict[str, tuple[Callable[[Path, Path], str], str]] = {
+    "CTranslate2": (ctranslate2, "ctranslate2"),
+    "ONNX Runtime": (onnxruntime, "onnxruntime"),
+    "PEFT, merged": (peft, "peft"),
+    "mergekit": (mergekit, "mergekit"),
+    "lm-evaluation-harness": (lm_eval, "lm_eval"),
+    "GGUF converter": (gguf, "gguf"),
+}
+"""Each tool's function, and its package."""
+
+
+def outcomes(tool: str, folders: list[Path]) -> list[str]:
+    """Run a tool on checkpoints in a process of its own; returns each one's figure, or why there is none."""
+    package = TOOLS[tool][1]
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return ["not installed"] * len(folders)
+    if package == "gguf" and "GGUF_CONVERTER" not in os.environ:
+        return ["not tried: no --gguf-converter"] * len(folders)
+    found: list[str] = []
+    while len(found) < len(folders):  # after a failure the others go on in a new process
+        rest = [str(folder) for folder in folders[len(found) :]]
+        command = [sys.executable, __file__, "--tool", tool, "--folders", *rest]
+        ran = subprocess.run(command, capture_output=True, text=True)
+        found += [line.removeprefix(MARK) for line in ran.stdout.splitlines() if line.startswith(MARK)]
+        if ran.returncode:
+            reason = (ran.stderr.strip().splitlines() or ["no reason given"])[-1]
+            found.append(f"fails: {reason[:160].replace('|', '/')}")
+    return found
+
+
+def table(results: dict[str, dict[str, str]]) -> str:
+    """Write the results, by tool and family, as a page."""
+    families = list(next(iter(results.values())))
+    lines = ["| tool | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
+    for tool, found in results.items():
+        name = tool
+        with contextlib.suppress(PackageNotFoundError):
+            name = f"{tool} {version(TOOLS[tool][1])}"
+        lines.append(f"| {name} | " + " | ".join(found.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def page(results: dict[str, dict[str, str]]) -> str:
+    """Write the whole page."""
+    return (
+        "# Grown checkpoints in other tools\n\n"
+        "<!-- Made by `python examples/interoperability/users_tools.py`. -->\n\n"
+        "A small parent of each family, with random weights, was grown in width and depth, and taken through\n"
+        "each tool. Logits are compared with those of the stock class in float32"
+        f" (Transformers {version('transformers')}).\n\n" + table(results)
+    )
+
+
+def main() -> None:
+    """Run all tools on all families, or one on one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS))
+    parser.add_argument("--gguf-converter", metavar="FILE", help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="write the page there")
+    parser.add_argument("--tool", help=argparse.SUPPRESS)
+    parser.add_argument("--folders", type=Path, nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.tool:
+        for checkpoint in options.folders:
+            with tempfile.TemporaryDirectory() as work:
+                print(MARK + TOOLS[options.tool][0](checkpoint, Path(work)), flush=True)
+        return
+    if options.gguf_converter:
+        os.environ["GGUF_CONVERTER"] = options.gguf_converter
+    with tempfile.TemporaryDirectory() as folder:
+        grown = {family: build(family, Path(folder) / family) for family in options.families}
+        results: dict[str, dict[str, str]] = {}
+        for tool in options.tools:
+            results[tool] = dict(zip(grown, outcomes(tool, [*grown.values()]), strict=True))
+            print(table({tool: results[tool]}).splitlines()[-1], file=sys.stderr, flush=True)
+    if options.into:
+        options.into.write_text(page(results), encoding="utf-8")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

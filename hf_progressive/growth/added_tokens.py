@@ -1,0 +1,44 @@
+"""Tokens that are added to a tokenizer in the call that grows the vocabulary to hold them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from hf_progressive.growth.family_table import Family
+
+_ANY_OF = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+def add_tokens(folder: Path, tokens: Sequence[str]) -> Any:
+    """Return a checkpoint's tokenizer with further tokens; those that it has already stay as they are.
+
+    Raises:
+        ValueError: A token is empty, or the checkpoint has no tokenizer.
+    """
+    if not all(token.strip() for token in tokens):
+        raise ValueError("add_tokens: a token is empty; give one a line")
+    if not any((folder / name).is_file() for name in _ANY_OF):  # some classes come up empty without their files
+        raise ValueError(f"{folder}: has no tokenizer that tokens can be added to; put its files there")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(list(tokens))
+    return tokenizer
+
+
+def holding(tokenizer: Any, family: Family, source: Any, target: Any) -> Any:
+    """Return the target with rows for all of a tokenizer's tokens, unless it names some, which must be enough.
+
+    Raises:
+        ValueError: The target names fewer.
+    """
+    field, needed = family.size_fields["vocab"], max(tokenizer.get_vocab().values()) + 1
+    named = target.get(field) if isinstance(target, Mapping) else getattr(target, field)
+    rows = getattr(source, field)
+    if isinstance(target, Mapping) and named is None:
+        return {**target, field: max(rows, needed)} if needed > rows else target
+    if isinstance(named, int) and named < needed:
+        raise ValueError(
+            f"{field}={named}: the tokenizer has {needed} entries with the added tokens; take that or more"
+        )
+    return target

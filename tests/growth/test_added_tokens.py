@@ -1,0 +1,67 @@
+"""Tokens added to the tokenizer in the call that grows the vocabulary: rows for them, and what they cost the old."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_progressive import cli
+from hf_progressive.data import train_tokenizer
+from hf_progressive.growth import grow_checkpoint, verify_growth
+
+TEXT = "the rung grows from the rung below"
+
+
+@pytest.fixture(scope="module")
+def source(parent, tmp_path_factory):
+    """The parent with a tokenizer that leaves its last rows without a token."""
+    folder = tmp_path_factory.mktemp("with_tokenizer") / "parent"
+    shutil.copytree(parent, folder)
+    grow_checkpoint(folder, folder.with_name("source"), {"vocab_size": 270}, verify=False)
+    train_tokenizer([TEXT], vocab_size=268, training_bytes=1000).save_pretrained(folder.with_name("source"))
+    return folder.with_name("source")
+
+
+def test_the_vocabulary_grows_to_hold_the_tokens_and_old_text_pays_what_is_reported(source, tmp_path):
+    tokens = ["<gene>", "ACGT", "<end of gene>", "TTAGGG"]
+    report = grow_checkpoint(source, tmp_path / "child", {"n_layer": 3}, add_tokens=[*tokens, "ACGT"])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "child")
+    child, parent = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "child", source))
+    assert len(tokenizer) == 272 == child.config.vocab_size
+    assert tokenizer("a<gene>ACGT")["input_ids"][1:] == [268, 269]
+    old = AutoTokenizer.from_pretrained(source)
+    assert tokenizer(TEXT)["input_ids"] == old(TEXT)["input_ids"]
+
+    check = verify_growth(source, tmp_path / "child", sequences=2, seed=3)
+    generator, lost = torch.Generator().manual_seed(3), []
+    for _ in range(2):
+        drawn = torch.randint(270, (1, 32), generator=generator)
+        with torch.no_grad():
+            before, after = (model(drawn).logits[0].double().log_softmax(-1) for model in (parent, child))
+        lost.append((before - after[:, :270]).mean().item())  # the same for every old token at one place
+    assert check.preserved
+    assert check.new_token_loss == pytest.approx(sum(lost) / 2, rel=1e-3)
+    assert report.verification.new_token_loss > 0
+    assert "nat a token of old text" in check.describe()
+
+
+def test_rows_that_are_there_are_used_and_too_few_are_refused(source, tmp_path, capsys):
+    (tmp_path / "tokens.txt").write_text("<one>\n\n<two>\n")
+    grow = ["grow", str(source), str(tmp_path / "child"), "--add-tokens", str(tmp_path / "tokens.txt")]
+    assert cli.main([*grow, "--set", "n_layer=3", "--no-verify"]) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "child").config.vocab_size == 270
+    assert verify_growth(source, tmp_path / "child").new_token_loss == 0
+    (tmp_path / "more.txt").write_text("<one>\n<two>\n<three>\n")
+    grow[3:] = ["--add-tokens", str(tmp_path / "more.txt"), "--overwrite"]
+    assert cli.main([*grow, "--set", "vocab_size=270"]) == cli.EXIT_BAD_INPUT
+    assert "vocab_size=270: the tokenizer has 271 entries with the added tokens" in capsys.readouterr().err
+    assert cli.main(grow[:3]) == cli.EXIT_BAD_INPUT
+    assert "name what grows" in capsys.readouterr().err
+
+
+def test_a_parent_without_a_tokenizer_is_told_so(parent, tmp_path):
+    with pytest.raises(ValueError, match="has no tokenizer that tokens can be added to"):
+        grow_checkpoint(parent, tmp_path / "child", {}, add_tokens=["x"])
+    with pytest.raises(ValueError, match="a token is empty; give one a line"):
+        grow_checkpoint(parent, tmp_path / "child", {}, add_tokens=[" "])
