@@ -36,6 +36,9 @@ from hf_progressive.config import (
     TrunkConfig,
 )
 from hf_progressive.config.strict_yaml import Range
+from hf_progressive.growth.families import FAMILIES
+from hf_progressive.growth.family_table import Family
+from hf_progressive.growth.mixtures import MIXTURES
 
 REFERENCE = Path(__file__).parent / "reference"
 MADE = "<!-- Made by `python docs/make_reference.py`; change the code's own texts instead. -->\n"
@@ -175,7 +178,53 @@ def python_api() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-PAGES = {"configuration.md": configuration, "command_line.md": command_line, "python.md": python_api}
+_NORMS = {"layer": "LayerNorm", "rms": "RMSNorm", "weightless_rms": "RMSNorm without gain"}
+_QUERY_NORMS = {False: "–", True: "over each head", "all_heads": "over all heads: copies of all, or new query heads"}
+
+
+def positions_of(family: Family) -> str:
+    """How positions enter."""
+    if not family.rotary:
+        return "learned"
+    turned = "rotations of a part of each head" if family.partial_rotary else "rotations"
+    return f"{turned}, or slopes (`{family.alibi}`)" if family.alibi else turned
+
+
+def families() -> str:
+    lines = [
+        "# Families\n",
+        MADE,
+        "What `grow` and ladders know, by the config's `model_type`; [a further one](../how_to/family.md) is a table.",
+        "What `grow` and ladders know, by `model_type`; [a further one](../how_to/family.md) is a table.",
+        "larger `head_dim` where it is exact. What is not exact is refused with the reason.\n",
+        "| `model_type` | models | norms | norms of queries and keys | positions | refused |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family in (FAMILIES | MIXTURES).values():
+        norms = _NORMS[family.norm]
+        norms += "" if family.eps_field else ", ε fixed: the stream is rescaled"
+        before = any("gain" in dim.axes for rule in family.rules for dim in rule.dims)
+        norms += f", {'before and ' if before else ''}behind attention and MLP" if family.closes_by_gain else ""
+        refused = [f"`{name}`" for name in family.unsupported] + [f"`{name}: false`" for name in family.required]
+        refused += [f"`{name}` other than `{family.size_fields[size]}`" for name, size in family.repeats.items()]
+        row = (
+            f"`{family.model_type}`",
+            (family.title or family.model_type) + (", a mixture of experts" if family.has_experts else ""),
+            norms,
+            _QUERY_NORMS[family.normed_queries],
+            positions_of(family),
+            ", ".join(refused) or "–",
+        )
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "families.md": families,
+    "configuration.md": configuration,
+    "command_line.md": command_line,
+    "python.md": python_api,
+}
 
 
 def main() -> None:

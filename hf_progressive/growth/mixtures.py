@@ -105,6 +105,7 @@ MIXTRAL = _family(
     ),
     {"experts": "num_local_experts"},
     frozenset({"router_jitter_noise"}),
+    title="Mixtral",
     normed_choice=True,
 )
 QWEN3_MOE = _family(
@@ -122,6 +123,7 @@ QWEN3_MOE = _family(
     normed_queries=True,
     sparse_layers=_sparse_layers,
     follow_sparse=_follow_sparse,
+    title="Qwen3-MoE",
     normed_choice="norm_topk_prob",
 )
 QWEN2_MOE = _family(
@@ -143,6 +145,7 @@ QWEN2_MOE = _family(
     layer_fields=("layer_types",),
     sparse_layers=_sparse_layers,
     follow_sparse=_follow_sparse,
+    title="Qwen2-MoE",
     normed_choice="norm_topk_prob",
 )
 

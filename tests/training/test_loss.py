@@ -24,9 +24,16 @@ GPT2_SIZE = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT, "v
 FAMILIES = {
     "gpt2": GPT2_SIZE | {"bos_token_id": 1, "eos_token_id": 1},
     "gemma": SIZE,
+    "gemma2": SIZE | {"final_logit_softcapping": 1.5},
+    "gemma3_text": SIZE,
     "granite": SIZE | {"logits_scaling": 3.0},
     "nanochat": SIZE | {"final_logit_softcapping": 1.5},
     "qwen3": SIZE,
+    "gpt_neox": SIZE,
+    "opt": SIZE | {"ffn_dim": 24},
+    "falcon": {name: size for name, size in SIZE.items() if name != "head_dim"},
+    "phi3": SIZE,
+    "olmo3": SIZE,
 }
 
 
