@@ -150,7 +150,7 @@ class Law:
         return Prediction(value=self._response(mean), low=low, high=high, factor=parameters / largest)
 
     def _half_width(self, of_mean: float, unfitted: float) -> float:
-        # For a single run: its own noise, more of it where unfitted quantities differ, and what the fit is unsure of.
+        # For a single run: its own noise, more of it at other values of what is not fitted, and the doubt of the fit.
         # A step's mean is of several seeds, one run of one: the rest of the seeds' noise comes back. Satterthwaite's
         # degrees of freedom of the sum.
         assert self.noise is not None
