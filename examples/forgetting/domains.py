@@ -1,0 +1,98 @@
+"""Texts of three domains that every Python installation has: English, Python source, and an invented language."""
+
+import ast
+import random
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import pyarrow.parquet
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hf_progressive.data.documents import stdlib_texts
+
+CONTEXT = 64
+_SHORTEST_DOCSTRING = 200
+_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+
+
+def split_source(source: str) -> tuple[list[str], str]:
+    """Return a module's docstrings, which are English, and its code without docstrings and comments."""
+    tree = ast.parse(source)
+    prose = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text is None:
+                continue
+            if len(text) >= _SHORTEST_DOCSTRING:
+                prose.append(text)
+            node.body[0] = ast.Pass()
+    return prose, ast.unparse(tree)
+
+
+def library_texts(characters: int) -> tuple[list[str], list[str]]:
+    """Return documents of English and of Python from the standard library, up to a number of characters each."""
+    prose: list[str] = []
+    code: list[str] = []
+    for source in stdlib_texts():
+        if min(sum(map(len, code)), sum(map(len, prose))) >= characters:
+            break
+        try:
+            docstrings, rest = split_source(source)
+        except SyntaxError:  # the library's tests hold some on purpose
+            continue
+        code += [rest] if sum(map(len, code)) < characters else []
+        prose += docstrings
+    return prose, code
+
+
+@cache
+def invented_word(word: str) -> str:
+    """Return the word of the invented language for one of English, of about its length.
+
+    >>> invented_word("language") == invented_word("language") != invented_word("languages")
+    True
+    """
+    draw = random.Random(word)
+    syllables = "".join(draw.choice(_CONSONANTS) + draw.choice(_VOWELS) for _ in range((len(word) + 1) // 2))
+    return syllables[: max(1, len(word))]
+
+
+def in_invented_language(text: str) -> str:
+    """Say a text in a language whose words share nothing with English, and whose order is the other way round.
+
+    >>> len(in_invented_language("All men are mortal.").split())
+    4
+    """
+    lines = []
+    for line in text.splitlines():
+        words = re.findall(r"\w+|[^\w\s]+", line)[::-1]
+        lines.append(" ".join(invented_word(word.lower()) if word.isalpha() else word for word in words))
+    return "\n".join(lines)
+
+
+def read_texts(path: Path, characters: int) -> Iterator[str]:
+    """Yield documents of a .txt file or of a .parquet file's `text` column."""
+    texts = (
+        pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
+        if path.suffix == ".parquet"
+        else path.read_text(encoding="utf-8").split("\n\n")
+    )
+    for text in texts:
+        if characters <= 0:
+            return
+        characters -= len(text)
+        yield text
+
+
+def pack(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], held_out: int) -> tuple[Tensor, Tensor]:
+    """Return training and validation blocks (n, CONTEXT) of token ids; every tenth document is held out."""
+    parts: tuple[list[int], list[int]] = ([], [])
+    for index, text in enumerate(texts):
+        parts[index % 10 == 9].extend([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+    train, validation = (torch.tensor(ids[: len(ids) // CONTEXT * CONTEXT]).view(-1, CONTEXT) for ids in parts)
+    return train, validation[:held_out]

@@ -1,0 +1,73 @@
+"""The comparison of ways to forget less: its data, its sums, and a small run of the whole."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from domains import in_invented_language, invented_word
+from forms import FORMS, INTERPOLATION, Knowledge, interpolated
+from pareto import best_of, summarise, with_replay
+from torch import nn
+
+FOLDER = Path(__file__).parents[2] / "examples" / "forgetting"
+
+
+def row(form, strength, seed, old, new):
+    return {"transfer": "a", "form": form, "strength": strength, "seed": seed, "old": old, "new": new, "seconds": 1.0}
+
+
+def test_gains_are_paired_by_seed_and_each_way_stands_at_its_best_strength():
+    rows = [
+        row("free", 0.0, 0, 4.0, 2.0), row("free", 0.0, 1, 6.0, 2.0),
+        row("replay", 0.01, 0, 3.0, 2.0), row("replay", 0.01, 1, 5.0, 2.0),
+        row("replay", 0.05, 0, 2.0, 2.0), row("replay", 0.05, 1, 5.0, 2.0),
+    ]  # fmt: skip
+    first, second = best_of(summarise(rows))
+    assert (first["form"], first["strength"], first["seeds"]) == ("replay", 0.05, 2)
+    assert (first["old"], first["new"], first["both"]) == (3.5, 2.0, 2.75)
+    assert first["gain"] == pytest.approx((1.0 + 0.5) / 2)
+    assert first["gain_error"] == pytest.approx(0.25)
+    assert (second["form"], second["gain"]) == ("free", 0.0)
+
+
+def test_replay_is_a_share_of_old_blocks_in_the_same_number():
+    new, old = torch.zeros(300, 2), torch.arange(1.0, 101.0)[:, None].expand(100, 2)
+    mixed = with_replay(new, old, 0.05, 200, seed=0)
+    assert mixed.shape == (200, 2)
+    replayed = mixed[mixed[:, 0] > 0, 0]
+    assert len(set(replayed.tolist())) == len(replayed) == 10
+
+
+def test_the_invented_language_has_a_word_of_its_own_for_each_word_and_the_order_reversed():
+    first, second = in_invented_language("the sea is the sea").split()[:2]
+    assert in_invented_language("the sea is the sea").split() == [first, second, invented_word("is"), first, second]
+    assert second == invented_word("the") != "the"
+
+
+def test_interpolation_is_a_share_of_the_way_from_the_parent():
+    model = nn.Linear(1, 1)
+    anchor = {name: parameter.detach() - 4.0 for name, parameter in model.named_parameters()}
+    known = Knowledge(parent=model, anchor=anchor, empirical={}, of_optimizer={}, subspace={}, written=torch.empty(0))
+    for name, parameter in interpolated(model, known, 0.25).named_parameters():
+        torch.testing.assert_close(parameter, anchor[name] + 1.0)
+
+
+@pytest.mark.slow
+def test_it_runs_offline_and_tells_every_way_of_both_transfers(monkeypatch, capsys, tmp_path):
+    small = [
+        "--layers", "1", "--width", "32", "--vocabulary", "400", "--characters", "60000", "--steps", "4", "1",
+        "--processes", "1", "--seeds", "0", "--output", str(tmp_path),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(FOLDER / "pareto.py"), *small])
+    runpy.run_path(str(FOLDER / "pareto.py"), run_name="__main__")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    names = {"parent", "free", INTERPOLATION.name, *(form.name for form in FORMS)}
+    assert {(point["transfer"], point["form"]) for point in told["best"]} == {
+        (transfer, name) for transfer in ("English → Python", "English → invented language") for name in names
+    }
+    record = json.loads((tmp_path / "pareto.json").read_text())
+    assert len(record["rows"]) == 2 * (2 + 3 * (len(names) - 2))
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
