@@ -1,6 +1,6 @@
 """Take a grown checkpoint of each main family through the tools that people use, and write what each gave.
 
-    python examples/interoperability/users_tools.py --into docs/evidence/tools.md
+    python examples/interoperability/users_tools.py --into docs/tools.md
 
 A small parent with random weights is grown in width and depth, and each tool's logits are compared with those of the
 stock class in float32. Every tool runs in a process of its own; one that is not installed, or fails, has
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -138,11 +139,12 @@ def peft(folder: Path, work: Path) -> str:
 
 
 def mergekit(folder: Path, work: Path) -> str:
-    """Merge the checkpoint with itself, half and half."""
+    """Merge the checkpoint with a copy of itself, half and half."""
     _, _, expected = stock(folder)
+    shutil.copytree(folder, work / "copy")  # mergekit refuses one model twice
     recipe = {
         "merge_method": "linear",
-        "models": [{"model": str(folder), "parameters": {"weight": 0.5}} for _ in range(2)],
+        "models": [{"model": str(each), "parameters": {"weight": 0.5}} for each in (folder, work / "copy")],
         "dtype": "float32",
     }
     (work / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
