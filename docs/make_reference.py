@@ -195,7 +195,7 @@ def families() -> str:
         "# Families\n",
         MADE,
         "What `grow` and ladders know, by the config's `model_type`; [a further one](../how_to/family.md) is a table.",
-        "What `grow` and ladders know, by `model_type`; [a further one](../how_to/family.md) is a table.",
+        "Width, depth, heads, key/value heads, MLP, vocabulary and context grow together, tied and untied; a",
         "larger `head_dim` where it is exact. What is not exact is refused with the reason.\n",
         "| `model_type` | models | norms | norms of queries and keys | positions | refused |",
         "|---|---|---|---|---|---|",
