@@ -225,15 +225,16 @@ def publish_command(options: argparse.Namespace) -> Outcome:
 
 def core_command(options: argparse.Namespace) -> Outcome:
     """Evaluate a model on CORE."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    from hf_progressive.data.tokenizer import read_tokenizer
     from hf_progressive.distributed.processes import current_processes
     from hf_progressive.evaluation.core.evaluate import evaluate_core
 
     state = current_processes()
     result = evaluate_core(
         AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).to(state.device),
-        AutoTokenizer.from_pretrained(options.model),
+        read_tokenizer(options.model),
         options.bundle,
         tasks=options.tasks,
         max_per_task=options.max_per_task,

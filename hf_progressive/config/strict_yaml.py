@@ -22,6 +22,9 @@ import yaml
 
 from hf_progressive.config.renamed import current_path, with_current_names
 
+_MOST_VALUES = 100_000
+"""Values of a configuration, those of aliases counted where they are used."""
+
 
 class _Dataclass(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -47,35 +50,81 @@ class Range:
             raise ValueError(f"{path}: expected {self.minimum:g} {limit}, got {value!r}")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, of which YAML would silently keep the last."""
+class _PlainLoader(yaml.SafeLoader):
+    """A safe loader of plain values alone, which refuses a key given twice: YAML would silently keep the last.
+
+    A date is text, as it is where someone writes one. Tags for anything but numbers, text, lists and mappings are
+    unknown here.
+    """
+
+    yaml_constructors = {
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq")
+    }
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _construct_mapping(loader: _PlainLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ValueError(f"line {line}: a key is a list or a mapping; keys are text")
         key = loader.construct_object(key_node, deep=True)
         if key in mapping:
-            raise ValueError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice; keep one")
+            raise ValueError(f"line {line}: the key {key!r} is given twice; keep one")
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+_PlainLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def _values_in(node: yaml.Node | None, known: dict[int, int]) -> int:
+    # What a node holds once every alias is written out, which grows tenfold with each of a few lines.
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 1  # while it is counted: a node within itself, which is refused later
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_values_in(part, known) for part in parts)
+    return known[id(node)]
+
+
+def parse_yaml(text: str) -> Any:
+    """Read one YAML document to plain values.
+
+    Raises:
+        ValueError: It is not valid, has a key twice or one that is no text or number, or is nested too deeply or too
+            large; in one line.
+    """
+    try:
+        loader = _PlainLoader(text)
+        try:
+            node = loader.get_single_node()
+            if (values := _values_in(node, {})) > _MOST_VALUES:
+                raise ValueError(f"holds {values:,} values, aliases written out; {_MOST_VALUES:,} are the most")
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, IndexError) as error:  # an IndexError: a number's tag on an empty text
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ValueError("is nested too deeply for a configuration") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping, and no key twice, to plain values under the names that keys have now."""
     try:
-        value = with_current_names(yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader))
+        value = with_current_names(parse_yaml(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; give the path of a YAML configuration") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    except RecursionError:
-        raise ValueError(f"{path}: is nested too deeply for a configuration") from None
     if not isinstance(value, dict):
         found = "nothing" if value is None else f"a {type(value).__name__}"
         raise ValueError(f"{path}: holds {found}, expected a mapping of keys to values")
@@ -107,11 +156,9 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
         if not equals or not path:
             raise ValueError(f"override {item!r}: expected key.path=value")
         try:
-            value = yaml.load(text, Loader=_UniqueKeyLoader)
-        except yaml.YAMLError as error:
-            raise ValueError(f"override {item!r}: {text!r} is not a YAML value") from error
-        except RecursionError:
-            raise ValueError(f"override of {path}: is nested too deeply for a configuration") from None
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise ValueError(f"override of {path}: {error}") from error
         path, value = current_path(path), with_current_names(value)
         *parents, last = path.split(".")
         node: Any = result

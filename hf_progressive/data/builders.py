@@ -5,6 +5,8 @@ errors do not always name the file.
 """
 
 import dataclasses
+import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +18,20 @@ from datasets.packaged_modules.json.json import Json, JsonConfig
 from datasets.packaged_modules.parquet.parquet import Parquet, ParquetConfig
 from datasets.packaged_modules.text.text import Text
 from datasets.utils.sharding import _number_of_shards_in_gen_kwargs, _split_gen_kwargs
+from zstandard import ZstdError
 
 from hf_progressive.config import strict_yaml
+from hf_progressive.data.json_depth import require_shallow
 
 _KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
 _SCHEMA = pa.schema({"text": pa.string()})
 _NOT_COPIED = {"name", "version", "description", "data_dir", "data_files", "features", "columns"}
+
+DAMAGE: tuple[type[Exception], ...] = (EOFError, zlib.error, lzma.LZMAError, ZstdError)
+"""What the readers of compressed files raise where one is cut or altered, beside an OSError."""
+
+READING_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, *DAMAGE)
+"""What reading a file raises."""
 
 
 class UnreadableFileError(ValueError):
@@ -51,16 +61,20 @@ class _TextAlone(ArrowBasedBuilder):
         for number, one in enumerate(_split_gen_kwargs(sources, max_num_jobs=files)):
             self._file = _path_among(one)
             try:
+                self._look_at(self._file)
                 for key, table in super()._generate_tables(**one):
                     is_key = dataclasses.is_dataclass(key)  # older versions have numbers and texts
                     numbered = dataclasses.replace(key, original_shard_id=number) if is_key else (number, key)
                     yield numbered, table
             except TextColumnError:
                 raise
-            except (ValueError, OSError) as error:
+            except READING_ERRORS as error:
                 self._explain(error)
                 reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
                 raise UnreadableFileError(f"{self._file}: {reason}") from error
+
+    def _look_at(self, file: str) -> None:
+        """Raise an error where a file must not be read."""
 
     def _explain(self, error: Exception) -> None:
         """Raise a better error, if there is one."""
@@ -96,6 +110,9 @@ class TextOfJson(_TextAlone, Json):
     """The text of JSON or JSON Lines files."""
 
     BUILDER_CONFIG_CLASS = TextOfJsonConfig
+
+    def _look_at(self, file: str) -> None:
+        require_shallow(file)
 
 
 @dataclass
@@ -146,6 +163,8 @@ def reading_text_alone(builder: DatasetBuilder, text_column: str) -> DatasetBuil
     options = {name: getattr(builder.config, name) for name in known if hasattr(builder.config, name)}
     if "text_column" in known:
         options["text_column"] = text_column
+    if own is TextOfText and options.get("encoding") == "utf-8":
+        options["encoding"] = "utf-8-sig"  # a byte order mark is no text
     return own(
         dataset_name=builder.dataset_name,
         config_name=builder.config.name,

@@ -5,6 +5,7 @@ trained on or validated on wherever, and however often, it occurs.
 """
 
 import contextlib
+import gzip
 import hashlib
 import logging
 import os
@@ -15,9 +16,16 @@ from typing import Any
 
 import datasets
 import numpy as np
+import zstandard
 
 from hf_progressive.config import DataConfig, strict_yaml
-from hf_progressive.data.builders import TextColumnError, UnreadableFileError, reading_text_alone
+from hf_progressive.data.builders import (
+    DAMAGE,
+    READING_ERRORS,
+    TextColumnError,
+    UnreadableFileError,
+    reading_text_alone,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +35,8 @@ LOCAL_SUFFIXES = {
     "parquet": (".parquet",),
 }
 """Names that are read when a folder is given in place of files, by builder."""
+
+_ERRORS = (datasets.exceptions.DatasetsError, *READING_ERRORS)
 
 PIECE_CHARACTERS = 16_384
 """Length at which the text of a file is cut, at the next line end, into documents of its own."""
@@ -188,6 +198,7 @@ def _resolve(config: DataConfig, patterns: tuple[str, ...], key: str) -> list[st
         path = Path(pattern)
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.name.endswith(LOCAL_SUFFIXES[config.source]))
+            _tell_passed_over(path, found, LOCAL_SUFFIXES[config.source])
         elif path.is_file():
             found = [path]
         else:
@@ -199,6 +210,19 @@ def _resolve(config: DataConfig, patterns: tuple[str, ...], key: str) -> list[st
             raise FileNotFoundError(f"data.{key}: {pattern} matches no file{wanted}; give an existing path or pattern")
         files += [str(p) for p in found]
     return files
+
+
+def _tell_passed_over(folder: Path, found: list[Path], suffixes: tuple[str, ...]) -> None:
+    passed = sorted({p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")} - {*found})
+    if passed:
+        logger.warning(
+            "%s: %d files are read and %d passed over, such as %s: names must end in %s; list others under data.files",
+            folder,
+            len(found),
+            len(passed),
+            passed[0].relative_to(folder),
+            ", ".join(suffixes),
+        )
 
 
 def _load(config: DataConfig, files: tuple[str, ...], *, streaming: bool, key: str = "files") -> Any:
@@ -227,14 +251,31 @@ def _reading(config: DataConfig, key: str = "source") -> Iterator[None]:
     # Say in one line what could not be read.
     try:
         yield
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except _ERRORS as error:
         cause = error.__cause__ or error
         if isinstance(error, TextColumnError) or isinstance(cause, TextColumnError):
             raise ValueError(f"data.text_column: {cause}") from error
         unreadable = next((e for e in (error, cause) if isinstance(e, UnreadableFileError)), None)
         if unreadable is not None:
             raise ValueError(f"data.{key}: cannot read {unreadable}") from error
-        raise ValueError(f"data.{key}: cannot read {_describe(config)}: {' '.join(str(cause).split())}") from error
+        named = isinstance(cause, DAMAGE) and _damaged_file(config, key)
+        what = named or _describe(config)
+        raise ValueError(f"data.{key}: cannot read {what}: {' '.join(str(cause).split())}") from error
+
+
+def _damaged_file(config: DataConfig, key: str) -> str | None:
+    # The first compressed file that cannot be read to its end. The library says what is wrong, and not with which.
+    patterns = config.validation_files if key == "validation_files" else config.files
+    for path in _resolve(config, patterns, key):
+        if Path(path).suffix not in (".gz", ".zst"):
+            continue
+        try:
+            with gzip.open(path) if path.endswith(".gz") else zstandard.open(path) as file:
+                while file.read(1 << 22):
+                    pass
+        except READING_ERRORS:
+            return path
+    return None
 
 
 def _text_column(rows: Any, config: DataConfig) -> Any:

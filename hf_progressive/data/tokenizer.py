@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_progressive.config import TokenizerConfig
+from hf_progressive.storage import ReadingFromOutside
 
 END_OF_TEXT = "<|endoftext|>"
 """The one special token of a tokenizer trained here: it begins and ends texts, and pads them."""
@@ -34,7 +36,7 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
     if config.name is None:
         return train_tokenizer(texts, vocab_size=config.vocab_size, training_bytes=config.training_bytes)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.name, revision=config.revision)
+        tokenizer = read_tokenizer(config.name, config.revision)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"data.tokenizer.name: cannot load {config.name!r}: {reason}") from error
@@ -49,6 +51,12 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
             f"set its eos_token and save it"
         )
     return tokenizer
+
+
+def read_tokenizer(name: str | os.PathLike[str], revision: str | None = None) -> Any:
+    """Load a tokenizer from a folder or the Hub; files that are not valid, or ask to run code, are a ValueError."""
+    with ReadingFromOutside(str(name), "its tokenizer's files are damaged, or of a kind unknown here"):
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, training_bytes: int) -> PreTrainedTokenizerFast:

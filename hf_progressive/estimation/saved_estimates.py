@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from hf_progressive import storage
+from hf_progressive.config.strict_yaml import build
 from hf_progressive.estimation.sharded_sums import whole_tensor
 from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.penalty.saved_penalty import read_tensor
@@ -92,14 +93,18 @@ def read_record(path: str | os.PathLike[str], record_type: type[Record]) -> Reco
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {}).get(_HEADER_KEY, "{}"))
-    except (SafetensorError, json.JSONDecodeError) as error:
+            text = (file.metadata() or {}).get(_HEADER_KEY, "{}")
+    except SafetensorError as error:
         raise ValueError(f"{path}: not a sound safetensors file ({error}); write it again") from error
-    if header.pop("type", None) != record_type.__name__:
+    header: Any = storage.parse_json(text, str(path))
+    if not isinstance(header, dict) or header.pop("type", None) != record_type.__name__:
         raise ValueError(
             f"{path}: holds no {record_type.__name__}; it was not written by this package's save function"
         )
-    return record_type(**header)
+    try:
+        return build(record_type, header, _HEADER_KEY)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def open_estimate(path: str | os.PathLike[str], record_type: type[Record]) -> LazyTensors:

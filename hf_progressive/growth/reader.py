@@ -10,7 +10,6 @@ leave all its pages in the process's resident memory.
 """
 
 import contextlib
-import json
 import math
 import os
 from collections import Counter
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.growth.unmerged import refuse_adapter
-from hf_progressive.storage import read_json
+from hf_progressive.storage import parse_json, read_json
 
 WEIGHTS_NAME = "model.safetensors"
 """Name of the weights' file of a checkpoint that is not sharded."""
@@ -179,7 +178,8 @@ def _read_specs(path: Path) -> dict[str, TensorSpec]:
             specs[name] = TensorSpec(shape=tuple(tensor.get_shape()), dtype=_DTYPES[code])
     # Of a repeated name the library keeps one tensor and says nothing.
     with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")), object_pairs_hook=list)
+        text = file.read(int.from_bytes(file.read(LENGTH_BYTES), "little"))
+    header = parse_json(text, str(path), object_pairs_hook=list)
     for name, count in Counter(name for name, _ in header).items():
         if count > 1:
             raise ValueError(f"{path}: tensor {name} is there twice; fetch it again")

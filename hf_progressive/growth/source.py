@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from hf_progressive.growth.unmerged import ADAPTER_NAME, refuse_adapter
 from hf_progressive.hub.fetch import locate_files
 from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME
-from hf_progressive.storage import MANIFEST_NAME, read_json, sha256_file
+from hf_progressive.storage import MANIFEST_NAME, ReadingFromOutside, read_json, sha256_file
 
 _WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -41,12 +41,14 @@ class GrowthSource:
             if (file == CONFIG_NAME or path.is_file()) and "auto_map" in read_json(path):
                 raise ValueError(f"{path}: has an auto_map, so it needs remote code; only stock classes are grown")
         model_type = read_json(self.folder / CONFIG_NAME).get("model_type")
-        if model_type not in CONFIG_MAPPING:
+        if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
             raise ValueError(f"{self.folder / CONFIG_NAME}: model_type is {model_type!r}, unknown to Transformers")
-        try:
+        path = self.folder / CONFIG_NAME
+        with ReadingFromOutside(
+            str(path), "correct that field, or fetch the file again", also=(StrictDataclassError,)
+        ):
             config = AutoConfig.from_pretrained(self.folder)
-        except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
-            raise ValueError(f"{self.folder / CONFIG_NAME}: not valid ({' '.join(str(error).split())})") from error
+            config.to_json_string()  # some values are looked at only where it is written
         padding, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
         if isinstance(padding, int) and isinstance(rows, int) and padding >= rows:
             raise ValueError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from hf_progressive.config import LadderConfig, ModelConfig, PhiConfig, TokenizerConfig
 from hf_progressive.growth import GrowthPlan, plan_growth
@@ -374,7 +374,9 @@ def _vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
         return int(given)
     if tokenizer.name is None:
         return tokenizer.vocab_size
-    return len(AutoTokenizer.from_pretrained(tokenizer.name, revision=tokenizer.revision))
+    from hf_progressive.data.tokenizer import read_tokenizer
+
+    return len(read_tokenizer(tokenizer.name, tokenizer.revision))
 
 
 def _differing_fields(before: PretrainedConfig, after: PretrainedConfig) -> dict[str, Any]:

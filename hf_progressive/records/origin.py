@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from hf_progressive.growth.source import GrowthSource
 from hf_progressive.growth.unmerged import refuse_adapter
 from hf_progressive.hub.fetch import locate_files
@@ -83,7 +81,9 @@ class Origin:
             The tokenizer, or None where it has none.
         """
         has_one = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-        return AutoTokenizer.from_pretrained(self.folder) if has_one else None
+        from hf_progressive.data.tokenizer import read_tokenizer
+
+        return read_tokenizer(self.folder) if has_one else None
 
     def files(self) -> list[str]:
         """List what a ladder takes over: what a rung publishes, and whatever the tokenizer consists of.

@@ -16,9 +16,11 @@ from hf_progressive.storage.durable import (
     write_json,
     write_manifest,
 )
+from hf_progressive.storage.outside import ReadingFromOutside, parse_json
 
 __all__ = [
     "MANIFEST_NAME",
+    "ReadingFromOutside",
     "atomic_file",
     "atomic_folder",
     "check_manifest",
@@ -26,6 +28,7 @@ __all__ = [
     "fsync_path",
     "is_complete",
     "link_or_copy",
+    "parse_json",
     "read_json",
     "remove_folder",
     "remove_leftovers",

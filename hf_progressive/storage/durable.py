@@ -28,6 +28,7 @@ from typing import Any
 
 from hf_progressive.storage.full_disk import FullDiskNamed
 from hf_progressive.storage.locks import try_lock
+from hf_progressive.storage.outside import parse_json
 
 MANIFEST_NAME = "manifest.json"
 """Name of the manifest inside a folder written by `atomic_folder`."""
@@ -278,7 +279,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-class _KeyTwice(ValueError):
+class _KeyTwice(Exception):  # no ValueError: that would be taken for text that is no JSON
     """An object of a JSON file has a key twice."""
 
 
@@ -298,11 +299,11 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: The file is not JSON, not an object, or an object in it has a key twice.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_with_each_key_once)
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); it may be truncated") from error
+    try:
+        value = parse_json(content, str(path), object_pairs_hook=_with_each_key_once)
     except _KeyTwice as error:
         raise ValueError(f"{path}: an object has the key {error} twice; which of them holds?") from None
     if not isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hf_progressive.estimation.saved_estimates import (
     FisherRecord,
@@ -58,3 +59,25 @@ def test_damage_is_named(tmp_path):
     (tmp_path / "f").write_bytes(content[:-5])
     with pytest.raises(ValueError, match="f: not a sound safetensors file"):
         open_estimate(tmp_path / "f", FisherRecord)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("[" * 50_000, "is nested too deeply"),
+        ("[]", "holds no FisherRecord"),
+        ('{"type": "FisherRecord"}', "hf_progressive.kind is missing"),
+        ('{"type": "FisherRecord", "knid": "true"}', r"hf_progressive.knid: unknown key; did you mean 'kind'\?"),
+        (
+            '{"type": "FisherRecord", "kind": 3, "definition": "token", "sequences": 1, "tokens": 1}',
+            "hf_progressive.kind: expected text, got 3",
+        ),
+    ],
+)
+def test_a_header_that_is_no_record_is_named(tmp_path, header, message):
+    path = tmp_path / "fisher.safetensors"
+    save_file({"w": torch.ones(2)}, path, metadata={"hf_progressive": header})
+    with pytest.raises(ValueError, match=message) as caught:
+        open_estimate(path, FisherRecord)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)

@@ -12,16 +12,14 @@ else that is missing or malformed is an error that names the file and the line.
 """
 
 import csv
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
-from hf_progressive.storage import sha256_file
+from hf_progressive.config.strict_yaml import parse_yaml
+from hf_progressive.storage import parse_json, sha256_file
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
 """The kinds of task: options that continue one context, contexts that share one continuation, or a text to produce."""
@@ -162,9 +160,9 @@ def _read_text(path: Path) -> str:
 # The fields of every task in core.yaml, by label, with `num_fewshot` reduced to its one number.
 def _read_definitions(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        content = parse_yaml(_read_text(path))
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     entries = content.get("icl_tasks") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: has no list `icl_tasks`")
@@ -224,10 +222,7 @@ def _read_examples(path: Path, kind: Kind) -> tuple[Example, ...]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not valid JSON ({error})") from error
+        item = parse_json(line, where)
         if not isinstance(item, dict):
             raise ValueError(f"{where}: holds a JSON {type(item).__name__}, expected an object")
         examples.append(_parse_example(item, kind, where))
