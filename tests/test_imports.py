@@ -38,7 +38,7 @@ FOLDERS = [
 """In the order in which they may import each other: each only what stands before it."""
 OF_EXTRAS = ["deepspeed", "tensorboard", "lm_eval", "peft", "trl", "hypothesis", "pytest", "_pytest"]
 OF_ONE_SYSTEM = {"fcntl", "grp", "msvcrt", "posix", "pwd", "resource", "termios", "winreg"}
-READ_BY_OTHERS = {"zstandard"}  # `datasets` opens .zst files with it
+READ_BY_OTHERS: set[str] = set()  # dependencies that other packages alone import
 MOST_LINES = 400
 MIRRORS = {
     "__init__.py": "a folder's own",
