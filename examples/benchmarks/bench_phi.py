@@ -1,23 +1,18 @@
-"""Time an optimizer step with each form of Φ against one without, in one process, the variants taking turns.
+"""Time an optimizer step with Φ against one without, in one process, the variants taking turns.
 
-Variants: a plain step (forward and backward over micro-batches, clipping, AdamW); the same with Φ in each of its
-forms, by `add_gradient` once before clipping or by `proximal_step` once after the optimizer's step; the same with Φ
-written naively into every micro-batch's loss, for autograd to differentiate. Every repetition gives one ratio to the
-plain step beside it; the median is reported, and beside it 1 plus the median time that Φ itself takes, over that of a
-plain step: the steadier figure on a machine that is busy. The last line on stdout is JSON.
+Variants: a plain step (forward and backward over micro-batches, clipping, AdamW); the same with `add_gradient` once
+before clipping; the same with Φ written naively into every micro-batch's loss, for autograd to differentiate. Every
+repetition gives one ratio to the plain step beside it; the median is reported. The last line on stdout is JSON.
 
     python examples/benchmarks/bench_phi.py --models gpt2-6x320 --tokens 16384
 """
 
 import argparse
-import dataclasses
-import functools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +31,7 @@ EWC_LAMBDA, GAMMA = 1.0, 1e-3
 
 
 class Variants:
-    """The kinds of step on one model."""
+    """The three kinds of step on one model."""
 
     def __init__(self, model: nn.Module, micro_batches: list[Tensor], clock: Callable[[], float]) -> None:
         self.model, self.micro_batches, self.clock = model, micro_batches, clock
@@ -44,43 +39,24 @@ class Variants:
         self.anchor = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.fisher = {name: torch.rand_like(p) for name, p in self.anchor.items()}
         self.subspace = learn_subspace(model, source="weights", energy=0.95)
-        self.forms = {name: penalty.bind(model) for name, penalty in self.penalties().items()}
-        self.penalty_seconds: dict[str, list[float]] = {name: [] for name in self.forms}
+        penalty = InheritancePenalty(self.anchor, self.fisher, self.subspace, ewc_lambda=EWC_LAMBDA, gamma=GAMMA)
+        self.penalty = penalty.bind(model)
+        self.penalty_seconds: list[float] = []
 
-    def penalties(self) -> dict[str, InheritancePenalty]:
-        """Return Φ in each of its forms; `phi` is the first."""
-        tensors = (self.anchor, self.fisher, self.subspace)
-        full = InheritancePenalty(*tensors, ewc_lambda=EWC_LAMBDA, gamma=GAMMA)
-        of_fisher = dataclasses.replace(full, subspace=None, gamma=0.0)
-        return {
-            "phi": full,
-            "inside": dataclasses.replace(full, subspace_side="inside"),
-            "proximal": dataclasses.replace(full, apply="proximal"),
-            "proximal_ewc": dataclasses.replace(of_fisher, apply="proximal"),
-            "l2_sp": InheritancePenalty.l2_sp(self.anchor, ewc_lambda=EWC_LAMBDA),
-            "three_anchors": InheritancePenalty.sum([of_fisher] * 3),
-        }
-
-    def step(self, *, form: str | None = None, in_loss: Callable[[], Tensor] | None = None) -> None:
-        """Take an optimizer step, with Φ in one of its forms or with a term in every loss."""
+    def step(self, *, with_phi: bool = False, in_loss: Callable[[], Tensor] | None = None) -> None:
+        """Take an optimizer step, with Φ's gradient added before clipping or with a term in every loss."""
         for ids in self.micro_batches:
             loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
             if in_loss is not None:
                 loss = loss + in_loss()
             (loss / len(self.micro_batches)).backward()
-        proximal = form is not None and form.startswith("proximal")
-        if form is not None and not proximal:
-            self._timed(form, self.forms[form].add_gradient)
+        if with_phi:
+            start = self.clock()
+            self.penalty.add_gradient()
+            self.penalty_seconds.append(self.clock() - start)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        if form is not None and proximal:
-            self._timed(form, functools.partial(self.forms[form].proximal_step, self.optimizer))
         self.optimizer.zero_grad()
-
-    def _timed(self, form: str, act: Callable[[], object]) -> None:
-        start = self.clock()
-        act()
-        self.penalty_seconds[form].append(self.clock() - start)
 
     def naive(self) -> Tensor:
         """Return Φ as anyone would write it."""
@@ -102,33 +78,31 @@ def measure(
     model = AutoModelForCausalLM.from_config(config)
     micro_batches = list(torch.randint(config.vocab_size, (max(1, tokens // (batch * length)), batch, length)))
     variants = Variants(model, micro_batches, clock)
-    assert torch.allclose(variants.naive(), variants.forms["phi"].value())
-    kinds: dict[str, dict[str, Any]] = {"plain": {}, **{form: {"form": form} for form in variants.forms}}
-    kinds["naive"] = {"in_loss": variants.naive}
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
-    variants.step(form="phi")  # allocates
-    variants.penalty_seconds["phi"].clear()
+    assert torch.allclose(variants.naive(), variants.penalty.value())
+    times: dict[str, list[float]] = {"plain": [], "phi": [], "naive": []}
+    variants.step(with_phi=True)  # allocates
+    variants.penalty_seconds.clear()
     for _ in range(repetitions):
-        for kind, options in kinds.items():
+        for variant, options in {"plain": {}, "phi": {"with_phi": True}, "naive": {"in_loss": variants.naive}}.items():
             start = clock()
             variants.step(**options)
-            times[kind].append(clock() - start)
+            times[variant].append(clock() - start)
     plain = statistics.median(times["plain"])
     ratios = {
-        kind: statistics.median(t / p for t, p in zip(times[kind], times["plain"], strict=True)) for kind in times
+        variant: statistics.median(t / p for t, p in zip(times[variant], times["plain"], strict=True))
+        for variant in ("phi", "naive")
     }
-    shares = {form: 1 + statistics.median(seconds) / plain for form, seconds in variants.penalty_seconds.items()}
-    held = variants.forms["phi"].held_bytes()
     parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     basis_bytes = sum(basis.numel() * basis.element_size() for basis in variants.subspace.values())
     return {
         "parameters": parameter_bytes // 4,
         "tokens": tokens,
         "plain_seconds": round(plain, 4),
-        "phi_seconds": round(statistics.median(variants.penalty_seconds["phi"]), 4),
-        **{f"{kind}_over_plain": round(ratio, 4) for kind, ratio in ratios.items() if kind != "plain"},
-        **{f"one_plus_{form}_share": round(share, 4) for form, share in shares.items()},
-        "anchor_and_fisher_over_parameters": round((held - basis_bytes) / parameter_bytes, 3),
+        "phi_seconds": round(statistics.median(variants.penalty_seconds), 4),
+        "phi_over_plain": round(ratios["phi"], 4),
+        "one_plus_phi_share": round(1 + statistics.median(variants.penalty_seconds) / plain, 4),
+        "naive_over_plain": round(ratios["naive"], 4),
+        "anchor_and_fisher_over_parameters": round((variants.penalty.held_bytes() - basis_bytes) / parameter_bytes, 3),
         "subspace_over_parameters": round(basis_bytes / parameter_bytes, 3),
     }
 

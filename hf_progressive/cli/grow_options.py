@@ -29,7 +29,7 @@ OPTION_HELP = {
     "init_std": "standard deviation of free new entries and of fresh layers",
     "free_scale": "the same as a share of their matrix's RMS",
     "new_scale": "standard deviation of new entries that exactness fixes; above 0 the function changes",
-    "noise": "symmetry-breaking noise among copies, zero in sum",
+    "noise": "symmetry-breaking noise among copies, zero in sum; upcycle: on all experts, and the function changes",
     "drop": "upcycle: share of each expert's units that are drawn anew; above 0 the function changes",
     "uneven": "how unevenly copies are read: 0 even, below 1",
     "shrink": "factor of every old matrix; the function changes",

@@ -51,6 +51,10 @@ class RungConfig:
     fields: dict[str, Any] = field(default_factory=dict)
     """Fields of the family's configuration (`n_layer: 5, n_embd: 96, n_head: 6`)."""
 
+    family: str | None = None
+    """The family of this rung and of those after it, where it is another than before: `mixtral` for experts made of a
+    Llama by `growth: {method: upcycle}`. What the rung does not name is kept from the one before."""
+
     source: str | None = None
     """The first rung only: a rung's or another checkpoint's folder, or its Hub name. It is taken over as it is, with
     its tokenizer, its record and its estimates for Φ, and is not trained."""
@@ -87,6 +91,10 @@ class RungConfig:
             f"{self.name}: give either a depth or explicit fields",
         )
         require(
+            self.family is None or bool(self.fields),
+            f"{self.name}: a rung of another family needs explicit fields, the number of experts among them",
+        )
+        require(
             self.revision is None or self.source is not None,
             f"{self.name}: revision {self.revision!r} without a source; name the source, or leave the revision out",
         )
@@ -103,7 +111,7 @@ class RungConfig:
             return cls(name=value, depth=int(match[1]))
         require(isinstance(value, Mapping), f"{path}: expected d11 or a mapping, got {value!r}")
         fields = {str(key): item for key, item in value.items()}
-        own = {"depth": int, "name": str, "source": str, "revision": str, "until": float}
+        own = {"depth": int, "name": str, "source": str, "revision": str, "until": float, "family": str}
         given = {
             key: strict_yaml.convert(hint | None, fields.pop(key, None), f"{path}.{key}") for key, hint in own.items()
         }
@@ -119,7 +127,7 @@ class RungConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rung as `from_yaml` reads it."""
-        given = {key: getattr(self, key) for key in ("depth", "source", "revision", "until")}
+        given = {key: getattr(self, key) for key in ("depth", "source", "revision", "until", "family")}
         sections = {key: getattr(self, key) for key in RUNG_SECTIONS if getattr(self, key)}
         named = {key: value for key, value in given.items() if value is not None}
         return {"name": self.name, **named, **sections, **self.fields}

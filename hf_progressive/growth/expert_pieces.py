@@ -64,7 +64,7 @@ def _expert_by_expert(
         for part in range(parts)
     ]
     if upcycling is not None and plan.sources and options.drop:
-        hidden = plan.dims[2].axis if rule.closes else outputs[0].axis
+        hidden = plan.dims[2].axis if rule.leaves_expert else outputs[0].axis
         units = dropped_units(rule, layer, options.drop, hidden.parent_size, hidden.size)
         plan = replace(plan, dropped=units)
     pieces = []
@@ -99,7 +99,7 @@ def _alteration(
     experts = whole.dims[0].axis
     copies = experts.size // experts.parent_size
     noise = NOISE_AMONG_COPIES if options.noise is None else options.noise
-    if copies == 1 or not rule.closes or not noise:
+    if copies == 1 or not rule.leaves_expert or not noise:
         return None
     index, first = divmod(expert, experts.parent_size)
     return Alteration(
@@ -161,8 +161,7 @@ class StockTensors:
         for name, rule, layer in family.tensors(config) if family.stores_otherwise else ():
             if rule.published and name not in self.specs:
                 shape = family.shape(rule, config)
-                stored = stored_name(rule, layer)
-                parts = expert_names(rule, layer, shape[0]) if rule.per_expert else [[stored]]
+                parts = expert_names(rule, layer, shape[0]) if rule.per_expert else [[stored_name(rule, layer)]]
                 self._parts[name] = parts
                 dtype = [self.specs.pop(part).dtype for each in parts for part in each][0]
                 self.specs[name] = TensorSpec(shape=shape, dtype=dtype)

@@ -114,7 +114,7 @@ def dropped_units(rule: WeightRule, layer: int, share: float, units: int, child_
         units: The parent's hidden units.
         child_units: Those of each of the child's experts.
     """
-    if rule.closes:
+    if rule.leaves_expert:
         return Dropped(share, layer, units, dim=2)
     offsets = tuple(part * child_units for part in range(len(rule.published)))
     return Dropped(share, layer, units, dim=1, offsets=offsets)

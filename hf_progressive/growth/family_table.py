@@ -100,6 +100,11 @@ class WeightRule:
         return any("{expert}" in name for name in self.published)
 
     @property
+    def leaves_expert(self) -> bool:
+        """Whether it is what experts end with, one matrix each in files, and not gate and up, which are two."""
+        return self.per_expert and len(self.published) == 1
+
+    @property
     def per_layer(self) -> bool:
         """Whether every layer has one."""
         return "{layer}" in self.name

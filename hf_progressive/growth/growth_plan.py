@@ -25,7 +25,7 @@ from hf_progressive.growth.exactness import grow_axes
 from hf_progressive.growth.expert_pieces import in_pieces
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.family_table import AxisName, Family, Sizes
-from hf_progressive.growth.layers import LayerOrigin
+from hf_progressive.growth.layers import LayerOrigin, follow_layers
 from hf_progressive.growth.methods import Method, method_named
 from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.growth.new_entries import NewEntries, describe_new_entries, new_units
@@ -155,19 +155,23 @@ class GrowthPlan:
         Raises:
             ValueError: A name is not a 2-D parameter of the parent, or a basis has another number of rows.
         """
-        return self._carried(bases, TensorPlan.carry_basis)
+        return self._carried(bases, TensorPlan.carry_basis, matrices=True)
 
-    def _carried(self, mapping: Mapping[str, Tensor], carry: Callable[..., Tensor]) -> dict[str, Tensor]:
-        carried = self.carried_from(mapping).items()
+    def _carried(
+        self, mapping: Mapping[str, Tensor], carry: Callable[..., Tensor], *, matrices: bool = False
+    ) -> dict[str, Tensor]:
+        carried = self.carried_from(mapping, matrices=matrices).items()
         return {name: carry(tensor, *(mapping[source] for source in sources)) for name, (tensor, sources) in carried}
 
-    def carried_from(self, names: Iterable[str]) -> dict[str, tuple[TensorPlan, tuple[str, ...]]]:
+    def carried_from(
+        self, names: Iterable[str], *, matrices: bool = False
+    ) -> dict[str, tuple[TensorPlan, tuple[str, ...]]]:
         """Tell from which of the parent's tensors each of the child's statistics is carried, to do it one at a time.
 
         Returns:
             By parameter name of the child, its plan and the parent's names, several where dense matrices become one
             tensor of experts. Where the child's is no heir, the parent's is any of its kind, of which shape and dtype
-            alone count.
+            alone count. With `matrices` tensors of experts, which have no one output side, are left out.
         """
         kinds = {name: rule.name for name, rule, _ in self.source_family.tensors(self.source_config)}
         given = dict.fromkeys(names)
@@ -177,6 +181,8 @@ class GrowthPlan:
         examples = {kinds[name]: name for name in given}
         carried = {}
         for tensor in self.tensors:
+            if matrices and len(tensor.dims) > 2:
+                continue
             if tensor.heir and given.keys() >= set(tensor.sources):
                 carried[tensor.name] = (tensor, tensor.sources)
             elif not tensor.heir and tensor.kind in examples:
@@ -330,9 +336,9 @@ def plan_growth(
         if family.eps_field:
             setattr(target, family.eps_field, getattr(source, family.eps_field) * eps_factor)
         for name in family.layer_fields:
-            setattr(target, name, _follow(layers, getattr(source, name)))
+            setattr(target, name, follow_layers(layers, getattr(source, name)))
         if family.sparse_layers and family.follow_sparse and upcycling is None:
-            family.follow_sparse(target, _follow(layers, family.sparse_layers(source)))
+            family.follow_sparse(target, follow_layers(layers, family.sparse_layers(source)))
     tensors = plan_tensors(family, source, target, axes, layers, way, chosen)
     return GrowthPlan(
         source_config=source_config,
@@ -388,12 +394,3 @@ def _layer_origins(method: Method, old: int, new: int, options: GrowthOptions) -
             f" the parent's {old} needs one"
         )
     return layers
-
-
-def _follow(layers: Sequence[LayerOrigin], values: Sequence[Any]) -> list[Any]:
-    # A fresh layer does as the one before it.
-    followed: list[Any] = []
-    for layer in layers:
-        fallback = followed[-1] if followed else values[0]
-        followed.append(fallback if layer.source is None else values[layer.source])
-    return followed

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hf_progressive.growth.options import DepthPosition, GrowthOptions
 
@@ -20,6 +21,15 @@ class LayerOrigin:
     source: int | None
     heir: bool = True
     silent: bool = False
+
+
+def follow_layers(layers: Sequence[LayerOrigin], values: Sequence[Any]) -> list[Any]:
+    """Return a list with an entry per layer of the child; a fresh layer does as the one before it."""
+    followed: list[Any] = []
+    for layer in layers:
+        fallback = followed[-1] if followed else values[0]
+        followed.append(fallback if layer.source is None else values[layer.source])
+    return followed
 
 
 DepthRule = Callable[[int, int, GrowthOptions], Sequence[LayerOrigin]]

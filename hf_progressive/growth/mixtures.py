@@ -1,4 +1,4 @@
-"""Mixtures of experts: Mixtral, Qwen3-MoE and Qwen2-MoE. Attention and norms are Llama's; the MLPs are experts.
+"""Mixtures of experts: Mixtral, Qwen3-MoE, Qwen2-MoE, with Llama's attention and norms, and FlexOlmo, with OLMo 2's.
 
 Files hold every expert alone, under the names that were published; the stock classes fuse them on loading. All experts
 of a layer are one tensor here, as they are one parameter there.
@@ -36,17 +36,26 @@ def _rules(
     )
 
 
-def router(published: str = "", *, sparse: bool | None = None) -> WeightRule:
-    """Describe a router without bias, and the name it has in files, if that is another."""
+def _router(published: str = "", *, stream: AxisName = "normed", sparse: bool | None = None) -> WeightRule:
+    # A router without bias, and the name it has in files, if that is another.
     names = (published,) if published else ()
-    return WeightRule(_MLP + "gate.weight", (writes("experts"), reads("normed")), published=names, sparse=sparse)
+    return WeightRule(_MLP + "gate.weight", (writes("experts"), reads(stream)), published=names, sparse=sparse)
 
 
-def experts(gate: str, up: str, down: str, *, axis: AxisName, sparse: bool | None = None) -> Iterator[WeightRule]:
-    """Describe gated experts, of which files hold every matrix alone, by the names these have there."""
+def _experts(
+    gate: str,
+    up: str,
+    down: str,
+    *,
+    axis: AxisName,
+    stream: AxisName = "normed",
+    closes: bool = True,
+    sparse: bool | None = None,
+) -> Iterator[WeightRule]:
+    # Gated experts, of which files hold every matrix alone, by the names these have there.
     yield WeightRule(
         _MLP + "experts.gate_up_proj",
-        (writes("experts"), writes(axis, axis), reads("normed")),
+        (writes("experts"), writes(axis, axis), reads(stream)),
         published=(gate, up),
         sparse=sparse,
     )
@@ -54,7 +63,7 @@ def experts(gate: str, up: str, down: str, *, axis: AxisName, sparse: bool | Non
         _MLP + "experts.down_proj",
         (writes("experts"), writes("residual"), reads(axis)),
         published=(down,),
-        closes=True,
+        closes=closes,
         sparse=sparse,
     )
 
@@ -76,10 +85,16 @@ def _follow_sparse(config: Any, sparse: Sequence[bool]) -> None:
 
 
 def _family(
-    model_type: str, rules: tuple[WeightRule, ...], sizes: dict[str, str], neutral: frozenset[str], **options: Any
+    model_type: str,
+    title: str,
+    rules: tuple[WeightRule, ...],
+    sizes: dict[str, str],
+    neutral: frozenset[str],
+    **options: Any,
 ) -> Family:
     return Family(
         model_type=model_type,
+        title=title,
         size_fields={**SIZE_FIELDS, "chosen": "num_experts_per_tok", **sizes},
         rules=rules,
         norm="rms",
@@ -99,20 +114,21 @@ _SPARSITY = frozenset({"decoder_sparse_step", "mlp_only_layers"})  # which follo
 
 MIXTRAL = _family(
     "mixtral",
+    "Mixtral",
     _rules(
-        router(_PUBLISHED + "gate.weight"),
-        *experts(*(f"{_PUBLISHED}experts.{{expert}}.{part}.weight" for part in ("w1", "w3", "w2")), axis="mlp"),
+        _router(_PUBLISHED + "gate.weight"),
+        *_experts(*(f"{_PUBLISHED}experts.{{expert}}.{part}.weight" for part in ("w1", "w3", "w2")), axis="mlp"),
     ),
     {"experts": "num_local_experts"},
     frozenset({"router_jitter_noise"}),
-    title="Mixtral",
     normed_choice=True,
 )
 QWEN3_MOE = _family(
     "qwen3_moe",
+    "Qwen3-MoE",
     _rules(
-        *experts(*_QWEN_NAMES, axis="expert_mlp", sparse=True),
-        router(sparse=True),
+        *_experts(*_QWEN_NAMES, axis="expert_mlp", sparse=True),
+        _router(sparse=True),
         *_gated(_MLP, "mlp", sparse=False),
         qkv_bias="attention_bias",
         output_bias="attention_bias",
@@ -123,14 +139,14 @@ QWEN3_MOE = _family(
     normed_queries=True,
     sparse_layers=_sparse_layers,
     follow_sparse=_follow_sparse,
-    title="Qwen3-MoE",
     normed_choice="norm_topk_prob",
 )
 QWEN2_MOE = _family(
     "qwen2_moe",
+    "Qwen2-MoE",
     _rules(
-        router(sparse=True),
-        *experts(*_QWEN_NAMES, axis="expert_mlp", sparse=True),
+        _router(sparse=True),
+        *_experts(*_QWEN_NAMES, axis="expert_mlp", sparse=True),
         *_gated(_MLP + "shared_expert.", "shared_mlp", sparse=True),
         WeightRule(_MLP + "shared_expert_gate.weight", (writes("one"), reads("normed")), sparse=True),
         *_gated(_MLP, "mlp", sparse=False),
@@ -145,9 +161,37 @@ QWEN2_MOE = _family(
     layer_fields=("layer_types",),
     sparse_layers=_sparse_layers,
     follow_sparse=_follow_sparse,
-    title="Qwen2-MoE",
     normed_choice="norm_topk_prob",
 )
 
-MIXTURES: dict[str, Family] = {family.model_type: family for family in (MIXTRAL, QWEN3_MOE, QWEN2_MOE)}
+FLEX_OLMO = Family(
+    model_type="flex_olmo",
+    title="FlexOlmo",
+    size_fields={**SIZE_FIELDS, "experts": "num_experts", "chosen": "num_experts_per_tok"},
+    rules=(
+        WeightRule(_EMBEDDING, (reads("vocab"), writes("embedding"))),
+        *linear(_ATTENTION + "q_proj", writes("query"), reads("residual"), bias="attention_bias"),
+        *linear(_ATTENTION + "k_proj", writes("key"), reads("residual"), bias="attention_bias"),
+        *linear(_ATTENTION + "v_proj", writes("value"), reads("residual"), bias="attention_bias"),
+        *linear(_ATTENTION + "o_proj", writes("residual"), reads("context"), bias="attention_bias"),
+        *norm(_ATTENTION + "q_norm", "query_gain"),
+        *norm(_ATTENTION + "k_norm", "key_gain"),
+        _router(stream="residual"),
+        *_experts(*_QWEN_NAMES, axis="mlp", stream="residual", closes=False),
+        *norm(_BLOCK + "post_attention_layernorm", "post_gain", closes=True),
+        *norm(_BLOCK + "post_feedforward_layernorm", "post_gain", closes=True),
+        *norm("model.norm", "final_gain"),
+        WeightRule("lm_head.weight", (writes("vocab"), reads("final")), tied_to=_EMBEDDING),
+    ),
+    norm="rms",
+    eps_field="rms_norm_eps",
+    prefix="model.",
+    ignored=(_ATTENTION + "rotary_emb.inv_freq",),
+    neutral_fields=_TRAINING_FIELDS,
+    rotary=True,
+    normed_queries="all_heads",
+    normed_choice="norm_topk_prob",
+)
+
+MIXTURES: dict[str, Family] = {family.model_type: family for family in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, FLEX_OLMO)}
 """Every family with experts, by the `model_type` of its configs."""

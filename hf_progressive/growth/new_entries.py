@@ -185,7 +185,7 @@ def describe_new_entries(
         if not dropped or not rule.per_expert or layer is None or not heirs[layer] or rule.name in new_kinds:
             return None
         return dropped_units(
-            rule, layer, dropped["share"], dropped["units"], lengths[rule.dims[2 if rule.closes else 1].axes[0]]
+            rule, layer, dropped["share"], dropped["units"], lengths[rule.dims[2 if rule.leaves_expert else 1].axes[0]]
         )
 
     return {

@@ -4,7 +4,8 @@
 |--------------------|-------------|---------------------------------------------------------------|------------------|
 | `llama`, `mistral` | `mixtral`   | every expert a copy of the MLP, the router drawn anew         | always           |
 | `qwen3`            | `qwen3_moe` | the same                                                      | `norm_topk_prob` |
-| `qwen2`            | `qwen2_moe` | the shared expert is the MLP; routed ones are fresh, silent | always           |
+| `olmo2`            | `flex_olmo` | the same                                                      | `norm_topk_prob` |
+| `qwen2`            | `qwen2_moe` | the shared expert is the MLP; routed ones are fresh, silent   | always           |
 
 Where the weights of the chosen experts are divided by their sum, K copies of one expert add up to it, whatever the
 router says. Where they are not (`norm_topk_prob: false`), that holds for K = E alone. In `qwen2_moe` every token
@@ -30,7 +31,7 @@ from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.growth.operators import Fresh
 from hf_progressive.growth.tensor_plan import TensorPlan
 
-_GATED = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+_GATED = ("gate_proj", "up_proj", "down_proj")
 _MLP = "model.layers.{layer}.mlp."
 
 
@@ -87,7 +88,7 @@ class Upcycling:
 
 
 def _copied(*names: str) -> dict[str, str]:
-    return {name: _MLP + part + ".weight" for name, part in zip(names, _GATED.values(), strict=True)}
+    return {name: _MLP + part + ".weight" for name, part in zip(names, _GATED, strict=True)}
 
 
 _MIXTRAL = "model.layers.{layer}.block_sparse_moe.experts.{expert}."
@@ -111,14 +112,19 @@ UPCYCLINGS: dict[str, Upcycling] = {
         Upcycling(
             source="qwen3",
             target="qwen3_moe",
-            names=_copied(*(f"{_QWEN}{part}.weight" for part in _GATED.values())),
+            names=_copied(*(f"{_QWEN}{part}.weight" for part in _GATED)),
             absent=("use_sliding_window",),
             widths=("moe_intermediate_size",),
         ),
         Upcycling(
+            source="olmo2",
+            target="flex_olmo",
+            names=_copied(*(f"{_QWEN}{part}.weight" for part in _GATED)),
+        ),
+        Upcycling(
             source="qwen2",
             target="qwen2_moe",
-            names=_copied(*(f"{_SHARED}{part}.weight" for part in _GATED.values())),
+            names=_copied(*(f"{_SHARED}{part}.weight" for part in _GATED)),
             factors={_SHARED + "down_proj.weight": 2.0},
             zeros=frozenset({_MLP + "shared_expert_gate.weight"}),
             widths=("shared_expert_intermediate_size",),

@@ -130,7 +130,8 @@ def _penalty(phi: PhiConfig, *, anchor: Path, parent: Path, growth: GrowthPlan) 
         squared = partial(TensorPlan.carry, power=2)
         fisher = _carried(open_estimate(parent / FISHER_FILE, FisherRecord), growth, squared)
     if phi.gamma > 0:
-        subspace = _carried(open_estimate(parent / SUBSPACE_FILE, SubspaceRecord), growth, TensorPlan.carry_basis)
+        bases = open_estimate(parent / SUBSPACE_FILE, SubspaceRecord)
+        subspace = _carried(bases, growth, TensorPlan.carry_basis, matrices=True)
     return InheritancePenalty(
         LazyTensors(reader.specs, reader.read),
         fisher,
@@ -151,9 +152,11 @@ def _ones(growth: GrowthPlan, parameters: Collection[str]) -> LazyTensors:
     return LazyTensors([tensor.name for tensor in growth.tensors if tensor.name in parameters], read)
 
 
-def _carried(stored: LazyTensors, growth: GrowthPlan, carry: Callable[..., Tensor]) -> LazyTensors:
+def _carried(
+    stored: LazyTensors, growth: GrowthPlan, carry: Callable[..., Tensor], *, matrices: bool = False
+) -> LazyTensors:
     # Tensor by tensor, when they are read: where the model is divided, no process holds Ω and U whole.
-    carried = growth.carried_from(stored)
+    carried = growth.carried_from(stored, matrices=matrices)
 
     def read(name: str) -> Tensor:
         tensor, sources = carried[name]

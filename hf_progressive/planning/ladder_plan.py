@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from hf_progressive.config import LadderConfig, ModelConfig, PhiConfig, TokenizerConfig
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.families import family_of
+from hf_progressive.planning.family_change import upcycled_model_config
 from hf_progressive.planning.preflight import find_origin, find_problems
 from hf_progressive.planning.sizing import ParameterCount, RungSize, larger_model_config, rung_model_config, size_rung
 from hf_progressive.planning.trunk_plan import TrunkPart, trunk_parts
@@ -118,7 +119,11 @@ class RungPlan:
             "name": self.name,
             "parent": self.parent,
             "target": self.target,
-            "parameters": {**dataclasses.asdict(self.parameters), "scaling": self.parameters.scaling},
+            "parameters": {
+                **dataclasses.asdict(self.parameters),
+                "active": self.parameters.active,
+                "scaling": self.parameters.scaling,
+            },
             "steps": self.steps,
             "learning_rate": self.learning_rate,
             "cold_learning_rate": self.cold_learning_rate,
@@ -222,7 +227,7 @@ class LadderPlan:
             yield (
                 rung.name,
                 rung.parent or "–",
-                f"{rung.parameters.total:,}",
+                rung.parameters.describe(),
                 "–" if taken else f"{rung.size.tokens:,}",
                 "–" if taken else f"{rung.size.flops:.3g}",
                 f"{rung.tokens:,}" if grown else "–",
@@ -240,7 +245,7 @@ class LadderPlan:
             yield (
                 rung.name,
                 f"{rung.trunk.until:g}",
-                f"{rung.parameters.total:,}",
+                rung.parameters.describe(),
                 f"{rung.size.tokens:,}",
                 f"{rung.size.flops:.3g}",
                 f"{rung.tokens - rung.branch_tokens:,}",
@@ -351,17 +356,21 @@ def _raise_all(problems: list[str]) -> None:
 
 def _sizes(config: LadderConfig, origin: Origin | None, problems: list[str]) -> Iterator[RungSize]:
     # Every rung's size; what is wrong with a rung is added to the problems.
-    model = config.model
+    model, continued = config.model, origin is not None
     vocab_size = _vocabulary_size(model, config.data.tokenizer) if origin is None else 0
     before: PretrainedConfig | None = None
     for rung in config.rungs:
         try:
-            if origin is None:
+            if before is not None and rung.family not in (None, model.family):
+                before = upcycled_model_config(rung, before, method=config.growth_of(rung.name).method)
+                model, continued = dataclasses.replace(model, family=before.model_type), True
+            elif not continued:
                 before = rung_model_config(model, rung, vocab_size=vocab_size)
-            elif before is None:
+            elif before is None and origin is not None:
                 before = origin.checkpoint.read_config()
-            else:
+            elif before is not None:
                 before = larger_model_config(model, rung, before)
+            assert before is not None
             yield size_rung(rung.name, before, config.training_of(rung.name), model.context)
         except ValueError as error:
             problems.append(str(error))

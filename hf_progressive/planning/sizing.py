@@ -16,8 +16,9 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig, strict_yaml
 from hf_progressive.growth.families import FAMILIES, family_of
+from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.growth.target import NO_SIZES, complete_target
-from hf_progressive.training.flops import flops_per_token, meta_model
+from hf_progressive.training.flops import flops_per_token, meta_model, unused_by_a_token
 
 
 def _gated_mlp_width(width: int) -> int:
@@ -70,9 +71,11 @@ def dial_fields(model_type: str) -> DialFields:
     >>> dial_fields("gpt2").width, dial_fields("llama").mlp
     ('n_embd', 'intermediate_size')
     """
-    if model_type not in FAMILIES:
-        raise ValueError(f"model.family: {model_type!r} is not a family; {strict_yaml.nearest(model_type, FAMILIES)}")
-    family = FAMILIES[model_type]
+    known_families = FAMILIES | MIXTURES
+    if model_type not in known_families:
+        nearest = strict_yaml.nearest(model_type, known_families)
+        raise ValueError(f"model.family: {model_type!r} is not a family; {nearest}")
+    family = known_families[model_type]
     own = CONFIG_MAPPING[model_type]()
     names, known = family.size_fields, {field.name for field in dataclasses.fields(own)}
     return DialFields(
@@ -239,13 +242,26 @@ class ParameterCount:
     non_embedding: int
     """The transformer alone: neither tables nor output head."""
 
+    unused: int = 0
+    """Of the transformer, the experts that a token is not sent to; 0 in a dense model."""
+
+    @property
+    def active(self) -> int:
+        """All that a token meets: `total` without the experts that it is not sent to."""
+        return self.total - self.unused
+
     @property
     def scaling(self) -> int:
         """Transformer and output head, the count that nanochat's token budgets use since late January 2026.
 
-        A tied table counts here, once, for its work as the output head; positions never do.
+        A tied table counts here, once, for its work as the output head; positions never do. Of a mixture's experts
+        those count that a token is sent to.
         """
-        return self.non_embedding + self.head
+        return self.non_embedding - self.unused + self.head
+
+    def describe(self) -> str:
+        """Return the total, and of a mixture how many of them a token meets."""
+        return f"{self.total:,}" + (f" ({self.active:,} active)" if self.unused else "")
 
 
 def count_parameters(config: PretrainedConfig) -> ParameterCount:
@@ -266,6 +282,7 @@ def count_parameters(config: PretrainedConfig) -> ParameterCount:
         embedding=sum(table.numel() for table in tables.values()),
         head=head.numel(),
         non_embedding=sum(p.numel() for p in transformer),
+        unused=sum(unused_by_a_token(p, config) for p in transformer),
     )
 
 

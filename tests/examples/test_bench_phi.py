@@ -31,5 +31,3 @@ def test_the_last_line_holds_every_ratio(monkeypatch, capsys):
     for result in report["results"]:
         assert result["anchor_and_fisher_over_parameters"] == 2.0
         assert min(result["phi_over_plain"], result["one_plus_phi_share"], result["naive_over_plain"]) > 0
-        for form in ("inside", "proximal", "proximal_ewc", "l2_sp", "three_anchors"):
-            assert min(result[f"{form}_over_plain"], result[f"one_plus_{form}_share"] - 1) > 0

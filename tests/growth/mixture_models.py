@@ -23,15 +23,20 @@ MIXTURE_FIELDS = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
     "qwen3_moe": {**QWEN, "head_dim": 8},
     "qwen2_moe": {**QWEN, "shared_expert_intermediate_size": 12},
+    "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
 }
-EXPERTS_FIELD = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "qwen2_moe": "num_experts"}
-ROUTER_NAME = {"mixtral": "block_sparse_moe.gate", "qwen3_moe": "mlp.gate", "qwen2_moe": "mlp.gate"}
+OF_QWEN = ("qwen3_moe", "qwen2_moe")
 
 
 def config_of(model_type: str, **fields: Any) -> Any:
     """A config of a mixture or of a dense family, with an epsilon that matters."""
-    dense = {} if model_type == "qwen2" else {"head_dim": 8}
+    dense = {} if model_type in ("qwen2", "olmo2") else {"head_dim": 8}
     return AutoConfig.for_model(model_type, **SIZES | MIXTURE_FIELDS.get(model_type, dense) | fields)
+
+
+def experts_field(model_type: str) -> str:
+    """The config field of the number of experts."""
+    return "num_local_experts" if model_type == "mixtral" else "num_experts"
 
 
 def build(config: Any, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from mixture_models import EXPERTS_FIELD, MIXTURE_FIELDS, ROUTER_NAME, build, config_of
+from mixture_models import MIXTURE_FIELDS, OF_QWEN, build, config_of, experts_field
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -15,21 +15,21 @@ from hf_progressive.growth.mixtures import MIXTURES
 mixtures = pytest.mark.parametrize("model_type", MIXTURES)
 ALL_AXES = {
     "hidden_size": 24,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 3,
     "num_hidden_layers": 4,
     "intermediate_size": 32,
     "vocab_size": 33,
 }
-OF_QWEN = {"moe_intermediate_size": 12}
 
 
 def all_axes(model_type, **fields):
-    return ALL_AXES | (OF_QWEN if model_type != "mixtral" else {}) | fields
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3}
+    if model_type == "flex_olmo":  # whose norms average over all heads
+        heads = {"hidden_size": 32, "num_attention_heads": 4}
+    return ALL_AXES | heads | ({"moe_intermediate_size": 12} if model_type in OF_QWEN else {}) | fields
 
 
 def more_experts(model_type, factor=2):
-    field = EXPERTS_FIELD[model_type]
+    field = experts_field(model_type)
     given = MIXTURE_FIELDS[model_type]
     return {field: factor * given[field], "num_experts_per_tok": factor * given["num_experts_per_tok"]}
 
@@ -37,7 +37,7 @@ def more_experts(model_type, factor=2):
 @mixtures
 def test_the_table_is_that_of_the_stock_class(model_type):
     assert list(_faults(MIXTURES[model_type])) == []
-    for fields in ({}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}) if model_type != "mixtral" else ({},):
+    for fields in ({}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}) if model_type in OF_QWEN else ({},):
         config = config_of(model_type, **fields)
         with torch.device("meta"):
             stock = dict(AutoModelForCausalLM.from_config(config).named_parameters())
@@ -52,7 +52,8 @@ def test_files_hold_what_the_stock_class_saves(model_type, tmp_path):
     build(config).save_pretrained(tmp_path)
     saved = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
     assert dict(MIXTURES[model_type].stored(config)) == saved
-    assert f"model.layers.0.{ROUTER_NAME[model_type]}.weight" in saved
+    block = "block_sparse_moe" if model_type == "mixtral" else "mlp"
+    assert f"model.layers.0.{block}.gate.weight" in saved
 
 
 @st.composite
@@ -73,7 +74,7 @@ def pairs(draw, model_type):
         "intermediate_size": integer(3, 9),
         "vocab_size": integer(5, 12),
         "tie_word_embeddings": draw(st.booleans()),
-        EXPERTS_FIELD[model_type]: experts,
+        experts_field(model_type): experts,
         "num_experts_per_tok": chosen,
     }
     grown_heads = heads + group * integer(0, 2)
@@ -83,10 +84,13 @@ def pairs(draw, model_type):
         "hidden_size": 8 * grown_heads,
         "num_hidden_layers": old["num_hidden_layers"] + integer(0, 2),
         "intermediate_size": old["intermediate_size"] + integer(0, 9),
-        EXPERTS_FIELD[model_type]: experts * copies,
+        experts_field(model_type): experts * copies,
         "num_experts_per_tok": chosen * copies,
     }
-    if model_type != "mixtral":
+    if model_type == "flex_olmo":  # its head_dim is width / heads, and its norms average over all heads
+        grown_heads = heads * integer(1, 2)
+        new |= {"num_attention_heads": grown_heads, "num_key_value_heads": kv_heads, "hidden_size": 8 * grown_heads}
+    if model_type in OF_QWEN:
         old["norm_topk_prob"] = draw(st.booleans())
         old["mlp_only_layers"] = draw(st.sampled_from(([], [0])))
         old["moe_intermediate_size"] = integer(2, 7)

@@ -17,9 +17,10 @@ UPCYCLED = [
     ("mistral", {"num_local_experts": 4, "num_experts_per_tok": 3}),
     ("qwen3", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, **WIDER}),
     ("qwen3", {"num_experts": 3, "num_experts_per_tok": 3}),
+    ("olmo2", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "num_hidden_layers": 3}),
     ("qwen2", {"num_experts": 4, "moe_intermediate_size": 8, **WIDER}),
 ]
-CHILD = {"llama": "mixtral", "mistral": "mixtral", "qwen3": "qwen3_moe", "qwen2": "qwen2_moe"}
+CHILD = {"llama": "mixtral", "mistral": "mixtral", "qwen3": "qwen3_moe", "olmo2": "flex_olmo", "qwen2": "qwen2_moe"}
 
 
 def parent_of(model_type, dtype=torch.float64, **fields):
@@ -38,7 +39,7 @@ def test_an_upcycled_model_computes_what_the_dense_one_does(model_type, target):
     assert check.preserved, check.describe()
 
 
-@pytest.mark.parametrize(("model_type", "target"), [UPCYCLED[0], *UPCYCLED[2:4], UPCYCLED[5]])
+@pytest.mark.parametrize(("model_type", "target"), [UPCYCLED[0], *UPCYCLED[2:4], *UPCYCLED[5:]])
 def test_the_checkpoint_has_published_names_loads_in_the_stock_class_and_generates(model_type, target, tmp_path):
     parent = parent_of(model_type, torch.float32)
     parent.save_pretrained(tmp_path / "dense", max_shard_size="8KB")

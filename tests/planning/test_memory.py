@@ -19,6 +19,8 @@ SIZES = {
              "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "llama": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 5,
               "max_position_embeddings": 24, "vocab_size": 97},
+    "mixtral": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "num_hidden_layers": 5, "max_position_embeddings": 24, "vocab_size": 97, "num_local_experts": 4},
 }  # fmt: skip
 
 
