@@ -42,7 +42,7 @@ OPT = Family(
     dropouts=frozenset({"dropout", "attention_dropout", "layerdrop"}),
     unsupported={"_remove_final_layer_norm": "the output head would read the stream without a norm"},
     required={
-        "do_layer_norm_before": "a norm behind the sum leaves no room for new channels or silent layers",
+        "do_layer_norm_before": "a norm behind the sum cannot take new channels or silent layers",
         "layer_norm_elementwise_affine": "a norm without gain cannot make up for new channels",
     },
 )
