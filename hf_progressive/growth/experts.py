@@ -83,7 +83,7 @@ class Dropped:
         offsets: Where each of its parts begins along that dimension.
 
     >>> Dropped(0.5, layer=0, units=4, dim=1, offsets=(0, 4)).of_expert(0)
-    [1, 2, 5, 6]
+    [1, 3, 5, 7]
     """
 
     share: float

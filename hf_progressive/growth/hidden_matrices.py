@@ -35,7 +35,7 @@ def hidden_matrices(model: Any) -> dict[str, Parts | None]:
     >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=16))
     >>> for name, parts in hidden_matrices(model).items():
     ...     print(name, parts)
-    transformer.h.0.attn.c_attn.weight Parts(dimension=1, lengths=(8, 8, 8))
+    transformer.h.0.attn.c_attn.weight Parts(dimension=1, lengths=(8, 8, 8), groups=1)
     transformer.h.0.attn.c_proj.weight None
     transformer.h.0.mlp.c_fc.weight None
     transformer.h.0.mlp.c_proj.weight None

@@ -81,6 +81,7 @@ def fisher_from_optimizer(
         ValueError: The state is another optimizer's, is kept in a form without names (DeepSpeed, FSDP's shards), fits
             another model, or holds no second moment of some parameters.
 
+    >>> import torch
     >>> model = nn.Linear(2, 1, bias=False)
     >>> optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99))
     >>> model(torch.tensor([[3.0, 4.0]])).sum().backward(); optimizer.step()
