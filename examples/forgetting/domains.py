@@ -90,9 +90,17 @@ def read_texts(path: Path, characters: int) -> Iterator[str]:
 
 
 def pack(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], held_out: int) -> tuple[Tensor, Tensor]:
-    """Return training and validation blocks (n, CONTEXT) of token ids; every tenth document is held out."""
+    """Return training and validation blocks (n, CONTEXT) of token ids; every tenth document is held out.
+
+    Raises:
+        ValueError: The texts are too short to fill a block of either.
+    """
     parts: tuple[list[int], list[int]] = ([], [])
     for index, text in enumerate(texts):
         parts[index % 10 == 9].extend([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+    if min(map(len, parts)) < CONTEXT:
+        raise ValueError(
+            f"{len(texts)} documents fill no block of {CONTEXT} tokens to train on, or to hold out; give more"
+        )
     train, validation = (torch.tensor(ids[: len(ids) // CONTEXT * CONTEXT]).view(-1, CONTEXT) for ids in parts)
     return train, validation[:held_out]

@@ -58,7 +58,7 @@ def test_interpolation_is_a_share_of_the_way_from_the_parent():
 @pytest.mark.slow
 def test_it_runs_offline_and_tells_every_way_of_both_transfers(monkeypatch, capsys, tmp_path):
     small = [
-        "--layers", "1", "--width", "32", "--vocabulary", "400", "--characters", "60000", "--steps", "4", "1",
+        "--layers", "1", "--width", "32", "--vocabulary", "300", "--characters", "300000", "--steps", "4", "1",
         "--processes", "1", "--seeds", "0", "--output", str(tmp_path),
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", [str(FOLDER / "pareto.py"), *small])
