@@ -86,7 +86,7 @@ def fisher_from_optimizer(
     >>> optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99))
     >>> model(torch.tensor([[3.0, 4.0]])).sum().backward(); optimizer.step()
     >>> fisher_from_optimizer(optimizer, model, batch_tokens=1)
-    {'weight': tensor([[ 9.0000, 16.0000]])}
+    {'weight': tensor([[ 9., 16.]])}
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1")
