@@ -5,9 +5,11 @@ import runpy
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
-from domains import in_invented_language, invented_word
+from domains import in_invented_language, invented_word, read_texts
 from forms import FORMS, INTERPOLATION, Knowledge, interpolated
 from pareto import best_of, summarise, with_replay
 from torch import nn
@@ -53,6 +55,18 @@ def test_interpolation_is_a_share_of_the_way_from_the_parent():
     known = Knowledge(parent=model, anchor=anchor, empirical={}, of_optimizer={}, subspace={}, written=torch.empty(0))
     for name, parameter in interpolated(model, known, 0.25).named_parameters():
         torch.testing.assert_close(parameter, anchor[name] + 1.0)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".parquet"])
+def test_texts_of_ones_own_are_read_up_to_a_length(tmp_path, suffix):
+    texts = [f"Document {number} speaks of the sea." for number in range(80)]
+    path = tmp_path / f"english{suffix}"
+    if suffix == ".txt":
+        path.write_text("\n\n".join(texts), encoding="utf-8")
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "number": list(range(80))}), path)
+    assert list(read_texts(path, 10**6)) == texts
+    assert list(read_texts(path, len(texts[0]) + 1)) == texts[:2]
 
 
 @pytest.mark.slow
