@@ -78,6 +78,11 @@ class TensorPlan:
         """Whether the child's tensor equals the parent's."""
         return bool(self.sources) and all(dim.axis == Axis.unchanged(dim.axis.parent_size) for dim in self.dims)
 
+    @property
+    def is_renamed(self) -> bool:
+        """Whether files hold the tensor whole, under another name."""
+        return len(self.pieces) == 1 and self.pieces[0].shape == self.shape
+
     def produce(self, read: Callable[[str], Tensor], generator: torch.Generator) -> Tensor:
         """Make the tensor, in float64 if its source is float64, else in float32.
 
@@ -85,7 +90,7 @@ class TensorPlan:
             read: Returns a tensor of the parent by its canonical name; the result may share memory with it.
             generator: Source of random numbers; seed it by the tensor's name, and the order does not matter.
         """
-        assert not self.pieces, f"{self.name} is made piece by piece"
+        assert not self.pieces or self.is_renamed, f"{self.name} is made piece by piece"
         if not self.sources:
             return self._perturbed(self.fresh.draw(self.shape, torch.float32, generator) - self.offset, generator)
         parent = read(self.sources[0])
