@@ -343,8 +343,8 @@ class InheritancePenalty:
                 mean.add(tensor)
             part = tensor.detach().reshape(-1)[shard.start : shard.start + shard.length]
             part = part.to(self.storage_device or weights.device, self.storage_dtype)
-            is_view = part.untyped_storage().nbytes() > part.nbytes  # which would keep the whole alive
-            return part.clone() if is_view and not shard.is_whole else part
+            is_expanded = part.untyped_storage().nbytes() < part.nbytes  # L2-SP's ones
+            return part if shard.is_whole or is_expanded else part.clone()  # a view would keep the whole alive
 
         anchor, fisher = held("anchor"), held("fisher")
         assert anchor is not None
