@@ -31,8 +31,11 @@ class Evidence:
             raise ValueError(f"recipe-eta: {self.eta} is not between {self.low} and {self.high}; give ETA [LOW HIGH]")
 
 
-def read_evidence(words: Sequence[str]) -> Evidence:
+def read_evidence(words: Sequence[str]) -> Evidence | None:
     """Read a transfer efficiency: η, with or without the two ends of its interval, or the paths of `study.json` files.
+
+    Only studies of chains count. A trunk's η is of one step from an unfinished, cheap model to the last; for a chain
+    of finished models it would promise children that cost nothing. None where all the studies are of trunks.
 
     Of studies, the mean over their headlines' steps is taken; one that did not match is an error. Steps of one seed
     share its ancestors, so that a seed's mean over its steps is one value: a study's interval is Student's t over
@@ -59,7 +62,7 @@ def _study_paths(words: Sequence[str]) -> list[Path]:
     return [Path(word) for word in words] if words and all(word.endswith(".json") for word in words) else []
 
 
-def _from_studies(paths: Sequence[Path]) -> Evidence:
+def _from_studies(paths: Sequence[Path]) -> Evidence | None:
     parts: list[_Part] = []
     sources = []
     for path in paths:
@@ -71,9 +74,13 @@ def _from_studies(paths: Sequence[Path]) -> Evidence:
             raise ValueError(
                 f"recipe-eta: {path}: {missing}, so it has no mean efficiency; finish the study or give ETA"
             )
+        if study.trunk:
+            continue
         parts.append(_part(study))
         name = path.name if len(paths) == 1 else f"{path.parent.name}/{path.name}"
         sources.append(f"{name}, recipe {headline.recipe!r}")
+    if not parts:
+        return None
     whole = sum(part.steps for part in parts)
     eta = sum(part.eta * part.steps for part in parts) / whole
     half = _half_width([(part.steps / whole, part) for part in parts])

@@ -67,6 +67,7 @@ def test_a_trunk_prices_the_last_model_of_a_ladder(capsys: pytest.CaptureFixture
     assert extrapolation["factor"] == pytest.approx(n / 447_912)
     assert extrapolation["growth"] == pytest.approx(n / first)
     assert cost["law"]["left_out"].keys() == {"parameters", "tokens_per_parameter", "growth"}
+    assert (record["evidence"], record["family"]["to_match"]) == (None, None)  # a trunk's η is no chain's
     etas = [(7e12 / value - 5e12) / 2e12 for value in (0.7, 0.8)]
     assert cost["eta"]["value"] == pytest.approx(sum(etas) / 2)
     assert cost["notes"][:2] == [
@@ -101,6 +102,7 @@ def test_studies_of_the_ladders_own_family_count(capsys: pytest.CaptureFixture[s
     assert (evidence["eta"] - evidence["low"], evidence["high"] - evidence["eta"]) == pytest.approx((half, half))
     mixed = plan(capsys, "ladder_tiny", "--recipe-eta", BOOKS, trunk)
     assert mixed["last_model"]["law"]["schedules"] == ["chain"]
+    assert mixed["evidence"]["eta"] == gpt2["evidence"]["eta"]
     held_out = gpt2["last_model"]["law"]["held_out"]
     assert held_out["inside"]
     assert held_out["measured"] == pytest.approx(0.924, abs=1e-3)
