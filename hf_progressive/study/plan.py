@@ -91,8 +91,8 @@ class _Planner:
         self.first_blocks = self._first_blocks()
 
     def _planned(self, recipe: RecipeConfig) -> LadderPlan:
-        if all(key.startswith("phi.") for key in recipe.set):
-            return self.ladder  # Φ changes neither sizes nor growth
+        if all(key.startswith("phi.") or key == "training.inherited_learning_rate" for key in recipe.set):
+            return self.ladder  # neither changes sizes or growth
         try:
             return plan_ladder(self.ladders[recipe.name])
         except ValueError as error:
