@@ -7,10 +7,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_progressive.cli.grow_options import option_values
 from hf_progressive.config import strict_yaml
+
+if TYPE_CHECKING:
+    from hf_progressive.publishing import Publication
 
 # Imports of torch and transformers stand inside the commands: `--help` answers at once without them.
 
@@ -30,13 +33,19 @@ def say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+def show(text: str, options: argparse.Namespace) -> None:
+    """Write what a command makes to be read or piped; with `--json` stdout holds that alone."""
+    if not options.json:
+        sys.stdout.write(text + "\n")
+
+
 def grow_command(options: argparse.Namespace) -> Outcome:
     """Grow a checkpoint and say how far its logits are from the source's."""
     from hf_progressive.growth import grow_checkpoint
     from hf_progressive.growth.options import GrowthOptions
 
     method_options = option_values(options)
-    added = Path(options.add_tokens).read_text(encoding="utf-8").splitlines() if options.add_tokens else []
+    added = _lines_of(options.add_tokens, "--add-tokens") if options.add_tokens else []
     if not options.set and not added:
         raise ValueError("--set: name what grows, such as --set num_hidden_layers=24, or give --add-tokens")
     GrowthOptions.of(method_options)
@@ -65,7 +74,17 @@ def grow_command(options: argparse.Namespace) -> Outcome:
     if check is not None:
         say(check.describe())
     failed = report.preserves_function and check is not None and not check.preserved
+    if failed:
+        say(f"rounding or a fault? `hf-progressive verify {options.source} {options.output} --dtype float64` tells")
     return (EXIT_CHECK_FAILED if failed else EXIT_DONE), record
+
+
+def _lines_of(path: str, option: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise ValueError(f"{option}: {path}: {reason}; give a text file of tokens, one a line") from None
 
 
 def verify_command(options: argparse.Namespace) -> Outcome:
@@ -73,7 +92,7 @@ def verify_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.growth import verify_growth
 
     check = verify_growth(options.source, options.grown, dtype=options.dtype, sequences=options.sequences)
-    say(check.describe())
+    show(check.describe(), options)
     return (EXIT_DONE if check.preserved else EXIT_CHECK_FAILED), check.to_dict()
 
 
@@ -84,7 +103,7 @@ def plan_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.planning.evidence import read_evidence, read_studies
     from hf_progressive.planning.ladder_plan import plan_ladder
     from hf_progressive.planning.pricing import LadderPrice
-    from hf_progressive.report import price_table, write_prices
+    from hf_progressive.report import price_summary, price_table, write_prices
 
     config = load_ladder_config(options.config, options.set)
     mfu = ASSUMED_MFU if options.mfu is None else options.mfu
@@ -115,8 +134,8 @@ def plan_command(options: argparse.Namespace) -> Outcome:
         from hf_progressive.planning.search import search
 
         record["search"] = search(plan, price.studies).to_dict()
-    if not options.json:
-        sys.stdout.write(f"{price.plan.table()}\n\n{price_table(record)}\n")
+    shown = f"{price.plan.table()}\n\n{price_table(record)}" if options.full else price_summary(record)
+    show(shown, options)
     if options.plot:
         write_prices(record, options.plot)
         say(f"picture: {options.plot}")
@@ -163,8 +182,7 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
         results = run_ladder(config, output_dir, on_record=on_record)
     if is_main_process():
         write_report(output_dir)
-        if not options.json:
-            sys.stdout.write(results_table(read_run(output_dir).rungs) + "\n")
+        show(results_table(read_run(output_dir).rungs), options)
         say(f"report: {output_dir / 'report.html'}")
     return EXIT_DONE, {"run": str(output_dir), "rungs": [result.summary() for result in results]}
 
@@ -180,7 +198,7 @@ def study_command(options: argparse.Namespace) -> Outcome:
     output_dir = Path(options.output_dir or Path("runs") / name)
     if options.check:
         check = check_instrument(config, output_dir)
-        say(check.describe())
+        show(check.describe(), options)
         return (EXIT_DONE if check.passed else EXIT_CHECK_FAILED), check.to_dict()
     from hf_progressive.report import write_report
 
@@ -207,20 +225,36 @@ def report_command(options: argparse.Namespace) -> Outcome:
 
 def publish_command(options: argparse.Namespace) -> Outcome:
     """Publish a rung or a family."""
-    from hf_progressive.publishing import publish_family, publish_rung
+    from hf_progressive.publishing import preview_family, publish_family, publish_rung
 
-    settings = {name: getattr(options, name) for name in ("private", "license", "language", "dry_run")}
-    if "{name}" in options.repo_id:
-        addresses = publish_family(options.folder, options.repo_id, collection=options.collection, **settings)
-    elif (Path(options.folder) / "ladder.json").is_file():
+    described = {"license": options.license, "language": options.language}
+    is_family = "{name}" in options.repo_id
+    if not is_family and (Path(options.folder) / "ladder.json").is_file():
         raise ValueError(
             f"--repo-id: {options.folder} is a run of several rungs; give ORG/x-{{name}}, or RUN/NAME/final"
         )
+    if options.dry_run:
+        preview = preview_family if is_family else _preview_rung
+        publications = list(preview(options.folder, options.repo_id, **described))
+        for publication in publications:
+            say(publication.listing())
+            show(publication.card, options)
+        say("nothing was sent; without --dry-run the same command publishes")
+        addresses = [publication.address for publication in publications]
+        return EXIT_DONE, {"urls": addresses, "dry_run": True}
+    if is_family:
+        settings = {**described, "private": options.private, "collection": options.collection}
+        addresses = publish_family(options.folder, options.repo_id, **settings)
     else:
-        addresses = [publish_rung(options.folder, options.repo_id, **settings)]
-    for address in addresses:
-        say(address)
-    return EXIT_DONE, {"urls": addresses, "dry_run": options.dry_run}
+        addresses = [publish_rung(options.folder, options.repo_id, private=options.private, **described)]
+    show("\n".join(addresses), options)
+    return EXIT_DONE, {"urls": addresses, "dry_run": False}
+
+
+def _preview_rung(folder: str, repo_id: str, **described: Any) -> "list[Publication]":
+    from hf_progressive.publishing import prepare_publication
+
+    return [prepare_publication(folder, repo_id, **described)]
 
 
 def core_command(options: argparse.Namespace) -> Outcome:
@@ -241,8 +275,8 @@ def core_command(options: argparse.Namespace) -> Outcome:
         batch_size=options.batch_size,
         resume_file=options.resume,
     )
-    if not options.json and state.is_main_process:
-        sys.stdout.write(result.table() + "\n")
+    if state.is_main_process:
+        show(result.table(), options)
     return EXIT_DONE, result.to_dict()
 
 

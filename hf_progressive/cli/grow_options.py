@@ -7,18 +7,18 @@ from typing import Any
 from hf_progressive.config import strict_yaml
 
 METHODS_HELP = """\
-growth methods (--method), their papers, and whether the function is kept:
-  exact               new units and layers that are silent at first; kept (LEMON, arXiv 2310.07999); the default
-  identity            exact by another name: new layers compute the identity at first; kept (2310.07999)
-  tile                whole multiples by copying every unit; kept (HyperCloning, 2409.12903)
-  split               copies read in uneven shares; kept (Net2Net, 1511.05641)
-  llama-pro           a silent copy after each group of layers; kept (LLaMA Pro, 2401.02415)
-  stack               the whole stack on top of itself; changed (G_stack, 2405.15319)
-  interleave          every layer repeated in place; changed (1710.10348)
-  solar               upper layers on lower ones, the middle twice; changed (SOLAR, 2312.15166)
-  shrink-pad-perturb  old weights shrunk, zeros, noise on all; changed (2605.13405)
-  upcycle             a dense model's MLPs become experts; kept (2212.05055), but with --drop (2502.19261) or --noise
-  pad, random         what the others are compared with; changed
+growth methods (--method), whether they keep the function, and their papers:
+  exact               yes: new units and layers are silent at first (LEMON, arXiv 2310.07999)
+  identity            yes: exact by another name, new layers compute the identity (2310.07999)
+  tile                yes: whole multiples by copying every unit (HyperCloning, 2409.12903)
+  split               yes: copies read in uneven shares (Net2Net, 1511.05641)
+  llama-pro           yes: a silent copy after each group of layers (LLaMA Pro, 2401.02415)
+  upcycle             yes: a dense model's MLPs become experts (2212.05055); --drop: no (2502.19261)
+  stack               no: the whole stack on top of itself (G_stack, 2405.15319)
+  interleave          no: every layer repeated in place (1710.10348)
+  solar               no: upper layers on lower ones, the middle twice (SOLAR, 2312.15166)
+  shrink-pad-perturb  no: old weights shrunk, zeros, noise on all (2605.13405)
+  pad, random         no: what the others are compared with
 """
 """The methods, for a reader of `grow --help`."""
 

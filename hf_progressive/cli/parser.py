@@ -28,18 +28,24 @@ from hf_progressive.cli.commands import (
     say,
 )
 from hf_progressive.cli.doctor import doctor_command
+from hf_progressive.cli.faults import FaultNoted, is_out_of_memory
 from hf_progressive.cli.grow_options import METHODS_HELP, add_option_flags
 from hf_progressive.config.credentials import without_tokens
 from hf_progressive.distributed.termination import ended_by_sigterm
 from hf_progressive.storage.full_disk import FullDiskNamed
 
 _Add = Callable[..., Any]  # a parser's `add_argument`
+_Run = Callable[[argparse.Namespace], Outcome]
+_Parser = argparse.ArgumentParser
 
 EXIT_INTERRUPTED = 130  # as a shell reports a program that ended by SIGINT
 
 _MEASURED_SECONDS = 60.0  # of each rung, by `plan --measure`
 
 _SECONDS_FOR_THE_FIRST = 3.0
+
+_AFTER_DIVERGENCE = "; look at the data, or begin in another --output-dir with --set training.learning_rate=LOWER"
+_AFTER_MEMORY = "; of a ladder, `hf-progressive plan CONFIG` says which training.micro_batch_size fits"
 
 _FIRST_STEPS = """\
 hf-progressive grows language models: every model of a family inherits from the one before it.
@@ -64,16 +70,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hf-progressive {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], Outcome], text: str, epilog: str = "") -> _Add:
-        layout = argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter
-        described = text[0].upper() + text[1:] + "."
-        sub = subparsers.add_parser(name, help=text, description=described, epilog=epilog, formatter_class=layout)
+    def command(name: str, run: _Run, text: str, arguments: str, *examples: str, more: str = "") -> _Parser:
+        shown = "\n".join(["examples:", *(f"  hf-progressive {example}" for example in examples)])
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            usage=f"hf-progressive {name} {arguments}[OPTIONS]",
+            epilog=f"{more}\n{shown}" if more else shown,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="print one JSON object as the last line on stdout")
-        return sub.add_argument
+        return sub
 
-    def configured(name: str, run: Callable[[argparse.Namespace], Outcome], text: str, output_dir: str) -> _Add:
-        add = command(name, run, text)
+    def configured(name: str, run: _Run, text: str, output_dir: str, *examples: str) -> _Add:
+        add = command(name, run, text, "CONFIG ", *examples).add_argument
         add("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
         add("--set", nargs="+", action="extend", default=[], metavar="KEY.PATH=VALUE", help="overrides of CONFIG")
         add("--output-dir", metavar="DIR", help=output_dir)
@@ -81,17 +93,28 @@ def build_parser() -> argparse.ArgumentParser:
 
     its_folder = "the run folder; default: runs/ and the name in CONFIG"
 
-    command("doctor", doctor_command, "show versions, devices and engines, and what will and will not work")
+    text = "show versions, devices and engines, and what will and will not work"
+    command("doctor", doctor_command, text, "", "doctor", "doctor --json")
 
     text = "grow a checkpoint into a larger one that computes the same function"
-    add = command("grow", commands.grow_command, text, METHODS_HELP)
+    grow = command(
+        *("grow", commands.grow_command, text, "SRC OUT --set FIELD=VALUE ... "),
+        *("grow gpt2 larger --set n_layer=16 n_embd=1024 n_head=16", "grow SRC OUT --set num_hidden_layers=48"),
+        "grow SRC OUT --method upcycle --set num_local_experts=8 num_experts_per_tok=2",
+        more=METHODS_HELP,
+    )
+    add = grow.add_argument
     add("source", metavar="SRC", help="a checkpoint's folder or Hub name")
     add("output", metavar="OUT", help="the folder to create")
-    add("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="target fields")
+    add(
+        "--set",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="FIELD=VALUE",
+        help="fields of the model's configuration, new values",
+    )
     add("--method", default="exact", help="growth method, by its name in the list below (default: exact)")
-    text = "options of the method in one list, such as depth_method=stack noise=0.1; each has a flag, too"
-    add("--option", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help=text)
-    add_option_flags(add)
     text = "a text file of tokens, one a line, to add to the tokenizer; the vocabulary grows to hold them"
     add("--add-tokens", metavar="FILE", help=text)
     add("--seed", type=int, default=0, help="seed of new random entries (default: 0)")
@@ -104,8 +127,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-verify", dest="verify", action="store_false", help=text)
     text = "compute no SHA-256 of what is read and written; twice as fast where a processor lacks instructions for it"
     add("--no-checksums", dest="checksums", action="store_false", help=text)
+    of_method = grow.add_argument_group("options of the method").add_argument
+    text = "some of those below in one list, such as depth_method=stack noise=0.1"
+    of_method("--option", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help=text)
+    add_option_flags(of_method)
 
-    add = command("verify", commands.verify_command, "compare the logits of a checkpoint and of the one grown from it")
+    text = "compare the logits of a checkpoint and of the one grown from it"
+    add = command(
+        "verify", commands.verify_command, text, "SRC GROWN ", "verify SRC GROWN --dtype float64"
+    ).add_argument
     add("source", metavar="SRC", help="the parent's folder or Hub name")
     add("grown", metavar="GROWN", help="the child's folder or Hub name")
     add("--dtype", default="float32", choices=("float32", "float64"), help="precision of the comparison")
@@ -113,7 +143,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = "show what a ladder would train, and what each rung costs, without training"
     where = "the run folder, in whose file system --measure times saving"
-    add = configured("plan", commands.plan_command, text, where)
+    examples = ("plan ladder_d10_d18 --gpus 8 --gpu h100 --price 3", "plan mine.yaml --measure")
+    add = configured("plan", commands.plan_command, text, where, *examples)
     add("--gpus", type=int, default=1, metavar="N", help="number of accelerators (default: 1)")
     add("--gpu", metavar="NAME", help=f"their kind (default: {ASSUMED_GPU}; with --measure, what is at hand)")
     add("--mfu", type=float, help=f"share of their peak that training reaches (default: {ASSUMED_MFU:g})")
@@ -127,35 +158,47 @@ def build_parser() -> argparse.ArgumentParser:
     add("--budget-dollars", type=float, metavar="DOLLARS", help="what the run may cost")
     add("--budget-hours", type=float, metavar="HOURS", help="what the run may take")
     add("--cores", type=int, metavar="N", help="cores of the machine that trains, to tokenize a stream")
+    add("--full", action="store_true", help="print all there is to say, in wide tables, and not what fits a screen")
     add("--plot", metavar="FILE", help="write the prices as a picture (PNG)")
 
     text = "read, tokenize and pack a ladder's corpus, in parts, before the ladder trains on it"
-    add = configured("prepare", commands.prepare_command, text, its_folder)
+    add = configured("prepare", commands.prepare_command, text, its_folder, "prepare mine.yaml --num-proc 32")
     text = "processes that tokenize; default: the threads of one, on all cores"
     add("--num-proc", type=int, metavar="N", help=text)
 
     text = "train a ladder: grow, verify, train, measure and report every rung"
-    configured("ladder", run_ladder_command, text, its_folder)
+    configured(
+        *("ladder", run_ladder_command, text, its_folder, "ladder ladder_tiny"),
+        "ladder mine.yaml --set training.learning_rate=1e-3 --output-dir runs/other",
+    )
 
     text = "measure what inheritance saves: recipes × seeds × rungs, several budgets each"
-    add = configured("study", commands.study_command, text, its_folder)
+    add = configured("study", commands.study_command, text, its_folder, "study study_tiny --check", "study mine.yaml")
     add("--check", action="store_true", help="prove the instrument on cases whose result is known")
 
-    add = command("report", commands.report_command, "write the report of a run or a study again from its records")
+    text = "write the report of a run or a study again from its records"
+    add = command("report", commands.report_command, text, "RUN_DIR ", "report runs/mine").add_argument
     add("run_dir", metavar="RUN_DIR", help="the folder of a run or of a study")
     text = "put a study's result between the marks of this file, and write no page"
     add("--into", metavar="FILE", help=text)
 
-    add = command("publish", commands.publish_command, "publish a rung, or every finished rung of a run, on the Hub")
-    add("folder", metavar="RUNG_DIR", help="a rung's final/ folder, or the run folder of a family")
+    text = "publish a rung, or every finished rung of a run, on the Hub"
+    add = command(
+        *("publish", commands.publish_command, text, "FOLDER --repo-id ORG/NAME "),
+        "publish RUN/NAME/final --repo-id ORG/NAME --dry-run",
+        "publish RUN --repo-id 'ORG/family-{name}' --license apache-2.0 --collection TITLE",
+    ).add_argument
+    add("folder", metavar="FOLDER", help="a rung's final/ folder, or the run folder of a family")
     add("--repo-id", required=True, metavar="ORG/NAME", help="for a family, with {name}: ORG/x-{name}")
     add("--private", action="store_true", help="keep the repositories from the public")
     add("--license", help="the weights' licence, by its identifier on the Hub")
     add("--language", nargs="+", default=[], help="languages of the data: ISO 639 codes, or code")
     add("--collection", metavar="TITLE", help="gather a family in a collection of this title")
-    add("--dry-run", action="store_true", help="send nothing; list the files and show the card")
+    add("--dry-run", action="store_true", help="send nothing; list the files, and print the card")
 
-    add = command("core", commands.core_command, "evaluate a causal language model on DCLM's CORE")
+    text = "evaluate a causal language model on DCLM's CORE"
+    example = "core runs/mine/large/final --bundle eval_bundle --max-per-task 500"
+    add = command("core", commands.core_command, text, "MODEL --bundle DIR ", example).add_argument
     add("model", metavar="MODEL", help="a checkpoint's folder or Hub name")
     add("--bundle", required=True, metavar="DIR", help="the folder of a CORE bundle")
     add("--tasks", nargs="+", metavar="LABEL", help="tasks to evaluate; default: all that have data")
@@ -176,12 +219,16 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
     _quieten()
     with ended_by_sigterm():
         try:
-            with FullDiskNamed(Path.cwd()):
+            with FullDiskNamed(Path.cwd()), FaultNoted():
                 code, record = run(options)
         except (ValueError, OSError) as error:
             return _fail(error, EXIT_BAD_INPUT)
         except FloatingPointError as error:
-            return _fail(error, EXIT_CHECK_FAILED)
+            return _fail(error, EXIT_CHECK_FAILED, _AFTER_DIVERGENCE)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return _fail(error, EXIT_CHECK_FAILED, _AFTER_MEMORY)
         except KeyboardInterrupt:
             if is_main_process():
                 say("hf-progressive: stopped; the same command goes on from what was saved")
@@ -209,17 +256,22 @@ def _quieten() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hf_progressive").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    # DeepSpeed's warnings would go to stdout, among what is there to be piped.
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # our own message names the file
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars would fill a log; lines say the same
 
 
-def _fail(error: Exception, code: int) -> int:
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def _fail(error: Exception, code: int, remedy: str = "") -> int:
     if os.environ.get("HF_PROGRESSIVE_TRACEBACK"):
         raise error
-    line = without_tokens(_in_one_line(error))
+    line = without_tokens(_in_one_line(error)) + remedy
     if is_main_process():
         say(f"hf-progressive: error: {line}")
     elif not _is_the_firsts(error):

@@ -3,13 +3,14 @@
 from hf_progressive.publishing.follow import FamilyPublisher
 from hf_progressive.publishing.lineage import Lineage
 from hf_progressive.publishing.package import Publication, prepare_publication
-from hf_progressive.publishing.publish import publish_family, publish_rung
+from hf_progressive.publishing.publish import preview_family, publish_family, publish_rung
 
 __all__ = [
     "FamilyPublisher",
     "Lineage",
     "Publication",
     "prepare_publication",
+    "preview_family",
     "publish_family",
     "publish_rung",
 ]

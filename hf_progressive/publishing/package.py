@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import yaml
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_token
 
 from hf_progressive.config.credentials import TOKEN
 from hf_progressive.hub.names import CARD, GROWTH, PLOT, RESULTS, RUNG_FILES
@@ -78,12 +78,21 @@ class Publication:
         assert isinstance(content, bytes)
         return content.decode()
 
+    @property
+    def address(self) -> str:
+        """The repository's address."""
+        return f"{constants.ENDPOINT}/{self.repo_id}"
+
     def describe(self) -> str:
         """Return the list of files and the card, for a reader."""
+        return f"{self.listing()}\n\n{self.card}"
+
+    def listing(self) -> str:
+        """Return the list of files with their sizes."""
         width = max(len(f"{file.size:,}") for file in self.files.values())
         listing = [f"{file.size:>{width},}  {name}" for name, file in self.files.items()]
         total = f"{sum(file.size for file in self.files.values()):,} bytes in {len(self.files)} files"
-        return "\n".join([f"{self.repo_id}, tag {self.tag}: {total}", *listing, "", self.card])
+        return "\n".join([f"{self.repo_id}, tag {self.tag}: {total}", *listing])
 
 
 def prepare_publication(

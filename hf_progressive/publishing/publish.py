@@ -14,7 +14,7 @@ from hf_progressive.hub.names import check_repo_id, is_published
 from hf_progressive.hub.transport import HubError, patiently
 from hf_progressive.publishing.lineage import NAME_FIELD
 from hf_progressive.publishing.package import Publication, PublishedFile, prepare_publication
-from hf_progressive.records.ladder import read_run
+from hf_progressive.records.ladder import Run, read_run
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def publish_rung(
         logger.info("%s", publication.describe())
     else:
         _publish(publication, private=private)
-    return f"{constants.ENDPOINT}/{repo_id}"
+    return publication.address
 
 
 def publish_family(
@@ -81,15 +81,7 @@ def publish_family(
     Returns:
         The repositories' addresses, and the collection's.
     """
-    if NAME_FIELD not in pattern.partition("/")[2]:
-        raise ValueError(f"{pattern!r} would give every rung the same repository; write ORG/{NAME_FIELD}")
-    run = read_run(run_dir)
-    if not run.rungs:
-        raise FileNotFoundError(f"{run_dir}: no rung is finished, so there is nothing to publish yet")
-    elsewhere = {rung.name: rung.origin.name for rung in run.rungs if rung.origin and rung.origin.commit}
-    repo_ids = {rung.name: pattern.replace(NAME_FIELD, rung.name) for rung in run.rungs} | elsewhere
-    for repo_id in repo_ids.values():
-        check_repo_id(repo_id)
+    run, repo_ids, elsewhere = _repositories(run_dir, pattern)
     addresses = []
     for name, repo_id in repo_ids.items():
         if name in elsewhere:
@@ -105,6 +97,29 @@ def publish_family(
         gather = partial(_gather, _api(), items, title=collection, namespace=namespace, private=private)
         addresses.append(f"{constants.ENDPOINT}/collections/{patiently(gather, f'the collection {collection!r}')}")
     return addresses
+
+
+def preview_family(
+    run_dir: str | os.PathLike[str], pattern: str, *, license: str | None = None, language: Sequence[str] = ()
+) -> Iterator[Publication]:
+    """Prepare what `publish_family` would send, rung by rung, and send nothing."""
+    _, repo_ids, elsewhere = _repositories(run_dir, pattern)
+    for name in (name for name in repo_ids if name not in elsewhere):
+        yield prepare_publication(Path(run_dir) / name / "final", repo_ids[name], license=license, language=language)
+
+
+# The run, each rung's repository by its name, and those of rungs that were taken from the Hub.
+def _repositories(run_dir: str | os.PathLike[str], pattern: str) -> tuple[Run, dict[str, str], dict[str, str]]:
+    if NAME_FIELD not in pattern.partition("/")[2]:
+        raise ValueError(f"{pattern!r} would give every rung the same repository; write ORG/{NAME_FIELD}")
+    run = read_run(run_dir)
+    if not run.rungs:
+        raise FileNotFoundError(f"{run_dir}: no rung is finished, so there is nothing to publish yet")
+    elsewhere = {rung.name: rung.origin.name for rung in run.rungs if rung.origin and rung.origin.commit}
+    repo_ids = {rung.name: pattern.replace(NAME_FIELD, rung.name) for rung in run.rungs} | elsewhere
+    for repo_id in repo_ids.values():
+        check_repo_id(repo_id)
+    return run, repo_ids, elsewhere
 
 
 def _api() -> HfApi:

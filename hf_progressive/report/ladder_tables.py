@@ -215,9 +215,3 @@ def data_repetition(rungs: Sequence[RungRecord]) -> str:
     if unknown:
         return f"No rung trained on a block twice that was read here; what {unknown[0]} had read before is not known."
     return "No rung trained on a block of the corpus that it or an earlier rung had read."
-
-
-def results_table(rungs: Sequence[RungRecord]) -> str:
-    """Return the results for the terminal: a row per rung, the family's totals, and what must be said about both."""
-    tables = [table.plain() for table in (rung_table(rungs), totals_table(rungs), core_table(rungs)) if table]
-    return "\n\n".join([*tables, "\n".join(table_notes(rungs))])

@@ -18,7 +18,7 @@ def price_table(record: Mapping[str, Any]) -> str:
     A line per rung, the family's prices, and what does not fit.
     """
     rungs = Table(header=_HEADER, rows=tuple(_row(rung) for rung in record["rungs"]))
-    parts = (_family, _last_model, _search, _beside, _budget, _measured, _misfits, _starved)
+    parts = (_family, _last_model, _search, _beside, budget_lines, _measured, misfit_lines, starved_lines)
     return "\n".join([rungs.plain(), "", *(line for part in parts for line in part(record))])
 
 
@@ -184,7 +184,8 @@ def _measured(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _budget(record: Mapping[str, Any]) -> list[str]:
+def budget_lines(record: Mapping[str, Any]) -> list[str]:
+    """Say how much of the budget the run takes."""
     run, lines = record["family"]["in_all"], []
     for unit, limit in record["budget"].items():
         if limit is None or run[unit] is None:
@@ -194,7 +195,8 @@ def _budget(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _misfits(record: Mapping[str, Any]) -> list[str]:
+def misfit_lines(record: Mapping[str, Any]) -> list[str]:
+    """Say which micro-batches do not fit, or could be larger."""
     gpu = record["cluster"]["gpu"]
     shared = record["rungs"][-1]["memory"]
     size, blocks = shared["micro_batch_size"], shared["micro_batch_size"] * shared["accumulation_steps"]
@@ -215,7 +217,8 @@ def _misfits(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _starved(record: Mapping[str, Any]) -> list[str]:
+def starved_lines(record: Mapping[str, Any]) -> list[str]:
+    """Say which rungs would wait for the tokenizer."""
     data = record["data"]
     hungry = [rung for rung in record["rungs"] if rung["data_supply"] is not None and rung["data_supply"] < 1]
     if not hungry:

@@ -1,5 +1,6 @@
 """A table of text: its cells once, written as plain text, Markdown or HTML."""
 
+import dataclasses
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,18 @@ class Table:
 
     numbers: bool = True
     """Whether all columns but the first hold numbers, which stand flush right."""
+
+    def without(self, title: str) -> "Table":
+        """Return the table without the column of a title, the last one where several have it."""
+        place = len(self.header) - 1 - self.header[::-1].index(title)
+        groups, first = [], 0
+        for words, size in self.groups:
+            kept = size - (first <= place < first + size)
+            groups += [(words, kept)] if kept else []
+            first += size
+        rows = tuple((*row[:place], *row[place + 1 :]) for row in self.rows)
+        header = (*self.header[:place], *self.header[place + 1 :])
+        return dataclasses.replace(self, header=header, rows=rows, groups=tuple(groups))
 
     def plain(self) -> str:
         """Return lines of aligned columns, for a terminal."""

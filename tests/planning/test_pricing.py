@@ -135,7 +135,7 @@ def test_the_interval_of_the_evidence_is_carried_through(capsys, tmp_path):
 def test_evidence_without_an_upper_end_is_an_open_interval(capsys, tmp_path):
     # It matched at its smallest budget already.
     study = write_study(tmp_path, [0.85, 0.95, 0.9], at_least=True, eta_high=None)
-    assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(study)]) == 0
+    assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(study), "--full"]) == 0
     table = capsys.readouterr().out
     assert f"η = 0.9, {0.9 - 4.3027 * 0.05 / math.sqrt(3):.3g} … –" in table
     assert "at the lower end" in table
@@ -150,7 +150,7 @@ def test_a_study_in_which_a_rung_did_not_match_is_no_evidence(capsys, tmp_path):
 
 def test_the_table_keeps_the_prices_apart_and_says_what_does_not_fit(capsys):
     budget = ["--budget-dollars", "20", "--budget-hours", "2"]
-    words = ["plan", "validation_d15_d16", "--gpus", "4", "--price", "3", *budget]
+    words = ["plan", "validation_d15_d16", "--gpus", "4", "--price", "3", *budget, "--full"]
     assert cli.main([*words, "--set", "training.micro_batch_size=64"]) == 0
     table = capsys.readouterr().out
     for text in ("every rung cold", "as configured", "the last rung alone, cold", "this run, its baselines included"):
@@ -163,7 +163,7 @@ def test_the_table_keeps_the_prices_apart_and_says_what_does_not_fit(capsys):
 
 
 def test_a_step_that_divides_badly_is_pointed_out(capsys):
-    assert cli.main(["plan", "ladder_tiny", "--set", "training.batch_tokens=704"]) == 0  # 11 blocks of 64
+    assert cli.main(["plan", "ladder_tiny", "--set", "training.batch_tokens=704", "--full"]) == 0  # 11 blocks of 64
     text = "micro-batches hold 1 of the 8 blocks that they may, because no larger number divides the 11 of a step"
     assert text in capsys.readouterr().out
     assert cli.main(["plan", "ladder_tiny"]) == 0

@@ -14,6 +14,7 @@ from hub_family import NAMES, change_record
 from hub_fixtures import LFS, TOKEN
 from hub_server import HubServer
 
+from hf_progressive import cli
 from hf_progressive.publishing import prepare_publication, publish_family
 from hf_progressive.storage import write_manifest
 
@@ -109,6 +110,15 @@ def test_dry_run_sends_nothing(server: HubServer, client: HubClient, run_dir: Pa
     assert result.stdout.split() == [f"{server.endpoint}/org/{name}" for name in NAMES]
     with pytest.raises(ValueError, match="would give every rung the same repository; write ORG/{name}"):
         publish_family(run_dir, "org/all")
+
+
+def test_a_card_can_be_piped(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dry = ["publish", str(run_dir / "d4" / "final"), "--repo-id", "org/d4", "--dry-run"]
+    assert cli.main(dry) == cli.EXIT_DONE
+    written = capsys.readouterr()
+    assert written.out.rstrip("\n") == prepare_publication(run_dir / "d4" / "final", "org/d4").card.rstrip("\n")
+    assert "model.safetensors" in written.err
+    assert "nothing was sent" in written.err
 
 
 # Secrets

@@ -25,6 +25,11 @@ def number(cell):
     return value * scale, 0.5 * 10.0 ** (int(exponent or 0) - len(decimals or "")) * scale
 
 
+def said(rungs):
+    """What the terminal says, as one line."""
+    return " ".join(results_table(rungs).split())
+
+
 @pytest.fixture
 def rungs(run, records):
     return read_run(run(records())).rungs
@@ -62,15 +67,12 @@ def test_every_number_is_the_records(rungs, records):
                 assert abs(shown - value) <= tolerance * (1 + 1e-9)
 
 
-def test_the_terminal_table_is_aligned_and_holds_every_cell(rungs):
-    text = results_table(rungs)
-    table = text.split("\n\n")[0].splitlines()
+def test_a_plain_table_is_aligned_and_holds_every_cell(rungs):
     cells = rung_table(rungs)
-    for line, row in zip(table[1:], (cells.header, *cells.rows), strict=True):
+    lines = cells.plain().splitlines()[1:]
+    for line, row in zip(lines, (cells.header, *cells.rows), strict=True):
         assert re.split(r"\s{2,}", line) == list(row)
-    assert len({len(line) for line in table[1:]}) == 1
-    assert len(table[1]) <= 120
-    assert "l6w112 alone, cold" in text
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_markdown_has_the_same_cells(rungs):
@@ -119,7 +121,7 @@ def test_validation_is_stated_beside_what_is_compared(run, records):
         training += record["flops"]["train"] + record["cold"]["flops"]
     folder = run(made)
     rungs = read_run(folder).rungs
-    text = results_table(rungs)
+    text = said(rungs)
     assert "validation on top, counted in none of these" in write_report(folder).html.read_text()
     row = re.search(r"validation on top, counted in none of these +(\S+)", text)
     shown, tolerance = number(row[1])
@@ -129,8 +131,8 @@ def test_validation_is_stated_beside_what_is_compared(run, records):
     assert "is not counted on either side" in text
     flops = dataclasses.replace(rungs[-1].flops, evaluation=None)
     older = [*rungs[:-1], dataclasses.replace(rungs[-1], flops=flops)]
-    assert "counted on either side" not in results_table(older)
-    assert "validation on top" not in results_table(older)
+    assert "counted on either side" not in said(older)
+    assert "validation on top" not in said(older)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_the_epoch_from_which_data_repeat_is_stated(rungs, first_epoch, token, s
     data = dataclasses.replace(rungs[1].data, first_epoch=first_epoch, repeats_from_token=token)
     changed = [rungs[0], dataclasses.replace(rungs[1], data=data), rungs[2]]
     assert data_repetition(changed) == sentence
-    assert sentence in results_table(changed)
+    assert sentence in said(changed)
 
 
 def test_core_has_its_honest_name_and_errors(run, records):

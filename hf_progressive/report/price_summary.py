@@ -1,0 +1,221 @@
+"""A priced plan on one screen: `hf-progressive plan` prints it, and with `--full` the whole of `price_table`."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, duration, percent
+from hf_progressive.report.price_table import budget_lines, misfit_lines, starved_lines
+from hf_progressive.report.table import Table
+
+SCREEN_LINES, SCREEN_COLUMNS = 40, 100
+"""What the summary keeps within."""
+
+_FEWEST_ROWS = 4  # of rungs, where notes leave no room for more
+_MOST_NOTES = 14
+_MORE = "--full shows the rest: exact counts, validation by rung, sharded memory, both ends of intervals."
+
+
+def price_summary(record: Mapping[str, Any]) -> str:
+    """Return the prices of a ladder, as `LadderPrice.to_dict` returns them, on 40 lines of 100 columns at the most."""
+    family = _family_table(record).plain().splitlines()
+    notes = [line for note in _notes(record) for line in _wrapped(note)]
+    if len(notes) > _MOST_NOTES:
+        notes = [*notes[: _MOST_NOTES - 1], "  … (--full shows all)"]
+    around = len(family) + len(notes) + 6  # two lines of titles, two blank ones, a gap in the rows, the last line
+    rungs = _rung_table(record, max(_FEWEST_ROWS, SCREEN_LINES - around)).plain().splitlines()
+    return "\n".join([*rungs, "", *family, "", *notes, _MORE])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, SCREEN_COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _rung_table(record: Mapping[str, Any], most: int) -> Table:
+    rungs, unit, priced = record["rungs"], _unit(record), record["cluster"]["price"] is not None
+    trunk, sparse = rungs[0]["trunk"] is not None, any(_active(rung) for rung in rungs)
+    costs = ("tokens", unit.name, "hours", *(("$",) if priced else ()))
+    header = ("rung", *(("until",) if trunk else ()), "params", *(("active",) if sparse else ()))
+    rows = [
+        (
+            _shortened(rung["name"]),
+            *((f"{rung['trunk']['until']:g}",) if trunk else ()),
+            count(rung["parameters"]["total"]),
+            *((count(rung["parameters"]["active"]),) if sparse else ()),
+            *_cost(rung["cold_tokens"], rung["cold"], unit, priced, shown=rung["origin"] is None),
+            *_grown(rung, unit, priced),
+            _least(rung["memory"]["replicated_bytes"] / 1e9),
+            _least(rung["disk_bytes"] / 1e9),
+        )
+        for rung in rungs
+    ]
+    if len(rows) > most:
+        first, last = most // 2, most - most // 2
+        rows = [*rows[:first], ("…", *[""] * (len(rows[0]) - 1)), *rows[-last:]]
+    return Table(
+        groups=(
+            *(("", 1) for _ in header),
+            *(("from scratch", len(costs)), ("in the trunk" if trunk else "grown", len(costs)), ("GB", 2)),
+        ),
+        header=(*header, *costs, *costs, "per GPU", "disk"),
+        rows=tuple(rows),
+    )
+
+
+def _unit(record: Mapping[str, Any]) -> FlopUnit:
+    return FlopUnit.for_values([rung["cold"]["flops"] for rung in record["rungs"]])
+
+
+def _active(rung: Mapping[str, Any]) -> bool:
+    parameters = rung["parameters"]
+    return bool(parameters["active"] != parameters["total"])
+
+
+def _shortened(name: str, most: int = 14) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _grown(rung: Mapping[str, Any], unit: FlopUnit, priced: bool) -> tuple[str, ...]:
+    matched = rung["to_match"]
+    cost = matched["expected"] if matched else rung["as_configured"]
+    tokens = cost["flops"] / rung["flops_per_token"] if matched else rung["tokens"]
+    is_shown = rung["origin"] is None and (rung["parent"] is not None or rung["trunk"] is not None)
+    return _cost(tokens, cost, unit, priced, shown=is_shown)
+
+
+def _cost(tokens: float, cost: Mapping[str, Any], unit: FlopUnit, priced: bool, *, shown: bool) -> tuple[str, ...]:
+    if not shown:
+        return (NOTHING,) * (4 if priced else 3)
+    dollars = (decimals(cost["dollars"]),) if priced else ()
+    return (count(tokens), unit.number(cost["flops"]), _least(cost["hours"]), *dollars)
+
+
+def _least(value: float) -> str:
+    return f"{value:.3g}" if value >= 1e-3 else "< .001"
+
+
+def _family_table(record: Mapping[str, Any]) -> Table:
+    family, cluster = record["family"], record["cluster"]
+    alone, priced, unit = family["last_alone"]["flops"], cluster["price"] is not None, _family_unit(record)
+    rows = [
+        (
+            title,
+            unit.number(cost["flops"]),
+            duration(3600 * cost["hours"]),
+            *((decimals(cost["dollars"]),) if priced else ()),
+            f"{cost['flops'] / alone:.2f} ×",
+        )
+        for title, cost in _family_costs(record)
+    ]
+    speed = "speed as measured" if record["measurement"] is not None else f"{percent(cluster['mfu'])} MFU"
+    machine = f"{cluster['count']} × {cluster['gpu']['name']}, {speed}"
+    if priced:
+        machine += f", ${cluster['price']:g} a GPU and hour"
+    return Table(
+        header=(machine, unit.name, "time", *(("$",) if priced else ()), "of the last alone"), rows=tuple(rows)
+    )
+
+
+def _family_unit(record: Mapping[str, Any]) -> FlopUnit:
+    return FlopUnit.for_values([record["family"]["in_all"]["flops"]])
+
+
+def _family_costs(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    family, evidence, last = record["family"], record["evidence"], record["last_model"]
+    trunk = record["rungs"][0]["trunk"] is not None
+    costs = [("every rung from scratch", family["cold"])]
+    if evidence is not None and family["to_match"]:
+        costs.append((f"every rung grown, to match at η = {evidence['eta']:.3g}", family["to_match"]["expected"]))
+    how = "the trunk and its members" if trunk else f"every rung grown, {record['inherited_fraction']:g} of its budget"
+    costs += [
+        (f"{how}, as configured", family["as_configured"]),
+        ("the last alone from scratch", family["last_alone"]),
+    ]
+    if last is not None:
+        costs.append(("the last by way of the others", family["last_model"]["expected"]))
+    return [
+        *costs,
+        ("this run, with its baselines", family["this_run"]),
+        ("with all that it does beside training", family["in_all"]),
+    ]
+
+
+def _notes(record: Mapping[str, Any]) -> list[str]:
+    kinds = (_budget, misfit_lines, starved_lines, _last_model, _evidence, _search, _measured, _beside)
+    return [note for kind in kinds for note in kind(record)]
+
+
+def _budget(record: Mapping[str, Any]) -> list[str]:
+    return [line.strip().replace("this run", "This run") + "." for line in budget_lines(record)]
+
+
+def _beside(record: Mapping[str, Any]) -> list[str]:
+    family, measured = record["family"], record["measurement"] is not None
+    written = sum(rung["saving"]["bytes"] for rung in record["rungs"]) / 1e9
+    parts = [f"validation ({percent(family['validation_share'], 1)} of training)"]
+    if family["estimates"]["flops"]:
+        parts.append("estimates for Φ")
+    if record["rungs"][0]["core"] is not None:
+        parts.append("CORE")
+    saving = f"saving {written:,.1f} GB"
+    counted = ", ".join([*parts, saving] if measured else parts)
+    left_out = "" if measured else f"; {saving} takes time that is not counted (--measure finds it)"
+    return [f"Beside training: {counted}{left_out}."]
+
+
+def _evidence(record: Mapping[str, Any]) -> list[str]:
+    evidence = record["evidence"]
+    if evidence is None:
+        return ["Grown rungs are priced as configured; whether they then match their baselines, studies measure."]
+    ends = [NOTHING if evidence[key] is None else f"{evidence[key]:.3g}" for key in ("low", "high")]
+    interval = "" if ends == [NOTHING, NOTHING] else f" ({' to '.join(ends)})"
+    return [f"η = {evidence['eta']:.3g}{interval} is from {evidence['source']}."]
+
+
+def _last_model(record: Mapping[str, Any]) -> list[str]:
+    cost = record["last_model"]
+    if cost is None:
+        return []
+    ends = [NOTHING if cost[end] is None else f"{cost[end]:.3g}" for end in ("low", "high")]
+    interval = "" if ends == [NOTHING, NOTHING] else f", {' to '.join(ends)}"
+    said = f"The last by way of the others costs {cost['value']:.2f} times itself alone{interval}"
+    if cost["basis"] != "law":
+        return [f"{said}, by that η."]
+    law = cost["law"]
+    return [f"{said}, by a law of {law['observations']} runs of {_joined(law['studies'])}:", *_indented(cost["notes"])]
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(names)
+
+
+def _indented(notes: Sequence[str]) -> list[str]:
+    return [f"- {note}" for note in notes]
+
+
+def _search(record: Mapping[str, Any]) -> list[str]:
+    found = record.get("search")
+    if found is None:
+        return []
+    if not found["best"]:
+        return ["Where to grow: no shares of these rungs lie within what was measured."]
+    best = found["best"][0]
+    stages = ", ".join(f"{name} until {until:.2g}" for name, until in best["until"].items())
+    changes = "".join(f"; {key}={value}" for key, value in best["changes"].items())
+    cost = "" if best["last_model_cost"] is None else f", last-model cost {best['last_model_cost']:.2f}"
+    others = len(found["best"]) - 1
+    return [f"Where to grow: {stages}{changes}{cost}; --full shows {others} more and where each was measured."]
+
+
+def _measured(record: Mapping[str, Any]) -> list[str]:
+    measurement = record["measurement"]
+    if measurement is None:
+        return []
+    speeds = ", ".join(
+        f"{entry['name']} {entry['tokens_per_second']:,.0f} tokens/s"
+        + ("" if entry["mfu"] is None else f" ({percent(entry['mfu'], 1)} MFU)")
+        for entry in measurement["rungs"]
+    )
+    others = [rung["name"] for rung in record["rungs"] if rung["speed"]["basis"] != "measured"]
+    rest = f"; extrapolated: {', '.join(others)}" if others else ""
+    return [f"Measured on one {measurement['device']['name']}: {speeds}{rest}."]
