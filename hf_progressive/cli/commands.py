@@ -158,7 +158,7 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.config import load_ladder_config
     from hf_progressive.ladder.rung_loop import run_ladder
     from hf_progressive.records.ladder import read_run
-    from hf_progressive.report import results_table, write_report
+    from hf_progressive.report import LivePage, results_table, write_report
 
     config = load_ladder_config(options.config, options.set)
     output_dir = Path(options.output_dir or Path("runs") / config.name)
@@ -169,17 +169,17 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
 
             publisher = stack.enter_context(FamilyPublisher(config.publish))
 
-        reported = time.monotonic()
+        reported, page = time.monotonic(), LivePage(output_dir)
 
         def on_record(run: Path) -> None:
             nonlocal reported
             if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
-                write_report(run)
+                page.write_all()
                 reported = time.monotonic()
             if publisher is not None:
                 publisher(run)
 
-        results = run_ladder(config, output_dir, on_record=on_record)
+        results = run_ladder(config, output_dir, on_record=on_record, on_progress=lambda _: page.write())
     if is_main_process():
         write_report(output_dir)
         show(results_table(read_run(output_dir).rungs), options)

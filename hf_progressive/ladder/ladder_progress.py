@@ -30,7 +30,7 @@ class LadderProgress:
         how = f"grown from {rung.parent}" if rung.parent and not is_baseline else "from scratch"
         name = f"baseline of {rung.name}" if is_baseline else rung.name
         tokens = rung.size.tokens if is_baseline else rung.tokens
-        left = self._seconds_left()
+        left = self.seconds_left()
         rest = "" if left is None else f"; about {describe_seconds(left)} left for the whole"
         logger.info("%d of %d: %s, %s, %s tokens%s", number, all_of_them, name, how, f"{tokens:,}", rest)
 
@@ -38,10 +38,23 @@ class LadderProgress:
         """Take the training as done."""
         self._done += 1
 
-    def _seconds_left(self) -> float | None:
+    @property
+    def left(self) -> list[tuple[RungPlan, bool]]:
+        """The trainings that are not done, the one under way first."""
+        return self._trainings[self._done :]
+
+    def seconds_left(self, share: float = 0.0, *, share_before: float = 0.0) -> float | None:
+        """Return the time that is left for the whole; None before there is a pace to go by.
+
+        Args:
+            share: What has been done of the training under way.
+            share_before: What of it an earlier process had done.
+        """
         flops = [rung.size.flops if is_baseline else rung.flops for rung, is_baseline in self._trainings]
-        spent = sum(flops[: self._done])
-        return (time.monotonic() - self._began) * sum(flops[self._done :]) / spent if spent else None
+        before, left = sum(flops[: self._done]), sum(flops[self._done :])
+        under_way = flops[self._done] if self._done < len(flops) else 0.0
+        spent = before + (share - share_before) * under_way
+        return (time.monotonic() - self._began) * (left - share * under_way) / spent if spent > 0 else None
 
 
 def describe_seconds(seconds: float) -> str:

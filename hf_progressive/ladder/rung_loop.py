@@ -16,6 +16,7 @@ from hf_progressive.data import prepare_corpus, reading_ahead
 from hf_progressive.distributed.processes import current_processes, main_process_first
 from hf_progressive.ladder import external_model
 from hf_progressive.ladder.ladder_progress import LadderProgress
+from hf_progressive.ladder.live_record import kept_up_to_date
 from hf_progressive.ladder.preparation import CORPUS_NAME
 from hf_progressive.ladder.run_folder import claim, exclusive
 from hf_progressive.ladder.rung_work import LadderRun, RungWork
@@ -55,7 +56,11 @@ class RungResult:
 
 
 def run_ladder(
-    config: LadderConfig, output_dir: str | os.PathLike[str], *, on_record: Callable[[Path], object] | None = None
+    config: LadderConfig,
+    output_dir: str | os.PathLike[str],
+    *,
+    on_record: Callable[[Path], object] | None = None,
+    on_progress: Callable[[Path], object] | None = None,
 ) -> list[RungResult]:
     """Train a ladder, or the rest of one.
 
@@ -63,6 +68,8 @@ def run_ladder(
         config: The ladder.
         output_dir: The run folder. If it holds a run of the same configuration, that run is continued.
         on_record: Called on the first process with the run folder whenever a record was written, for a report.
+        on_progress: Called on the first process with the run folder whenever `progress.json` was written, which is at
+            the beginning of every step of the work and every few seconds while it trains, for a page to watch.
 
     Returns:
         The rungs, from the smallest.
@@ -82,19 +89,20 @@ def run_ladder(
             corpus = prepare_corpus(config.corpus, config.model.context, folder / CORPUS_NAME)
         plan = external_model.starting_behind(plan, corpus)
         run = LadderRun(config=config, plan=plan, folder=folder, corpus=corpus, state=state, on_record=on_record)
-        with reading_ahead(corpus, plan.corpus_blocks):
-            progress = _progress(run)
+        progress = _progress(run)
+        watched = kept_up_to_date(folder, plan, progress, state, on_progress)
+        with reading_ahead(corpus, plan.corpus_blocks), watched as live:
             for rung in plan.rungs:
                 if storage.is_complete(run.final(rung.name)):
                     if state.is_main_process:
                         run.drop_trained(rung.name)
                 elif rung.origin is not None:
-                    carry_out(TRAINED_ELSEWHERE, RungWork(run=run, rung=rung))
+                    carry_out(TRAINED_ELSEWHERE, RungWork(run=run, rung=rung, live=live))
                 else:
-                    _train(TRAINED_HERE, RungWork(run=run, rung=rung), progress)
+                    _train(TRAINED_HERE, RungWork(run=run, rung=rung, live=live), progress)
             for rung in plan.rungs:
                 if rung.trains_baseline and run.record(rung.name).cold is None:
-                    _train(BASELINE, RungWork(run=run, rung=rung, is_baseline=True), progress)
+                    _train(BASELINE, RungWork(run=run, rung=rung, is_baseline=True, live=live), progress)
         run.on_first_process(run.catch_up)
         return [RungResult(folder=run.final(rung.name), record=run.record(rung.name).to_dict()) for rung in plan.rungs]
 

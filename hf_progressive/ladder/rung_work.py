@@ -11,6 +11,7 @@ from hf_progressive import storage
 from hf_progressive.config import GrowthConfig, LadderConfig, PhiConfig, TrainingConfig
 from hf_progressive.data import Corpus
 from hf_progressive.distributed.processes import main_process_first
+from hf_progressive.ladder.live_record import LiveRecord
 from hf_progressive.ladder.run_folder import write_ladder_record
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan
@@ -95,6 +96,9 @@ class RungWork:
     run: LadderRun
     rung: RungPlan
     is_baseline: bool = False
+
+    live: LiveRecord | None
+    """What tells others how far the ladder has come; None on all processes but the first."""
 
     origin: Origin | None = None
     """The model trained elsewhere that the rung is, with its weights."""

@@ -81,7 +81,9 @@ def make_penalty(work: RungWork) -> None:
 
 def train(work: RungWork) -> None:
     """Train, from the initial checkpoint or the newest one of a run that was stopped, and save the weights."""
-    result, trainer = train_run(_training_run(work), work.run.corpus, work.penalty)
+    run, corpus = _training_run(work), work.run.corpus
+    callbacks = [] if work.live is None else [work.live.callback(run, corpus)]
+    result, trainer = train_run(run, corpus, work.penalty, callbacks)
     if not work.averaged:
         trainer.save_pretrained_whole(work.trained, moments=_read_at_the_end(work))
     work.result, work.penalty = result, None  # neither model nor penalty is held any longer
@@ -258,8 +260,8 @@ TRAINED_ELSEWHERE = (
 )
 
 BASELINE = (
-    Step("initialize", initialize),
-    Step("train", train),
+    Step("initialize", initialize, seconds="grow"),
+    Step("train", train, seconds="train"),
     Step("match", match),
 )
 """The same architecture from scratch on its full budget, after all rungs."""
@@ -269,6 +271,8 @@ def carry_out(order: tuple[Step, ...], work: RungWork) -> None:
     """Take steps one after the other, and note how long each took."""
     for step in order:
         logger.debug("%s: %s", work.rung.name, step.name)
+        if step.seconds is not None and work.live is not None:
+            work.live.begin(step.name)
         started = time.monotonic()
         step.do(work)
         if step.seconds is not None:  # training knows what of its time validation took

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from hf_progressive.config.strict_yaml import Range
 from hf_progressive.records.ladder import LadderRecord
+from hf_progressive.records.run_progress import ProgressRecord
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.records.study import StudyRecord
 from hf_progressive.records.typed import Record
@@ -19,6 +20,7 @@ from hf_progressive.records.typed import Record
 SCHEMAS: dict[str, type[Record]] = {
     "rung.schema.json": RungRecord,
     "ladder.schema.json": LadderRecord,
+    "progress.schema.json": ProgressRecord,
     "study.schema.json": StudyRecord,
 }
 """The shipped files, and what they describe."""

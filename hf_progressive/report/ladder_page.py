@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from hf_progressive.records.from_parent import PenaltyRecord
 from hf_progressive.records.ladder import Run, read_run
+from hf_progressive.records.run_progress import ProgressRecord, read_progress
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.figures.costs import draw_costs
 from hf_progressive.report.figures.curves import draw_curves
@@ -15,9 +17,22 @@ from hf_progressive.report.formatting import NOTHING, duration
 from hf_progressive.report.glossary import OF_LADDERS
 from hf_progressive.report.ladder_findings import find_in_run
 from hf_progressive.report.ladder_tables import core_table, rung_table, table_notes, totals_table
-from hf_progressive.report.page import Page, Plot, ReportPaths, Section, settings_table, write_page
+from hf_progressive.report.page import (
+    Page,
+    Plot,
+    ReportPaths,
+    Section,
+    page_text,
+    settings_table,
+    write_page,
+    write_text,
+)
+from hf_progressive.report.run_state import live_charts, run_state
 from hf_progressive.report.speed_tables import PLAN_NAME, priced_table, read_prices, speed_table
 from hf_progressive.report.table import Table
+
+_SECONDS_OF_A_FILE = 10
+"""After which a page that lies on a disk is loaded again."""
 
 _ON_MATCHES = (
     "The dashed line is where the baseline ended, the ring where the grown model came down to it. FLOPs include "
@@ -27,15 +42,54 @@ _ON_MATCHES = (
 
 def write_ladder_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
     """Write the report of a run folder, finished or not, from its records."""
-    folder = Path(run_dir)
-    run = read_run(folder)
+    return LivePage(run_dir).write_all()
+
+
+class LivePage:
+    """The page of a run folder, again and again while its ladder trains.
+
+    Figures take a second or so each, so they are drawn when that is asked for, and shown as they were in between.
+
+    Args:
+        run_dir: The run folder.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        self._folder = Path(run_dir)
+        self._svg: dict[str, str] = {}
+
+    def write_all(self) -> ReportPaths:
+        """Draw the figures, and write the page, the same in Markdown, and the figures as PNG."""
+        page = self._page()
+        paths, self._svg = write_page(page, self._folder, "report")
+        if page.state is not None:
+            self.write()
+        return paths
+
+    def write(self) -> None:
+        """Write the page alone."""
+        write_text(page_text(self._page(), self._svg, refresh=_SECONDS_OF_A_FILE), self._folder / "report.html")
+
+    def _page(self) -> Page:
+        progress = read_progress(self._folder)
+        return ladder_report(read_run(self._folder), progress, self._folder)
+
+
+def ladder_report(run: Run, progress: ProgressRecord | None, folder: Path) -> Page:
+    """Put a run's records on a page.
+
+    Args:
+        run: What is finished.
+        progress: What is under way.
+        folder: The run folder, for the command that goes on and for the plan that may lie there.
+    """
     findings, ladder, rungs = find_in_run(run), run.ladder, run.rungs
     answer = overview = None
     if any(rung.grown for rung in rungs):
         answer = Section(title="What the family costs, and its last member", table=totals_table(rungs))
         caption = f"{ladder.name}: {ladder.family}, {len(rungs)} rungs on {rungs[0].data.source}, one seed"
-        overview = Plot(name="overview", figure=draw_overview(rungs, findings.headline, caption))
-    page = Page(
+        overview = Plot(name="overview", draw=partial(draw_overview, rungs, findings.headline, caption))
+    return Page(
         name=ladder.name,
         facts=(ladder.family, f"{len(ladder.rungs)} rungs", f"seed {ladder.seed}"),
         findings=findings,
@@ -47,8 +101,9 @@ def write_ladder_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
             *_times(rungs, folder / PLAN_NAME),
         ),
         overview=overview,
+        state=None if progress is None else run_state(run, progress, folder),
+        charts=() if progress is None else live_charts(run, progress),
     )
-    return write_page(page, folder, "report")
 
 
 def _results(rungs: Sequence[RungRecord]) -> Iterator[Section]:
@@ -57,7 +112,7 @@ def _results(rungs: Sequence[RungRecord]) -> Iterator[Section]:
     if grown:
         yield Section(
             title="What each rung cost, and the family",
-            plot=Plot(name="costs", figure=draw_costs(rungs)),
+            plot=Plot(name="costs", draw=partial(draw_costs, rungs)),
             notes=(
                 "A saving on the family is not a cheaper last model: what that costs is the last bar on the right.",
             ),
@@ -65,7 +120,7 @@ def _results(rungs: Sequence[RungRecord]) -> Iterator[Section]:
     if rungs:
         yield Section(
             title="Where each model matched its baseline" if grown else "How the first model learned",
-            plot=Plot(name="curves", figure=draw_curves(rungs)),
+            plot=Plot(name="curves", draw=partial(draw_curves, rungs)),
             notes=("Early training from scratch lies above the panels.", *(_ON_MATCHES if grown else ())),
         )
         yield Section(title="Every rung", table=rung_table(rungs), notes=tuple(table_notes(rungs)))
@@ -74,7 +129,7 @@ def _results(rungs: Sequence[RungRecord]) -> Iterator[Section]:
     if with_penalty := penalized(rungs):
         yield Section(
             title="The inheritance penalty Φ while it trained",
-            plot=Plot(name="penalty", figure=draw_penalty(with_penalty)),
+            plot=Plot(name="penalty", draw=partial(draw_penalty, with_penalty)),
             notes=("Above, the two weighted terms that Φ adds to the loss; below, their weights.",),
         )
 

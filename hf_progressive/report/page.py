@@ -1,17 +1,24 @@
 """A report as a page to look at, the same in Markdown, and its figures as PNG: one form for ladders and studies."""
 
+import base64
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_progressive.report.figures import style
+from hf_progressive.report.figures.live_curve import Chart
 from hf_progressive.report.findings import Findings
+from hf_progressive.report.run_state import RunState
 from hf_progressive.report.table import Table, escape_markdown
 from hf_progressive.storage import atomic_file
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.figure import Figure
 
 
@@ -36,8 +43,8 @@ class Plot:
     name: str
     """A word that no other figure of the page uses; its file is named by it."""
 
-    figure: "Figure"
-    """What was drawn."""
+    draw: Callable[[], "Figure"]
+    """Draws it, which takes a second or so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +80,59 @@ class Page:
     overview: Plot | None = None
     """A figure for the head of the Markdown; the page's first screen says the same without it."""
 
+    state: RunState | None = None
+    """What is under way; None of what is finished, or says nothing of it."""
 
-def write_page(page: Page, folder: Path, stem: str) -> ReportPaths:
-    """Write a report as `stem.html`, `stem.md` and `plots/*.png` in a folder; each is replaced whole."""
+    charts: tuple[Chart, ...] = ()
+    """What of it grows."""
+
+
+def write_page(page: Page, folder: Path, stem: str) -> tuple[ReportPaths, dict[str, str]]:
+    """Write a report as `stem.html`, `stem.md` and `plots/*.png` in a folder; each is replaced whole.
+
+    Returns:
+        Where the files are, and the page's figures as SVG by their names.
+    """
+    plots, svg = {}, {}
     on_page = [section.plot for section in page.sections if section.plot is not None]
-    plots = {folder / "plots" / f"{plot.name}.png": plot for plot in (page.overview, *on_page) if plot is not None}
-    for path, plot in plots.items():
-        style.settle(plot.figure)
-        style.write_png(plot.figure, path)
-    svg = {plot.name: style.svg(plot.figure, plot.name) for plot in on_page}
+    for plot in (page.overview, *on_page):
+        if plot is not None:
+            figure = plot.draw()
+            style.settle(figure)
+            plots[folder / "plots" / f"{plot.name}.png"] = figure
+            if plot in on_page:
+                svg[plot.name] = style.svg(figure, plot.name)
+    for path, figure in plots.items():
+        style.write_png(figure, path)
     paths = ReportPaths(html=folder / f"{stem}.html", markdown=folder / f"{stem}.md", plots=tuple(plots))
-    for template, path in (("report.md.j2", paths.markdown), ("report.html.j2", paths.html)):
-        text = _render(template, page, svg)
-        with atomic_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return paths
+    for text, path in ((_render("report.md.j2", page), paths.markdown), (page_text(page, svg), paths.html)):
+        write_text(text, path)
+    return paths, svg
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def page_text(page: Page, svg: Mapping[str, str], *, refresh: int | None = None) -> str:
+    """Return a page as HTML.
+
+    Args:
+        page: The page.
+        svg: Its figures by their names; one that is missing is left out.
+        refresh: Seconds after which a browser is to look for a newer page; None where there will be none.
+    """
+    script = _script() if refresh is not None else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() if script else ""
+    return _render("report.html.j2", page, svg=svg, refresh=refresh, script=script, digest=digest)
+
+
+@cache
+def _script() -> str:
+    # Its digest stands in the page's policy, which lets a browser run this and nothing else.
+    return resources.files("hf_progressive").joinpath("templates", "live.js").read_text(encoding="utf-8")
 
 
 def settings_table(settings: Mapping[str, str]) -> Table:
@@ -95,7 +140,12 @@ def settings_table(settings: Mapping[str, str]) -> Table:
     return Table(header=("setting", "value"), rows=tuple(settings.items()), numbers=False)
 
 
-def _render(template: str, page: Page, svg: Mapping[str, str]) -> str:
+def _render(template: str, page: Page, **values: Any) -> str:
+    return str(_environment().get_template(template).render(page=page, findings=page.findings, **values))
+
+
+@cache
+def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -107,7 +157,12 @@ def _render(template: str, page: Page, svg: Mapping[str, str]) -> str:
     )
     environment.filters["markdown"] = escape_markdown
     environment.filters["keep_units"] = _keep_units
-    return environment.get_template(template).render(page=page, findings=page.findings, svg=svg)
+    environment.filters["slug"] = _slug
+    return environment
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _keep_units(text: str) -> str:

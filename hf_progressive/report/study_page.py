@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from hf_progressive.records.study import StudyRecord, read_study
@@ -43,12 +44,16 @@ _RING_OF_TRUNKS = (
 def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
     """Write the report of a study, finished or not, from its record."""
     folder = Path(study_dir)
-    study = read_study(folder)
+    return write_page(study_report(read_study(folder)), folder, "study")[0]
+
+
+def study_report(study: StudyRecord) -> Page:
+    """Put a study's record on a page."""
     study = study.without_outcomes() if study.chooses_rates else study
     steps, unit = steps_table(study), study_unit(study)
     terms = OF_TRUNK_STUDIES if all(recipe.trunk for recipe in study.recipes) else OF_STUDIES
     counted = ((study.rungs, "rung"), (study.recipes, "recipe"), (study.config.seeds, "seed"))
-    page = Page(
+    return Page(
         name=study.name,
         facts=(study.family, *(f"{len(some)} {word}{'s' * (len(some) != 1)}" for some, word in counted)),
         findings=find_in_study(study),
@@ -59,7 +64,6 @@ def write_study_report(study_dir: str | os.PathLike[str]) -> ReportPaths:
             Section(title="Settings", table=settings_table(_settings(study))),
         ),
     )
-    return write_page(page, folder, "study")
 
 
 def _results(study: StudyRecord) -> Iterator[Section]:
@@ -67,7 +71,7 @@ def _results(study: StudyRecord) -> Iterator[Section]:
     if study.headline.rungs:
         yield Section(
             title="Where grown models match their baselines",
-            plot=Plot(name="matches", figure=draw_matches(study)),
+            plot=Plot(name="matches", draw=partial(draw_matches, study)),
             notes=(
                 "Every point is a finished model of one seed, the line their mean. The dashed line is where baselines "
                 f"end; {_RING_OF_TRUNKS if study.trunk else _RING_OF_CHAINS}.",
@@ -86,7 +90,7 @@ def _results(study: StudyRecord) -> Iterator[Section]:
     if recipes.rows:
         yield Section(
             title="What the recipes cost" if study.trunk else "How much of what was spent before carries over",
-            plot=Plot(name="recipes", figure=draw_recipes(study)),
+            plot=Plot(name="recipes", draw=partial(draw_recipes, study)),
             table=recipes,
             notes=(
                 _BARS if study.trunk else _BOUNDS,
@@ -99,7 +103,7 @@ def _results(study: StudyRecord) -> Iterator[Section]:
     if (phi := phi_table(study)) is not None:
         yield Section(
             title="What Φ changes",
-            plot=Plot(name="penalties", figure=draw_penalties(study)),
+            plot=Plot(name="penalties", draw=partial(draw_penalties, study)),
             table=phi,
             notes=(
                 "Bits per byte less those of the same recipe without Φ, at each share of the budget; below 0 Φ helps. "

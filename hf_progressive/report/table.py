@@ -65,20 +65,31 @@ class Table:
         cells.insert(1, ["---", *["---:" if self.numbers else "---"] * (len(self.header) - 1)])
         return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
-    def html(self) -> str:
-        """Return an HTML element; a group over several columns has the class `spanning`."""
+    def html(self, caption: str = "") -> str:
+        """Return an HTML element; a group over several columns has the class `spanning`.
+
+        Args:
+            caption: What the table shows, for those who hear it; its title is seen above it.
+        """
         groups = "".join(
-            f'<th colspan="{span}"{_SPANNING if span > 1 and title else ""}>{html.escape(title)}</th>'
+            f'<th colspan="{span}" scope="colgroup"{_SPANNING if span > 1 else ""}>{html.escape(title)}</th>'
+            if title
+            else f'<td colspan="{span}"></td>'
             for title, span in self.groups
         )
         head = [f'<tr class="groups">{groups}</tr>'] if groups else []
-        head.append(f"<tr>{''.join(f'<th>{html.escape(title)}</th>' for title in self.header)}</tr>")
+        titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in self.header)
+        head.append(f"<tr>{titles}</tr>")
         body = (
-            f"<tr><th>{html.escape(first)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in others)}</tr>"
+            f'<tr><th scope="row">{html.escape(first)}</th>'
+            f"{''.join(f'<td>{html.escape(cell)}</td>' for cell in others)}</tr>"
             for first, *others in self.rows
         )
         kind = "" if self.numbers else ' class="words"'
-        return "\n".join([f"<table{kind}>", "<thead>", *head, "</thead>", "<tbody>", *body, "</tbody>", "</table>"])
+        named = [f'<caption class="heard">{html.escape(caption)}</caption>'] if caption else []
+        return "\n".join(
+            [f"<table{kind}>", *named, "<thead>", *head, "</thead>", "<tbody>", *body, "</tbody>", "</table>"]
+        )
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -19,7 +19,6 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, default_data_collator
 from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
-from hf_progressive import storage
 from hf_progressive.config import TrainingConfig
 from hf_progressive.data import Corpus, rung_blocks, without_padding
 from hf_progressive.distributed.float32_products import own_float32_products
@@ -35,6 +34,7 @@ from hf_progressive.training.callbacks import (
 )
 from hf_progressive.training.checkpoints import newest_complete_checkpoint
 from hf_progressive.training.flops import FORWARD_SHARE
+from hf_progressive.training.history import training_log, validation_curve
 from hf_progressive.training.muon import muon_peak
 from hf_progressive.training.precision import attend_without_masks, blocks_of_one_size, describe, device_settings
 from hf_progressive.training.rewarm import RewarmNewEntries
@@ -43,8 +43,6 @@ from hf_progressive.training.trainable import restrict_run
 from hf_progressive.training.trainer import ProgressiveTrainer
 
 logger = logging.getLogger(__name__)
-
-_SPEEDS = ("tokens_per_second", "mfu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +117,16 @@ class TrainingRun:
     def schedule(self) -> tuple[int, int]:
         """Steps of warm-up and of decay."""
         return schedule_steps(self.training, self.steps, self.warmup_steps, self.decay_steps)
+
+    def curve(self, history: Sequence[Mapping[str, Any]], corpus: Corpus) -> list[dict[str, Any]]:
+        """Return the validations that the trainer logged, with tokens and FLOPs."""
+        return validation_curve(
+            history,
+            batch_tokens=self.training.batch_tokens,
+            flops_per_token=self.flops_per_token,
+            flops_before=self.flops_before,
+            bits_per_nat_token=corpus.bits_per_nat_token,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,23 +371,7 @@ def _measure(
     run: TrainingRun, corpus: Corpus, trainer: ProgressiveTrainer, meter: ThroughputMeter, seconds: float
 ) -> TrainingResult:
     history: Sequence[dict[str, Any]] = trainer.state.log_history
-    curve, training_log, speeds = [], [], []
-    for entry in history:
-        tokens = entry["step"] * run.training.batch_tokens
-        if "eval_loss" in entry:
-            curve.append(
-                {
-                    "step": entry["step"],
-                    "tokens": tokens,
-                    "flops": run.flops_before + tokens * run.flops_per_token,
-                    "loss": entry["eval_loss"],
-                    "bits_per_byte": entry["eval_loss"] * corpus.bits_per_nat_token,
-                }
-            )
-        elif "loss" in entry:
-            # Speeds differ between equal runs; what they learned does not.
-            speeds.append({key: entry[key] for key in ("step", *_SPEEDS) if key in entry})
-            training_log.append({k: storage.finite_or_none(value) for k, value in entry.items() if k not in _SPEEDS})
+    curve, (log, speeds) = run.curve(history, corpus), training_log(history)
     last = curve[-1]
     assert last["step"] == run.steps, f"the last validation was at step {last['step']} of {run.steps}"
     validated = len(curve) * len(corpus.validation) * corpus.context
@@ -389,7 +381,7 @@ def _measure(
         tokens=last["tokens"],
         flops=last["tokens"] * run.flops_per_token,
         curve=curve,
-        training_log=training_log,
+        training_log=log,
         seconds=seconds,
         evaluation_tokens=validated,
         evaluation_flops=validated * run.flops_per_token * FORWARD_SHARE,

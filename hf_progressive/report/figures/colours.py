@@ -12,16 +12,16 @@ GRID = "#e2e6ea"
 SURFACE = "#ffffff"
 """The background."""
 
-COLD = "#6f8aa5"
+COLD = "#587794"
 """What was trained from scratch."""
 
-INHERITED = "#d4500f"
+INHERITED = "#c4470a"
 """What was grown."""
 
-OVERHEAD = "#f0b08a"
+OVERHEAD = "#6e2a12"
 """What inheritance costs before training: Fisher information and subspace."""
 
-SECOND_TERM = "#0f766e"
+SECOND_TERM = "#5b2a86"
 """The second of two parts of one thing."""
 
 CSS_NAMES = {
