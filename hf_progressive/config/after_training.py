@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from hf_progressive.config.checks import require, require_positive
+from hf_progressive.config.checks import require, require_in_range
+from hf_progressive.config.ranges import Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +16,15 @@ class CoreConfig:
     tasks: tuple[str, ...] = ()
     """Labels of the tasks to evaluate; empty takes all that have data."""
 
-    max_per_task: int | None = None
+    max_per_task: Whole | None = None
     """Examples per task at the most; None takes all."""
 
-    batch_size: int | None = None
+    batch_size: Whole | None = None
     """Sequences per forward pass at the most; None takes as many as the device's memory allows. It changes the time
     and not the result."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "max_per_task", "batch_size")
+        require_in_range(self)
 
 
 @dataclass(frozen=True, kw_only=True)

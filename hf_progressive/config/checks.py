@@ -1,6 +1,10 @@
 """What the configuration's fields are checked for; the message of every `ValueError` is one line."""
 
-from typing import Any
+import types
+import typing
+from typing import Annotated, Any
+
+from hf_progressive.config import strict_yaml
 
 
 def require(condition: bool, message: str) -> None:
@@ -9,15 +13,18 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def require_positive(config: Any, *names: str) -> None:
-    """Raise unless a configuration's fields of these names are positive, or None."""
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value > 0, f"{name}: {value} is not positive")
+def require_in_range(config: Any) -> None:
+    """Raise unless every number of a configuration is one, finite, and in the range that its field's type declares.
+
+    What is read from YAML is so already; this holds for what is built in Python, too.
+    """
+    for name, hint in strict_yaml.type_hints(config.__class__).items():
+        if _has_range(hint):
+            strict_yaml.convert(hint, getattr(config, name), name, exact=True)
 
 
-def require_fraction(config: Any, *names: str) -> None:
-    """Raise unless a configuration's fields of these names lie between 0 and 1."""
-    for name in names:
-        value = getattr(config, name)
-        require(0.0 <= value <= 1.0, f"{name}: {value} is not between 0 and 1")
+def _has_range(hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType, tuple):
+        return any(_has_range(argument) for argument in arguments)
+    return origin is Annotated

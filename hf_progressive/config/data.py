@@ -1,8 +1,10 @@
 """The corpus and its tokenizer."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from hf_progressive.config.checks import require, require_positive
+from hf_progressive.config.checks import require, require_in_range
+from hf_progressive.config.ranges import Range, Seed, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,18 +18,14 @@ class TokenizerConfig:
     revision: str | None = None
     """The branch, tag or commit of a Hub tokenizer."""
 
-    vocab_size: int = 1024
+    vocab_size: Annotated[int, Range(257, 10_000_000)] = 1024
     """Entries of a tokenizer to be trained, the 256 bytes and the end-of-text token included."""
 
-    training_bytes: int = 20_000_000
+    training_bytes: Whole = 20_000_000
     """UTF-8 bytes of the corpus, from its start, that a tokenizer to be trained reads at the most."""
 
     def __post_init__(self) -> None:
-        require(
-            self.vocab_size > 256,
-            f"vocab_size: {self.vocab_size} holds no more than the 256 bytes; use 257 or more",
-        )
-        require_positive(self, "training_bytes")
+        require_in_range(self)
         require(
             self.revision is None or self.name is not None,
             f"revision: {self.revision!r} without a name; name the tokenizer, or leave the revision out",
@@ -68,16 +66,16 @@ class DataConfig:
     """The `data` folder of a run for which `hf-progressive prepare` has prepared this corpus; None prepares it in the
     run's own folder."""
 
-    max_documents: int | None = None
+    max_documents: Whole | None = None
     """Read no more documents than this from the corpus, from its start."""
 
-    validation_fraction: float = 0.02
+    validation_fraction: Annotated[float, Range(0, 1, above=True, below=True)] = 0.02
     """Share of documents held out for validation, chosen by the hash of their text."""
 
-    max_validation_tokens: int = 131_072
+    max_validation_tokens: Whole = 131_072
     """Validation tokens at the most; the first documents of the part are kept."""
 
-    shuffle_seed: int | None = 0
+    shuffle_seed: Seed | None = 0
     """Seed of the one order of documents, and of the blocks packed from them, that every run reads; None keeps the
     source's own. A stream keeps it anyway: shuffle a corpus before streaming it."""
 
@@ -85,8 +83,7 @@ class DataConfig:
     """Where the tokenizer comes from."""
 
     def __post_init__(self) -> None:
-        require(0 < self.validation_fraction < 1, f"validation_fraction: {self.validation_fraction} is not in (0, 1)")
-        require_positive(self, "max_documents", "max_validation_tokens")
+        require_in_range(self)
         local = self.source in ("text", "json", "parquet")
         require(not local or bool(self.files), f"files: the source {self.source!r} needs the files to read")
         require(local or not self.files, f"files: only text, json and parquet read files, not {self.source!r}")

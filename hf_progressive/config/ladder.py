@@ -10,11 +10,12 @@ from typing import Any, Literal, TypeVar
 
 from hf_progressive.config import strict_yaml
 from hf_progressive.config.after_training import CoreConfig, PublishConfig
-from hf_progressive.config.checks import require
+from hf_progressive.config.checks import require, require_in_range
 from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.data import DataConfig
 from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
 from hf_progressive.config.phi import PhiConfig
+from hf_progressive.config.ranges import Seed
 from hf_progressive.config.training import TrainingConfig
 from hf_progressive.config.trunk import TrunkConfig
 
@@ -31,7 +32,7 @@ class LadderConfig:
     name: str = "ladder"
     """The ladder's name, in reports and cards."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, growth and data loading."""
 
     schedule: Literal["chain", "trunk"] = "chain"
@@ -70,6 +71,7 @@ class LadderConfig:
 
     def __post_init__(self) -> None:
         refuse_credentials(self.to_dict())
+        require_in_range(self)
         require(len(self.rungs) > 0, "rungs: the list is empty; name at least one rung")
         problems = list(self._problems())
         require(not problems, "; ".join(problems))

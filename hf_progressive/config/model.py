@@ -3,10 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hf_progressive.config import strict_yaml
-from hf_progressive.config.checks import require, require_positive
+from hf_progressive.config.checks import require, require_in_range
+from hf_progressive.config.ranges import NotNegative, PositiveFraction, Range, Whole, shown
 
 RUNG_SECTIONS = ("training", "growth", "phi")
 """Sections of the ladder of which a rung may change keys."""
@@ -21,21 +22,20 @@ class ModelConfig:
     family: str = "gpt2"
     """The `model_type` of the Transformers configuration."""
 
-    context: int = 256
+    context: Annotated[int, Range(8, 2**31)] = 256
     """Tokens of context, which is also the length of a training block."""
 
-    aspect_ratio: int = 64
+    aspect_ratio: Whole = 64
     """Width per layer, for rungs sized by their depth alone."""
 
-    head_dim: int = 64
+    head_dim: Whole = 64
     """Width of an attention head, for rungs sized by their depth alone."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     """Further fields of the family's configuration, the same on every rung (`resid_pdrop: 0.0`)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "context", "aspect_ratio", "head_dim")
-        require(self.context >= 8, f"context: {self.context} is below 8 tokens")
+        require_in_range(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class RungConfig:
     name: str
     """The rung's name, which is its folder's too; `d11` where the depth alone is given."""
 
-    depth: int | None = None
+    depth: Whole | None = None
     """Layers, from which everything else follows; None where `fields` or `source` say it."""
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class RungConfig:
     revision: str | None = None
     """The tag or commit of a `source` on the Hub, which must be pinned."""
 
-    until: float | None = None
+    until: PositiveFraction | None = None
     """In a trunk: the share of the last rung's tokens after which the next rung grows from this one; None on the
     last."""
 
@@ -80,8 +80,7 @@ class RungConfig:
             _NAME_PATTERN.fullmatch(self.name) is not None,
             f"name: {self.name!r} cannot name a folder; use letters, digits, '.', '_' and '-'",
         )
-        require_positive(self, "depth")
-        require(self.until is None or 0 < self.until <= 1, f"{self.name}: until {self.until} is not in (0, 1]")
+        require_in_range(self)
         require(
             self.source is None or not (self.depth or self.fields),
             f"{self.name}: a rung with a source has its sizes; leave depth and fields out",
@@ -109,9 +108,10 @@ class RungConfig:
             )
             assert match is not None
             return cls(name=value, depth=int(match[1]))
-        require(isinstance(value, Mapping), f"{path}: expected d11 or a mapping, got {value!r}")
+        require(isinstance(value, Mapping), f"{path}: expected d11 or a mapping, got {shown(value)}")
         fields = {str(key): item for key, item in value.items()}
-        own = {"depth": int, "name": str, "source": str, "revision": str, "until": float, "family": str}
+        texts = dict.fromkeys(("name", "source", "revision", "family"), str)
+        own: dict[str, Any] = {"depth": Whole, "until": PositiveFraction, **texts}
         given = {
             key: strict_yaml.convert(hint | None, fields.pop(key, None), f"{path}.{key}") for key, hint in own.items()
         }
@@ -146,8 +146,11 @@ class GrowthConfig:
     parent: Literal["final", "stable"] = "final"
     """Grow from the parent after its decay, or from the checkpoint before it; a trunk always does the latter."""
 
-    max_relative_logit_difference: float = 1e-5
+    max_relative_logit_difference: NotNegative = 1e-5
     """Largest |Δlogit| over the logit scale that a function-preserving growth may show before the ladder stops."""
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
 
     def require_kept_function(self, who: str, *, difference: float, scale: float) -> None:
         """Raise unless logits differ from the parent's by no more than may be, at their scale."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hf_progressive.config.checks import require, require_positive
+from hf_progressive.config.checks import require, require_in_range
+from hf_progressive.config.ranges import NotNegative, PositiveFraction, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +20,10 @@ class FisherConfig:
     """Whose gradients are squared: single tokens', with which λ = 1 weighs a step as the parent's own loss does, or
     whole sequences'."""
 
-    sequences: int = 128
+    sequences: Whole = 128
     """Blocks of the parent's own training data to estimate it from."""
 
-    batch_size: int = 8
+    batch_size: Whole = 8
     """Blocks per forward and backward pass on a CPU; on an accelerator its memory says how many. Changes the time and
     not the result."""
 
@@ -30,11 +31,11 @@ class FisherConfig:
     """Under `kind: optimizer`, of a first rung that was trained elsewhere: its `optimizer.pt`, or the folder of the
     Trainer checkpoint that has it."""
 
-    batch_tokens: int | None = None
+    batch_tokens: Whole | None = None
     """Tokens of an optimizer step in that training."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "sequences", "batch_size", "batch_tokens")
+        require_in_range(self)
         given = [name for name in ("optimizer", "batch_tokens") if getattr(self, name) is not None]
         require(
             self.kind == "optimizer" or not given,
@@ -50,10 +51,10 @@ class SubspaceConfig:
     source: Literal["weights", "gradients", "activations"] = "weights"
     """What the subspace spans: the matrix's singular vectors, output gradients or output activations."""
 
-    energy: float = 0.95
+    energy: PositiveFraction = 0.95
     """Share of the squared singular values (or of the trace) that the basis keeps."""
 
-    sequences: int = 64
+    sequences: Whole = 64
     """Blocks for the sources `gradients` and `activations`."""
 
     side: Literal["outside", "inside"] = "outside"
@@ -61,18 +62,17 @@ class SubspaceConfig:
     what the parent's outputs span as it is and leaves the rest free, as methods against forgetting do."""
 
     def __post_init__(self) -> None:
-        require(0 < self.energy <= 1, f"energy: {self.energy} is not in (0, 1]")
-        require_positive(self, "sequences")
+        require_in_range(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhiConfig:
     """The inheritance penalty Φ of grown rungs."""
 
-    ewc_lambda: float = 0.0
+    ewc_lambda: NotNegative = 0.0
     """λ, weight of the Fisher-weighted squared distance from the parent; 0 leaves the term out."""
 
-    gamma: float = 0.0
+    gamma: NotNegative = 0.0
     """γ, weight of the squared distance outside (or inside) the parent's output subspace; 0 leaves the term out."""
 
     apply: Literal["gradient", "proximal"] = "gradient"
@@ -82,7 +82,7 @@ class PhiConfig:
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Course of λ and γ over training."""
 
-    until: float = 0.5
+    until: PositiveFraction = 0.5
     """Share of the rung's steps after which a linear or cosine schedule has reached 0."""
 
     fisher: FisherConfig = field(default_factory=FisherConfig)
@@ -92,10 +92,7 @@ class PhiConfig:
     """How the subspace is learned."""
 
     def __post_init__(self) -> None:
-        for name in ("ewc_lambda", "gamma"):
-            value = getattr(self, name)
-            require(0 <= value < float("inf"), f"{name}: {value} is not a finite number of 0 or more")
-        require(0 < self.until <= 1, f"until: {self.until} is not in (0, 1]")
+        require_in_range(self)
 
     @property
     def is_off(self) -> bool:

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -20,10 +19,14 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import yaml
 
+from hf_progressive.config.ranges import require_finite, shown
 from hf_progressive.config.renamed import current_path, with_current_names
 
 _MOST_VALUES = 100_000
 """Values of a configuration, those of aliases counted where they are used."""
+
+_MOST_LEVELS = 100
+_TOO_DEEP = "is nested too deeply for a configuration"
 
 
 class _Dataclass(Protocol):
@@ -31,23 +34,6 @@ class _Dataclass(Protocol):
 
 
 T = TypeVar("T", bound=_Dataclass)
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """What a number may be, in a field's `Annotated` type."""
-
-    minimum: float
-    """The smallest value."""
-
-    maximum: float = math.inf
-    """The largest value."""
-
-    def check(self, value: float, path: str) -> None:
-        """Raise a `ValueError` that names the path unless the value lies in the range."""
-        if not self.minimum <= value <= self.maximum:
-            limit = "or more" if self.maximum == math.inf else f"to {self.maximum:g}"
-            raise ValueError(f"{path}: expected {self.minimum:g} {limit}, got {value!r}")
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -66,6 +52,12 @@ class _PlainLoader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """Begin a list or a mapping in brackets; each makes every token within it slower."""
+        if self.flow_level >= _MOST_LEVELS:
+            raise ValueError(_TOO_DEEP)
+        super().fetch_flow_collection_start(token)
 
 
 def _construct_mapping(loader: _PlainLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -114,7 +106,7 @@ def parse_yaml(text: str) -> Any:
     except (yaml.YAMLError, IndexError) as error:  # an IndexError: a number's tag on an empty text
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
-        raise ValueError("is nested too deeply for a configuration") from None
+        raise ValueError(_TOO_DEEP) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -200,17 +192,17 @@ def build(cls: type[T], value: Any, path: str = "", *, exact: bool = False) -> T
     """
     where = path or "the top level"
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: expected a mapping of keys to values, got {value!r}")
+        raise ValueError(f"{where}: expected a mapping of keys to values, got {shown(value)}")
     if not path and not exact:
         value = with_current_names(dict(value))
-    hints = _type_hints(cls)
+    hints = type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     arguments: dict[str, Any] = {"others": {}} if exact else {}
     problems = []
     for key, item in value.items():
         here = f"{path}.{key}" if path else str(key)
         if key not in fields and exact:
-            _require_finite(item, here)
+            require_finite(item, here)
             arguments["others"][key] = item
             continue
         if key not in fields:
@@ -233,7 +225,8 @@ def build(cls: type[T], value: Any, path: str = "", *, exact: bool = False) -> T
 
 
 @functools.cache
-def _type_hints(cls: type) -> dict[str, Any]:
+def type_hints(cls: type) -> dict[str, Any]:
+    """Return the types of a class's fields, with what numbers may be."""
     return typing.get_type_hints(cls, include_extras=True)
 
 
@@ -244,7 +237,7 @@ def convert(hint: Any, value: Any, path: str, *, exact: bool = False) -> Any:
     dataclass or `Any`. Integers pass for floats, and so do strings such as `1e-3`, which YAML 1.1 takes for text.
     """
     if hint is Any:
-        _require_finite(value, path)
+        require_finite(value, path)
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -253,17 +246,17 @@ def convert(hint: Any, value: Any, path: str, *, exact: bool = False) -> Any:
         return value
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
-            raise ValueError(f"{path}: {value!r} is not one of {', '.join(map(str, arguments))}")
+            raise ValueError(f"{path}: {shown(value)} is not one of {', '.join(map(str, arguments))}")
         return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, path, exact=exact)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{path}: expected a list, got {value!r}")
+            raise ValueError(f"{path}: expected a list, got {shown(value)}")
         return tuple(convert(arguments[0], item, f"{path}.{i}", exact=exact) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{path}: expected a mapping, got {value!r}")
+            raise ValueError(f"{path}: expected a mapping, got {shown(value)}")
         return {str(key): convert(arguments[1], item, f"{path}.{key}", exact=exact) for key, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         from_yaml = getattr(hint, "from_yaml", None)
@@ -271,23 +264,12 @@ def convert(hint: Any, value: Any, path: str, *, exact: bool = False) -> Any:
     return _convert_scalar(hint, value, path, exact=exact)
 
 
-def _require_finite(value: Any, path: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{path}: {value} is not a finite number")
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _require_finite(item, f"{path}.{key}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _require_finite(item, f"{path}.{index}")
-
-
 def _convert_union(members: tuple[Any, ...], value: Any, path: str, *, exact: bool) -> Any:
     if value is None and type(None) in members:
         return None
     if exact and isinstance(value, Mapping):  # of several dataclasses, the one whose keys are most alike
         records = [member for member in members if isinstance(member, type) and dataclasses.is_dataclass(member)]
-        alike = sorted(records, key=lambda record: len(_type_hints(record).keys() & value.keys()))
+        alike = sorted(records, key=lambda record: len(type_hints(record).keys() & value.keys()))
         members = tuple(alike[-1:]) or members
     errors = []
     for member in members:
@@ -297,17 +279,18 @@ def _convert_union(members: tuple[Any, ...], value: Any, path: str, *, exact: bo
             return convert(member, value, path, exact=exact)
         except ValueError as error:
             errors.append(str(error))
-    raise ValueError(errors[0] if len(errors) == 1 else f"{path}: {value!r} fits none of the accepted forms")
+    raise ValueError(errors[0] if len(errors) == 1 else f"{path}: {shown(value)} fits none of the accepted forms")
 
 
 def _convert_scalar(hint: Any, value: Any, path: str, *, exact: bool) -> Any:
     if hint is float and isinstance(value, str) and not exact:
         with contextlib.suppress(ValueError):
             value = float(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if type(value) in (int, float):
+        require_finite(value, path)
+    if hint is float and type(value) is int:
         return value if exact else float(value)
     if type(value) is not hint:
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise ValueError(f"{path}: expected {names.get(hint, hint.__name__)}, got {value!r}")
-    _require_finite(value, path)
+        raise ValueError(f"{path}: expected {names.get(hint, hint.__name__)}, got {shown(value)}")
     return value

@@ -4,17 +4,19 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
 from hf_progressive.config import strict_yaml
-from hf_progressive.config.checks import require, require_positive
+from hf_progressive.config.checks import require, require_in_range
 from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.ladder import LadderConfig, find_config, merged, plain
 from hf_progressive.config.model import RungConfig
+from hf_progressive.config.ranges import LearningRate, Range, shown
 
-_LARGEST_FRACTION = 2.0
+_Budget = Annotated[float, Range(0, 2, above=True)]
+_StudySeed = Annotated[int, Range(0, 2_000_000)]  # times 1,000, and the ladder's: NumPy's seeds end at 2³² − 1
 _ROUNDING = 1e-9
 _RECIPE_SECTIONS = ("growth", "phi", "training", "trunk")
 _BASELINE_KEYS = ("training.tokens_per_parameter", "training.budget_parameters", "training.inherited_fraction")
@@ -38,7 +40,7 @@ class RecipeConfig:
     set: dict[str, Any] = field(default_factory=dict)
     """Dotted overrides of the ladder below `growth`, `phi`, `training` and `trunk` (`phi.gamma: 1e-4`)."""
 
-    parent_fraction: float = 0.5
+    parent_fraction: _Budget = 0.5
     """Share of its baseline's budget that a grown parent trains for, decay included, before a child is grown from it.
     The first rung always trains for its whole budget."""
 
@@ -51,10 +53,10 @@ class RecipeConfig:
     rungs: tuple[str, ...] | None = None
     """Rungs to measure; None measures all grown ones. The parents that these need are trained in any case."""
 
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[_StudySeed, ...] | None = None
     """Seeds to measure; None takes the study's."""
 
-    child_fractions: tuple[float, ...] | None = None
+    child_fractions: tuple[_Budget, ...] | None = None
     """Shares of the baseline's budget at which a child is finished, of a trunk with its stages; None takes the
     study's."""
 
@@ -63,7 +65,7 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         require(self.name.strip() != "", "name: it is empty")
-        require_positive(self, "parent_fraction")
+        require_in_range(self)
         for key in self.set:
             section = key.partition(".")[0]
             require(
@@ -89,26 +91,24 @@ class RecipeConfig:
 class LearningRatesConfig:
     """Sweeps of peak learning rates on one rung and the first seed."""
 
-    rates: tuple[float, ...] = ()
+    rates: tuple[LearningRate, ...] = ()
     """Rates of the baseline and of trunks, before anything else: each side then takes its best one on all seeds, the
     baseline that of its whole budget, a recipe that of its longest."""
 
     recipes: tuple[str, ...] | None = None
     """Recipes that are tried at these `rates`; the others take the first one's best. None tries all."""
 
-    cold: tuple[float, ...] = ()
+    cold: tuple[LearningRate, ...] = ()
     """Rates of the baseline, each on its whole budget."""
 
-    child: tuple[float, ...] = ()
+    child: tuple[LearningRate, ...] = ()
     """Rates of the headline recipe's child, each finished at the recipe's `parent_fraction`."""
 
     rung: str | None = None
     """The rung; None takes the first that is measured."""
 
     def __post_init__(self) -> None:
-        for name in ("rates", "cold", "child"):
-            for value in getattr(self, name):
-                require(value > 0, f"{name}: {value} is no positive learning rate")
+        require_in_range(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +121,13 @@ class StudyConfig:
     ladder: LadderConfig
     """The ladder; in YAML it may name a `base` to start from, the path or name of a ladder's configuration."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[_StudySeed, ...] = (0, 1, 2)
     """Seeds of initial weights, of growth, and of the order of the data; validation and tokenizer stay the same."""
 
-    cold_fractions: tuple[float, ...] = (0.5, 0.65, 0.8, 1.0)
+    cold_fractions: tuple[_Budget, ...] = (0.5, 0.65, 0.8, 1.0)
     """Shares of its budget at which a baseline is finished; 1 must be among them."""
 
-    child_fractions: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8)
+    child_fractions: tuple[_Budget, ...] = (0.2, 0.35, 0.5, 0.65, 0.8)
     """Shares of its baseline's budget at which a child is finished."""
 
     recipes: tuple[RecipeConfig, ...]
@@ -143,6 +143,7 @@ class StudyConfig:
     """A sweep of peak learning rates."""
 
     def __post_init__(self) -> None:
+        require_in_range(self)
         require(
             len(self.ladder.rungs) > 1 or self.of_trunks,
             "ladder.rungs: a study needs two rungs or more, unless all of its recipes are trunks",
@@ -152,7 +153,6 @@ class StudyConfig:
         require(source is None, f"ladder.rungs.0: a study trains its first rung itself; leave out source {source!r}")
         require(len(self.recipes) > 0, "recipes: the list is empty; name at least one")
         require(len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds), "seeds: give distinct seeds")
-        require(all(seed >= 0 for seed in self.seeds), f"seeds: {min(self.seeds)} is negative")
         _check_fractions("cold_fractions", self.cold_fractions)
         _check_fractions("child_fractions", self.child_fractions)
         require(1.0 in self.cold_fractions, "cold_fractions: 1.0 is missing, the budget that a child has to match")
@@ -298,8 +298,6 @@ def _overridden(ladder: dict[str, Any], changes: dict[str, Any]) -> LadderConfig
 
 def _check_fractions(name: str, fractions: tuple[float, ...]) -> None:
     require(len(fractions) > 0, f"{name}: the list is empty")
-    for fraction in fractions:
-        require(0 < fraction <= _LARGEST_FRACTION, f"{name}: {fraction} is not in (0, {_LARGEST_FRACTION:g}]")
     rising = all(a < b for a, b in zip(fractions, fractions[1:], strict=False))
     require(rising, f"{name}: {list(fractions)} does not rise; list each fraction once, from the smallest")
 
@@ -341,6 +339,8 @@ def load_study_config(path: str | os.PathLike[str], overrides: Iterable[str] = (
 def _on_base(ladder: dict[str, Any], folder: Path) -> dict[str, Any]:
     changes = dict(ladder)
     base = changes.pop("base")
-    require(isinstance(base, str), f"ladder.base: expected the path or name of a ladder's configuration, got {base!r}")
+    require(
+        isinstance(base, str), f"ladder.base: expected the path or name of a ladder's configuration, got {shown(base)}"
+    )
     beside = folder / base
     return merged(strict_yaml.read_yaml(beside if beside.is_file() else find_config(base)), changes)

@@ -1,16 +1,17 @@
 """What a trunk does where it grows, and how its rungs become finished models."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from hf_progressive.config.checks import require, require_fraction
+from hf_progressive.config.checks import require_in_range
+from hf_progressive.config.ranges import Fraction, PositiveFraction, Range
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
     """One constant-rate training run through all rungs, with branches for the smaller ones."""
 
-    rewarm_fraction: float = 0.01
+    rewarm_fraction: Fraction = 0.01
     """Share of the last rung's steps over which the learning rate rises again after a growth."""
 
     rewarm: Literal["all", "new"] = "all"
@@ -23,18 +24,14 @@ class TrunkConfig:
     """How a rung below the last becomes a finished model: a branch with a decay, the average of the trunk's last
     weights, which costs no training, or not at all."""
 
-    member_decay_fraction: float = 0.1
+    member_decay_fraction: PositiveFraction = 0.1
     """Length of a member's decay, as a share of the trunk's steps until there."""
 
-    average_over: float = 0.1
+    average_over: PositiveFraction = 0.1
     """Last share of a rung's steps on the trunk whose weights a member's average is of."""
 
-    average_of: int = 5
+    average_of: Annotated[int, Range(2, 100)] = 5
     """Weights in a member's average, evenly spaced, the trunk's last ones included."""
 
     def __post_init__(self) -> None:
-        require_fraction(self, "rewarm_fraction")
-        for name in ("member_decay_fraction", "average_over"):
-            value = getattr(self, name)
-            require(0 < value <= 1, f"{name}: {value} is not in (0, 1]")
-        require(2 <= self.average_of <= 100, f"average_of: {self.average_of} is not in [2, 100]")
+        require_in_range(self)

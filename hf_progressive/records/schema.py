@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from hf_progressive.config.strict_yaml import Range
+from hf_progressive.config.ranges import Range
 from hf_progressive.records.ladder import LadderRecord
 from hf_progressive.records.run_progress import ProgressRecord
 from hf_progressive.records.rung import RungRecord

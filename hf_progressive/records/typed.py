@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Self
 
-from hf_progressive.config.strict_yaml import Range, build
+from hf_progressive.config.ranges import Range
+from hf_progressive.config.strict_yaml import build
 from hf_progressive.storage import read_json
 
 FORMAT: Final = 1

@@ -135,7 +135,7 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["study", "nothing.yaml"], "nothing.yaml: no such file"),
         (
             ["study", "study_tiny", "--set", "recipes.0.parent_fraction=0"],
-            "recipes.0.parent_fraction: 0.0 is not positive",
+            "recipes.0.parent_fraction: expected above 0, at most 2, got 0.0",
         ),
         (["study", "study_tiny", "--set", "recipes.0.set={growth.method: grow}"], "recipe 'exact': "),
         (["report", "/nowhere"], "/nowhere"),
