@@ -12,10 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hf_progressive import __version__
-from hf_progressive.cli import commands
+from hf_progressive.cli import commands, numbers
 from hf_progressive.cli.commands import (
     ASSUMED_GPU,
     ASSUMED_MFU,
@@ -31,6 +31,7 @@ from hf_progressive.cli.doctor import doctor_command
 from hf_progressive.cli.faults import FaultNoted, is_out_of_memory
 from hf_progressive.cli.grow_options import METHODS_HELP, add_option_flags
 from hf_progressive.config.credentials import without_tokens
+from hf_progressive.config.ranges import Range
 from hf_progressive.distributed.termination import ended_by_sigterm
 from hf_progressive.storage.full_disk import FullDiskNamed
 
@@ -117,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--method", default="exact", help="growth method, by its name in the list below (default: exact)")
     text = "a text file of tokens, one a line, to add to the tokenizer; the vocabulary grows to hold them"
     add("--add-tokens", metavar="FILE", help=text)
-    add("--seed", type=int, default=0, help="seed of new random entries (default: 0)")
+    add("--seed", type=numbers.seed, default=0, help="seed of new random entries (default: 0)")
     add("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
     add("--optimizer", metavar="FILE", help="AdamW's (or Muon's) state of a Trainer checkpoint to grow along")
     add("--dtype", help="dtype of the output's weights; default: the source's")
@@ -139,7 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("source", metavar="SRC", help="the parent's folder or Hub name")
     add("grown", metavar="GROWN", help="the child's folder or Hub name")
     add("--dtype", default="float32", choices=("float32", "float64"), help="precision of the comparison")
-    add("--sequences", type=int, default=4, help="random sequences to compare on (default: 4)")
+    a_few = numbers.number(Annotated[int, Range(1, 100_000)])
+    add("--sequences", type=a_few, default=4, help="random sequences to compare on (default: 4)")
 
     text = "show what a ladder would train, and what each rung costs, without training"
     where = "the run folder, in whose file system --measure times saving"
@@ -155,8 +157,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--recipe-eta", nargs="+", metavar="ETA", help=text)
     text = "propose where a trunk would grow at the least cost of its last model, by the studies of --recipe-eta"
     add("--search", action="store_true", help=text)
-    add("--budget-dollars", type=float, metavar="DOLLARS", help="what the run may cost")
-    add("--budget-hours", type=float, metavar="HOURS", help="what the run may take")
+    add("--budget-dollars", type=numbers.not_negative, metavar="DOLLARS", help="what the run may cost")
+    add("--budget-hours", type=numbers.positive, metavar="HOURS", help="what the run may take")
     add("--cores", type=int, metavar="N", help="cores of the machine that trains, to tokenize a stream")
     add("--full", action="store_true", help="print all there is to say, in wide tables, and not what fits a screen")
     add("--plot", metavar="FILE", help="write the prices as a picture (PNG)")
@@ -202,10 +204,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("model", metavar="MODEL", help="a checkpoint's folder or Hub name")
     add("--bundle", required=True, metavar="DIR", help="the folder of a CORE bundle")
     add("--tasks", nargs="+", metavar="LABEL", help="tasks to evaluate; default: all that have data")
-    add("--max-per-task", type=int, metavar="N", help="examples per task at the most; default: all")
+    add("--max-per-task", type=numbers.whole, metavar="N", help="examples per task at the most; default: all")
     text = "sequences per forward pass at the most; default: by memory"
-    add("--batch-size", type=int, metavar="N", help=text)
-    add("--dtype", default="float32", help="precision of the weights (default: float32)")
+    add("--batch-size", type=numbers.whole, metavar="N", help=text)
+    text = "precision of the weights (default: float32)"
+    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"), help=text)
     add("--resume", metavar="FILE", help="JSON file of finished tasks, read if it exists")
     return parser
 

@@ -11,6 +11,8 @@ DepthPosition = Literal["append", "spread"] | Sequence[int]
 NewLayers = Literal["copy", "fresh"]
 NewMoments = Literal["zero", "mean"]
 
+_LARGEST = 1e6  # of any factor or deviation: far beyond it no weight is a number
+_LARGEST_MULTIPLE = 1 << 24  # entries, as many as the largest vocabulary
 _CHOICES = {"new_layers": ("copy", "fresh"), "new_moments": ("zero", "mean")}
 _AT_LEAST_ZERO = {
     "init_std": "None for initializer_range",
@@ -104,8 +106,10 @@ class GrowthOptions:
             raise ValueError(f"drop={self.drop!r}: expected a share of hidden units, from 0 to 1")
         if self.uneven is not None and not (_is_number(self.uneven) and 0 <= self.uneven < 1):
             raise ValueError(f"uneven={self.uneven!r}: expected a number ≥ 0 and < 1, or None for the method's own")
-        if not _whole_numbers([self.vocab_multiple]) or self.vocab_multiple < 1:
-            raise ValueError(f"vocab_multiple={self.vocab_multiple!r}: expected a number ≥ 1")
+        if not _whole_numbers([self.vocab_multiple]) or not 1 <= self.vocab_multiple <= _LARGEST_MULTIPLE:
+            raise ValueError(
+                f"vocab_multiple={self.vocab_multiple!r}: expected a number ≥ 1 and ≤ {_LARGEST_MULTIPLE}"
+            )
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "GrowthOptions":
@@ -132,7 +136,7 @@ class GrowthOptions:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _whole_numbers(values: object) -> bool:

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+from hf_progressive.config.ranges import Range, require_finite
 from hf_progressive.growth.family_table import Family, Sizes
 
 _NEUTRAL_FIELDS = frozenset(
@@ -33,9 +34,17 @@ NO_SIZES = {
 """Fields that a target cannot set, and why."""
 
 _ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_type", "partial_rotary_factor")
-_LARGEST_SIZE = 1 << 24  # units of any kind; the largest vocabularies have a million entries
-_MOST_LAYERS = 10_000
+LARGEST_SIZE = 1 << 24
+"""Units of any kind; the largest vocabularies have a million entries."""
+MOST_LAYERS = 10_000
+"""Layers of a model that is planned."""
 _NEUTRAL_ENDINGS = ("_token_id",)
+_IN_RANGE = (
+    ("_token_id", Range(0, LARGEST_SIZE)),
+    ("initializer_range", Range(0, 1000)),
+    ("dropout", Range(0, 1)),
+    ("_pdrop", Range(0, 1)),
+)  # by the ending of a field's name
 _CONTEXT = "n_ctx"  # beside n_positions in configs of GPT-2, no field of the class; llama.cpp's converter reads it
 
 
@@ -80,6 +89,7 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
     for name in (family.eps_field, *family.layer_fields):
         if name and name in target:
             raise ValueError(f"{name} follows from the growth and cannot be chosen; leave it out of the target")
+    check_field_values(target)
     named = {aliases.get(name, name): value for name, value in target.items()}
     if len(named) < len(target):
         raise ValueError(f"the target names a field twice: {', '.join(target)}")
@@ -92,6 +102,16 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
         derived[name] = named.get(family.size_fields[size], getattr(source, family.size_fields[size]))
     kept = {name: value for name, value in source.to_dict().items() if name not in family.layer_fields}
     return _built(type(source), kept | derived | named)
+
+
+def check_field_values(named: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` if a number that someone gives a configuration's field is none that a model can have."""
+    for name, value in named.items():
+        require_finite(value, name)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            for ending, limits in _IN_RANGE:
+                if name.endswith(ending) and type(number) in (int, float):
+                    limits.check(number, name)
 
 
 def _plain(value: Any) -> Any:
@@ -120,16 +140,16 @@ def _size_fields(family: Family) -> list[str]:
 
 def _check_counts(whose: str, sizes: Mapping[str, Any]) -> None:
     for name, value in sizes.items():
-        if isinstance(value, int) and not 1 <= value <= _LARGEST_SIZE:
-            raise ValueError(f"{whose} has {name}={value}; take a number from 1 to {_LARGEST_SIZE:,}")
+        if isinstance(value, int) and not 1 <= value <= LARGEST_SIZE:
+            raise ValueError(f"{whose} has {name}={value}; take a number from 1 to {LARGEST_SIZE:,}")
 
 
 def _check_sizes(family: Family, source: Any, target: Any) -> None:
     for whose, config in (("the parent", source), ("the target", target)):
         _check_counts(whose, {name: getattr(config, name, None) for name in _size_fields(family)})
         layers = getattr(config, family.size_fields["layers"])
-        if layers > _MOST_LAYERS:
-            raise ValueError(f"{whose} has {layers} layers; {_MOST_LAYERS:,} are the most that growth plans")
+        if layers > MOST_LAYERS:
+            raise ValueError(f"{whose} has {layers} layers; {MOST_LAYERS:,} are the most that growth plans")
     old, new = family.sizes(source), family.sizes(target)
     if family.derives_head_dim(target):
         _check_head_dim(family, old, new)

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
+from huggingface_hub.serialization._base import parse_size_to_int
 from torch import Tensor
 
 from hf_progressive.growth.reader import DTYPE_CODES, INDEX_NAME, LENGTH_BYTES, TensorSpec
@@ -70,7 +71,7 @@ class CheckpointWriter:
             self.specs,
             get_storage_size=lambda spec: spec.nbytes,
             filename_pattern=_SHARD_PATTERN,
-            max_shard_size=max_shard_size,
+            max_shard_size=_shard_bytes(max_shard_size),
         )
         # Wide dtypes come first so that every tensor is aligned to its own size.
         self._shards = {
@@ -187,3 +188,13 @@ class _GrowingFile:
         if self._unflushed_bytes >= _FLUSH_BYTES:  # keeps the disk busy from the start, and not at the end alone
             self._unflushed_bytes = 0
             self._flushing.submit(os.fsync, self._file.fileno())
+
+
+def _shard_bytes(size: int | str) -> int:
+    try:
+        found = parse_size_to_int(size) if isinstance(size, str) else size
+    except (ValueError, OverflowError):
+        found = 0
+    if found < 1:
+        raise ValueError(f"max_shard_size: {size!r} is no size; give one such as '5GB' or '300MB'")
+    return found

@@ -48,7 +48,7 @@ def read_evidence(words: Sequence[str]) -> Evidence | None:
         numbers = [float(word) for word in words]
     except ValueError:
         numbers = []
-    if len(numbers) not in (1, 3):
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
         raise ValueError(f"recipe-eta: {' '.join(words)!r} is neither ETA, nor ETA LOW HIGH, nor a study.json")
     return Evidence(eta=numbers[0], low=numbers[1] if numbers[1:] else None, high=numbers[2] if numbers[1:] else None)
 

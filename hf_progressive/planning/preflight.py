@@ -1,7 +1,6 @@
 """What in a ladder's settings contradicts the rest, or asks for what is not here: all of it, before any compute."""
 
 import os
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from importlib.util import find_spec
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-from transformers.training_args import OptimizerNames
 
 from hf_progressive.config import (
     CoreConfig,
@@ -24,8 +22,10 @@ from hf_progressive.config import (
 from hf_progressive.data import load_tokenizer, vocabulary_size
 from hf_progressive.evaluation.core.bundle import load_bundle
 from hf_progressive.growth.options import GrowthOptions
+from hf_progressive.planning.argument_values import check_argument_value
+from hf_progressive.planning.without_effect import keys_without_effect
 from hf_progressive.records.origin import Origin, locate_origin
-from hf_progressive.training.arguments import ProgressiveTrainingArguments, check_arguments
+from hf_progressive.training.arguments import check_arguments
 from hf_progressive.training.muon import NEEDS_MATRICES
 from hf_progressive.training.precision import DIVIDING_ENGINES
 from hf_progressive.training.training_run import micro_batches
@@ -72,7 +72,12 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
     Each is a line: the key, its value, and what would be right. Without the number of processes, it is not asked
     whether a step divides among them.
     """
-    problems = [*_muon_problems(config), *_fisher_problems(config), *_trainable_problems(config)]
+    problems = [
+        *keys_without_effect(config),
+        *_muon_problems(config),
+        *_fisher_problems(config),
+        *_trainable_problems(config),
+    ]
     for rung in config.rungs:
         training, growth = config.training_of(rung.name), config.growth_of(rung.name)
         arguments = training.arguments
@@ -135,21 +140,13 @@ def _of(check: Callable[[], object]) -> list[str]:
 
 
 def _argument_problems(arguments: Mapping[str, Any]) -> Iterator[str]:
-    hints = typing.get_type_hints(ProgressiveTrainingArguments)
     for name, value in arguments.items():
         if name in _SET_ELSEWHERE:
             if value not in (False, 0, None):
                 yield f"training.arguments.{name}: {_SET_ELSEWHERE[name]}; leave it out"
             continue
         refused = _of(partial(check_arguments, {name: value}))
-        yield from refused or _of(partial(_check_type, hints.get(name), value, name))
-
-
-def _check_type(hint: Any, value: Any, name: str) -> None:
-    plain = {bool, int, float, str, type(None)}
-    members = set(typing.get_args(hint)) or {hint}
-    if members <= plain:  # the others accept forms of their own
-        strict_yaml.convert(hint, value, f"training.arguments.{name}")
+        yield from refused or _of(partial(check_argument_value, name, value))
 
 
 def _contradictions(arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -163,20 +160,12 @@ def _contradictions(arguments: Mapping[str, Any]) -> Iterator[str]:
         for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
             if given(name):
                 yield f"training.arguments.{name}: needs dataloader_num_workers above 0; set that, or leave it out"
-    for name, least in (("dataloader_num_workers", 0), ("per_device_eval_batch_size", 1), ("save_total_limit", 1)):
-        value = arguments.get(name)
-        if isinstance(value, int) and value < least:
-            yield f"training.arguments.{name}: {value} is below {least}"
     accelerator = arguments.get("accelerator_config")
     if isinstance(accelerator, Mapping) and accelerator.get("split_batches"):
         yield (
             "training.arguments.accelerator_config.split_batches: training.batch_tokens is divided among the processes"
             " already; leave it out"
         )
-    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
-        path = arguments.get(name)
-        if isinstance(path, str) and path and not Path(path).is_file():
-            yield f"training.arguments.{name}: {path}: no such file"
 
 
 def _missing_packages(arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -185,9 +174,6 @@ def _missing_packages(arguments: Mapping[str, Any]) -> Iterator[str]:
             yield f"training.arguments.{name}: needs {package}, which is not installed; {_install(package)}"
     optimizer = arguments.get("optim")
     if isinstance(optimizer, str):
-        known = {name.value for name in OptimizerNames}
-        if optimizer not in known:
-            yield f"training.arguments.optim: {optimizer!r} is unknown; {strict_yaml.nearest(optimizer, known)}"
         needed = next((package for part, package in _OPTIMIZER_PACKAGES.items() if part in optimizer), None)
         if needed is not None and find_spec(needed) is None:
             yield f"training.arguments.optim: {optimizer} needs {needed}, which is not installed; {_install(needed)}"

@@ -15,9 +15,10 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig, strict_yaml
+from hf_progressive.config.ranges import shown
 from hf_progressive.growth.families import FAMILIES, family_of
 from hf_progressive.growth.mixtures import MIXTURES
-from hf_progressive.growth.target import NO_SIZES, complete_target
+from hf_progressive.growth.target import LARGEST_SIZE, MOST_LAYERS, NO_SIZES, check_field_values, complete_target
 from hf_progressive.training.flops import flops_per_token, meta_model, unused_by_a_token
 
 
@@ -121,7 +122,14 @@ def rung_model_config(model: ModelConfig, rung: RungConfig, *, vocab_size: int) 
     for name in (names.layers, names.width, names.heads):
         value = given.get(name)
         if type(value) is not int or value < 1:
-            raise ValueError(f"rung {rung.name}: {name} is {value!r}; give a whole number of 1 or more")
+            raise ValueError(f"rung {rung.name}: {name} is {shown(value)}; give a whole number of 1 or more")
+        most = MOST_LAYERS if name == names.layers else LARGEST_SIZE
+        if value > most:
+            raise ValueError(f"rung {rung.name}: {name} is {value:,}; {most:,} are the most that is planned")
+    try:
+        check_field_values({**model.fields, **rung.fields})
+    except ValueError as error:
+        raise ValueError(f"rung {rung.name}: {error}") from None
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # no other tokenizer's
     fields = {"vocab_size": vocab_size, names.context: model.context, **tokens, **_derived(given, names), **given}
     _check_divisible(rung, names, fields, head_dim_given=names.head_dim in given)
