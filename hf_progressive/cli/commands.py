@@ -211,9 +211,13 @@ def study_command(options: argparse.Namespace) -> Outcome:
 
 
 def report_command(options: argparse.Namespace) -> Outcome:
-    """Write a report again."""
+    """Write a report again, or show it while it grows."""
     from hf_progressive.report import write_report, write_section
 
+    if options.serve:
+        return _serve(options.run_dir, options.port)
+    if options.port is not None:
+        raise ValueError("--port: is of --serve; give both, or neither")
     if options.into:
         write_section(options.run_dir, options.into)
         say(f"result of {options.run_dir} written into {options.into}")
@@ -221,6 +225,20 @@ def report_command(options: argparse.Namespace) -> Outcome:
     paths = write_report(options.run_dir)
     say(f"report: {paths.html}")
     return EXIT_DONE, {"html": str(paths.html), "markdown": str(paths.markdown)}
+
+
+def _serve(folder: str, port: int | None) -> Outcome:
+    from hf_progressive.report.server import DEFAULT_PORT, ReportServer, ServedReport
+
+    report = ServedReport(folder)
+    report.page()  # a wrong folder is said here, not in the browser
+    with ReportServer(report, DEFAULT_PORT if port is None else port) as server:
+        try:
+            say(f"{folder} is shown at {server.url} to this machine; Ctrl-C ends it")
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say(f"{folder} is no longer shown")
+    return EXIT_DONE, {"url": server.url}
 
 
 def publish_command(options: argparse.Namespace) -> Outcome:

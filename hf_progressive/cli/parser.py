@@ -179,10 +179,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--check", action="store_true", help="prove the instrument on cases whose result is known")
 
     text = "write the report of a run or a study again from its records"
-    add = command("report", commands.report_command, text, "RUN_DIR ", "report runs/mine").add_argument
+    examples = ("report runs/mine", "report runs/mine --serve")
+    add = command("report", commands.report_command, text, "RUN_DIR ", *examples).add_argument
     add("run_dir", metavar="RUN_DIR", help="the folder of a run or of a study")
     text = "put a study's result between the marks of this file, and write no page"
     add("--into", metavar="FILE", help=text)
+    text = "write nothing, and show the page to a browser on this machine, as the records are then; Ctrl-C ends it"
+    add("--serve", action="store_true", help=text)
+    add("--port", type=int, metavar="PORT", help="where --serve shows it; 0 takes any that is free (default: 8787)")
 
     text = "publish a rung, or every finished rung of a run, on the Hub"
     add = command(

@@ -75,13 +75,14 @@ class LivePage:
         return ladder_report(read_run(self._folder), progress, self._folder)
 
 
-def ladder_report(run: Run, progress: ProgressRecord | None, folder: Path) -> Page:
+def ladder_report(run: Run, progress: ProgressRecord | None, folder: Path, *, served: bool = False) -> Page:
     """Put a run's records on a page.
 
     Args:
         run: What is finished.
         progress: What is under way.
         folder: The run folder, for the command that goes on and for the plan that may lie there.
+        served: Whether the page is made anew whenever it is looked at, so that it knows by itself if the run lives.
     """
     findings, ladder, rungs = find_in_run(run), run.ladder, run.rungs
     answer = overview = None
@@ -101,7 +102,7 @@ def ladder_report(run: Run, progress: ProgressRecord | None, folder: Path) -> Pa
             *_times(rungs, folder / PLAN_NAME),
         ),
         overview=overview,
-        state=None if progress is None else run_state(run, progress, folder),
+        state=None if progress is None else run_state(run, progress, folder, served=served),
         charts=() if progress is None else live_charts(run, progress),
     )
 

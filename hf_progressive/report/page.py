@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -93,21 +93,31 @@ def write_page(page: Page, folder: Path, stem: str) -> tuple[ReportPaths, dict[s
     Returns:
         Where the files are, and the page's figures as SVG by their names.
     """
-    plots, svg = {}, {}
-    on_page = [section.plot for section in page.sections if section.plot is not None]
-    for plot in (page.overview, *on_page):
-        if plot is not None:
-            figure = plot.draw()
-            style.settle(figure)
-            plots[folder / "plots" / f"{plot.name}.png"] = figure
-            if plot in on_page:
-                svg[plot.name] = style.svg(figure, plot.name)
-    for path, figure in plots.items():
-        style.write_png(figure, path)
-    paths = ReportPaths(html=folder / f"{stem}.html", markdown=folder / f"{stem}.md", plots=tuple(plots))
-    for text, path in ((_render("report.md.j2", page), paths.markdown), (page_text(page, svg), paths.html)):
-        write_text(text, path)
-    return paths, svg
+    figures = _figures([*filter(None, [page.overview]), *_plots(page)])
+    paths = {name: folder / "plots" / f"{name}.png" for name in figures}
+    for name, path in paths.items():
+        style.write_png(figures[name], path)
+    svg = {plot.name: style.svg(figures[plot.name], plot.name) for plot in _plots(page)}
+    html, markdown = folder / f"{stem}.html", folder / f"{stem}.md"
+    write_text(_render("report.md.j2", page), markdown)
+    write_text(page_text(page, svg), html)
+    return ReportPaths(html=html, markdown=markdown, plots=tuple(paths.values())), svg
+
+
+def draw_figures(page: Page) -> dict[str, str]:
+    """Return a page's figures as SVG by their names."""
+    return {name: style.svg(figure, name) for name, figure in _figures(_plots(page)).items()}
+
+
+def _plots(page: Page) -> list[Plot]:
+    return [section.plot for section in page.sections if section.plot is not None]
+
+
+def _figures(plots: Sequence[Plot]) -> "dict[str, Figure]":
+    figures = {plot.name: plot.draw() for plot in plots}
+    for figure in figures.values():
+        style.settle(figure)
+    return figures
 
 
 def write_text(text: str, path: Path) -> None:

@@ -60,9 +60,9 @@ class RunState:
         return datetime.fromtimestamp(self.time, UTC)
 
 
-def run_state(run: Run, progress: ProgressRecord, folder: Path, *, now: float | None = None) -> RunState:
+def run_state(run: Run, progress: ProgressRecord, folder: Path, *, served: bool = False) -> RunState:
     """Put what a run's progress record says into words."""
-    kind = progress.state(time.time() if now is None else now)
+    kind = progress.state(time.time())
     place = progress.current
     training = None if place is None else progress.trainings[place]
     return RunState(
@@ -71,7 +71,7 @@ def run_state(run: Run, progress: ProgressRecord, folder: Path, *, now: float | 
         sentence=_sentence(progress, training),
         title=f"{percent(progress.share)}{'' if kind == 'running' else f', {kind}'}",
         time=progress.time,
-        due=None if kind != "running" else progress.silence,
+        due=None if served or kind != "running" else progress.silence,
         remedy=continuing(folder, progress.processes),
         tiles=_tiles(run, progress, kind),
         stretches=tuple(_stretches(progress)),
