@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hf_progressive.training.trainable import frozen_after_growth
     from hf_progressive.training.trainer import ProgressiveMixin, ProgressiveTrainer, ProgressiveTrainingArguments
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     # growth: checkpoint to checkpoint

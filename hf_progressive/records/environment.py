@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from hf_progressive import __version__
+
 
 def environment(state: PartialState) -> dict[str, Any]:
     """Return the versions of the packages that decide results, and the machine."""
     return {
-        "hf_progressive": own_version(),
+        "hf_progressive": __version__,
         "python": platform.python_version(),
         **_versions(),
         "machine": platform.machine(),
@@ -35,11 +37,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return platform.machine() if device.type == "cpu" else device.type
-
-
-def own_version() -> str:
-    """Return this package's version, or that it runs from a checkout that is not installed."""
-    try:
-        return metadata.version("hf-progressive")
-    except metadata.PackageNotFoundError:
-        return "a checkout, not installed"

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from documents.pages import blocks_of
 
+from hf_progressive import __version__
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in [*DOCS.rglob("*.md"), ROOT / "README.md"])
@@ -59,7 +61,19 @@ def test_yaml_on_a_page_is_yaml(page: Path) -> None:
         yaml.safe_load(block)
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_citation_and_changes_are_of_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert (citation["version"], citation["license"]) == (__version__, project["license"])
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d$", changes, re.M)
+
+
+def test_licences_are_listed_of_all_that_is_asked_for() -> None:
+    page = (DOCS / "reference/licences.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| \*\*([\w.-]+)\*\* \| .* \| (.+) \|$", page, re.M))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert listed.keys() == {
+        re.split(r"[<>=\[]", line)[0].lower().replace("_", "-") for line in project["dependencies"]
+    }
+    assert "see its files" not in listed.values()
