@@ -35,7 +35,7 @@ from hf_progressive.config import (
     TrainingConfig,
     TrunkConfig,
 )
-from hf_progressive.config.strict_yaml import Range
+from hf_progressive.config.ranges import Range
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.family_table import Family
 from hf_progressive.growth.mixtures import MIXTURES

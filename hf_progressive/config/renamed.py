@@ -47,7 +47,7 @@ def current_path(path: str) -> str:
     keys = path.split(".")
     for key in RENAMED.keys() & set(keys) - _noted:
         _noted.add(key)
-        logger.warning("%s: is called %s now; the old name is taken for one more release", key, RENAMED[key])
+        logger.warning("%s: is called %s now; the old name is taken until 0.3", key, RENAMED[key])
     return ".".join(RENAMED.get(key, key) for key in keys)
 
 
