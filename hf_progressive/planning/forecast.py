@@ -9,6 +9,7 @@ from hf_progressive.planning.law import Law, Prediction, fit
 from hf_progressive.planning.observations import Observation, observed
 from hf_progressive.records.study import StudyRecord
 
+_NOTHING_KNOWN = 10.0  # upper over lower end: from here on an interval decides nothing that anyone would buy by
 _FAR = 2.0  # times the largest size measured: from here on a prediction is called extrapolated
 
 
@@ -84,16 +85,26 @@ def forecast(studies: Sequence[StudyRecord], plan: LadderPlan) -> Forecast | Non
         "growth": last.parameters.total / first.parameters.total,
     }
     law, eta_law = fit(found), fit(found, "eta")
+    cost = law.predict(**at)
     return Forecast(
-        cost=law.predict(**at),
+        cost=cost,
         eta=eta_law.predict(**at),
         law=law,
         eta_law=eta_law,
         parameters=last.parameters.total,
         tokens_per_parameter=at["tokens_per_parameter"],
         growth=at["growth"],
-        notes=(*notes, *_distances(law, at), *_unfitted(law), *_seeds_alone(law), *_bounds(found)),
+        notes=(*_width(cost), *notes, *_distances(law, at), *_unfitted(law), *_seeds_alone(law), *_bounds(found)),
     )
+
+
+def _width(cost: Prediction) -> list[str]:
+    if cost.low is None or cost.high is None or cost.high < _NOTHING_KNOWN * cost.low:
+        return []
+    return [
+        f"an interval from {cost.low:.2g} to {cost.high:.2g} says nothing: {cost.value:.2f} is what was measured"
+        " elsewhere, not a prediction for this ladder"
+    ]
 
 
 def _preferred(found: list[Observation], name: str, value: str, how: str, notes: list[str]) -> list[Observation]:

@@ -11,7 +11,7 @@ from hf_progressive.report.table import Table
 SCREEN_LINES, SCREEN_COLUMNS = 40, 100
 """What the summary keeps within."""
 
-_FEWEST_ROWS = 4  # of rungs, where notes leave no room for more
+_FEWEST_ROWS = 4  # of rungs, where notes leave no space for more
 _MOST_NOTES = 14
 _MORE = "--full shows the rest: exact counts, validation by rung, sharded memory, both ends of intervals."
 

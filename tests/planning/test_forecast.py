@@ -70,11 +70,15 @@ def test_a_trunk_prices_the_last_model_of_a_ladder(capsys: pytest.CaptureFixture
     assert (record["evidence"], record["family"]["to_match"]) == (None, None)  # a trunk's η is no chain's
     etas = [(7e12 / value - 5e12) / 2e12 for value in (0.7, 0.8)]
     assert cost["eta"]["value"] == pytest.approx(sum(etas) / 2)
-    assert cost["notes"][:2] == [
+    assert cost["notes"][0] == (
+        f"an interval from {cost['low']:.2g} to {cost['high']:.2g} says nothing: {expected:.2f} is what was measured"
+        " elsewhere, not a prediction for this ladder"
+    )
+    assert cost["notes"][1:3] == [
         "nothing was measured in a chain, as here; the figures are of trunk",
         "nothing was measured with gpt2 models, as here; the figures are of llama",
     ]
-    assert f"{n / 447_912:,.3g} times the largest that was measured, 0.448 M" in cost["notes"][2]
+    assert f"{n / 447_912:,.3g} times the largest that was measured, 0.448 M" in cost["notes"][3]
     table = price_table(record)
     assert f"the last rung by way of the others, {expected:.2f} × that, by books_llama" in table
     assert all(note in table for note in cost["notes"])
@@ -103,6 +107,7 @@ def test_studies_of_the_ladders_own_family_count(capsys: pytest.CaptureFixture[s
     mixed = plan(capsys, "ladder_tiny", "--recipe-eta", BOOKS, trunk)
     assert mixed["last_model"]["law"]["schedules"] == ["chain"]
     assert mixed["evidence"]["eta"] == gpt2["evidence"]["eta"]
+    assert not any("says nothing" in note for note in gpt2["last_model"]["notes"])
     held_out = gpt2["last_model"]["law"]["held_out"]
     assert held_out["inside"]
     assert held_out["measured"] == pytest.approx(0.924, abs=1e-3)
