@@ -46,10 +46,13 @@ class Segment:
         assert self.source is not None
         return self.source
 
-    def follows(self, other: "Segment") -> bool:
-        # Whether it continues another segment, so that the two can be one.
-        expected = None if other.source is None else other.source + other.size
-        return self.source == expected and replace(self, size=other.size, source=other.source) == other
+    def follows(self, other: "Segment", size: int) -> bool:
+        # Whether it continues another segment, by now of this size, so that the two can be one.
+        return (
+            self.source == (None if other.source is None else other.source + size)
+            and (self.write, self.read) == (other.write, other.read)
+            and (self.written_as, self.read_as) == (other.written_as, other.read_as)
+        )
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,15 @@ class Axis:
     @classmethod
     def of(cls, parent_size: int, segments: Sequence[Segment]) -> "Axis":
         """Build an axis; empty segments are dropped, and neighbours that continue one another merged."""
-        merged: list[Segment] = []
+        runs: list[tuple[Segment, int]] = []  # the first segment of each, and the size of all
         for segment in segments:
             if segment.size == 0:
                 continue
-            if merged and segment.follows(merged[-1]):
-                merged[-1] = replace(merged[-1], size=merged[-1].size + segment.size)
+            if runs and segment.follows(*runs[-1]):
+                runs[-1] = (runs[-1][0], runs[-1][1] + segment.size)
             else:
-                merged.append(segment)
-        return cls(parent_size, tuple(merged))
+                runs.append((segment, segment.size))
+        return cls(parent_size, tuple(s if s.size == size else replace(s, size=size) for s, size in runs))
 
     @classmethod
     def unchanged(cls, size: int) -> "Axis":

@@ -13,9 +13,10 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from hf_progressive.growth.families import family_of
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.parent import ModelTensors, ParentTensors
 from hf_progressive.growth.reader import CheckpointReader
+from hf_progressive.growth.reused_memory import ReusedMemory
 from hf_progressive.growth.source import locate_source
 from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.growth.verify import GrowthCheck, verify_growth
@@ -168,10 +170,13 @@ def grow_checkpoint(
         inputs = [CONFIG_NAME, *reader.files, *origin.companions()]
         files: dict[str, dict[str, Any]] = {name: {"size": size} for name, size in origin.sizes(inputs).items()}
         specs = parent.child_specs(stored_in)
-        writer = CheckpointWriter(folder, specs, max_shard_size=max_shard_size, checksums=checksums)
+        memory = ReusedMemory(2 * _GROWN_BYTES)
+        writer = CheckpointWriter(
+            folder, specs, max_shard_size=max_shard_size, checksums=checksums, then=memory.give_back
+        )
         with ThreadPoolExecutor(1) as background:
             hashing = background.submit(origin.digest, inputs if checksums else ())
-            _write_weights(writer, plan, parent, seed, progress)
+            _write_weights(writer, plan, partial(parent.grow, seed=seed, memory=memory), progress)
             for name, digest in hashing.result().items():
                 files[name]["sha256"] = digest
         digests.update(writer.sha256)
@@ -272,23 +277,21 @@ def _named_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return None if dtype is None else _DTYPES[name]
 
 
-def _write_weights(
-    writer: CheckpointWriter, plan: GrowthPlan, parent: ParentTensors, seed: int, progress: bool
-) -> None:
+def _write_weights(writer: CheckpointWriter, plan: GrowthPlan, grow: Callable[..., Tensor], progress: bool) -> None:
     free = shutil.disk_usage(writer.folder).free
     if free < writer.total_bytes:
         raise OSError(errno.ENOSPC, f"no space left: {writer.total_bytes:,} bytes are needed, {free:,} are free")
     bar = tqdm(total=writer.total_bytes, unit="B", unit_scale=True, desc="growing", disable=None if progress else True)
     tensors = {tensor.name: tensor for tensor in plan.stored}
     with writer, bar:
-        for name, tensor in _grown(writer, tensors, parent, seed):
+        for name, tensor in _grown(writer, tensors, grow):
             writer.write(name, tensor)
             bar.update(writer.specs[name].nbytes)
 
 
 # The tensors in the writer's order, two of them grown at a time as long as they are small.
 def _grown(
-    writer: CheckpointWriter, tensors: Mapping[str, TensorPlan], parent: ParentTensors, seed: int
+    writer: CheckpointWriter, tensors: Mapping[str, TensorPlan], grow: Callable[..., Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
     waiting: deque[tuple[str, Future[Tensor]]] = deque()
     with ThreadPoolExecutor(_GROWN_AT_ONCE) as growers:
@@ -299,7 +302,7 @@ def _grown(
                     first, grown = waiting.popleft()
                     yield first, grown.result()
                 dtype = writer.specs[name].dtype
-                waiting.append((name, growers.submit(parent.grow, tensors[name], seed=seed, dtype=dtype)))
+                waiting.append((name, growers.submit(grow, tensors[name], dtype=dtype)))
             while waiting:
                 first, grown = waiting.popleft()
                 yield first, grown.result()

@@ -36,6 +36,15 @@ class Fresh:
             return torch.full(tuple(shape), self.mean, dtype=dtype)
         return torch.empty(tuple(shape), dtype=dtype).normal_(self.mean, self.std, generator=generator)
 
+    def fill(self, out: Tensor, generator: torch.Generator) -> None:
+        """Draw into a tensor, the same numbers."""
+        if self.std == 0.0:
+            out.fill_(self.mean)
+        elif out.is_contiguous():
+            out.normal_(self.mean, self.std, generator=generator)
+        else:
+            out.copy_(self.draw(out.shape, out.dtype, generator))
+
 
 def place(parent: Tensor, dims: Sequence[Dim], *, power: int, out: Tensor) -> None:
     """Write the inherited entries of a tensor in place; entries of new units are left alone.
@@ -51,9 +60,12 @@ def place(parent: Tensor, dims: Sequence[Dim], *, power: int, out: Tensor) -> No
             target = target.narrow(index, start, segment.size)
             source = source.narrow(index, segment.first, segment.size)
             factor *= _factor(dim, segment, power)
-        target.copy_(source)
-        if factor != 1.0:
-            target.mul_(factor)
+        if factor == 1.0:
+            target.copy_(source)
+        elif source.dtype == target.dtype and not source.requires_grad:
+            torch.mul(source, factor, out=target)
+        else:  # the product is rounded once, in the wider dtype
+            target.copy_(source).mul_(factor)
 
 
 def _factor(dim: Dim, segment: Segment, power: int) -> float:
@@ -101,7 +113,7 @@ def fill_new(
                     factors = Fresh(1.0, _VARIATION).draw(region.shape, region.dtype, generator)
                     region.copy_(factors * _mean_unit(out, index, dim.axis))
                     continue
-                region.copy_(added[fill].draw(region.shape, region.dtype, generator))
+                added[fill].fill(region, generator)
                 if fill in ("mean", "near_mean"):
                     region.add_(_mean_unit(out, index, dim.axis))
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from hf_progressive.growth.expert_pieces import PublishedTensors
 from hf_progressive.growth.growth_plan import GrowthPlan
 from hf_progressive.growth.reader import CheckpointReader, TensorSpec, is_finite
+from hf_progressive.growth.reused_memory import ReusedMemory
 from hf_progressive.growth.tensor_plan import TensorPlan
 
 _LAYER = re.compile(r"\d+(?=\.)")
@@ -85,12 +86,18 @@ class ParentTensors:
 
         return {t.name: TensorSpec(shape=t.shape, dtype=dtype or kept(t)) for t in self._plan.stored}
 
-    def grow(self, tensor: TensorPlan, *, seed: int, dtype: torch.dtype) -> Tensor:
-        """Make a tensor of the child, rounded once to `dtype`; it may share memory with the parent's."""
+    def grow(self, tensor: TensorPlan, *, seed: int, dtype: torch.dtype, memory: ReusedMemory | None = None) -> Tensor:
+        """Make a tensor of the child, rounded once to `dtype`; it may share memory with the parent's or `memory`."""
         digest = hashlib.sha256(f"{seed}:{tensor.seeded_by}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        exact = tensor.produce(lambda name: self._tensors.read(self._keys[name]), generator)
-        rounded = exact.to(dtype)
-        if dtype != exact.dtype and not is_finite(rounded):
+        exact = tensor.produce(lambda name: self._tensors.read(self._keys[name]), generator, memory)
+        if dtype == exact.dtype:
+            return exact
+        if memory is None:
+            rounded = exact.to(dtype)
+        else:
+            rounded = memory.empty(exact.shape, dtype).copy_(exact)
+            memory.give_back(exact)
+        if not is_finite(rounded):
             raise ValueError(f"tensor {tensor.name} overflows {dtype}; choose dtype='bfloat16' or 'float32'")
         return rounded

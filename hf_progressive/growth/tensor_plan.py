@@ -15,6 +15,7 @@ from hf_progressive.growth.layers import LayerOrigin
 from hf_progressive.growth.methods import Method
 from hf_progressive.growth.operators import Fresh, add_noise, fill_new, inherited_rms, place
 from hf_progressive.growth.options import GrowthOptions
+from hf_progressive.growth.reused_memory import ReusedMemory
 
 _ALL_NAMED = 4  # factors along an axis, when more of them are told by their range
 
@@ -83,12 +84,15 @@ class TensorPlan:
         """Whether files hold the tensor whole, under another name."""
         return len(self.pieces) == 1 and self.pieces[0].shape == self.shape
 
-    def produce(self, read: Callable[[str], Tensor], generator: torch.Generator) -> Tensor:
+    def produce(
+        self, read: Callable[[str], Tensor], generator: torch.Generator, memory: ReusedMemory | None = None
+    ) -> Tensor:
         """Make the tensor, in float64 if its source is float64, else in float32.
 
         Args:
             read: Returns a tensor of the parent by its canonical name; the result may share memory with it.
             generator: Source of random numbers; seed it by the tensor's name, and the order does not matter.
+            memory: Where the tensor is made, unless it is the parent's as it is or wholly new.
         """
         assert not self.pieces or self.is_renamed, f"{self.name} is made piece by piece"
         if not self.sources:
@@ -104,7 +108,7 @@ class TensorPlan:
             return self._perturbed(parent.to(dtype), generator)
         if self.offset:
             parent = parent.to(dtype) + self.offset
-        child = torch.empty(self.shape, dtype=dtype)
+        child = (memory or torch).empty(self.shape, dtype=dtype)
         if scaled := self.free_scale is not None or self.new_scale > 0.0:
             child.zero_()
         place(parent, self.dims, power=0, out=child)
@@ -114,7 +118,11 @@ class TensorPlan:
         free = self.fresh if self.free_scale is None else Fresh(std=self.free_scale * rms)
         silent = Fresh(std=self.new_scale * rms)
         fill_new(child, self.dims, fresh=free, near=self.fresh, silent=silent, generator=generator)
-        return self._perturbed(child - self.offset if self.offset else child, generator)
+        if self.offset:
+            child.sub_(self.offset)
+        if self.perturb:
+            child.add_(Fresh(std=self.perturb).draw(self.shape, dtype, generator))
+        return child
 
     def _perturbed(self, child: Tensor, generator: torch.Generator) -> Tensor:
         if not self.perturb:

@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,7 @@ class CheckpointWriter:
         specs: Shape and dtype of every tensor, by name; a dtype that the format does not have is a ValueError.
         max_shard_size: The size beyond which a new file begins, in bytes or as `"5GB"`.
         checksums: Compute the SHA-256 of the files.
+        then: Called with each tensor once it is written and hashed.
 
     >>> import tempfile, torch
     >>> from safetensors.torch import load_file
@@ -57,11 +59,12 @@ class CheckpointWriter:
         *,
         max_shard_size: int | str = "5GB",
         checksums: bool = True,
+        then: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.sha256: dict[str, str | None] = {}
         """SHA-256 of every finished file, by name; None without `checksums`."""
-        self._checksums = checksums
+        self._checksums, self._then = checksums, then
         self.specs = dict(specs)
         """Shape and dtype of every tensor, by name."""
         for name, spec in self.specs.items():
@@ -115,7 +118,8 @@ class CheckpointWriter:
             self._file = _GrowingFile(self.folder / file, checksum=self._checksums)
             self._file.append(self._header(self._shards[file]))
         flat = tensor.detach().cpu().contiguous().view(-1)
-        self._file.append(flat.view(torch.uint8).numpy().data)
+        then = None if self._then is None else partial(self._then, tensor)
+        self._file.append(flat.view(torch.uint8).numpy().data, then)
 
     def _finish_file(self) -> None:
         if self._file is not None:
@@ -147,17 +151,17 @@ class _GrowingFile:
         self._file = FileIO(path, "xb")
         self._digest = hashlib.sha256() if checksum else None
         self._writing, self._hashing, self._flushing = (ThreadPoolExecutor(1) for _ in range(3))
-        self._pending: deque[tuple[int, list[Future[None]]]] = deque()
+        self._pending: deque[tuple[int, list[Future[None]], Callable[[], None] | None]] = deque()
         self._pending_bytes = 0
         self._unflushed_bytes = 0
 
-    def append(self, buffer: memoryview) -> None:
-        while self._pending and self._pending_bytes + len(buffer) > _IN_FLIGHT_BYTES:
+    def append(self, buffer: memoryview, then: Callable[[], None] | None = None) -> None:
+        while self._pending and (self._pending_bytes + len(buffer) > _IN_FLIGHT_BYTES or self._first_is_done()):
             self._settle()
         steps = [self._writing.submit(self._write, buffer)]
         if self._digest is not None:
             steps.append(self._hashing.submit(self._digest.update, buffer))
-        self._pending.append((len(buffer), steps))
+        self._pending.append((len(buffer), steps, then))
         self._pending_bytes += len(buffer)
 
     # The SHA-256, once everything is written.
@@ -174,11 +178,16 @@ class _GrowingFile:
             executor.shutdown(cancel_futures=True)
         self._file.close()
 
+    def _first_is_done(self) -> bool:
+        return all(step.done() for step in self._pending[0][1])
+
     def _settle(self) -> None:
-        size, steps = self._pending.popleft()
+        size, steps, then = self._pending.popleft()
         self._pending_bytes -= size
         for step in steps:
             step.result()
+        if then is not None:
+            then()
 
     def _write(self, buffer: memoryview) -> None:
         done = 0

@@ -51,7 +51,9 @@ def test_merging_changes_no_unit_and_leaves_nothing_to_merge(axis):
         for unit in range(s.size)
     ]
     assert Axis.of(axis.parent_size, split) == axis
-    assert not any(after.follows(before) for before, after in zip(axis.segments, axis.segments[1:], strict=False))
+    assert not any(
+        after.follows(before, before.size) for before, after in zip(axis.segments, axis.segments[1:], strict=False)
+    )
 
 
 @settings(max_examples=40, deadline=None)
