@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.families import FAMILIES
@@ -134,7 +135,9 @@ def build(config: Any, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
 def grow(model: Any, target: Any, *, seed: int = 0, **options: Any) -> tuple[Any, GrowthPlan]:
     """Grow in memory through the plan alone, tensor by tensor, into the stock class."""
     plan = plan_growth(model.config, target, **options)
-    child = AutoModelForCausalLM.from_config(plan.target_config).to(model.dtype).eval()
+    with no_init_weights():  # all of them are loaded
+        child = AutoModelForCausalLM.from_config(plan.target_config).to(model.dtype).eval()
+    child.tie_weights()
     load(child, produce(plan, model, seed))
     return child, plan
 
@@ -208,16 +211,25 @@ class Pair:
     options: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Parent:
+    """A parent's config, its sizes in the words all families share, and how its key/value heads are told."""
+
+    model_type: str
+    config: Any
+    sizes: dict[str, int]
+    every_head: bool
+    one_key: bool
+
+
 @st.composite
-def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
-    """A random parent and a random target that the method can reach exactly, any axes at once."""
+def parents(draw: Any, model_type: str) -> Parent:
+    """A random parent."""
 
     def integer(low: int, high: int) -> int:
         return draw(st.integers(low, high))
 
     extra = draw(st.sampled_from(EXTRA_OPTIONS[model_type]))
-    over_all = model_type in NORMED_OVER_ALL
-    tile = method == "tile" or (over_all and method == "split")
     every_head = model_type in ALL_HEADS or extra.get("multi_query") is False
     kv_heads, group = integer(1, 2), integer(1, 3)
     if every_head:
@@ -225,7 +237,7 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
     one_key = model_type == "falcon" and not every_head and not extra.get("new_decoder_architecture")
     if one_key:
         kv_heads, group = 1, integer(1, 4)
-    old = {
+    sizes = {
         "heads": kv_heads * group,
         "kv_heads": kv_heads,
         "head_dim": 8 if model_type in PARTLY_TURNED else 2 * integer(2, 4),  # a part of which is turned
@@ -234,19 +246,34 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
         "vocab": integer(5, 12),
         "positions": 12,
     }
-    old["width"] = old["heads"] * (old["head_dim"] if model_type in DERIVED_HEAD_DIM else integer(4, 8))
+    sizes["width"] = sizes["heads"] * (sizes["head_dim"] if model_type in DERIVED_HEAD_DIM else integer(4, 8))
+    tied = draw(st.sampled_from(ALWAYS_TIED_OPTIONS.get(model_type, (True, False))))
+    config = config_of(model_type, **sizes, tie_word_embeddings=tied, **extra)
+    return Parent(model_type, config, sizes, every_head, one_key)
+
+
+@st.composite
+def pairs_from(draw: Any, parent: Parent, method: str) -> Pair:
+    """A random target that the method can reach exactly from a parent, any axes at once."""
+
+    def integer(low: int, high: int) -> int:
+        return draw(st.integers(low, high))
 
     def grown(size: int, step: int = 1) -> int:
         return size * integer(1, 3) if tile else size + step * integer(0, 2 * size)
 
+    model_type, old = parent.model_type, parent.sizes
+    over_all = model_type in NORMED_OVER_ALL
+    tile = method == "tile" or (over_all and method == "split")
+    kv_heads, group = old["kv_heads"], old["heads"] // old["kv_heads"]
     new_group, new_kv = group, kv_heads
     if draw(st.booleans()):
         new_group = group * integer(1, 2) if tile or draw(st.booleans()) else integer(1, 2 * group)
         parts = -(-group // new_group)
         new_kv = kv_heads * parts * integer(1, 2) if tile else kv_heads * parts + (0 if over_all else integer(0, 2))
-    if one_key:
+    if parent.one_key:
         new_kv, new_group = 1, grown(group)
-    if every_head:
+    if parent.every_head:
         new_kv, new_group = grown(kv_heads), 1
     new = {
         "heads": new_kv * new_group,
@@ -273,9 +300,8 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
             new["width"] = old["width"] * new["heads"]
     else:
         new["width"] = -(-grown(old["width"]) // new["heads"]) * new["heads"]
-    tied = draw(st.sampled_from(ALWAYS_TIED_OPTIONS.get(model_type, (True, False))))
     target = _fields(model_type, **new)
-    if tied and draw(st.booleans()):
+    if parent.config.tie_word_embeddings and draw(st.booleans()):
         target["tie_word_embeddings"] = False
     options = {
         "method": method,
@@ -288,7 +314,12 @@ def growth_pairs(draw: Any, model_type: str, method: str) -> Pair:
     }
     if method == "llama_pro":  # it has its own places
         del options["depth_position"]
-    return Pair(config_of(model_type, **old, tie_word_embeddings=tied, **extra), target, options)
+    return Pair(parent.config, target, options)
+
+
+def growth_pairs(model_type: str, method: str) -> st.SearchStrategy[Pair]:
+    """A random parent and a random target that the method can reach exactly, any axes at once."""
+    return parents(model_type).flatmap(lambda parent: pairs_from(parent, method))
 
 
 def map_matrix(axis: Axis, factor: str) -> torch.Tensor:
