@@ -62,8 +62,8 @@ def prepare_corpus(config: DataConfig, context: int, folder: str | Path, *, num_
         return open_corpus(config, context, Path(config.prepared))
     target = Path(folder)
     with wait_lock(target.parent / f".{target.name}.lock"):
+        unfinished = target.parent / f".{target.name}.unfinished"
         if not storage.is_complete(target):
-            unfinished = target.parent / f".{target.name}.unfinished"
             try:
                 with storage.atomic_folder(target, overwrite=True) as temporary:
                     _write_corpus(config, context, temporary, unfinished, num_proc)
@@ -71,7 +71,9 @@ def prepare_corpus(config: DataConfig, context: int, folder: str | Path, *, num_
                 if error.__cause__ is None:  # not reading failed: the configuration must change, and with it the work
                     shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-            shutil.rmtree(unfinished, ignore_errors=True)
+        # Also what a process left that was killed when the folder was there, and not all else gone.
+        storage.remove_unfinished(target)
+        shutil.rmtree(unfinished, ignore_errors=True)
         return open_corpus(config, context, target)
 
 

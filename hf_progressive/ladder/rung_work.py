@@ -86,7 +86,8 @@ class LadderRun:
     def drop_trained(self, name: str) -> None:
         """Remove what the final folder holds too, or was made of; a kill may have come between the two."""
         for folder in ("trained", AVERAGED_NAME):
-            shutil.rmtree(self.folder / name / folder, ignore_errors=True)
+            if (self.folder / name / folder).is_dir():
+                storage.remove_folder(self.folder / name / folder)
 
 
 @dataclass(kw_only=True)

@@ -108,6 +108,7 @@ def atomic_folder(
         OSError: The disk is full or not writable; what was at `path` is there still.
     """
     target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    remove_unfinished(target)
     if target.exists() and not (overwrite and target.is_dir()):
         remedy = (
             "choose another folder, or allow it to be overwritten (overwrite=True, --overwrite)"
@@ -120,12 +121,9 @@ def atomic_folder(
         stack.enter_context(FullDiskNamed(target))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-                _remove_unless_held(leftover)
             # The lock is taken before there is a folder, and let go when there is none: a folder without one is dead.
             lock = _lock_file(temporary)
-            lock.touch()  # try_lock would try for ever where no file can be made
-            stack.enter_context(try_lock(lock))
+            stack.enter_context(_held(lock))
             stack.callback(_remove_lock, lock)
             temporary.mkdir()
         except OSError as error:
@@ -148,9 +146,26 @@ def _lock_file(temporary: Path) -> Path:
     return temporary.with_name(f"{temporary.name}.lock")
 
 
+@contextlib.contextmanager
+def _held(lock: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        while True:
+            lock.touch()  # try_lock would try for ever where no file can be made
+            # Between its making and its locking, another process may remove it as one that was left behind.
+            if stack.enter_context(try_lock(lock)) and lock.exists():
+                break
+        yield
+
+
 def _remove_lock(lock: Path) -> None:
     with contextlib.suppress(OSError):  # Windows removes it on release, and not before
         lock.unlink()
+
+
+def remove_unfinished(target: Path) -> None:
+    """Delete what killed processes had begun to make of a folder, and left beside it."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp*"):
+        _remove_unless_held(leftover.with_name(leftover.name.removesuffix(".lock")))
 
 
 def _remove_unless_held(temporary: Path) -> None:

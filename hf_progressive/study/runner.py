@@ -9,7 +9,6 @@ A process that is killed leaves a task without a result, which the next one take
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -118,8 +117,12 @@ class TaskFolder:
             if task.name in names or not folder.exists():
                 continue
             for part in folder.iterdir():
-                if (task.name, part.name) not in kept:
-                    shutil.rmtree(part, ignore_errors=True)
+                if (task.name, part.name) in kept:
+                    continue
+                if part.is_dir():
+                    storage.remove_folder(part)
+                else:
+                    part.unlink()
             with contextlib.suppress(OSError):
                 folder.rmdir()
 

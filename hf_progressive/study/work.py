@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -157,7 +156,8 @@ class Worker:
         )
         (making / OPTIMIZER_NAME).unlink(missing_ok=True)  # of no further use here
         storage.write_manifest(making)
-        shutil.rmtree(target, ignore_errors=True)
+        if target.is_dir():
+            storage.remove_folder(target)
         making.rename(target)
         return estimates
 
