@@ -67,6 +67,7 @@
     if (changed) {
       const y = scrollY;
       main.replaceChildren(...parts);
+      tell();
       restore(seen);
       scrollTo(scrollX, y);
     }
@@ -92,6 +93,7 @@
     }
   };
 
+  tell();
   const before = onDisk && sessionStorage.getItem(store);
   if (before) {
     sessionStorage.removeItem(store);
@@ -100,7 +102,6 @@
     history.scrollRestoration = "manual";
     scrollTo(seen.x, seen.y);
   }
-  tell();
   let waited = 0;
   let busy = false;
   setInterval(async () => {

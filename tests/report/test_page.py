@@ -96,6 +96,21 @@ def test_the_page_holds_every_cell_of_the_table(report):
         assert f"| {' | '.join(row)} |" in markdown
 
 
+def test_tables_and_figures_are_named_for_those_who_hear_them(report):
+    text = report.html.read_text(encoding="utf-8")
+    tables = re.findall(r"<table.*?</table>", text, flags=re.DOTALL)
+    assert len(tables) >= 4
+    captions = [re.search(r'<caption class="heard">(.+?)</caption>', table)[1] for table in tables]
+    assert len(set(captions)) == len(tables)
+    assert not re.search('<th>|<th (?!(colspan="[0-9]+" )?scope=)', text)
+    figures = re.findall(r'<figure class="plot" role="img" aria-label="(.+?)" aria-describedby="(.+?)">', text)
+    assert len(figures) == text.count("<svg") == 3
+    assert all(f'id="{described}"' in text for _, described in figures)
+    headings = re.findall(r"<h([1-6])", text)
+    assert headings[0] == "1"
+    assert set(headings[1:]) == {"2"}
+
+
 def test_pictures_are_made_for_a_fine_screen(report):
     assert [path.stem for path in report.plots] == ["overview", "costs", "curves", "penalty"]
     for path in report.plots:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from hf_progressive.records.measurements import CurvePoint
 from hf_progressive.records.rung import RungRecord
-from hf_progressive.report.figures.colours import COLD, INHERITED, MUTED, SURFACE
+from hf_progressive.report.figures.colours import COLD, INHERITED, LINES, MARKERS, MUTED, SURFACE
 from hf_progressive.report.figures.style import DASHED, figure_style, halo, panel_title, panels
 from hf_progressive.report.formatting import FlopUnit, decimals, percent
 from hf_progressive.report.ladder_tables import flop_unit
@@ -40,9 +40,10 @@ def draw_curve_panel(axes: "Axes", rung: RungRecord, unit: FlopUnit) -> None:
         if not curve:
             continue
         flops = [point.flops / unit.size for point in curve]
-        axes.plot(flops, [point.bits_per_byte for point in curve], color=colour, linewidth=1.8, solid_capstyle="round")
+        heights = [point.bits_per_byte for point in curve]
+        axes.plot(flops, heights, color=colour, linestyle=LINES[colour], linewidth=1.8, solid_capstyle="round")
         end = curve[-1].bits_per_byte
-        axes.plot(flops[-1], end, "o", color=colour, markersize=3.5)
+        axes.plot(flops[-1], end, MARKERS[colour], color=colour, markersize=3.5)
         axes.plot([flops[-1], right], [end, end], color=colour, linewidth=0.8, linestyle=":")
         ends.append((end, colour, name))
     if rung.cold is not None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_progressive.records.rung import RungRecord
-from hf_progressive.report.figures.colours import INHERITED, SECOND_TERM
+from hf_progressive.report.figures.colours import INHERITED, LINES, SECOND_TERM
 from hf_progressive.report.figures.style import figure_style, panel_title, panels
 
 if TYPE_CHECKING:
@@ -31,30 +31,30 @@ def _penalty_parts(axes: "Axes", rung: RungRecord) -> None:
     for key, colour, name in (("phi/ewc", INHERITED, "λ·EWC"), ("phi/subspace", SECOND_TERM, "γ·subspace")):
         steps, values = _series(rung, key)
         if any(values):
-            axes.plot(steps, values, color=colour, linewidth=1.6, label=name)
+            axes.plot(steps, values, color=colour, linestyle=LINES[colour], linewidth=1.6, label=name)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(axis="y")
-    axes.legend(labelcolor="linecolor", handlelength=1, loc="upper right")
+    axes.legend(labelcolor="linecolor", handlelength=1.8, loc="upper right")
     panel_title(axes, rung.lineage, "the two parts of Φ")
 
 
 def _penalty_weights(axes: "Axes", rung: RungRecord) -> None:
     phi = rung.phi
-    for key, weight, colour, dashes, name in (
-        ("phi/lambda", phi and phi.ewc_lambda, INHERITED, "-", "λ"),
-        ("phi/gamma", phi and phi.gamma, SECOND_TERM, (0, (3, 2)), "γ"),
+    for key, weight, colour, name in (
+        ("phi/lambda", phi and phi.ewc_lambda, INHERITED, "λ"),
+        ("phi/gamma", phi and phi.gamma, SECOND_TERM, "γ"),
     ):
         steps, values = _series(rung, key)
         full = weight or max(values, default=0.0)
         if full and values:
             shares = [value / full for value in values]
-            axes.plot(steps, shares, color=colour, linestyle=dashes, label=f"{name}, of {full:g}")
+            axes.plot(steps, shares, color=colour, linestyle=LINES[colour], label=f"{name}, of {full:g}")
     axes.set_ylim(0, 1.08)
     axes.set_yticks([0, 1])
     axes.set_xlabel("optimizer step")
     if axes.lines:
-        axes.legend(labelcolor="linecolor", handlelength=1.4, loc="upper right")
+        axes.legend(labelcolor="linecolor", handlelength=1.8, loc="upper right")
 
 
 def _series(rung: RungRecord, key: str) -> tuple[list[float], list[float]]:

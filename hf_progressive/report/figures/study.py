@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_progressive.records.last_model import LastModelCost
 from hf_progressive.records.study import FinishedRun, StudyRecord
 from hf_progressive.records.study_outcome import Difference, PenaltyPoint, RecipeStep, StepOutcome
-from hf_progressive.report.figures.colours import COLD, GRID, INHERITED, INK, MUTED, SURFACE
+from hf_progressive.report.figures.colours import COLD, GRID, INHERITED, INK, LINES, MARKERS, MUTED, SURFACE
 from hf_progressive.report.figures.curves import BITS_PER_BYTE
 from hf_progressive.report.figures.style import DASHED, WIDTH, figure_style, new_figure, panel_title, panels
 from hf_progressive.report.formatting import FlopUnit, percent
@@ -47,9 +47,10 @@ def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUn
         ]
         for points in curves:
             flops, heights = [p.flops / unit.size for p in points], [p.bits_per_byte for p in points]
-            axes.plot(flops, heights, "o", color=colour, markersize=2.5)
-        mean = _mean_curve(curves)
-        axes.plot([x / unit.size for x, _ in mean], [y for _, y in mean], color=colour, linewidth=1.8, label=label)
+            axes.plot(flops, heights, MARKERS[colour], color=colour, markersize=2.5)
+        mean = [(x / unit.size, y) for x, y in _mean_curve(curves)]
+        style: dict[str, Any] = {"color": colour, "linestyle": LINES[colour], "linewidth": 1.8}
+        axes.plot([x for x, _ in mean], [y for _, y in mean], label=label, **style)
     full = [p.bits_per_byte for e in study.cold if e.rung == name for p in e.finished if p.fraction == 1]
     if full:
         axes.axhline(fmean(full), color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
@@ -230,5 +231,6 @@ def _compared(study: StudyRecord, step: str) -> list[tuple[str, PenaltyPoint]]:
 
 def _draw_difference(axes: "Axes", place: float, point: Difference, colour: str, label: str) -> None:
     if point.ends is not None:
-        axes.plot(point.ends, [place, place], color=colour, linewidth=1.6)
-    axes.plot(point.difference, place, "o", color=colour, markersize=5, markeredgecolor=SURFACE, label=label)
+        axes.plot(point.ends, [place, place], color=colour, linestyle=LINES[colour], linewidth=1.6)
+    style: dict[str, Any] = {"color": colour, "markersize": 5, "markeredgecolor": SURFACE}
+    axes.plot(point.difference, place, MARKERS[colour], label=label, **style)
