@@ -10,11 +10,14 @@ with which no old data are needed (arXiv 2605.26097). A step with it costs a for
 and backward pass of the model more, over the blocks.
 """
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -26,6 +29,12 @@ else:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParentDivergence:
     """What a trainer holds its model's predictions to; equation 1 of the module.
+
+    The model trains on any engine; the parent stays as it is given. A plain parent is whole on the device of every
+    process: in bfloat16 2 bytes per parameter, without gradients or optimizer. One that ZeRO-3 divided while it was
+    loaded (`from_pretrained` after the training arguments) or that `fully_shard` divided stays so, and is put together
+    while it reads: ZeRO-3 the whole of it, FSDP2 block by block. The logits of a reading are held twice, and in
+    float32: 8 bytes × batch_size × T × vocabulary, and as much again for the gradient.
 
     Args:
         parent: The model whose predictions count, such as a copy of what training starts from. It is not trained.
@@ -56,9 +65,30 @@ class ParentDivergence:
         first = reading * self.batch_size
         rows = torch.arange(first, first + self.batch_size) % len(self.blocks)
         ids = self.blocks[rows].to(device)
-        with torch.no_grad():
+        with torch.no_grad(), _gathered(self.parent):
             wanted = self.parent.to(device).eval()(input_ids=ids).logits
         return mean_divergence(wanted, model(input_ids=ids).logits)
+
+    def made_alike(self, device: torch.device) -> None:
+        """Give the parent of every process the first one's weights; all processes must call.
+
+        Under FSDP `from_pretrained` reads a file on one process only, and leaves what the others hold unset
+        (`cpu_ram_efficient_loading`), for the engine to fill in; this model is not the engine's.
+        """
+        for tensor in (*self.parent.to(device).parameters(), *self.parent.buffers()):
+            if not isinstance(tensor, DTensor):
+                dist.broadcast(tensor.data, src=0)
+
+
+def _gathered(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    # whole, where DeepSpeed has divided it without an engine of its own
+    divided = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_tensor")]
+    if not divided:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(divided)
+    return gathered
 
 
 def mean_divergence(wanted: Tensor, found: Tensor) -> Tensor:
@@ -108,36 +138,46 @@ def generated_blocks(
 class DivergenceSteps(_Behind):
     """The part of the trainer that adds a `ParentDivergence` to the loss.
 
-    Its gradient comes from a backward pass of its own after the last micro-batch's, so that neither accumulation nor
-    the number of processes changes it. DeepSpeed, which takes the optimizer's step within that backward pass, is
-    refused.
+    Its gradient comes from a backward pass of its own before the last micro-batch's, so that neither accumulation nor
+    the number of processes changes it, and DeepSpeed, which takes the optimizer's step within that last pass, has it.
     """
 
     def __init__(self, *args: Any, divergence: ParentDivergence | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if divergence is not None and self.is_deepspeed_enabled:
-            raise ValueError("divergence: DeepSpeed takes the step within the loss's backward pass; use DDP or FSDP2")
         self.divergence = divergence
         self._divergences: list[Tensor] = []  # since the last log, on their device
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.divergence is not None and self.is_fsdp_enabled:
+            self.divergence.made_alike(self.accelerator.device)
+        return prepared
+
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Run one micro-batch; on the last of an optimizer step, add the divergence from the parent to the loss."""
-        last = self.accelerator.sync_gradients
-        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         held = self.divergence
-        if held is None or not last or self.state.global_step % held.every:
-            return loss
+        if held is None or not self.accelerator.sync_gradients or self.state.global_step % held.every:
+            unheld: Tensor = super().training_step(model, inputs, *args, **kwargs)
+            return unheld
         turn = self.state.global_step // held.every
         reading = turn * self.accelerator.num_processes + self.accelerator.process_index
+        model.train()
         with self.compute_loss_context_manager():
-            divergence = held.of(model, reading, loss.device)
-        self.accelerator.backward(divergence * (held.weight * held.every))
+            divergence = held.of(model, reading, self.accelerator.device)
+        strength = held.weight * held.every
+        if self.is_deepspeed_enabled:
+            engine = self.accelerator.deepspeed_engine_wrapped
+            engine.backward(divergence * strength, sync_gradients=False, scale_wrt_gas=False)
+        else:
+            self.accelerator.backward(divergence * strength)
         self._divergences.append(divergence.detach())
-        return loss + held.weight * held.every * divergence.detach().to(loss)
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss + strength * divergence.detach().to(loss)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with the mean divergence in nats per token as `phi/divergence` beside the training loss."""
         if "loss" in logs and self._divergences:
-            logs["phi/divergence"] = float(torch.stack(self._divergences).mean())
+            mean = torch.stack(self._divergences).mean()  # of this process's readings
+            logs["phi/divergence"] = float(self.accelerator.reduce(mean, "mean"))
             self._divergences.clear()
         super().log(logs, *args, **kwargs)

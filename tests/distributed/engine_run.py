@@ -14,13 +14,16 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from hf_progressive.distributed.processes import leave_processes
-from hf_progressive.penalty import InheritancePenalty
+from hf_progressive.penalty import InheritancePenalty, LoraPenalty
+from hf_progressive.training.parent_divergence import ParentDivergence
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 VOCABULARY, WIDTH = 67, 20  # 67 rows: odd, so that two processes hold unequal shards
 MUON = {"muon_learning_rate": 1e-2, "weight_decay": 0.1}
 # Keys' biases have no gradient but rounding, which Adam would blow up; ε damps it.
-PROXIMAL = {"apply": "proximal", "weight_decay": 0.1, "adam_epsilon": 1e-4}
+DAMPED = {"adam_epsilon": 1e-4}
+PROXIMAL = {"apply": "proximal", "weight_decay": 0.1, **DAMPED}
+NO_WEIGHTS = {"ewc_lambda": 0.0, "gamma": 0.0, "apply": "gradient"}
 LARGEST_BYTES = 4 * 4 * WIDTH * WIDTH  # the MLP's matrices
 
 
@@ -104,15 +107,41 @@ def build_penalty(model, *, ewc_lambda, gamma, apply):
     )
 
 
+def build_adapted():
+    """The model with LoRA's adapters, none of whose products is zero; r = 3, so that processes hold unequal shards."""
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(
+        build_model(), LoraConfig(r=3, target_modules=["c_attn", "c_fc", "wte"], fan_in_fan_out=True)
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator(name, 4))
+    return adapted
+
+
+def build_divergence(folder, batch):
+    """Hold the predictions of a parent that is loaded once the engine is known, in step 0 and 2."""
+    parent = GPT2LMHeadModel.from_pretrained(folder)
+    blocks = torch.randint(VOCABULARY, (12, 16), generator=torch.Generator().manual_seed(8))
+    return ParentDivergence(parent=parent, blocks=blocks, weight=2.0, every=2, batch_size=batch)
+
+
 def pretend_to_be_on_an_accelerator():
     """Let Accelerate pick FSDP2, which it does on no CPU; `fully_shard` itself runs there, on gloo."""
     PartialState().distributed_type = DistributedType.MULTI_GPU
 
 
-def train(output, *, batch, accumulation, resume=False, fsdp=False, apply="gradient", **changes):
+def train(output, *, batch, accumulation, form="phi", resume=False, fsdp=False, apply="gradient", **changes):
     """Train; leave `result-RANK.json` of every process and the whole `weights.safetensors`."""
     output = Path(output)
-    model = build_model()
+    model = build_adapted() if form == "lora" else build_model()
+    parent = output.parent / "parent"
+    if form == "divergence" and PartialState().is_main_process:
+        far = build_model()
+        far.lm_head.weight.data.mul_(8.0)
+        far.save_pretrained(parent)
+    PartialState().wait_for_everyone()
     arguments = ProgressiveTrainingArguments(
         output_dir=str(output), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
         learning_rate=1e-2, max_steps=4, logging_steps=1, report_to="none", disable_tqdm=True,
@@ -121,18 +150,23 @@ def train(output, *, batch, accumulation, resume=False, fsdp=False, apply="gradi
     if fsdp:
         pretend_to_be_on_an_accelerator()
     CountedTensors.peak = CountedTensors.alive
-    weights = {"ewc_lambda": 0.2, "gamma": 0.05} if apply == "gradient" else {"ewc_lambda": 20.0, "gamma": 10.0}
-    penalty = build_penalty(model, **weights, apply=apply)  # neither term rules
-    trainer = ProgressiveTrainer(model, arguments, train_dataset=Blocks(), penalty=penalty)
+    held = {}
+    if form == "phi":
+        weights = {"ewc_lambda": 0.2, "gamma": 0.05} if apply == "gradient" else {"ewc_lambda": 20.0, "gamma": 10.0}
+        held["penalty"] = build_penalty(model, **weights, apply=apply)  # neither term rules
+    elif form == "lora":
+        held["penalty"] = LoraPenalty(build_penalty(build_model(), **NO_WEIGHTS).fisher, ewc_lambda=0.05)
+    else:
+        held["divergence"] = build_divergence(parent, batch=8 // arguments.world_size)
+    trainer = ProgressiveTrainer(model, arguments, train_dataset=Blocks(), **held)
     trainer.train(resume_from_checkpoint=resume)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    ratio = "phi/grad_ratio" if apply == "gradient" else "phi/moved_ratio"
-    keys = ("loss", "grad_norm", "phi/ewc", "phi/subspace", ratio, "phi/lambda")
-    result = {key: [entry[key] for entry in history] for key in keys}
+    keys = {key for entry in history for key in entry if key.startswith("phi/") or key in ("loss", "grad_norm")}
+    result = {key: [entry[key] for entry in history if key in entry] for key in sorted(keys)}
     result |= {
         "engine": str(trainer.accelerator.distributed_type),
         "processes": trainer.args.world_size,
-        "held_bytes": trainer.bound_penalty.held_bytes(),
+        "held_bytes": trainer.bound_penalty.held_bytes() if trainer.bound_penalty else 0,
         "peak_bytes": CountedTensors.peak,
     }
     output.mkdir(exist_ok=True)
@@ -140,7 +174,8 @@ def train(output, *, batch, accumulation, resume=False, fsdp=False, apply="gradi
     (output / f"result-{rank}.json").write_text(json.dumps(result))
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if rank == 0:
-        save_file({name: tensor.clone() for name, tensor in state.items()}, output / "weights.safetensors")
+        trained = {name: t.clone() for name, t in state.items() if form != "lora" or "lora_" in name}
+        save_file(trained, output / "weights.safetensors")
 
 
 def main():
@@ -151,10 +186,14 @@ def main():
     parser.add_argument("--on-device", action="store_true", help="train on the accelerator")
     parser.add_argument("--muon", action="store_true", help="train with Muon beside AdamW")
     parser.add_argument("--proximal", action="store_true", help="let Φ act after the optimizer's step")
+    parser.add_argument("--forms", action="store_true", help="hold LoRA's products, and predictions")
     options = parser.parse_args()
     common = {"fsdp": options.fsdp, "use_cpu": not options.on_device, **(MUON if options.muon else {})}
     if options.proximal:
         common |= PROXIMAL
+    if options.forms:
+        train_forms(options.output, **common)
+        return
     train(options.output / "plain", batch=4, accumulation=1, save_strategy="steps", save_steps=2, **common)
     if not options.proximal:  # which happens after the accumulation
         train(options.output / "accumulated", batch=2, accumulation=2, **common)
@@ -163,6 +202,14 @@ def main():
         shutil.copytree(options.output / "plain" / "checkpoint-2", resumed / "checkpoint-2")
     PartialState().wait_for_everyone()
     train(resumed, batch=4, accumulation=1, resume=True, **common)
+    leave_processes()
+
+
+def train_forms(output, **common):
+    """Train under the other forms, with and without accumulation."""
+    for form in ("lora", "divergence"):
+        train(output / f"{form}-plain", batch=4, accumulation=1, form=form, **DAMPED, **common)
+        train(output / f"{form}-accumulated", batch=2, accumulation=2, form=form, **DAMPED, **common)
     leave_processes()
 
 

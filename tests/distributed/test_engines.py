@@ -95,6 +95,34 @@ def test_two_processes_take_the_proximal_step_as_one(engine, tmp_path):
     torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
 
 
+@pytest.fixture(scope="module")
+def alone_by_form(tmp_path_factory):
+    """One process, LoRA's products held, and the predictions of a parent."""
+    folder = tmp_path_factory.mktemp("forms")
+    for form in ("lora", "divergence"):
+        engine_run.train(folder / form, batch=8, accumulation=1, form=form, **engine_run.DAMPED)
+    return {form: read(folder / form) for form in ("lora", "divergence")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "deepspeed_zero1"])  # shards as ZeRO-2 does
+def test_two_processes_hold_adapters_and_predictions_as_one(engine, alone_by_form, tmp_path):
+    """Also where the parent is loaded under ZeRO-3, or by one process for all under FSDP2."""
+    pytest.importorskip("peft")
+    if engine.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+    launch(engine, tmp_path, "--forms")
+    for form, (expected, expected_weights) in alone_by_form.items():
+        of_form = ("phi/ewc", "phi/grad_ratio") if form == "lora" else ("phi/divergence",)
+        assert max(expected[of_form[0]]) > 0.1
+        for case in ("plain", "accumulated"):
+            result, weights = read(tmp_path / f"{form}-{case}")
+            assert (result["engine"], result["processes"]) == (ENGINES[engine][0], 2)
+            for key in ("loss", "grad_norm", *of_form):
+                assert result[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), (form, case, key)
+            torch.testing.assert_close(weights, expected_weights, rtol=0, atol=5e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_two_processes_train_with_muon_as_one(engine, tmp_path):
