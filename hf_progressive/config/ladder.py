@@ -18,6 +18,7 @@ from hf_progressive.config.phi import PhiConfig
 from hf_progressive.config.ranges import Seed
 from hf_progressive.config.training import TrainingConfig
 from hf_progressive.config.trunk import TrunkConfig
+from hf_progressive.storage import require_plain_name
 
 _NO_SHARES = "without effect in a trunk, whose rungs train up to their until; leave it out"
 _NO_PARENT = "without effect in a trunk, which always grows from the weights before a decay; leave it out"
@@ -30,7 +31,7 @@ class LadderConfig:
     """A ladder: rungs from the smallest to the largest, and everything that decides their weights."""
 
     name: str = "ladder"
-    """The ladder's name, in reports and cards."""
+    """The ladder's name, in reports and cards, which is its folder's below runs/."""
 
     seed: Seed = 0
     """Seed of weights, growth and data loading."""
@@ -72,6 +73,7 @@ class LadderConfig:
     def __post_init__(self) -> None:
         refuse_credentials(self.to_dict())
         require_in_range(self)
+        require_plain_name(self.name, "name")
         require(len(self.rungs) > 0, "rungs: the list is empty; name at least one rung")
         problems = list(self._problems())
         require(not problems, "; ".join(problems))

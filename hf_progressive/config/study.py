@@ -14,6 +14,7 @@ from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.ladder import LadderConfig, find_config, merged, plain
 from hf_progressive.config.model import RungConfig
 from hf_progressive.config.ranges import LearningRate, Range, shown
+from hf_progressive.storage import require_plain_name
 
 _Budget = Annotated[float, Range(0, 2, above=True)]
 _StudySeed = Annotated[int, Range(0, 2_000_000)]  # times 1,000, and the ladder's: NumPy's seeds end at 2³² − 1
@@ -65,6 +66,7 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         require(self.name.strip() != "", "name: it is empty")
+        require(self.name.isprintable(), f"name: {self.name!r} has characters that cannot be shown; leave them out")
         require_in_range(self)
         for key in self.set:
             section = key.partition(".")[0]
@@ -144,6 +146,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         require_in_range(self)
+        require_plain_name(self.name, "name")
         require(
             len(self.ladder.rungs) > 1 or self.of_trunks,
             "ladder.rungs: a study needs two rungs or more, unless all of its recipes are trunks",

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_progressive.config import TokenizerConfig
-from hf_progressive.storage import ReadingFromOutside
+from hf_progressive.hub.names import TOKENIZER_FILES
+from hf_progressive.storage import ReadingFromOutside, read_json, require_own_file, require_plain_name
 
 END_OF_TEXT = "<|endoftext|>"
 """The one special token of a tokenizer trained here: it begins and ends texts, and pads them."""
@@ -26,6 +28,8 @@ quadratic in the length of a word, as of a protein, a DNA read or a line of dash
 _KINDS = (r"[^\W\d_]", r"\d", r"\s", r"[^\w\s]|_")
 _LONG_RUN = re.compile("|".join(f"(?:{kind}){{{LONGEST_WORD + 1},}}" for kind in _KINDS))
 _HALF_RUN = re.compile("|".join(f"(?:{kind}){{{LONGEST_WORD // 2}}}" for kind in _KINDS))
+
+_FILE_KEYS = ("tokenizer_file", "vocab_file", "merges_file", "spm_file", "sp_model_file")
 
 _PROBE = "def f(x):\n\t  return 'naïve ½ €' # 漢字 🙂  \r\n\x00" + "z" * 40
 """A text of many kinds of characters, whose bytes a tokenizer must account for."""
@@ -54,9 +58,28 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
 
 
 def read_tokenizer(name: str | os.PathLike[str], revision: str | None = None) -> Any:
-    """Load a tokenizer from a folder or the Hub; files that are not valid, or ask to run code, are a ValueError."""
+    """Load a tokenizer from a folder or the Hub.
+
+    Raises:
+        ValueError: Its files are not valid, ask to run code, or name or link to files elsewhere.
+    """
     with ReadingFromOutside(str(name), "its tokenizer's files are damaged, or of a kind unknown here"):
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        if Path(name).is_dir():
+            _require_own_files(Path(name))
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        for template in tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else ():
+            require_plain_name(template, "its chat templates")  # each is saved as a file of that name
+        return tokenizer
+
+
+def _require_own_files(folder: Path) -> None:
+    # What a tokenizer reads is saved with a run, and published.
+    for path in sorted(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        require_own_file(path, folder)
+    settings = folder / "tokenizer_config.json"
+    for key, value in read_json(settings).items() if settings.is_file() else ():
+        if key in _FILE_KEYS and isinstance(value, str) and Path(value).exists():
+            raise ValueError(f"{settings}: {key} names {value}, a file elsewhere; take the key out")
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, training_bytes: int) -> PreTrainedTokenizerFast:

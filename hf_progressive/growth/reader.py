@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.growth.unmerged import refuse_adapter
-from hf_progressive.storage import parse_json, read_json
+from hf_progressive.storage import parse_json, read_json, require_inside_name, require_own_file
 
 WEIGHTS_NAME = "model.safetensors"
 """Name of the weights' file of a checkpoint that is not sharded."""
@@ -129,6 +129,7 @@ def is_finite(tensor: Tensor) -> bool:
 # The names of a checkpoint's files, and its index's map of tensor to file, empty where there is no index.
 def _find_weight_files(folder: Path) -> tuple[list[str], dict[str, str]]:
     if (folder / WEIGHTS_NAME).is_file():  # the order of precedence is that of from_pretrained
+        require_own_file(folder / WEIGHTS_NAME, folder)
         return [WEIGHTS_NAME], {}
     index = folder / INDEX_NAME
     if not index.is_file():
@@ -145,9 +146,7 @@ def _find_weight_files(folder: Path) -> tuple[list[str], dict[str, str]]:
         raise ValueError(f'{index}: has no "weight_map" of tensor names to file names; fetch it again')
     files = sorted(set(weight_map.values()))
     for file in files:
-        # A symbolic link may lead outside, as in the Hub's cache; a name may not.
-        if Path(file).is_absolute() or ".." in Path(file).parts:
-            raise ValueError(f"{index}: names {file}, which is outside the folder; only files beside it are read")
+        require_own_file(folder / require_inside_name(file, str(index)), folder)
         if not file.endswith(".safetensors"):
             raise ValueError(f"{index}: names {file}, which is not a .safetensors file")
     missing = [file for file in files if not (folder / file).is_file()]

@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from hf_progressive.growth.unmerged import ADAPTER_NAME, refuse_adapter
 from hf_progressive.hub.fetch import locate_files
 from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME
-from hf_progressive.storage import MANIFEST_NAME, ReadingFromOutside, read_json, sha256_file
+from hf_progressive.storage import MANIFEST_NAME, ReadingFromOutside, read_json, require_own_file, sha256_file
 
 _WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -38,6 +38,7 @@ class GrowthSource:
             refuse_adapter(self.folder)
         for file in (CONFIG_NAME, "tokenizer_config.json"):
             path = self.folder / file
+            require_own_file(path, self.folder)
             if (file == CONFIG_NAME or path.is_file()) and "auto_map" in read_json(path):
                 raise ValueError(f"{path}: has an auto_map, so it needs remote code; only stock classes are grown")
         model_type = read_json(self.folder / CONFIG_NAME).get("model_type")
@@ -61,16 +62,8 @@ class GrowthSource:
         """Return the names of the files that the grown checkpoint takes over."""
         found = {path for pattern in COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
         for path in sorted(found):
-            self._require_own(path)
+            require_own_file(path, self.folder)
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
-
-    def _require_own(self, path: Path) -> None:
-        # What a companion holds is copied, and may be published. In the Hub's cache a snapshot's files are links to
-        # the blobs of its repository, which are its own too.
-        real, folder = path.resolve(), self.folder.resolve()
-        blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
-        if not (real.is_relative_to(folder) or real.is_relative_to(blobs)):
-            raise ValueError(f"{path}: is a link to {real}, outside its checkpoint; put a copy of the file there")
 
     def copy_companions(self, folder: Path) -> None:
         for name in self.companions():

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from hf_progressive.hub.names import PUBLISHED, check_repo_id, is_repo_id
 from hf_progressive.hub.transport import patiently
-from hf_progressive.storage import MANIFEST_NAME, check_manifest
+from hf_progressive.storage import MANIFEST_NAME, check_manifest, require_inside_name
 
 
 def fetch_rung(repo_id: str, *, revision: str | None = None) -> Path:
@@ -74,6 +74,8 @@ def fetch_files(repo_id: str, patterns: Sequence[str], *, revision: str | None =
         HubError: The Hub refused or failed.
     """
     where = f"{repo_id} at {revision}" if revision else repo_id
+    if revision is not None:
+        require_inside_name(revision, f"{repo_id}: its revision")  # which the cache keeps as a file of that name
 
     def fetch() -> str:
         try:

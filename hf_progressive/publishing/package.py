@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import constants, get_token
 
 from hf_progressive.config.credentials import TOKEN
-from hf_progressive.hub.names import CARD, GROWTH, PLOT, RESULTS, RUNG_FILES
+from hf_progressive.hub.names import CARD, GROWTH, PLOT, RECORD_NAME, RESULTS, RUNG_FILES
 from hf_progressive.publishing.card import evaluation_results, model_card
 from hf_progressive.publishing.lineage import Lineage
 from hf_progressive.records.rung import RungRecord
@@ -61,7 +61,8 @@ class Publication:
     """The rung and its family."""
 
     tag: str
-    """Names this revision of the rung: it changes with the rung's own files, not with the card."""
+    """Names this revision of the rung: it changes with what training made, and neither with the card nor with how long
+    it took, so that equal runs have equal tags."""
 
     files: Mapping[str, PublishedFile]
     """Everything the repository gets, by name."""
@@ -111,7 +112,7 @@ def prepare_publication(
     if (growth := lineage.rung.growth) is not None and GROWTH not in files:
         files[GROWTH] = PublishedFile.from_bytes(_json(growth.to_dict()))
     _require_weights(folder, files)
-    tag = "rung-" + hashlib.sha256(_json({name: file.sha256 for name, file in files.items()})).hexdigest()[:12]
+    tag = _tag(lineage.rung, files)
     if results := evaluation_results(lineage):
         files[RESULTS] = PublishedFile.from_bytes(yaml.safe_dump(results, sort_keys=False).encode())
     files[PLOT] = PublishedFile.from_bytes(_curve_plot(lineage.rung))
@@ -121,6 +122,13 @@ def prepare_publication(
     files[MANIFEST_NAME] = PublishedFile.from_bytes(_json({"format": 1, "files": manifest}))
     _refuse_tokens(folder, files)
     return Publication(lineage=lineage, tag=tag, files=dict(sorted(files.items())))
+
+
+def _tag(rung: RungRecord, files: Mapping[str, PublishedFile]) -> str:
+    # Of all that training made, and not of how long it took: an equal run gets the same.
+    made = {name: file.sha256 for name, file in files.items() if name != RECORD_NAME}
+    made[RECORD_NAME] = hashlib.sha256(_json(rung.without_times())).hexdigest()
+    return "rung-" + hashlib.sha256(_json(dict(sorted(made.items())))).hexdigest()[:12]
 
 
 def _rung_files(folder: Path) -> dict[str, PublishedFile]:

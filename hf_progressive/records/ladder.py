@@ -10,6 +10,7 @@ from hf_progressive.records.family import FamilyCost, FamilyTotals
 from hf_progressive.records.run_settings import RunSettings
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.records.typed import FORMAT, Record
+from hf_progressive.storage import require_plain_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,5 +103,13 @@ def read_run(run_dir: str | os.PathLike[str]) -> Run:
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: holds no ladder.json; give a folder that `hf-progressive ladder` wrote")
     ladder = LadderRecord.read(path)
-    rungs = (RungRecord.read(file) for file in folder.glob("*/final/rung.json"))
+    for name in ladder.rungs:
+        require_plain_name(name, f"{path}: rungs")
+    rungs = (_read_rung(file) for file in sorted(folder.glob("*/final/rung.json")))
     return Run(ladder=ladder, rungs=tuple(sorted(rungs, key=lambda rung: rung.index)))
+
+
+def _read_rung(file: Path) -> RungRecord:
+    rung = RungRecord.read(file)
+    require_plain_name(rung.name, f"{file}: name")
+    return rung

@@ -9,7 +9,7 @@ from hf_progressive.growth.unmerged import refuse_adapter
 from hf_progressive.hub.fetch import locate_files
 from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME, PUBLISHED, RECORD_NAME, RUNG_FILES, is_repo_id
 from hf_progressive.records.rung import OriginRecord, RungRecord
-from hf_progressive.storage import check_manifest
+from hf_progressive.storage import check_manifest, require_own_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,13 @@ class Origin:
 
         Returns:
             Names relative to the folder.
+
+        Raises:
+            ValueError: One is a link that leads out of the folder.
         """
         found = {path for pattern in (*RUNG_FILES, *COMPANIONS) for path in self.folder.glob(pattern)}
+        for path in sorted(found):
+            require_own_file(path, self.folder)
         return sorted(path.relative_to(self.folder).as_posix() for path in found if path.is_file())
 
 

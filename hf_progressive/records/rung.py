@@ -132,6 +132,9 @@ class OriginRecord(Record):
     """Whether they all are."""
 
 
+_TIMES = ("seconds", "evaluation_seconds", "throughput")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RungRecord(Record):
     """One trained model of a ladder. FLOPs are the rung's own unless the key says `inherited`."""
@@ -310,6 +313,14 @@ class RungRecord(Record):
     def cold_is_known(self) -> bool:
         """Whether `cold_cost` is known; it is not of a model of which no record tells the budget."""
         return self.origin is None or self.cold_tokens > 0
+
+    def without_times(self) -> dict[str, Any]:
+        """Return the record as plain values but for what a clock said: what an equal run records, too."""
+        values = self.to_dict()
+        for part in (values, values["cold"] or {}):
+            for key in _TIMES:
+                part.pop(key, None)
+        return values
 
     def with_baseline(self, cold: Baseline, parent: "RungRecord") -> "RungRecord":
         """Return the record with its baseline in it, and what inheritance saved.

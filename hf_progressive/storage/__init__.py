@@ -17,6 +17,7 @@ from hf_progressive.storage.durable import (
     write_json,
     write_manifest,
 )
+from hf_progressive.storage.inside import require_inside_name, require_own_file, require_plain_name
 from hf_progressive.storage.outside import ReadingFromOutside, parse_json
 
 __all__ = [
@@ -34,6 +35,9 @@ __all__ = [
     "remove_folder",
     "remove_leftovers",
     "remove_unfinished",
+    "require_inside_name",
+    "require_own_file",
+    "require_plain_name",
     "sha256_file",
     "write_json",
     "write_manifest",

@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_progressive.storage.full_disk import FullDiskNamed
+from hf_progressive.storage.inside import require_inside_name, require_own_file
 from hf_progressive.storage.locks import try_lock
 from hf_progressive.storage.outside import parse_json
+from hf_progressive.storage.permissions import share_as_umask_says
 
 MANIFEST_NAME = "manifest.json"
 """Name of the manifest inside a folder written by `atomic_folder`."""
@@ -84,6 +86,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with FullDiskNamed(target):
             yield temporary
+            share_as_umask_says(temporary)
             fsync_path(temporary)
             os.replace(temporary, target)
             fsync_path(target.parent)
@@ -234,6 +237,7 @@ def write_manifest(folder: str | os.PathLike[str], *, sha256: Mapping[str, str |
     files: dict[str, dict[str, int | str]] = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST_NAME):
         name = path.relative_to(root).as_posix()
+        share_as_umask_says(path)
         fsync_path(path)
         digest = known[name] if name in known else sha256_file(path)
         files[name] = {"size": path.stat().st_size} | ({} if digest is None else {"sha256": digest})
@@ -270,9 +274,12 @@ def check_manifest(folder: str | os.PathLike[str], *, contents: bool = True) -> 
     if not isinstance(manifest.get("files"), dict):
         raise ValueError(f'{root / MANIFEST_NAME}: has no "files" table; write the folder again')
     for name, entry in manifest["files"].items():
-        path = root / name
+        path = root / require_inside_name(name, str(root / MANIFEST_NAME))
+        if not isinstance(entry, dict) or type(entry.get("size")) is not int:
+            raise ValueError(f"{root / MANIFEST_NAME}: has no size of {name}; fetch or write it again")
         if not path.is_file():
             raise ValueError(f"{root}: {name} is missing, though the manifest lists it; fetch or write it again")
+        require_own_file(path, root)
         size = path.stat().st_size
         if size != entry["size"]:
             raise ValueError(f"{path}: {size} bytes, the manifest says {entry['size']}; it is truncated or altered")

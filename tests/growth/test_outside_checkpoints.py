@@ -7,8 +7,10 @@ import struct
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from hf_progressive import grow_checkpoint
 from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.source import locate_source
+from hf_progressive.records.origin import locate_origin
 
 ODD = [None, -1, "x", [], {}, 1e308, 2**70, True, [[]], [1, 2, 3], {"a": None}, 0, ""]
 
@@ -94,3 +96,16 @@ def test_what_is_no_safetensors_file_is_named(checkpoint, content):
     with pytest.raises(ValueError, match=f"^{path}: .* no whole safetensors file") as caught:
         CheckpointReader(checkpoint)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"])
+def test_a_link_out_of_the_checkpoint_is_neither_grown_nor_taken_over(name, checkpoint, tmp_path_factory):
+    outside, folder = tmp_path_factory.mktemp("outside"), checkpoint
+    (folder / name).touch()
+    (folder / name).rename(outside / name)
+    (folder / name).symlink_to(outside / name)
+    with pytest.raises(ValueError, match=rf"{name}: is a link to .*, outside its checkpoint"):
+        grow_checkpoint(folder, outside / "out", {"n_layer": 2})
+    assert not (outside / "out").exists()
+    with pytest.raises(ValueError, match=rf"{name}: is a link to .*, outside its checkpoint"):
+        locate_origin(str(folder)).files()

@@ -240,12 +240,12 @@ REFUSALS = {
     "shard outside": (
         lambda f: sharded(f, {"a": "../model.safetensors"}),
         ValueError,
-        r"names \.\./model.safetensors, which is outside the folder",
+        r"names '\.\./model.safetensors', which is no file inside the folder",
     ),
     "shard at an absolute path": (
         lambda f: sharded(f, {"a": "/etc/model.safetensors"}),
         ValueError,
-        "names /etc/model.safetensors, which is outside the folder",
+        "names '/etc/model.safetensors', which is no file inside the folder",
     ),
     "shard that is a pickle": (lambda f: sharded(f, {"a": "x.bin"}), ValueError, "not a .safetensors file"),
     "index and shard disagree": (

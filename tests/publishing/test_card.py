@@ -175,6 +175,10 @@ def test_the_tag_follows_the_rung_and_not_its_card(run: Path) -> None:
     family_changed = prepare_publication(final, "org/d4", license="mit")
     assert family_changed.card != before.card
     assert family_changed.tag == before.tag
+    change_record(final, seconds={"train": 1234.5})
+    again = prepare_publication(final, "org/d4")
+    assert again.tag == before.tag  # an equal run that took another time
+    assert again.files["rung.json"].sha256 != before.files["rung.json"].sha256
     change_record(final, bits_per_byte=2.5)
     assert prepare_publication(final, "org/d4").tag != before.tag
 

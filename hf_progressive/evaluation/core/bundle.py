@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hf_progressive.config.strict_yaml import parse_yaml
-from hf_progressive.storage import parse_json, sha256_file
+from hf_progressive.storage import parse_json, require_inside_name, sha256_file
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
 """The kinds of task: options that continue one context, contexts that share one continuation, or a text to produce."""
@@ -181,6 +181,7 @@ def _check_definition(entry: Any, where: str) -> dict[str, Any]:
     for name in ("label", "dataset_uri", "icl_task_type"):
         if not isinstance(entry.get(name), str) or not entry[name]:
             raise ValueError(f"{where}: {name} is {entry.get(name)!r}, expected a text")
+    require_inside_name(entry["dataset_uri"], f"{where}: dataset_uri")
     where = f"{where} ({entry['label']})"
     if entry["icl_task_type"] not in get_args(Kind):
         raise ValueError(f"{where}: icl_task_type is {entry['icl_task_type']!r}, expected {', '.join(get_args(Kind))}")
