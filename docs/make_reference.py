@@ -8,10 +8,12 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import math
 import re
 import sys
 import typing
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +79,17 @@ def field_texts(cls: type) -> dict[str, str]:
     return texts
 
 
+MOST_TOLD = 10_000_000
+"""Of a larger limit, the table says nothing: it only keeps out what is no number of anything."""
+
+
 def kind(hint: Any) -> str:
     """What a value is, in the words of YAML."""
     if typing.get_origin(hint) is typing.Annotated:
         base, *marks = typing.get_args(hint)
-        limits = [
-            f" ≥ {mark.minimum:g}" if mark.maximum == float("inf") else "" for mark in marks if isinstance(mark, Range)
-        ]
-        return kind(base) + "".join(limits)
+        ranges = [mark for mark in marks if isinstance(mark, Range)]
+        told = [replace(mark, maximum=math.inf) if mark.maximum > MOST_TOLD else mark for mark in ranges]
+        return kind(base) + "".join(f", {mark}" for mark in told)
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f"`{value}`" for value in typing.get_args(hint))
     arguments = typing.get_args(hint)

@@ -11,7 +11,7 @@ _LOCAL = ("text", "json", "parquet")
 
 def keys_without_effect(config: LadderConfig) -> Iterator[str]:
     """Find keys that are not at their default and change nothing; a line each."""
-    data, first = config.data, config.rungs[0]
+    data = config.data
     if data.source in (*_LOCAL, "stdlib"):
         yield from _given(data, "data", ("name", "split", "revision"), f"the source {data.source} is no Hub dataset")
     if data.source in ("text", "stdlib"):
@@ -20,7 +20,7 @@ def keys_without_effect(config: LadderConfig) -> Iterator[str]:
         yield from _given(data, "data", ("validation_files",), f"the source {data.source} reads no files")
     if data.validation_files:
         yield from _given(data, "data", ("validation_fraction",), "data.validation_files are held out")
-    if first.source is not None or data.tokenizer.name is not None:
+    if data.tokenizer.name is not None:  # a first rung with a source is put into a ladder that trained its tokenizer
         reason = "no tokenizer is trained, one is taken over"
         yield from _given(data.tokenizer, "data.tokenizer", ("vocab_size", "training_bytes"), reason)
     if all(rung.depth is None for rung in config.rungs):
