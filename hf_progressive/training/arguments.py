@@ -15,7 +15,8 @@ _OWN_ARGUMENTS = {
     "output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "seed", "data_seed",
     "adam_beta1", "adam_beta2", "max_grad_norm", "train_sampling_strategy", "phi_schedule", "phi_until",
-    "muon_learning_rate", "resume_from_checkpoint", "eval_strategy", "save_strategy", "eval_on_start",
+    "phi_lambda", "phi_gamma", "muon_learning_rate", "resume_from_checkpoint", "eval_strategy", "save_strategy",
+    "eval_on_start",
 }  # fmt: skip
 
 _ADAMW = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
@@ -32,6 +33,8 @@ class ProgressiveTrainingArguments(TrainingArguments):
     Args:
         phi_schedule: How λ and γ move: `constant`, `linear` or `cosine` to zero.
         phi_until: Fraction of `max_steps`, above 0, at which λ and γ are zero; above 1, that is after the last step.
+        phi_lambda: λ in the place of the penalty's own, which a search over hyperparameters may set; None keeps that.
+        phi_gamma: γ likewise.
         muon_learning_rate: Peak rate of Muon, which then trains the matrices inside the layers (see
             `hf_progressive.training.muon`), AdamW the rest at `learning_rate`. None leaves all to `optim`.
         logging_nan_inf_filter: As in `TrainingArguments`, but False unless it is set.
@@ -47,6 +50,13 @@ class ProgressiveTrainingArguments(TrainingArguments):
     )
     phi_until: float = dataclasses.field(
         default=1.0, metadata={"help": "Fraction of the run, above 0, at which λ and γ reach zero."}
+    )
+
+    phi_lambda: float | None = dataclasses.field(
+        default=None, metadata={"help": "λ in the place of the penalty's own; none keeps that."}
+    )
+    phi_gamma: float | None = dataclasses.field(
+        default=None, metadata={"help": "γ in the place of the penalty's own; none keeps that."}
     )
 
     muon_learning_rate: float | None = dataclasses.field(

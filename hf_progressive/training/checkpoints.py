@@ -96,7 +96,12 @@ def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def check_checkpoint(
-    checkpoint: Path, penalty: InheritancePenalty | LoraPenalty | None, *, branches: bool = False, reads: bool = True
+    checkpoint: Path,
+    penalty: InheritancePenalty | LoraPenalty | None,
+    *,
+    weighted: InheritancePenalty | LoraPenalty | None = None,
+    branches: bool = False,
+    reads: bool = True,
 ) -> None:
     """Raise unless a checkpoint is undamaged and was trained with the penalty that training is to go on with.
 
@@ -105,6 +110,7 @@ def check_checkpoint(
     Args:
         checkpoint: A checkpoint. One that a plain Trainer wrote has no manifest, and passes with a warning.
         penalty: The penalty to go on with; None for none.
+        weighted: The same, with the weights to go on with; other ones are warned of. None where they are not known.
         branches: The checkpoint is another run's, whose penalty may have been any.
         reads: Whether this process reads the files, for their digests; otherwise it compares their sizes. One process
             for each disk is enough.
@@ -123,7 +129,7 @@ def check_checkpoint(
         return
     folder = checkpoint / PENALTY_NAME
     if (folder / DESCRIPTION_NAME).exists():
-        _check_penalty(folder, penalty)
+        _check_penalty(folder, penalty, weighted)
     elif penalty is not None:
         logger.warning("%s holds no penalty; the run goes on with one", checkpoint)
 
@@ -164,15 +170,29 @@ def keep_penalty(penalty: InheritancePenalty | LoraPenalty, folder: Path) -> Non
         save_penalty(penalty, kept)
 
 
-def link_penalty(folder: Path, checkpoint: Path) -> dict[str, str]:
-    """Put the penalty kept beside the checkpoints into one, by hard links if possible; return the files' SHA-256."""
-    kept = folder / KEPT_PENALTY_NAME
-    shutil.copytree(kept, checkpoint / PENALTY_NAME, copy_function=link_or_copy)
+def link_penalty(
+    folder: Path, checkpoint: Path, weighted: InheritancePenalty | LoraPenalty | None = None
+) -> dict[str, str]:
+    """Put the penalty kept beside the checkpoints into one, by hard links if possible; return the files' SHA-256.
+
+    The weights that stand there are those of `weighted`, if given: trials of a search share the tensors alone.
+    """
+    kept, target = folder / KEPT_PENALTY_NAME, checkpoint / PENALTY_NAME
+    shutil.copytree(kept, target, copy_function=link_or_copy)
     files = read_json(kept / MANIFEST_NAME)["files"]
-    return {f"{PENALTY_NAME}/{name}": entry["sha256"] for name, entry in files.items()}
+    digests: dict[str, str] = {name: entry["sha256"] for name, entry in files.items()}
+    description = read_json(kept / DESCRIPTION_NAME)
+    weights = {name: getattr(weighted, name, description[name]) for name in ("ewc_lambda", "gamma")}
+    if any(description[name] != value for name, value in weights.items()):
+        storage.write_json(target / DESCRIPTION_NAME, {**description, **weights})
+        digests[DESCRIPTION_NAME] = storage.sha256_file(target / DESCRIPTION_NAME)
+        storage.write_manifest(target, sha256=digests)
+    return {f"{PENALTY_NAME}/{name}": digest for name, digest in digests.items()}
 
 
-def _check_penalty(folder: Path, penalty: InheritancePenalty | LoraPenalty | None) -> None:
+def _check_penalty(
+    folder: Path, penalty: InheritancePenalty | LoraPenalty | None, weighted: InheritancePenalty | LoraPenalty | None
+) -> None:
     if penalty is None:
         raise ValueError(f"{folder.parent} was trained with a penalty; pass penalty=load_penalty({str(folder)!r})")
     description = read_json(folder / DESCRIPTION_NAME)
@@ -182,8 +202,8 @@ def _check_penalty(folder: Path, penalty: InheritancePenalty | LoraPenalty | Non
             f"{folder.parent} was trained with another penalty: its {' and '.join(different)} differ; "
             f"pass penalty=load_penalty({str(folder)!r})"
         )
-    for symbol in ("ewc_lambda", "gamma"):
-        before, now = description[symbol], getattr(penalty, symbol)
+    for symbol in ("ewc_lambda", "gamma") if weighted is not None else ():
+        before, now = description[symbol], getattr(weighted, symbol)
         if before != now:
             logger.warning("%s was trained with %s=%s; the run goes on with %s", folder.parent, symbol, before, now)
 

@@ -48,6 +48,7 @@ from hf_progressive.training.loss import LastBatch, filled_up, return_loss_alone
 from hf_progressive.training.muon import NEEDS_MATRICES, muon_optimizer
 from hf_progressive.training.parent_divergence import DivergenceSteps
 from hf_progressive.training.penalized_engine import PenalizedEngine
+from hf_progressive.training.phi_arguments import PhiArguments
 from hf_progressive.training.saving import WholeSaves
 from hf_progressive.training.throughput import ThroughputMeter
 
@@ -68,7 +69,7 @@ class TrainingInterrupted(SystemExit):
     """SIGTERM ended the training after a whole step, the checkpoint saved; every process exits with code 143."""
 
 
-class ProgressiveMixin(DivergenceSteps, WholeSaves):
+class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
     """What `ProgressiveTrainer` adds to `Trainer`, for any trainer built on it; without a penalty that trains as ever.
 
     It stands first, `class HeldSFTTrainer(ProgressiveMixin, SFTTrainer)`, and the constructor is the other's plus the
@@ -131,20 +132,11 @@ class ProgressiveMixin(DivergenceSteps, WholeSaves):
         self._sigterm = Sigterm()
         self._vote = self._new_vote()
         self._stop_asked = self._looked_at_division = False
+        penalty = self.weighted_penalty
         if penalty is not None:
             penalty.validate(self.model)
             if isinstance(penalty, InheritancePenalty):
                 require_trained(self.model, penalty.restrained_names)
-
-    @property
-    def phi_schedule(self) -> str:
-        """How λ and γ move: what the constructor was told, or what the arguments say now."""
-        return str(self._given_schedule or getattr(self.args, "phi_schedule", "constant"))
-
-    @property
-    def phi_until(self) -> float:
-        """Fraction of the run at which λ and γ are zero."""
-        return float(getattr(self.args, "phi_until", 1.0) if self._given_until is None else self._given_until)
 
     def train(
         self,
@@ -171,14 +163,19 @@ class ProgressiveMixin(DivergenceSteps, WholeSaves):
             TrainingInterrupted: SIGTERM came; the step was finished and, unless `save_strategy` is "no", a
                 checkpoint saved.
         """
+        trial = kwargs.get("trial", args[0] if args else None)  # of a search, which has a folder for each
         if resume_from_checkpoint is True:
-            newest, run_dir = newest_complete_checkpoint(self.args.output_dir), self.args.output_dir
+            run_dir = self._get_output_dir(trial)
+            newest = newest_complete_checkpoint(run_dir)
             if newest is None:
                 raise ValueError(f"{run_dir}: holds no complete checkpoint to resume from; train without resuming")
             resume_from_checkpoint = str(newest)
         if resume_from_checkpoint:
             reads = self.args.should_save  # the process that writes to a disk reads from it
-            check_checkpoint(Path(resume_from_checkpoint), self.penalty, branches=branches, reads=reads)
+            weighted = self.weighted_penalty if trial is None else None  # a trial's weights are yet to be set
+            check_checkpoint(
+                Path(resume_from_checkpoint), self.penalty, weighted=weighted, branches=branches, reads=reads
+            )
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir))
         self._watch, self._finite_until = FiniteWatch(self.accelerator), 0
@@ -297,7 +294,9 @@ class ProgressiveMixin(DivergenceSteps, WholeSaves):
             with main_process_first(PartialState()):  # reads and writes all of W₀, Ω and U
                 if self.args.should_save:
                     keep_penalty(self.penalty, Path(self.args.output_dir))
-        self.bound_penalty = bound = self.penalty.bind(self.bare_model())
+        penalty = self.weighted_penalty
+        assert penalty is not None
+        self.bound_penalty = bound = penalty.bind(self.bare_model())
         if self.penalty.apply == "proximal" and isinstance(bound, BoundPenalty):
             self._proximal_steps = ProximalSteps(
                 bound, self.optimizer, factor=self._phi_factor, note=self._note_penalty

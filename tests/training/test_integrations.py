@@ -1,5 +1,6 @@
 """What surrounds a trainer: a search over hyperparameters, uploads to the Hub, compiled, wrapped and frozen models."""
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,32 +8,92 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file
 from trainer_fixtures import Blocks, arguments, build_model, build_penalty, logged
-from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
 from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.penalty.parameter_names import own_names
-from hf_progressive.training.checkpoints import newest_complete_checkpoint
+from hf_progressive.training.checkpoints import check_checkpoint, newest_complete_checkpoint
 from hf_progressive.training.trainer import ProgressiveTrainer
 
 
-def test_a_search_keeps_a_penalty_in_every_trials_checkpoints(tmp_path, monkeypatch):
-    """Each trial builds its model anew, below a folder of its own, and may try another schedule."""
-    trainer = ProgressiveTrainer(
-        model_init=lambda: build_model(), args=arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2),
-        train_dataset=Blocks(), eval_dataset=Blocks(8), penalty=build_penalty(build_model()),
+def searching_trainer(folder, **changes):
+    changes = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2} | changes
+    return ProgressiveTrainer(
+        model_init=lambda: build_model(), args=arguments(folder, **changes), train_dataset=Blocks(),
+        eval_dataset=Blocks(8), penalty=build_penalty(build_model()),
     )  # fmt: skip
-    # What a search does, with a trial of our own: no backend is installed.
+
+
+def weights_in(checkpoint):
+    description = json.loads((checkpoint / "phi" / "penalty.json").read_text())
+    return description["ewc_lambda"], description["gamma"]
+
+
+def test_a_search_keeps_a_penalty_in_every_trials_checkpoints(tmp_path, monkeypatch):
+    """Each trial builds its model anew, below a folder of its own, and may try other weights and another schedule."""
+    trainer = searching_trainer(tmp_path)
+    # What a search does, with a trial of our own.
     monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
     trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.OPTUNA, None
     trainer.hp_space = lambda trial: trial.params
-    for number, until in enumerate((1.0, 0.5)):
-        trainer.train(trial=SimpleNamespace(number=number, params={"phi_until": until}))
+    for number, (until, strength) in enumerate(((1.0, None), (0.5, None), (1.0, 0.9))):
+        params = {"phi_until": until, "phi_lambda": strength, "phi_gamma": strength and 0.0}
+        trainer.train(trial=SimpleNamespace(number=number, params=params))
         trainer.evaluate()
         last = newest_complete_checkpoint(tmp_path / f"run-{number}")
-        assert (last / "phi" / "penalty.json").samefile(tmp_path / "_phi" / "penalty.json")
-        assert logged(trainer, "phi/lambda")[-1] == (0.6 if until == 1.0 else 0.0)
+        tensors = "anchor-00001.safetensors"
+        assert (last / "phi" / tensors).samefile(tmp_path / "_phi" / tensors)
+        assert weights_in(last) == ((0.6, 0.06) if strength is None else (0.9, 0.0))
+        check_checkpoint(last, trainer.penalty)  # digests and all
+        assert logged(trainer, "phi/lambda")[-1] == (0.0 if until == 0.5 else strength or 0.6)
+    assert weights_in(tmp_path / "run-0" / "checkpoint-2") == (0.6, 0.06)  # which shares files with the others
+
+
+def test_optuna_searches_weights_and_a_trial_goes_on(tmp_path):
+    optuna = pytest.importorskip("optuna", reason="optuna is not installed")
+    grid = optuna.samplers.GridSampler({"phi_lambda": [0.2, 0.9], "phi_gamma": [0.03]}, seed=0)
+    saves = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
+    trainer, steps = searching_trainer(tmp_path, **saves), []
+    trainer.add_callback(KeptLambda(steps))
+    best = trainer.hyperparameter_search(
+        lambda trial: {
+            "phi_lambda": trial.suggest_float("phi_lambda", 0.0, 1.0),
+            "phi_gamma": trial.suggest_float("phi_gamma", 0.0, 1.0),
+        },
+        n_trials=2, backend="optuna", sampler=grid,
+    )  # fmt: skip
+    assert {value for value in steps} == {0.2, 0.9}
+    run = tmp_path / f"run-{best.run_id}"
+    assert weights_in(run / "checkpoint-2") == (best.hyperparameters["phi_lambda"], 0.03)
+    again = searching_trainer(tmp_path / "again", **saves)
+    for name, value in best.hyperparameters.items():
+        setattr(again.args, name, value)
+    again.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    whole = load_file(run / "checkpoint-4" / "model.safetensors")
+    assert all(torch.equal(parameter, whole[name]) for name, parameter in again.model.named_parameters())
+
+
+class KeptLambda(TrainerCallback):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen += [logs["phi/lambda"]] if "phi/lambda" in logs else []
+
+
+def test_weights_that_nothing_has_are_refused(tmp_path):
+    def refused(message, penalty, **weights):
+        with pytest.raises(ValueError, match=message):
+            ProgressiveTrainer(build_model(), arguments(tmp_path, **weights), train_dataset=Blocks(), penalty=penalty)
+
+    whole = build_penalty(build_model())
+    refused("phi_lambda: there is no penalty to weigh", None, phi_lambda=0.1)
+    refused("phi_gamma: a sum of penalties has a weight for each", InheritancePenalty.sum([whole] * 2), phi_gamma=0.1)
+    refused("ewc_lambda is -1.0", whole, phi_lambda=-1.0)
+    refused("gamma is 0.1 but there is nothing", InheritancePenalty(whole.anchor), phi_gamma=0.1)
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "end", "checkpoint"])
