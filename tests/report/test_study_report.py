@@ -133,9 +133,9 @@ def test_the_plot_of_phi_holds_every_comparison(study: tuple[Path, dict[str, Any
     assert [axes.get_title(loc="left") for axes in panels] == [rung["rung"] for rung in recipe["rungs"]]
     for axes, rung in zip(panels, recipe["rungs"], strict=True):
         assert len(labels(axes)) == len(rung["points"])
-        drawn = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
-        assert drawn == [point["difference"] for point in rung["points"]]
-        assert drawn[1::2] == [point["at_equal_tokens"]["difference"] for point in rung["points"]]
+        at = {mark: [line.get_xdata()[0] for line in axes.lines if line.get_marker() == mark] for mark in "os"}
+        assert at["o"] == [point["difference"] for point in rung["points"]]
+        assert at["s"] == [point["at_equal_tokens"]["difference"] for point in rung["points"]]
 
 
 def test_recipes_that_trained_too_briefly_to_match_are_left_out_of_the_plot(
