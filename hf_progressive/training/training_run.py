@@ -39,6 +39,7 @@ from hf_progressive.training.muon import muon_peak
 from hf_progressive.training.precision import attend_without_masks, blocks_of_one_size, describe, device_settings
 from hf_progressive.training.rewarm import RewarmNewEntries
 from hf_progressive.training.throughput import ThroughputMeter
+from hf_progressive.training.trackers import tracked_apart
 from hf_progressive.training.trainable import restrict_run
 from hf_progressive.training.trainer import ProgressiveTrainer
 
@@ -362,7 +363,7 @@ def train_run(
         args.eval_on_start = True  # the curve's first point; a resumed run has it in its log already
     else:
         logger.info("%s: continues from %s", run.title, checkpoint.name)
-    with blocks_of_one_size(trainer):
+    with blocks_of_one_size(trainer), tracked_apart():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, branches=own is None)
         return _measure(run, corpus, trainer, meter, time.monotonic() - started), trainer
 
