@@ -49,6 +49,7 @@ from hf_progressive.estimation.likelihood import ExampleBatch, LabelKind, Sequen
 from hf_progressive.estimation.loss_callable import Loss
 from hf_progressive.estimation.per_sample import PerSampleSquares
 from hf_progressive.estimation.sharded_sums import sum_over_processes, whole_tensor
+from hf_progressive.penalty.quantized import require_plain_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ def estimate_fisher(
 
     Raises:
         ValueError: There is no target, an option is unknown, a batch does not fit, a gradient is not finite, or it is
-            not known what the model's targets are (its own loss is compared, on one example).
+            not known what the model's targets are (its own loss is compared, on one example); or weights are packed
+            integers, as quantization leaves them.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> sizes = {"n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 32}
@@ -117,6 +119,7 @@ def estimate_fisher(
     torch.Size([8, 32])
     """
     _check_options(kind, definition, normalize)
+    require_plain_parameters(model)
     squares = PerSampleSquares(model)
     if squares.divided and not batched:
         raise ValueError("the model is divided among processes, which needs batched=True; or gather it first")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hf_progressive.penalty.lora_product import AdaptedWeight, Adapter, BoundLoraPenalty
 from hf_progressive.penalty.parameter_names import plain_name
+from hf_progressive.penalty.quantized import packed_names
 from hf_progressive.penalty.shards import whole_shape
 from hf_progressive.penalty.specification import InheritancePenalty
 from hf_progressive.penalty.validation import require_known
@@ -30,7 +31,7 @@ class LoraPenalty:
     It goes where an `InheritancePenalty` goes: `ProgressiveTrainer(..., penalty=LoraPenalty(fisher, ewc_lambda=...))`.
     The product of the adapters that are active is restrained, with PEFT's scale (rslora's too), of an embedding, a
     Conv1D and a convolution in the weight's own layout. The gradient to A and B has a closed form, for which at most
-    one layer's product is held.
+    one layer's product is held. The base weights are not read and may be quantized, Ω being that of the model before.
 
     Args:
         fisher: Ω, as `estimate_fisher` returns it for the base model before PEFT wraps it: name → tensor of the
@@ -96,7 +97,9 @@ class LoraPenalty:
 
     def _adapted(self, model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[Adapter, ...]]]:
         # the adapted weights that have an Ω, by the name that fisher has for them
-        known = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+        known = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)} | {
+            *packed_names(model)
+        }
         given = {plain_name(name): name for name in self.fisher}
         require_known("fisher", self.fisher, {*known, *(given[name] for name in given.keys() & known)}, "the model")
         found = trained = False

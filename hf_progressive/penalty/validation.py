@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.penalty.parameter_names import own_names
+from hf_progressive.penalty.quantized import quantized_form
 from hf_progressive.penalty.shards import whole_shape
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,12 @@ def check_fit(kind: str, name: str, tensor: Tensor, parameter: nn.Parameter, out
 
     `kind` is "anchor", "fisher" or "subspace", `output` what `output_dimension` returns.
     """
-    shape = whole_shape(parameter)
+    shape, form = whole_shape(parameter), quantized_form(parameter)
+    if form is not None:
+        raise ValueError(
+            f"{kind}[{name!r}]: the model's weight is quantized ({form}) and does not move; leave it out, and "
+            "restrain what LoRA adds to it with LoraPenalty"
+        )
     if kind == "subspace":
         _check_basis(name, tensor, shape, output)
     elif tuple(tensor.shape) != shape:
