@@ -12,6 +12,7 @@ from hf_progressive.report.page import Page, Plot, ReportPaths, Section, setting
 from hf_progressive.report.study_findings import find_in_study, study_unit
 from hf_progressive.report.study_tables import models_table, phi_table, rates_table, recipes_table, steps_table
 from hf_progressive.report.trunk_tables import (
+    against_table,
     baselines_table,
     lengths_table,
     members_table,
@@ -30,6 +31,11 @@ _BARS = (
 _SHARED_BASELINES = (
     "All recipes of a seed share its baselines, whose chance is in every interval: which of two recipes is better, "
     "their bits per byte at equal FLOPs tell more surely.",
+)
+_PAIRED = (
+    "The longest trunks of the same seeds, so that the baselines' chance is not in it; below 0 the recipe is better. "
+    "At other FLOPs than the headline's it is no comparison of equals. Intervals are 95 % by Student's t over the "
+    "seeds."
 )
 _RING_OF_CHAINS = (
     "a ring is where one seed's grown models come down to their own baseline, a triangle the smallest budget tried "
@@ -119,6 +125,8 @@ def _results(study: StudyRecord) -> Iterator[Section]:
 
 def _trunks(study: StudyRecord) -> Iterator[Section]:
     lengths, members, seeds = lengths_table(study), members_table(study), seeds_table(study)
+    if study.trunk and (against := against_table(study)).rows:
+        yield Section(title=f"The recipes against “{study.headline.recipe}”", table=against, notes=(_PAIRED,))
     if seeds.rows:
         yield Section(
             title="Seed by seed",

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from hf_progressive.records.interval import mean_interval
+from hf_progressive.records.last_model import SeedCost
 from hf_progressive.records.stages import StageMember
 from hf_progressive.records.study import RecipeRecord, StudyRecord
-from hf_progressive.report.formatting import NOTHING, decimals, percent, two_ends
+from hf_progressive.report.formatting import NOTHING, decimals, percent, signed, two_ends
 from hf_progressive.report.study_findings import study_unit
 from hf_progressive.report.table import Table
 
@@ -18,7 +20,7 @@ def trunks_table(study: StudyRecord) -> Table:
         (
             recipe.name,
             ", ".join(f"{stage.name} until {percent(stage.until)}" for stage in recipe.trunk),
-            ", ".join(f"{key}: {value}" for key, value in recipe.overrides.items() if key not in _RATE_KEYS)
+            ", ".join(_setting(key, value) for key, value in recipe.overrides.items() if key not in _RATE_KEYS)
             or NOTHING,
             ", ".join(f"{rate:g}" for rate in _rates(recipe)) or NOTHING,
         )
@@ -60,6 +62,30 @@ def seeds_table(study: StudyRecord) -> Table:
     )
     header = ("recipe", "child", "seed", "bits per byte", f"{unit.name} of its stages", "of its own")
     return Table(header=(*header, "from scratch", "last-model cost"), rows=rows)
+
+
+def against_table(study: StudyRecord) -> Table:
+    """Lay out every recipe's bits per byte less the headline's, of the same seeds, a row per recipe and rung."""
+    headline, rows = _by_rung(study.headline_recipe), []
+    for recipe in study.recipes:
+        for rung, found in _by_rung(recipe).items() if recipe.name != study.headline.recipe else ():
+            seeds = [seed for seed in found if seed in headline.get(rung, {})]
+            if not seeds:
+                continue
+            pairs = [(found[seed], headline[rung][seed]) for seed in seeds]
+            differences = mean_interval([own.bits_per_byte - other.bits_per_byte for own, other in pairs])
+            ends = [NOTHING if end is None else signed(end) for end in (differences.low, differences.high)]
+            spent = fmean((own.c_lineage + own.c_child) / (other.c_lineage + other.c_child) for own, other in pairs)
+            rows.append(
+                (recipe.name, rung, str(len(pairs)), f"{spent:.3f}", signed(differences.mean), " to ".join(ends))
+            )
+    header = ("recipe", "child", "seeds", "FLOPs over the headline's", "bits per byte − the headline's", "95 %")
+    return Table(header=header, rows=tuple(rows))
+
+
+def _by_rung(recipe: RecipeRecord) -> dict[str, dict[int, SeedCost]]:
+    costs = {rung.child: rung.last_model_cost for rung in recipe.rungs}
+    return {child: {seed.seed: seed for seed in cost.by_seed} for child, cost in costs.items() if cost is not None}
 
 
 def baselines_table(study: StudyRecord) -> Table:

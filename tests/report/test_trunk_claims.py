@@ -100,6 +100,12 @@ TRUNK_CLAIMS = [
     Claim("The best rate is at an end of those tried, and one beyond may be better: {at_end:s}."),
     Claim("Bars are {level} intervals by Student's t, ticks single seeds."),
     Claim(
+        "The longest trunks of the same seeds, so that the baselines' chance is not in it; below {zero} the recipe is "
+        "better."
+    ),
+    Claim("At other FLOPs than the headline's it is no comparison of equals."),
+    Claim("Intervals are {level} by Student's t over the seeds."),
+    Claim(
         "Saving: {one} − FLOPs of the last model after its last growth / FLOPs of the budget from scratch.",
     ),
     Claim(
@@ -285,6 +291,16 @@ def table_faults(header: list[str], rows: list[list[str]], facts: TrunkFacts) ->
             yield from (cell_fault(bits, true["bits"]), cell_fault(stages, true["stages"], scale))
             yield from (cell_fault(own, true["own"], scale), cell_fault(cost, true["cost"]))
             yield cell_fault(worth + "*" * (beyond and not worth.endswith("*")), true["worth"], scale, mark=beyond)
+    elif header[3:4] == ["FLOPs over the headline's"]:
+        for recipe, child, seeds, spent, less, both in rows:
+            common = [seed for seed in facts.seeds(recipe, child) if seed in facts.seeds(headline, child)]
+            pairs = [(facts.seed(recipe, child, seed), facts.seed(headline, child, seed)) for seed in common]
+            apart = [own["bits"] - other["bits"] for own, other in pairs]
+            ratio = statistics.fmean((a["own"] + a["stages"]) / (b["own"] + b["stages"]) for a, b in pairs)
+            yield from (cell_fault(seeds, len(common)), cell_fault(spent, ratio))
+            yield cell_fault(less, statistics.fmean(apart))
+            for cell, end in zip(both.split(" to "), interval(apart), strict=True):
+                yield cell_fault(cell, end)
     elif header[:3] == ["recipe", "child", "finished at"]:
         for recipe, child, share, cost, both, extrapolated in rows:
             step = facts.step(recipe, child, round(int(share.removesuffix(" %")) / 100, 2))
