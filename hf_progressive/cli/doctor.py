@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ _ENGINES = {
     "deepspeed": "ZeRO-1, -2 and -3: pip install 'hf-progressive[deepspeed]'",
     "tensorboard": "report_to: [tensorboard]: pip install 'hf-progressive[tensorboard]'",
     "lm_eval": "lm-evaluation-harness: pip install 'hf-progressive[harness]'",
-    "peft": "Φ on LoRA adapters: pip install peft",
+    "peft": "Φ on LoRA adapters: pip install 'hf-progressive[peft]'",
     "trl": "Φ in SFTTrainer and DPOTrainer: pip install trl",
 }
 _VARIABLES = (
@@ -111,10 +112,14 @@ def describe(found: dict[str, Any]) -> str:
         "engines": "DDP, FSDP2" + (f", {listed(found['engines'])}" if listed(found["engines"]) else ""),
         "environment": " ".join(f"{name}={value}" for name, value in found["environment"].items()) or "nothing set",
     }
-    lines = [f"{name:<15} {text}" for name, text in rows.items()]
+    lines = [line for name, text in rows.items() for line in _wrapped(f"{name:<15} {text}")]
     lines += [f"{'':<15} {text}" for text in missing]
     lines += ["", *(found["problems"] or ["Nothing stands in the way."])]
     return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, subsequent_indent=" " * 16, break_long_words=False, break_on_hyphens=False)
 
 
 def _version(name: str) -> str | None:
