@@ -103,8 +103,10 @@ class LoraPenalty:
         given = {plain_name(name): name for name in self.fisher}
         require_known("fisher", self.fisher, {*known, *(given[name] for name in given.keys() & known)}, "the model")
         found = trained = False
+        tied = _tied_names(model)
         for plain, layer in _lora_layers(model):
             found = True
+            plain = next((name for name in (plain, *tied.get(plain, ())) if name in given), plain)
             adapters = _active_adapters(plain, layer, getattr(model, "peft_config", {}))
             if plain in given and adapters:
                 trained |= any(f.requires_grad for adapter in adapters for f in (adapter.down, adapter.up))
@@ -134,6 +136,14 @@ def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield plain_name(f"{name}.weight"), module
+
+
+def _tied_names(model: nn.Module) -> dict[str, list[str]]:
+    # the plain names that each parameter has, of those with several, by each of them
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(plain_name(name))
+    return {name: several for several in names.values() if len(several) > 1 for name in several}
 
 
 def _active_adapters(name: str, layer: Any, configs: Mapping[str, Any]) -> tuple[Adapter, ...]:

@@ -1,21 +1,27 @@
-"""A parameter's name without what compilation and PEFT put into it, by which W₀, Ω and U know it."""
+"""A parameter's name without what compilation, PEFT and engines put into it, by which W₀, Ω and U know it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+_WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 _PEFT_PREFIX = "base_model.model."
-_ADDED = ("_orig_mod", "base_layer", "original_module")
+_ADDED = ("_orig_mod", "base_layer", "original_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def plain_name(name: str) -> str:
-    """Return the name that a parameter has in the model before `torch.compile` and PEFT wrapped it.
+    """Return the name that a parameter has in the model before `torch.compile`, PEFT, DDP or DataParallel wrapped it.
 
     >>> plain_name("base_model.model.h.0.attn.base_layer.weight"), plain_name("_orig_mod.h.0._orig_mod.attn.weight")
     ('h.0.attn.weight', 'h.0.attn.weight')
     >>> plain_name("base_model.model.head.modules_to_save.default.weight")
     'head.weight'
+    >>> plain_name("module._orig_mod.base_model.model.h.0.attn.weight")
+    'h.0.attn.weight'
     """
-    inner = name.removeprefix("_orig_mod.").removeprefix(_PEFT_PREFIX)
+    inner = name
+    while inner.startswith(_WRAPPER_PREFIXES):
+        inner = inner.partition(".")[2]
+    inner = inner.removeprefix(_PEFT_PREFIX)
     parts = [part for part in inner.split(".") if part not in _ADDED]
     if "modules_to_save" in parts:
         place = parts.index("modules_to_save")

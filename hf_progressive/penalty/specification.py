@@ -32,7 +32,7 @@ from hf_progressive.penalty.fisher_mean import FisherMean
 from hf_progressive.penalty.lazy_tensors import ones_like
 from hf_progressive.penalty.shards import ParameterShard, gather_layouts, rows_held, shard_of, shared_rows
 from hf_progressive.penalty.step import PenaltyStep
-from hf_progressive.penalty.validation import canonical_names, check_fit, output_dimension, require_known
+from hf_progressive.penalty.validation import check_fit, given_names, output_dimension, require_known
 
 Application = Literal["gradient", "proximal"]
 """How training applies Φ."""
@@ -45,8 +45,8 @@ class InheritancePenalty:
     """Φ as it is specified: plain mappings of tensors, and the weights of its two terms.
 
     Mappings are read one tensor at a time and may be lazy. Names are those of `model.named_parameters()`; of tied
-    parameters one name is enough. A parameter that has no entry in `fisher` takes no part in the λ term, one that has
-    none in `subspace` none in the γ term. `l2_sp` builds one with Ω = 1, `sum` one of several anchors.
+    parameters any one is enough. A parameter without an entry in `fisher` takes no part in the λ term, one without an
+    entry in `subspace` none in the γ term. `l2_sp` builds one with Ω = 1, `sum` one of several anchors.
 
     `bind` makes from it what computes: it reads and checks every tensor. `value`, `terms` and `add_gradient` bind for
     the one call; whoever calls them in a loop should bind once. Where DeepSpeed ZeRO or FSDP2 divides the model among
@@ -208,8 +208,9 @@ class InheritancePenalty:
             ValueError: As from `validate`, or the model is divided in a way Φ does not follow.
         """
         parameters = dict(model.named_parameters())
-        names = canonical_names(model, self.anchor)
-        shards = {name: shard_of(parameters[name]) for name in names}
+        given = given_names(model, self.anchor)
+        found, of_further = self._found(given), [(each, each._found(given)) for each in self.further]
+        shards = {name: shard_of(parameters[name]) for name in given}
         layouts = gather_layouts(shards)
         gammas = [each.gamma for each in (self, *self.further)]
         mean = FisherMean() if self.apply == "proximal" and self.ewc_lambda > 0.0 else None
@@ -217,16 +218,16 @@ class InheritancePenalty:
         for name, shard in shards.items():
             place = _Place(shard, output_dimension(model, name), layouts.get(name, []))
             further = [
-                each._restraint(names[name], place, share=each.gamma / sum(gammas))
-                for each in self.further
-                if each.gamma > 0.0 and names[name] in each.tensors["subspace"]
+                each._restraint(theirs[name], place, share=each.gamma / sum(gammas))
+                for each, theirs in of_further
+                if each.gamma > 0.0 and "subspace" in theirs[name]
             ]
             restraint = self._restraint(
-                names[name], place, mean, share=self.gamma / (sum(gammas) or 1.0), further=tuple(further)
+                found[name], place, mean, share=self.gamma / (sum(gammas) or 1.0), further=tuple(further)
             )
             bound[name] = BoundParameter(shard=shard, restraint=restraint)
         if mean is not None:  # of tied parameters, the names that were not chosen
-            mean.add_all(self.tensors["fisher"], but=names.values())
+            mean.add_all(self.tensors["fisher"], but={names.get("fisher", "") for names in found.values()})
         return BoundPenalty(
             model,
             bound,
@@ -248,9 +249,9 @@ class InheritancePenalty:
                 anchor is the model's own parameter.
         """
         parameters = dict(model.named_parameters())
-        for canonical, name in canonical_names(model, self.anchor).items():
+        for canonical, names in self._found(given_names(model, self.anchor)).items():
             for kind in self.tensors:
-                self._read(kind, name, parameters[canonical], output_dimension(model, canonical))
+                self._read(kind, names, parameters[canonical], output_dimension(model, canonical))
         for each in self.further:
             each.validate(model)
 
@@ -317,15 +318,23 @@ class InheritancePenalty:
             digests |= {f"{number}/{kind}": digest for kind, digest in each.fingerprint().items()}
         return digests
 
-    def _read(self, kind: str, name: str, parameter: nn.Parameter, output: int) -> Tensor | None:
-        tensor = self.tensors[kind].get(name)
+    def _found(self, given: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
+        # for each parameter, by its canonical name: kind → the name, of several for tied ones, that has a tensor
+        held = {kind: dict.fromkeys(tensors) for kind, tensors in self.tensors.items()}
+        return {
+            canonical: {kind: name for kind in held for name in reversed(names) if name in held[kind]}
+            for canonical, names in given.items()
+        }
+
+    def _read(self, kind: str, names: Mapping[str, str], parameter: nn.Parameter, output: int) -> Tensor | None:
+        tensor = self.tensors[kind][names[kind]] if kind in names else None
         if tensor is not None:
-            check_fit(kind, name, tensor, parameter, output)
+            check_fit(kind, names[kind], tensor, parameter, output)
         return tensor
 
     def _restraint(
         self,
-        name: str,
+        names: Mapping[str, str],
         place: "_Place",
         mean: FisherMean | None = None,
         *,
@@ -336,19 +345,21 @@ class InheritancePenalty:
         shape = shard.shape if len(shard.shape) < 3 else (shard.shape[0], math.prod(shard.shape[1:]))
 
         def held(kind: str) -> Tensor | None:
-            tensor = self._read(kind, name, shard.parameter, place.output)
+            tensor = self._read(kind, names, shard.parameter, place.output)
             if tensor is None:
                 return None
             if kind == "fisher" and mean is not None:
                 mean.add(tensor)
             part = tensor.detach().reshape(-1)[shard.start : shard.start + shard.length]
-            part = part.to(self.storage_device or weights.device, self.storage_dtype)
-            is_expanded = part.untyped_storage().nbytes() < part.nbytes  # L2-SP's ones
-            return part if shard.is_whole or is_expanded else part.clone()  # a view would keep the whole alive
+            target = self.storage_device or weights.device
+            if part.untyped_storage().nbytes() < part.nbytes:  # L2-SP's ones, which a copy would write out
+                return part[:1].to(target, self.storage_dtype).expand(part.shape)
+            part = part.to(target, self.storage_dtype)
+            return part if shard.is_whole else part.clone()  # a view would keep the whole alive
 
         anchor, fisher = held("anchor"), held("fisher")
         assert anchor is not None
-        basis = self._read("subspace", name, shard.parameter, place.output)
+        basis = self._read("subspace", names, shard.parameter, place.output)
         cut: tuple[int, ...] = ()
         if basis is not None:
             basis = basis.detach().to(weights.device, working_dtype(weights.dtype))

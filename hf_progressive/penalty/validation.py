@@ -39,24 +39,35 @@ def weight_output_dimension(module: nn.Module) -> int:
 def canonical_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Return, for each parameter the anchor names, the name `named_parameters` has for it and the one given.
 
-    Of tied parameters any name may be given, or several: the canonical one is preferred. What `torch.compile` and PEFT
-    put into a name may be left out. Unknown names are refused.
+    Of tied parameters any name may be given, or several: the canonical one is preferred. What `torch.compile`, PEFT
+    and engines put into a name may be left out. Unknown names are refused.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> model[1].weight = model[0].weight
     >>> canonical_names(model, ["1.weight", "1.bias"])
     {'0.weight': '1.weight', '1.bias': '1.bias'}
     """
+    return {canonical: given[0] for canonical, given in given_names(model, names).items()}
+
+
+def given_names(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the same with all names given, of tied parameters the canonical one first.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> model[1].weight = model[0].weight
+    >>> given_names(model, ["1.weight", "0.weight"])
+    {'0.weight': ['0.weight', '1.weight']}
+    """
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     everything = dict(model.named_parameters(remove_duplicate=False))
     own = own_names(everything, names)
     require_known("the anchor", names, {**everything, **own}, "the model")
-    chosen: dict[str, str] = {}
+    given: dict[str, list[str]] = {}
     for name in names:
         canonical = first[id(everything[own[name]])]
-        if name == canonical or canonical not in chosen:
-            chosen[canonical] = name
-    return chosen
+        place = 0 if name == canonical else len(given.get(canonical, ()))
+        given.setdefault(canonical, []).insert(place, name)
+    return given
 
 
 def require_known(kind: str, names: Iterable[str], known: Iterable[str], where: str) -> None:

@@ -94,6 +94,10 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
 
 
 def _trainable_problems(config: LadderConfig) -> Iterator[str]:
+    for parent, child in zip(config.rungs[1:], config.rungs[2:], strict=False):
+        chosen = config.training_of(parent.name).trainable
+        if chosen != "all" and config.phi_of(child.name).reads_optimizer:
+            yield frozen_without_moment(parent.name, child.name)
     for rung in config.rungs[1:]:
         training, phi = config.training_of(rung.name), config.phi_of(rung.name)
         chosen = training.trainable
@@ -109,6 +113,14 @@ def _trainable_problems(config: LadderConfig) -> Iterator[str]:
                 f"training.trainable: new_entries does not work with {engine}, which takes the optimizer's step; take"
                 " new_layers, or FSDP2"
             )
+
+
+def frozen_without_moment(parent: str, child: str) -> str:
+    """Say why the Fisher information of a rung that trained in part cannot be read from its optimizer."""
+    return (
+        f"phi.fisher.kind: optimizer has no Ω of what training.trainable froze in {parent}, which {child} grows from;"
+        " take empirical, or train all"
+    )
 
 
 def _trunk_problems(trunk: TrunkConfig, arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
+from hf_progressive.planning.preflight import frozen_without_moment
 from hf_progressive.study.members import Members, members_of
 from hf_progressive.study.model_tasks import model_tasks
 from hf_progressive.study.models import FinishedModel, InitialModel, TrainingSetup
@@ -177,6 +178,9 @@ class _Planner:
             parent=parent,
             carry_moments=carry_moments,
         )
+        reads = initial.estimates_inheritance and initial.phi.reads_optimizer
+        if parent is not None and reads and parent.initial.parent and parent.setup.training.trainable != "all":
+            raise ValueError(frozen_without_moment(parent.initial.rung.name, rung.name))
         return TrainingSetup(
             initial=initial,
             training=ladder.training_of(rung.name),

@@ -179,6 +179,16 @@ def test_what_a_rung_cannot_train_is_refused(words, message):
         plan_ladder(load_ladder_config("ladder_tiny", [*quiet, *words]))
 
 
+def test_omega_of_an_optimizer_that_trained_a_part_is_refused():
+    words = ["cold=none", "training.trainable=[transformer.h.*]", "phi.fisher.kind=optimizer"]
+    told = "phi.fisher.kind: optimizer has no Ω of what training.trainable froze in l3w32, which l3w48 grows from"
+    assert any(problem.startswith(told) for problem in find_problems(load_ladder_config("ladder_tiny", words)))
+    for served in ("rungs.1.training={trainable: all}", "phi.fisher.kind=empirical"):
+        assert not any(
+            "Ω of what" in each for each in find_problems(load_ladder_config("ladder_tiny", [*words, served]))
+        )
+
+
 def test_patterns_and_new_entries_are_planned():
     rungs = "rungs=[{name: a, n_layer: 1, n_embd: 16, n_head: 2}, {name: b, n_layer: 2, n_embd: 24, n_head: 3}]"
     for chosen in ("new_layers", "new_entries", "[transformer.h.1.*]"):
