@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_progressive.cli.grow_options import option_values
+from hf_progressive.cli.shown_text import shown_text
 from hf_progressive.config import strict_yaml
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ Outcome = tuple[int, dict[str, Any]]
 
 def say(text: str) -> None:
     """Write a line for the person who watches."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(shown_text(text) + "\n")
 
 
 def show(text: str, options: argparse.Namespace) -> None:
     """Write what a command makes to be read or piped; with `--json` stdout holds that alone."""
     if not options.json:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(shown_text(text) + "\n")
 
 
 def grow_command(options: argparse.Namespace) -> Outcome:

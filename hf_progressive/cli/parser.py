@@ -30,6 +30,7 @@ from hf_progressive.cli.commands import (
 from hf_progressive.cli.doctor import doctor_command
 from hf_progressive.cli.faults import FaultNoted, is_out_of_memory
 from hf_progressive.cli.grow_options import METHODS_HELP, add_option_flags
+from hf_progressive.cli.shown_text import ShownFormatter
 from hf_progressive.config.credentials import without_tokens
 from hf_progressive.config.ranges import Range
 from hf_progressive.distributed.termination import ended_by_sigterm
@@ -44,6 +45,8 @@ EXIT_INTERRUPTED = 130  # as a shell reports a program that ended by SIGINT
 _MEASURED_SECONDS = 60.0  # of each rung, by `plan --measure`
 
 _SECONDS_FOR_THE_FIRST = 3.0
+
+_LONGEST_LINE = 4000  # characters of an error: what is wrong with every rung, but not a file
 
 _AFTER_DIVERGENCE = "; look at the data, or begin in another --output-dir with --set training.learning_rate=LOWER"
 _AFTER_MEMORY = "; of a ladder, `hf-progressive plan CONFIG` says which training.micro_batch_size fits"
@@ -247,7 +250,7 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
             raise
         _leave_processes()
     if options.json and is_main_process():
-        sys.stdout.write(json.dumps(record) + "\n")
+        sys.stdout.write(without_tokens(json.dumps(record)) + "\n")
     return code
 
 
@@ -260,7 +263,9 @@ def _leave_processes() -> None:
 
 def _quieten() -> None:
     # Our own progress and messages are what a person watches; libraries speak up when something is wrong.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(ShownFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("hf_progressive").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # DeepSpeed's warnings would go to stdout, among what is there to be piped.
@@ -278,7 +283,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 def _fail(error: Exception, code: int, remedy: str = "") -> int:
     if os.environ.get("HF_PROGRESSIVE_TRACEBACK"):
         raise error
-    line = without_tokens(_in_one_line(error)) + remedy
+    line = _in_one_line(error) + remedy
     if is_main_process():
         say(f"hf-progressive: error: {line}")
     elif not _is_the_firsts(error):
@@ -299,7 +304,8 @@ def _in_one_line(error: Exception) -> str:
     text = str(error).strip()
     if text.startswith("Caught ") and " in DataLoader worker process " in text.partition("\n")[0]:
         text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ... ({len(line):,} characters)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

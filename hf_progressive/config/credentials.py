@@ -1,5 +1,6 @@
 """Credentials have no place in a configuration: it is written into the run folder, and published with the run."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 TOKEN = re.compile(r"\bhf_(?:oauth_|jwt_|app_)?[A-Za-z0-9]{30,}")
 """An access token, as the Hub issues them."""
 
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SHORTEST_TOKEN = 8
 _SECRET_KEY = re.compile(r"(?:^|[._])(?:token|api_key|password|secret)$", re.IGNORECASE)
 # A tokenizer's special tokens are no secrets.
 _SPECIAL_TOKEN = re.compile(
@@ -44,9 +47,13 @@ def refuse_credentials(value: Any, path: str = "") -> None:
 
 
 def without_tokens(text: str) -> str:
-    """Return a text in which Hub tokens are blacked out.
+    """Return a text in which Hub tokens, and whatever HF_TOKEN holds, are blacked out.
 
     >>> without_tokens("no access with hf_" + "a" * 34)
     'no access with hf_***'
     """
+    for name in _TOKEN_VARIABLES:
+        own = os.environ.get(name, "")
+        if len(own) >= _SHORTEST_TOKEN:  # a shorter one is a mistake, and may be a part of any word
+            text = text.replace(own, "***")
     return TOKEN.sub("hf_***", text)

@@ -23,6 +23,12 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
+def shown_key(key: object) -> str:
+    """Return a key as a dotted path has it; one that would not be a part of a line, as a message repeats it."""
+    text = str(key)
+    return text if text.isprintable() and len(text) <= _LONGEST_SHOWN else shown(key)
+
+
 def require_finite(value: Any, path: str) -> None:
     """Raise a `ValueError` that names the path unless all numbers in a plain value are finite and of a usable size."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -31,7 +37,7 @@ def require_finite(value: Any, path: str) -> None:
         raise ValueError(f"{path}: {shown(value)} is too large")
     if isinstance(value, dict):
         for key, item in value.items():
-            require_finite(item, f"{path}.{key}")
+            require_finite(item, f"{path}.{shown_key(key)}")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             require_finite(item, f"{path}.{index}")

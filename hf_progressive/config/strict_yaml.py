@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import yaml
 
-from hf_progressive.config.ranges import require_finite, shown
+from hf_progressive.config.ranges import require_finite, shown, shown_key
 from hf_progressive.config.renamed import current_path, with_current_names
 
 _MOST_VALUES = 100_000
@@ -200,7 +200,7 @@ def build(cls: type[T], value: Any, path: str = "", *, exact: bool = False) -> T
     arguments: dict[str, Any] = {"others": {}} if exact else {}
     problems = []
     for key, item in value.items():
-        here = f"{path}.{key}" if path else str(key)
+        here = f"{path}.{shown_key(key)}" if path else shown_key(key)
         if key not in fields and exact:
             require_finite(item, here)
             arguments["others"][key] = item
@@ -257,7 +257,10 @@ def convert(hint: Any, value: Any, path: str, *, exact: bool = False) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ValueError(f"{path}: expected a mapping, got {shown(value)}")
-        return {str(key): convert(arguments[1], item, f"{path}.{key}", exact=exact) for key, item in value.items()}
+        return {
+            str(key): convert(arguments[1], item, f"{path}.{shown_key(key)}", exact=exact)
+            for key, item in value.items()
+        }
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         from_yaml = getattr(hint, "from_yaml", None)
         return from_yaml(value, path) if from_yaml else build(hint, value, path, exact=exact)

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hf_progressive.config.ranges import shown_key
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.growth.unmerged import refuse_adapter
 from hf_progressive.storage import parse_json, read_json, require_inside_name, require_own_file
@@ -49,6 +50,7 @@ DTYPE_CODES = {
 }
 """What the format calls the dtypes known here."""
 
+_LONGEST_REASON = 300  # characters
 _PICKLED_PATTERNS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 
@@ -94,12 +96,16 @@ class CheckpointReader:
             specs = _read_specs(self.folder / file)
             for name in specs.keys() & self.specs.keys():
                 first = self._file_of[name]
-                raise ValueError(f"{self.folder}: tensor {name} is in both {first} and {file}; remove one of them")
+                raise ValueError(
+                    f"{self.folder}: tensor {shown_key(name)} is in both {first} and {file}; remove one of them"
+                )
             self.specs |= specs
             self._file_of |= dict.fromkeys(specs, file)
         for name, file in weight_map.items():
             if self._file_of.get(name) != file:
-                raise ValueError(f"{self.folder / INDEX_NAME}: tensor {name} is not in {file}; fetch both again")
+                raise ValueError(
+                    f"{self.folder / INDEX_NAME}: tensor {shown_key(name)} is not in {file}; fetch both again"
+                )
 
     def read(self, name: str) -> Tensor:
         """Return one tensor on the CPU, in the dtype of the file; what is written to it does not reach the file."""
@@ -109,7 +115,9 @@ class CheckpointReader:
         if tensor.data_ptr() % tensor.dtype.itemsize:  # the format does not ask for alignment
             tensor = tensor.clone()
         if not is_finite(tensor):
-            raise ValueError(f"{path}: tensor {name} holds NaN or infinite values; a sound checkpoint is needed")
+            raise ValueError(
+                f"{path}: tensor {shown_key(name)} holds NaN or infinite values; a sound checkpoint is needed"
+            )
         return tensor
 
 
@@ -161,7 +169,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:
-        reason = str(error).removeprefix("Error while deserializing header: ")
+        reason = " ".join(str(error).removeprefix("Error while deserializing header: ").split())[:_LONGEST_REASON]
         raise ValueError(
             f"{path}: {path.stat().st_size} bytes that are no whole safetensors file ({reason}); fetch it again"
         ) from error
@@ -173,7 +181,9 @@ def _read_specs(path: Path) -> dict[str, TensorSpec]:
         for name in file.offset_keys():
             tensor = file.get_slice(name)
             if (code := tensor.get_dtype()) not in _DTYPES:
-                raise ValueError(f"{path}: tensor {name} has dtype {code}; growth takes {', '.join(_DTYPES)}")
+                raise ValueError(
+                    f"{path}: tensor {shown_key(name)} has dtype {code}; growth takes {', '.join(_DTYPES)}"
+                )
             specs[name] = TensorSpec(shape=tuple(tensor.get_shape()), dtype=_DTYPES[code])
     # Of a repeated name the library keeps one tensor and says nothing.
     with open(path, "rb") as file:
@@ -181,5 +191,5 @@ def _read_specs(path: Path) -> dict[str, TensorSpec]:
     header = parse_json(text, str(path), object_pairs_hook=list)
     for name, count in Counter(name for name, _ in header).items():
         if count > 1:
-            raise ValueError(f"{path}: tensor {name} is there twice; fetch it again")
+            raise ValueError(f"{path}: tensor {shown_key(name)} is there twice; fetch it again")
     return specs

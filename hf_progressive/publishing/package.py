@@ -20,7 +20,7 @@ from hf_progressive.publishing.lineage import Lineage
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.figures.curves import draw_curves
 from hf_progressive.report.figures.style import figure_style
-from hf_progressive.storage import MANIFEST_NAME, check_manifest, read_json
+from hf_progressive.storage import MANIFEST_NAME, check_manifest, read_json, visible
 
 WEIGHTS_SUFFIX = ".safetensors"
 
@@ -117,7 +117,7 @@ def prepare_publication(
         files[RESULTS] = PublishedFile.from_bytes(yaml.safe_dump(results, sort_keys=False).encode())
     files[PLOT] = PublishedFile.from_bytes(_curve_plot(lineage.rung))
     card = model_card(lineage, tag=tag, files=[*files, MANIFEST_NAME], license=license, language=language)
-    files[CARD] = PublishedFile.from_bytes(str(card).encode())
+    files[CARD] = PublishedFile.from_bytes(visible(str(card)).encode())
     manifest = {name: {"size": file.size, "sha256": file.sha256} for name, file in sorted(files.items())}
     files[MANIFEST_NAME] = PublishedFile.from_bytes(_json({"format": 1, "files": manifest}))
     _refuse_tokens(folder, files)

@@ -15,7 +15,7 @@ from hf_progressive.report.figures.live_curve import Chart
 from hf_progressive.report.findings import Findings
 from hf_progressive.report.run_state import RunState
 from hf_progressive.report.table import Table, escape_markdown
-from hf_progressive.storage import atomic_file
+from hf_progressive.storage import atomic_file, visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -151,7 +151,7 @@ def settings_table(settings: Mapping[str, str]) -> Table:
 
 
 def _render(template: str, page: Page, **values: Any) -> str:
-    return str(_environment().get_template(template).render(page=page, findings=page.findings, **values))
+    return visible(_environment().get_template(template).render(page=page, findings=page.findings, **values))
 
 
 @cache

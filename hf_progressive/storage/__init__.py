@@ -19,6 +19,7 @@ from hf_progressive.storage.durable import (
 )
 from hf_progressive.storage.inside import require_inside_name, require_own_file, require_plain_name
 from hf_progressive.storage.outside import ReadingFromOutside, parse_json
+from hf_progressive.storage.visible_text import visible
 
 __all__ = [
     "MANIFEST_NAME",
@@ -39,6 +40,7 @@ __all__ = [
     "require_own_file",
     "require_plain_name",
     "sha256_file",
+    "visible",
     "write_json",
     "write_manifest",
 ]
