@@ -8,6 +8,10 @@ from latex2mathml.converter import convert
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.+?)\\[)\]]</\1>', re.DOTALL)
 
+# Where a browser has no font for mathematics, a prime in a superscript is raised twice, and lost below a fraction bar.
+_PRIMED = re.compile(r"<msup>(<mi>\w+</mi>)<mi>&#x02032;</mi></msup>")
+_BESIDE = r'<mrow>\1<mo form="postfix" lspace="0" rspace="0" stretchy="false">&#x02032;</mo></mrow>'
+
 
 def on_page_content(content: str, **_: Any) -> str:
     """Replace what `pymdownx.arithmatex` has marked in a page's HTML."""
@@ -17,4 +21,4 @@ def on_page_content(content: str, **_: Any) -> str:
 def _as_mathml(match: "re.Match[str]") -> str:
     kind, bracket, formula = match.groups()
     mathml: str = convert(html.unescape(formula).strip(), display="block" if bracket == "[" else "inline")
-    return f"<{kind}>{mathml}</{kind}>"
+    return f"<{kind}>{_PRIMED.sub(_BESIDE, mathml)}</{kind}>"

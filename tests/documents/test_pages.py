@@ -1,3 +1,4 @@
+import importlib
 import os
 import re
 import subprocess
@@ -77,3 +78,13 @@ def test_licences_are_listed_of_all_that_is_asked_for() -> None:
         re.split(r"[<>=\[]", line)[0].lower().replace("_", "-") for line in project["dependencies"]
     }
     assert "see its files" not in listed.values()
+
+
+def test_a_prime_in_a_formula_stands_beside_its_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    formulas = importlib.import_module("formulas")
+    shown = formulas.on_page_content('<p><span class="arithmatex">\\(\\frac{D}{D\'} x_1\\)</span></p>')
+    assert "<mi>D</mi><mo " in shown
+    assert "&#x02032;</mo>" in shown
+    assert "<msup>" not in shown
+    assert "<msub><mi>x</mi><mn>1</mn></msub>" in shown
