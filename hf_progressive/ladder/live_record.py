@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN = 5.0
 """The least time between two records of a training run's logs."""
 
-_TIMES_ITS_COST = 200  # and this many times what writing the last one took, so that all take 0.5 % at most
+_TIMES_ITS_COST = 200  # and this many times what writing one takes, so that all take 0.5 %
 _SILENCE_OF_A_STEP = 3600.0  # of the work, which says nothing until it has ended
 _SILENCE, _LOGS_OF_SILENCE = 300.0, 5.0  # of training: so long at least, or as many times the longest between two logs
 
@@ -63,7 +64,7 @@ class LiveRecord:
         self._activity, self._silence = "", _SILENCE_OF_A_STEP
         self._training: TrainingProgress | None = None
         self._share_before = 0.0  # of the training run under way, that an earlier process made
-        self._next, self._failed = 0.0, False
+        self._next, self._cost, self._failed = 0.0, math.inf, False
 
     def begin(self, activity: str) -> None:
         """Tell that a step of the work begins; only on the training run that it belongs to is something known."""
@@ -141,7 +142,8 @@ class LiveRecord:
                 logger.warning("how far the ladder is cannot be written, and it trains on: %s", error)
             self._failed = True
         now = time.monotonic()
-        self._next = now + max(SECONDS_BETWEEN, _TIMES_ITS_COST * (now - began))
+        self._cost = min(self._cost, now - began)  # the first one loads and compiles what the others find
+        self._next = now + max(SECONDS_BETWEEN, _TIMES_ITS_COST * self._cost)
 
 
 class _Following(TrainerCallback):

@@ -1,6 +1,7 @@
 """A served report: the page as the records are now, to this machine alone, and nothing but the page."""
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -115,6 +116,16 @@ def test_a_site_s_name_that_leads_here_shows_nothing(server: Any, host: str, sta
 
 def test_it_listens_on_loopback_alone(server: Any) -> None:
     assert server[1].server_address[0] == "127.0.0.1"
+
+
+def test_a_study_is_served_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "draw_figures", lambda page: {})
+    record = json.loads((Path(__file__).parents[2] / "examples/studies/books_llama/study.json").read_text())
+    for complete in (False, True):
+        (tmp_path / "study.json").write_text(json.dumps(record | {"complete": complete}))
+        page = ServedReport(tmp_path).page().decode()
+        assert record["name"] in page
+        assert ('data-refresh="2"' in page) != complete
 
 
 def test_a_damaged_record_is_said_and_passes(server: Any) -> None:

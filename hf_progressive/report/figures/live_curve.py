@@ -69,8 +69,8 @@ class Chart:
             f'aria-labelledby="{self.name}-title {self.name}-desc">',
             f'<title id="{self.name}-title">{html.escape(self.title)}</title>',
             f'<desc id="{self.name}-desc">{html.escape(self.description)}</desc>',
-            f'<clipPath id="{self.name}-panel"><rect x="{_LEFT:g}" y="{_TOP - 4:g}" '
-            f'width="{_WIDTH - _LEFT - _RIGHT + 6:g}" height="{_HEIGHT - _TOP - _BOTTOM + 8:g}"/></clipPath>',
+            f'<clipPath id="{self.name}-panel"><rect x="{_LEFT - 5:g}" y="{_TOP - 5:g}" '
+            f'width="{_WIDTH - _LEFT - _RIGHT + 10:g}" height="{_HEIGHT - _TOP - _BOTTOM + 10:g}"/></clipPath>',
         ]
         heights = _ticks(bottom, top)
         digits = _digits(heights)
