@@ -81,7 +81,7 @@ class _Watch:
 
     def heed(self, number: int, frame: Any) -> None:
         if _imports(frame):
-            _end_now()
+            end_now(EXIT_CODE)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second must not break what the first began
         self.count_down()
         raise Terminated(EXIT_CODE)
@@ -89,7 +89,7 @@ class _Watch:
     def count_down(self) -> None:
         if not self.counting:
             self.counting = True
-            timer = threading.Timer(GRACE_SECONDS, _end_now)
+            timer = threading.Timer(GRACE_SECONDS, end_now, (EXIT_CODE,))
             timer.daemon = True
             timer.start()
 
@@ -125,9 +125,10 @@ def _imports(frame: Any) -> bool:
     return False
 
 
-def _end_now() -> None:
+def end_now(code: int) -> None:
+    """End this process at once, and what it started."""
     for name in ("multiprocessing", "multiprocess"):  # the standard one, and that of datasets
         module = sys.modules.get(name)
         for child in module.active_children() if module else ():
             child.terminate()
-    os._exit(EXIT_CODE)
+    os._exit(code)

@@ -13,6 +13,7 @@ from typing import Any
 from hf_progressive import storage
 from hf_progressive.config import LadderConfig
 from hf_progressive.data import prepare_corpus, reading_ahead
+from hf_progressive.distributed.lost_processes import ended_with_the_others
 from hf_progressive.distributed.processes import current_processes, main_process_first
 from hf_progressive.ladder import external_model
 from hf_progressive.ladder.ladder_progress import LadderProgress
@@ -83,7 +84,7 @@ def run_ladder(
     folder = Path(output_dir)
     first = folder / config.rungs[0].name / "final"
     plan = plan_ladder(config, first if storage.is_complete(first) else None, processes=state.num_processes)
-    with FullDiskNamed(folder), exclusive(folder, state):
+    with FullDiskNamed(folder), ended_with_the_others(state), exclusive(folder, state):
         claim(folder, config, state)
         with main_process_first(state):
             corpus = prepare_corpus(config.corpus, config.model.context, folder / CORPUS_NAME)

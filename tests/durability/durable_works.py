@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from durable_calls import Met, StatesKept, watch
-from ladder_fixtures import RUNGS, ladder_mapping, write_corpus
+from ladder_fixtures import RUNGS, ladder_mapping, write_corpus, write_ladder
 from study_fixtures import study_mapping
 from trunk_fixtures import write_trunk
 
@@ -150,7 +150,7 @@ def _study(given: Path, run: Path) -> tuple[int, dict[str, Any]]:
 
 WORKS = {
     "grow": Work(give=_give_checkpoint, do=_grow, every=2, by_kind=False),
-    "prepare": Work(give=_give_chain, do=_prepare, every=4, by_kind=False),
+    "prepare": Work(give=_give_corpus, do=_prepare, every=4, by_kind=False),
     "chain": Work(give=_give_chain, do=_ladder, every=6),
     "trunk": Work(give=_give_trunk, do=_ladder, every=6),
     "study": Work(give=_give_study, do=_study, every=14),
