@@ -101,11 +101,15 @@ def _prepare(given: Path, run: Path) -> tuple[int, dict[str, Any]]:
     return 0, prepare_ladder(load_ladder_config(given / "ladder.yaml"), run).to_dict()
 
 
+def _give_corpus(given: Path) -> None:
+    write_ladder(given, rungs=RUNGS[:1], cold="none")
+
+
 def _give_chain(given: Path) -> None:
     _checkpoint(given / "source")
-    mapping = ladder_mapping(
-        write_corpus(given, documents=40), rungs=[{"name": "d1", "source": str(given / "source")}, RUNGS[2]]
-    )
+    rungs = [{"name": "d1", "source": str(given / "source")}, RUNGS[2]]
+    mapping = ladder_mapping(write_corpus(given, documents=40), rungs=rungs)
+    del mapping["data"]["tokenizer"]  # the first rung's is taken over
     mapping["data"]["max_validation_tokens"] = 128
     mapping["training"] |= {"tokens_per_parameter": 0.03, "micro_batch_size": 4, "evaluations": 1, "checkpoints": 2}
     mapping["phi"]["fisher"]["sequences"] = 2
