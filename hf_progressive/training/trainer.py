@@ -43,7 +43,7 @@ from hf_progressive.training.checkpoints import (
     newest_complete_checkpoint,
     remove_leftovers,
 )
-from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, FiniteWatch
+from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, WEIGHTS, FiniteWatch
 from hf_progressive.training.loss import LastBatch, filled_up, return_loss_alone
 from hf_progressive.training.muon import NEEDS_MATRICES, muon_optimizer
 from hf_progressive.training.parent_divergence import DivergenceSteps
@@ -258,7 +258,7 @@ class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
                 items = args[0] if args else kwargs.get("num_items_in_batch")
                 warn_of_undivided_loss(self, self.bare_model(), self._prepare_inputs(inputs), items)
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        self._watch.note(LOSS, loss)
+        self._watch.note(LOSS, loss, step=self.state.global_step + 1)
         if self.penalty is None or not last or self.penalty.apply == "proximal":
             return loss
         if not self.is_deepspeed_enabled:
@@ -332,7 +332,7 @@ class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
     def _note_penalty(self, step: PenaltyStep | ProximalStep, factor: float) -> None:
         penalty = self.bound_penalty
         assert penalty is not None
-        self._watch.note(PENALTY, step.value)
+        self._watch.note(PENALTY, step.value, step=self.state.global_step + 1)
         self._phi_log.add(step, ewc_lambda=penalty.ewc_lambda * factor, gamma=penalty.gamma * factor)
 
     def _gradient_scale(self) -> float:
@@ -346,7 +346,7 @@ class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
         norm = super()._clip_grad_norm(model)
         # A loss scaler meets gradients that overflow, skips the step and goes on.
         if isinstance(norm, Tensor) and self.args.mixed_precision != "fp16":
-            self._watch.note(GRADIENT, norm)
+            self._watch.note(GRADIENT, norm, step=self.state.global_step + 1)
         return norm
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -374,10 +374,12 @@ class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
 
         The host waits for the device here.
         """
-        self._watch.note_weights(self.model.parameters())
-        spoiled, step = self._watch.read(), self.state.global_step
-        if spoiled is not None:
-            raise self._non_finite(spoiled, self._finite_until + 1, step)
+        step = self.state.global_step
+        self._watch.note_weights(self.model.parameters(), step=step)
+        found = self._watch.read()
+        if found is not None:
+            spoiled, at = found
+            raise self._non_finite(spoiled, self._finite_until + 1 if spoiled == WEIGHTS else at, at)
         self._finite_until = step
 
     def _non_finite(self, what: str, first: int, last: int) -> NonFiniteLossError:
