@@ -1,6 +1,7 @@
 """A run folder as one run's own: held against a second process, and against another configuration."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from hf_progressive.records.ladder import LadderRecord
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.storage.locks import try_lock
 from hf_progressive.training.checkpoints import remove_leftovers
+
+logger = logging.getLogger(__name__)
+
+_OTHER_NUMBER = (
+    "%s: was begun with %d processes and goes on with %d; every step reads the same tokens, but sums are rounded in "
+    "another order, so the last digits differ from those of a run that was not interrupted"
+)
 
 
 @contextlib.contextmanager
@@ -46,7 +54,8 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
     path = folder / "ladder.json"
     with main_process_first(state):
         if path.exists():
-            there, here = _completed(LadderRecord.read(path).config), config.to_dict()
+            record = LadderRecord.read(path)
+            there, here = _completed(record.config), config.to_dict()
             for run in (there, here):
                 # Where the rungs go, and where the corpus lies, does not change what they are.
                 run.pop("publish", None)
@@ -56,6 +65,9 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
                     f"{folder}: holds a run of another configuration ({'; '.join(differences)}); "
                     f"go back to that configuration or choose another output folder"
                 )
+            before = record.environment.get("processes", state.num_processes)
+            if not record.complete and before != state.num_processes and state.is_main_process:
+                logger.warning(_OTHER_NUMBER, folder, before, state.num_processes)
         elif state.is_main_process:
             text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
             with storage.atomic_file(folder / "ladder.yaml") as temporary:

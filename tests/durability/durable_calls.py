@@ -23,7 +23,7 @@ from hf_progressive.storage import durable
 CALLS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "open"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
-_PASSING = re.compile(r"\.tmp(/|$)|(^|/)\.saving(/|$)|\.lock$")
+_PASSING = re.compile(r"\.tmp(/|$)|(^|/)\.saving(/|$)|\.lock$|(^|/)progress\.json$")
 """Paths that the next start removes, or where it is of no importance what stands there."""
 
 _Facts = tuple[int, int, int]

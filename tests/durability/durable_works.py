@@ -19,6 +19,7 @@ from study_fixtures import study_mapping
 from trunk_fixtures import write_trunk
 
 from hf_progressive import cli, storage
+from hf_progressive.records.run_progress import PROGRESS_NAME
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
@@ -205,6 +206,8 @@ def _left(run: Path) -> Iterator[tuple[str, object]]:
         name = path.relative_to(run).as_posix()
         if path.is_dir():
             yield name, "a folder"
+        elif path.name == PROGRESS_NAME:
+            yield name, "what is done when"
         elif path.suffix == ".json":
             yield name, _without_times(storage.read_json(path))
         elif path.suffix == ".lock":

@@ -51,3 +51,21 @@ def test_whoever_holds_the_folder_removes_what_killed_runs_left(tmp_path: Path) 
     with exclusive(tmp_path, current_processes()):
         assert not any((tmp_path / name).exists() for name in leftovers)
         assert all((tmp_path / name).exists() for name in kept)
+
+
+def test_another_number_of_processes_is_told(
+    config: LadderConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def before(processes: int) -> None:
+        claim(tmp_path / "run", config, current_processes())
+        record = storage.read_json(tmp_path / "run" / "ladder.json")
+        record["environment"]["processes"] = processes
+        storage.write_json(tmp_path / "run" / "ladder.json", record)
+        caplog.clear()
+        claim(tmp_path / "run", config, current_processes())
+
+    before(1)
+    assert caplog.messages == []
+    before(2)
+    (told,) = caplog.messages
+    assert "was begun with 2 processes and goes on with 1; every step reads the same tokens" in told
