@@ -24,9 +24,10 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# Not --quiet, which hides warnings from --strict, too.
 docs: $(STAMP)  ## the documentation as a site, in site/; a warning is an error
 	$(BIN)/python docs/make_reference.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: $(STAMP)
 

@@ -91,8 +91,8 @@ class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
             `constant` unless they are `ProgressiveTrainingArguments`.
         phi_until: Fraction of the run, above 0, at which λ and γ are zero; above 1, that is after the last step. None
             for what `args` say, which is 1.0 unless they are `ProgressiveTrainingArguments`.
-        divergence: Holds what the model predicts near its parent's predictions (`ParentDivergence`); None does not.
-        **kwargs: As for the trainer that stands behind.
+        **kwargs: As for the trainer that stands behind; and `divergence`, a `ParentDivergence`, which holds what the
+            model predicts near its parent's predictions.
 
     Raises:
         ValueError: `penalty` does not fit the model, a schedule is unknown or `phi_until` not above 0; or the

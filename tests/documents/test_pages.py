@@ -48,6 +48,12 @@ def test_the_site_has_every_page_once() -> None:
     assert sorted(shown) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 
+def test_warnings_of_the_site_are_errors() -> None:
+    made = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ndocs:")[2].partition("\n\n")[0]
+    assert "mkdocs build --strict" in made
+    assert "--quiet" not in made  # hides warnings from --strict
+
+
 def test_pages_made_from_the_code_are_up_to_date() -> None:
     command = [sys.executable, str(DOCS / "make_reference.py"), "--check"]
     made = subprocess.run(
