@@ -1,4 +1,4 @@
-"""How a trainer saves: a checkpoint stands under its own name whole, or not at all."""
+"""How a trainer saves: a checkpoint stands under its own name whole, or not at all. And how it reads weights back."""
 
 import os
 import time
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_progressive.growth.grow import OPTIMIZER_NAME
+from hf_progressive.growth.reader import INDEX_NAME, WEIGHTS_NAME, CheckpointReader
 from hf_progressive.training.checkpoints import link_penalty, rotate, written_whole
 from hf_progressive.training.moments import whole_optimizer_state
 
@@ -20,7 +22,11 @@ else:
 
 
 class WholeSaves(_Trainer):
-    """The part of `ProgressiveMixin` that saves: everything is written below `.saving`, then moved into place."""
+    """The part of `ProgressiveMixin` that saves: everything is written below `.saving`, then moved into place.
+
+    It also reads weights whose files hold them under other names than the model has, such as those of single experts.
+    Trainer itself (Transformers 5.23) warns of missing keys there, and trains on with what the model held before.
+    """
 
     _save_root: str | None = None
 
@@ -48,6 +54,26 @@ class WholeSaves(_Trainer):
             super()._push_from_checkpoint(str(target))
         if self.args.should_save:
             rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_renamed(resume_from_checkpoint, self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_renamed(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
+
+    # Whether it was a checkpoint of that kind; engines that divide a model have files of their own.
+    def _load_renamed(self, folder: Any, model: nn.Module) -> bool:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
+            return False
+        if not any((Path(folder) / name).is_file() for name in (WEIGHTS_NAME, INDEX_NAME)):
+            return False
+        if CheckpointReader(folder).specs.keys() <= model.state_dict().keys():
+            return False
+        stored = type(model).from_pretrained(folder, dtype=model.dtype)
+        model.load_state_dict(stored.state_dict())
+        return True
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Wait until the checkpoint stands at its own name."""

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from ladder_fixtures import write_ladder
+import torch
+from ladder_fixtures import ladder_mapping, write_ladder
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
@@ -11,6 +12,7 @@ from hf_progressive.config import load_ladder_config
 from hf_progressive.ladder.rung_loop import run_ladder
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.sizing import count_parameters
+from hf_progressive.training import training_run
 from hf_progressive.training.flops import flops_per_token
 
 DENSE = {"name": "dense", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
@@ -82,3 +84,39 @@ def test_a_ladder_runs_from_dense_to_experts_to_more_with_the_penalty(tmp_path: 
         assert not loading["missing_keys"]
     names = load_file(results[1].folder / "model.safetensors")
     assert "model.layers.0.block_sparse_moe.experts.3.w2.weight" in names
+
+
+@pytest.mark.slow
+def test_a_new_layer_of_experts_trained_alone_goes_on_after_an_interruption_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"training": {**ladder_mapping(tmp_path)["training"], "trainable": "new_layers"}, "phi": NO_PHI}
+    config = load_ladder_config(upcycled(tmp_path, DENSE, EXPERTS, cold=[], **changes))
+    whole = run_ladder(config, tmp_path / "whole")
+    step = training_run.ProgressiveTrainer.training_step
+    taken: list[int] = []
+
+    def interrupted(self: object, *args: object, **kwargs: object) -> object:
+        if type(self.model).__name__ == "MixtralForCausalLM":
+            taken.append(self.state.global_step)
+            if self.state.global_step == 8:
+                raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(training_run.ProgressiveTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_ladder(config, tmp_path / "run")
+    monkeypatch.undo()
+    assert taken[-1] == 8
+    assert any((tmp_path / "run" / "experts").rglob("checkpoint-*"))
+    run_ladder(config, tmp_path / "run")
+    init, once, twice = (
+        load_file(tmp_path / run / "experts" / stage / "model.safetensors")
+        for run, stage in (("whole", "init"), ("whole", "final"), ("run", "final"))
+    )
+    assert whole[1].record["max_abs_logit_diff"] <= 1e-5 * whole[1].record["max_abs_logit"]
+    moved = {name for name, tensor in once.items() if not torch.equal(tensor, init[name])}
+    router = "block_sparse_moe.gate.weight"  # which a dense layer has none of, so that it is new everywhere
+    assert f"model.layers.0.{router}" in moved
+    assert all(name.startswith("model.layers.1.") or name.endswith(router) for name in moved)
+    assert all(torch.equal(tensor, twice[name]) for name, tensor in once.items())
