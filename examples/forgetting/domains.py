@@ -1,8 +1,12 @@
-"""Texts of three domains that every Python installation has: English, Python source, and an invented language."""
+"""Texts of domains that are at hand: English and Python of every installation, an invented language, a natural one.
+
+The natural one is what a Linux system has of a language: the translated messages of its programs.
+"""
 
 import ast
 import random
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +20,8 @@ from hf_progressive.data.documents import stdlib_texts
 
 CONTEXT = 64
 _SHORTEST_DOCSTRING = 200
+_SHORTEST_MESSAGE, _MESSAGES_PER_DOCUMENT = 40, 20
+_CATALOGUE_MAGIC = b"\xde\x12\x04\x95"
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
@@ -73,6 +79,43 @@ def in_invented_language(text: str) -> str:
         words = re.findall(r"\w+|[^\w\s]+", line)[::-1]
         lines.append(" ".join(invented_word(word.lower()) if word.isalpha() else word for word in words))
     return "\n".join(lines)
+
+
+def translated_texts(language: str, characters: int, root: Path = Path("/usr/share/locale")) -> list[str]:
+    """Return documents of a natural language, up to a number of characters: what the system's programs say in it.
+
+    Args:
+        language: A locale's name, such as "fr" or "de".
+        characters: At most so many, and one document more.
+        root: Where the locales are.
+
+    Raises:
+        ValueError: No message of that language is installed.
+    """
+    documents: list[str] = []
+    seen: set[str] = set()
+    for path in sorted(root.glob(f"{language}/LC_MESSAGES/*.mo")):
+        messages = [text for text in dict.fromkeys(_translations(path.read_bytes())) if text not in seen]
+        seen.update(messages)
+        for start in range(0, len(messages), _MESSAGES_PER_DOCUMENT):
+            if sum(map(len, documents)) >= characters:
+                return documents
+            documents.append("\n".join(messages[start : start + _MESSAGES_PER_DOCUMENT]))
+    if not documents:
+        raise ValueError(f"{root}/{language}: no translated messages are installed; pass --language with a text")
+    return documents
+
+
+def _translations(catalogue: bytes) -> Iterator[str]:
+    # Of a GNU message catalogue in UTF-8, the sentences that are translated; plurals lie behind a zero byte.
+    order = "<" if catalogue[:4] == _CATALOGUE_MAGIC else ">"
+    count, *tables = struct.unpack_from(f"{order}3I", catalogue, 8)
+    for index in range(count):
+        places = (struct.unpack_from(f"{order}2I", catalogue, table + 8 * index) for table in tables)
+        original, translated = (catalogue[start : start + length].partition(b"\0")[0] for length, start in places)
+        text = translated.decode("utf-8", errors="replace")
+        if len(text) >= _SHORTEST_MESSAGE and original not in (b"", translated) and "\ufffd" not in text:
+            yield text
 
 
 def read_texts(path: Path, characters: int) -> Iterator[str]:

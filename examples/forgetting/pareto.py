@@ -7,8 +7,9 @@ best strength, the mean of both losses, with the difference from free training, 
 
     python examples/forgetting/pareto.py --output pareto       # offline: the standard library's texts
     python examples/forgetting/pareto.py --english books.parquet --language lettres.txt --output pareto
+    python examples/forgetting/pareto.py --translations fr --output pareto    # natural French of a Linux system
 
-Without `--language`, the other language is an invented one: English in words of its own, in reversed order.
+Without either, the other language is an invented one: English in words of its own, in reversed order.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from domains import CONTEXT, in_invented_language, library_texts, pack, read_texts
+from domains import CONTEXT, in_invented_language, library_texts, pack, read_texts, translated_texts
 from forms import FORMS, INTERPOLATION, interpolated, knowledge_of
 from picture import draw
 from torch import Tensor
@@ -178,6 +179,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("pareto"), help="folder for pareto.json and pareto.png")
     parser.add_argument("--english", type=Path, help="a .txt file, or a .parquet file with a column text")
     parser.add_argument("--language", type=Path, help="likewise, of the other language")
+    parser.add_argument("--translations", help="a locale (fr): the other language is what programs here say")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--characters", type=int, default=600_000, help="of each domain, at most")
     parser.add_argument("--layers", type=int, default=2)
@@ -192,16 +194,20 @@ def main() -> None:
     prose, code = library_texts(options.characters)
     if options.english is not None:
         prose = list(read_texts(options.english, options.characters))
-    other = [in_invented_language(text) for text in prose[1::2]] if options.language is None else None
-    other = list(read_texts(options.language, options.characters)) if other is None else other
+    invented = options.language is None and options.translations is None
+    if invented:
+        other, language = [in_invented_language(text) for text in prose[1::2]], "invented language"
+    elif options.language is None:
+        other, language = translated_texts(options.translations, options.characters), options.translations
+    else:
+        other, language = list(read_texts(options.language, options.characters)), options.language.stem
     learned = [*prose, *code, *other]
     tokenizer = train_tokenizer(learned, vocab_size=options.vocabulary, training_bytes=4 * options.characters)
-    english = pack(tokenizer, prose if options.language is not None else prose[::2], 128)
+    english = pack(tokenizer, prose[::2] if invented else prose, 128)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     sizes = {"n_layer": options.layers, "n_embd": options.width, "n_head": max(1, options.width // 32)}
     config = {"vocab_size": options.vocabulary, "n_positions": CONTEXT, **sizes, **ends}
     config |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    language = "invented language" if options.language is None else options.language.stem
     texts = {"python": ("Python", code), "language": (language, other)}
     domains = {f"English → {texts[to][0]}": pack(tokenizer, texts[to][1], 128) for to in options.to}
     shared = {"old": english, "config": config, "options": {"steps": options.steps, "rates": options.rates}}

@@ -137,11 +137,12 @@ def train(output, *, batch, accumulation, form="phi", resume=False, fsdp=False, 
     output = Path(output)
     model = build_adapted() if form == "lora" else build_model()
     parent = output.parent / "parent"
-    if form == "divergence" and PartialState().is_main_process:
-        far = build_model()
-        far.lm_head.weight.data.mul_(8.0)
-        far.save_pretrained(parent)
-    PartialState().wait_for_everyone()
+    if form == "divergence":
+        with PartialState().main_process_first():
+            if PartialState().is_main_process:
+                far = build_model()
+                far.lm_head.weight.data.mul_(8.0)
+                far.save_pretrained(parent)
     arguments = ProgressiveTrainingArguments(
         output_dir=str(output), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
         learning_rate=1e-2, max_steps=4, logging_steps=1, report_to="none", disable_tqdm=True,

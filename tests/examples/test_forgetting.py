@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import struct
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from domains import in_invented_language, invented_word, read_texts
+from domains import in_invented_language, invented_word, read_texts, translated_texts
 from forms import FORMS, INTERPOLATION, Knowledge, interpolated
 from pareto import best_of, summarise, with_replay
 from torch import nn
@@ -55,6 +56,37 @@ def test_interpolation_is_a_share_of_the_way_from_the_parent():
     known = Knowledge(parent=model, anchor=anchor, empirical={}, of_optimizer={}, subspace={}, written=torch.empty(0))
     for name, parameter in interpolated(model, known, 0.25).named_parameters():
         torch.testing.assert_close(parameter, anchor[name] + 1.0)
+
+
+def catalogue(messages):
+    """A GNU message catalogue, as `msgfmt` writes it."""
+    strings = [text.encode() for text in (*messages, *messages.values())]
+    start = 28 + 8 * len(strings)
+    starts = [start + sum(len(before) + 1 for before in strings[:index]) for index in range(len(strings))]
+    table = [number for text, place in zip(strings, starts, strict=True) for number in (len(text), place)]
+    head = (0x950412DE, 0, len(messages), 28, 28 + 8 * len(messages), 0, 0)
+    return struct.pack(f"<{7 + len(table)}I", *head, *table) + b"".join(text + b"\0" for text in strings)
+
+
+def test_a_natural_language_is_what_programs_say_in_it(tmp_path):
+    long = "Le fichier donné %s n'est pas compris sur la ligne de commande"
+    said = {"": "Content-Type: text/plain; charset=UTF-8; of no interest", "a": long, "b": "trop court"}
+    said |= {f"{number}": f"{long} : {number}" for number in range(30)} | {"c\0d": f"{long} au singulier\0au pluriel"}
+    said["The same in both languages, as names of programs are"] = (
+        "The same in both languages, as names of programs are"
+    )
+    folder = tmp_path / "fr" / "LC_MESSAGES"
+    folder.mkdir(parents=True)
+    (folder / "one.mo").write_bytes(catalogue(said))
+    (folder / "two.mo").write_bytes(catalogue({"a": long}))
+    documents = translated_texts("fr", 10**6, tmp_path)
+    assert "\n".join(documents).split("\n") == [
+        long, *(f"{long} : {number}" for number in range(30)), f"{long} au singulier"
+    ]  # fmt: skip
+    assert len(documents) == 2
+    assert translated_texts("fr", 100, tmp_path) == documents[:1]
+    with pytest.raises(ValueError, match="no translated messages are installed; pass --language"):
+        translated_texts("xx", 100, tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".parquet"])

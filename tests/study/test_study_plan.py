@@ -106,6 +106,15 @@ def test_recipes_that_share_an_initial_model_keep_their_own_penalty(corpus_file:
     assert plan.children["exact", "l2w16", 0][0].setup.phi is None
 
 
+def test_omega_of_an_optimizer_that_trained_a_part_is_refused(corpus_file: Path) -> None:
+    part, whole = {"training.trainable": ["transformer.h.*"]}, {"training.trainable": "all"}
+    read = {"phi.ewc_lambda": 0.1, "phi.fisher.kind": "optimizer"}
+    recipes = [{"name": "part", "set": part}, {"name": "held", "set": {**whole, **read}, "parent_recipe": "part"}]
+    with pytest.raises(ValueError, match=r"has no Ω of what training.trainable froze in l2w16, which l2w24 grows"):
+        planned(corpus_file, recipes=recipes)
+    planned(corpus_file, recipes=[recipes[0], {**recipes[1], "rungs": ["l2w16"]}])  # whose parent trained all
+
+
 def test_branches_begin_where_their_decay_does(corpus_file: Path) -> None:
     plan = planned(corpus_file)
     tasks = {task.name: task for task in plan.tasks}
