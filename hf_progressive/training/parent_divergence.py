@@ -72,8 +72,8 @@ class ParentDivergence:
     def made_alike(self, device: torch.device) -> None:
         """Give the parent of every process the first one's weights; all processes must call.
 
-        Under FSDP `from_pretrained` reads a file on one process only, and leaves what the others hold unset
-        (`cpu_ram_efficient_loading`), for the engine to fill in; this model is not the engine's.
+        Under FSDP some versions of Transformers read a file on one process only (`cpu_ram_efficient_loading`), and
+        leave what the others hold unset for the engine to fill in; this model is not the engine's.
         """
         for tensor in (*self.parent.to(device).parameters(), *self.parent.buffers()):
             if not isinstance(tensor, DTensor):

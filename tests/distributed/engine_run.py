@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
+from accelerate.utils import patch_environment
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
@@ -120,9 +121,11 @@ def build_adapted():
     return adapted
 
 
-def build_divergence(folder, batch):
+def build_divergence(folder, batch, fsdp):
     """Hold the predictions of a parent that is loaded once the engine is known, in step 0 and 2."""
-    parent = GPT2LMHeadModel.from_pretrained(folder)
+    efficient = {"accelerate_use_fsdp": "true", "fsdp_cpu_ram_efficient_loading": "true"}  # one process reads
+    with patch_environment(**(efficient if fsdp else {})):
+        parent = GPT2LMHeadModel.from_pretrained(folder)
     blocks = torch.randint(VOCABULARY, (12, 16), generator=torch.Generator().manual_seed(8))
     return ParentDivergence(parent=parent, blocks=blocks, weight=2.0, every=2, batch_size=batch)
 
@@ -158,7 +161,7 @@ def train(output, *, batch, accumulation, form="phi", resume=False, fsdp=False, 
     elif form == "lora":
         held["penalty"] = LoraPenalty(build_penalty(build_model(), **NO_WEIGHTS).fisher, ewc_lambda=0.05)
     else:
-        held["divergence"] = build_divergence(parent, batch=8 // arguments.world_size)
+        held["divergence"] = build_divergence(parent, 8 // arguments.world_size, fsdp)
     trainer = ProgressiveTrainer(model, arguments, train_dataset=Blocks(), **held)
     trainer.train(resume_from_checkpoint=resume)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
