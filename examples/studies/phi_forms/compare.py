@@ -9,7 +9,8 @@ shorter child. Started twice on one folder (OMP_NUM_THREADS=1), the two share th
     python examples/studies/phi_forms/compare.py --output-dir runs/phi_forms \
         --set 'ladder.data.files=[books-train.parquet]' 'ladder.data.validation_files=[books-validation.parquet]'
 
-`--plan` says how many tokens it takes, and trains nothing: 95 M in all, some 160 minutes of one 2.5 GHz core.
+`--plan` says how many tokens it takes, and trains nothing: about 96 M in all, some 200 minutes of one 2.5 GHz core
+(Llama 80, GPT-2 120); `--studies` names one family alone.
 """
 
 import argparse
