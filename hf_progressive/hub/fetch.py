@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_session, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from hf_progressive.hub.names import PUBLISHED, check_repo_id, is_repo_id
 from hf_progressive.hub.transport import patiently
-from hf_progressive.storage import MANIFEST_NAME, check_manifest, require_inside_name
+from hf_progressive.storage import MANIFEST_NAME, check_manifest, require_inside_name, require_plain_name
 
 
 def fetch_rung(repo_id: str, *, revision: str | None = None) -> Path:
@@ -63,6 +64,26 @@ def locate_files(source: str, patterns: Sequence[str], *, revision: str | None =
     return folder, folder.name
 
 
+_NAMES_IN_THE_CACHE = ("etag", "x-linked-etag", "x-repo-commit")
+"""Headers of the Hub's answers that the client makes names of files of."""
+
+
+def _hold_answers_to_the_cache() -> None:
+    # huggingface_hub 2.4 writes to whatever path they make (`blob_path` in its file_download.py), outside of its
+    # cache, too. This can go when it looks at them itself.
+    session = get_session()
+    hooks = session.event_hooks
+    if _refuse_paths not in hooks["response"]:
+        session.event_hooks = {**hooks, "response": [*hooks["response"], _refuse_paths]}
+
+
+def _refuse_paths(response: Any) -> None:
+    for header in _NAMES_IN_THE_CACHE:
+        if header in response.headers:
+            name = response.headers[header].removeprefix("W/").strip('"')
+            require_plain_name(name, f"{response.url.path}: its header {header}")
+
+
 def fetch_files(repo_id: str, patterns: Sequence[str], *, revision: str | None = None) -> Path:
     """Fetch the files of a repository whose names have one of the patterns, or find them in the cache.
 
@@ -78,6 +99,7 @@ def fetch_files(repo_id: str, patterns: Sequence[str], *, revision: str | None =
         require_inside_name(revision, f"{repo_id}: its revision")  # which the cache keeps as a file of that name
 
     def fetch() -> str:
+        _hold_answers_to_the_cache()
         try:
             return snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns))
         except LocalEntryNotFoundError as error:

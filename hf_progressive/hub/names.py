@@ -3,6 +3,7 @@
 import re
 from fnmatch import fnmatchcase
 
+from hf_progressive.config.credentials import TOKEN
 from hf_progressive.storage import MANIFEST_NAME
 
 CONFIG_NAME = "config.json"
@@ -66,8 +67,12 @@ def is_published(name: str) -> bool:
 
 
 def is_repo_id(name: str) -> bool:
-    """Tell whether the Hub could have a repository of that name, ORG/NAME or, of an old one, NAME alone."""
-    return len(name) <= _LONGEST_REPO_ID and _REPO_ID.fullmatch(name) is not None
+    """Tell whether the Hub could have a repository of that name, ORG/NAME or, of an old one, NAME alone.
+
+    A token in place of a name is none: it would be asked for, and stand in logs.
+    """
+    is_one = len(name) <= _LONGEST_REPO_ID and _REPO_ID.fullmatch(name) is not None
+    return is_one and TOKEN.search(name) is None
 
 
 def check_repo_id(repo_id: str) -> None:

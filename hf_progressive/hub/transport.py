@@ -29,6 +29,11 @@ ATTEMPTS = 6
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds; doubled from one attempt to the next
 _TRANSIENT = {408, 409, 412, 429}  # and every 5xx; 409 and 412: somebody else was writing, so look again
 
+_NOT_UNDERSTOOD = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+"""What the client raises at an answer without the keys that it needs."""
+
+_LONGEST_REASON = 300  # characters
+
 _REMEDIES = {
     400: "the Hub rejects the request",
     401: "the Hub does not accept the token; set HF_TOKEN to a valid one or run `hf auth login`",
@@ -75,8 +80,18 @@ def patiently(action: Callable[[], T], what: str) -> T:
             attempt += 1
         except OfflineModeIsEnabled:
             raise HubError(f"{what}: HF_HUB_OFFLINE is set, and this needs the Hub; unset it") from None
+        except _NOT_UNDERSTOOD as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST_REASON]
+            raise HubError(
+                f"{what}: an answer is none of the Hub's ({said}); try again, and see whether HF_ENDPOINT is a Hub"
+            ) from error
         except ValueError as error:
             raise ValueError(f"{what}: {' '.join(str(error).split())}") from None
+        except OSError as error:
+            if error.errno is not None or "\n" not in str(error):
+                raise
+            # What the client says in lines: a file that came in part.
+            raise HubError(f"{what}: {' '.join(str(error).split())}") from None
 
 
 def _cause(error: BaseException) -> BaseException:
