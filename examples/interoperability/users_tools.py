@@ -8,7 +8,9 @@ a line that says so. What is installed decides which tools are tried:
 
     pip install ctranslate2 onnxruntime onnx onnxscript peft mergekit lm-eval
 
-The GGUF converter is no package: `--gguf-converter` names llama.cpp's `convert_hf_to_gguf.py`.
+The GGUF converter is no package: `--gguf-converter` names llama.cpp's `convert_hf_to_gguf.py`, which the sdist
+of `llama-cpp-python` holds under `vendor/llama.cpp`. It knows tokenizers by a digest of what they make of a text, and
+refuses those of one's own: it is told here that it has GPT-2's way of cutting words.
 """
 
 import argparse
@@ -43,6 +45,14 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 VOCABULARY, LENGTH = 300, 24
 MARK = "figure: "
+CONVERT = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 TEXTS = ["the rung grows from the rung below, and what it knows it keeps", "a word, another word, and 12 more"] * 20
 
 
@@ -179,8 +189,10 @@ def gguf(folder: Path, work: Path) -> str:
     from transformers import AutoModelForCausalLM
 
     converter = os.environ["GGUF_CONVERTER"]
-    program = [sys.executable, converter, str(folder), "--outtype", "f32", "--outfile", str(work / "model.gguf")]
-    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+    options = [str(folder), "--outtype", "f32", "--outfile", str(work / "model.gguf")]
+    ran = subprocess.run([sys.executable, "-c", CONVERT, converter, *options], capture_output=True, text=True)
+    if ran.returncode:
+        raise RuntimeError((ran.stderr.strip().splitlines() or ["no reason given"])[-1])
     _, tokens, expected = stock(folder)
     model = AutoModelForCausalLM.from_pretrained(work, gguf_file="model.gguf", dtype=torch.float32)
     with torch.no_grad():

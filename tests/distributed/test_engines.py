@@ -8,6 +8,7 @@ from pathlib import Path
 
 import engine_run
 import measured_run
+import new_layer_run
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -137,6 +138,22 @@ def test_two_processes_train_with_muon_as_one(engine, tmp_path):
             assert result[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), (case, key)
         torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-5)
     _, weights = read(tmp_path / "plain")
+    _, resumed = read(tmp_path / "resumed")
+    torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_new_layer_alone_as_one(tmp_path):
+    """Under FSDP 2, which divides what is frozen too: old layers keep their bits, and resuming those of the new."""
+    new_layer_run.grow(tmp_path)
+    new_layer_run.train(tmp_path / "child", tmp_path / "alone", batch=8)
+    launch("fsdp2", tmp_path, script=new_layer_run.__file__)
+    _, expected = read(tmp_path / "alone")
+    result, weights = read(tmp_path / "plain")
+    assert (result["engine"], result["processes"]) == (ENGINES["fsdp2"][0], 2)
+    for name, tensor in load_file(tmp_path / "child" / "model.safetensors").items():
+        assert torch.equal(tensor, weights[name]) != name.startswith("transformer.h.2."), name
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-5)
     _, resumed = read(tmp_path / "resumed")
     torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
 
