@@ -46,7 +46,7 @@ def grow_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.growth.options import GrowthOptions
 
     method_options = option_values(options)
-    added = _lines_of(options.add_tokens, "--add-tokens") if options.add_tokens else []
+    added = (_text_of(options.add_tokens, "--add-tokens", "a text file of tokens, one a line") or "").splitlines()
     if not options.set and not added:
         raise ValueError("--set: name what grows, such as --set num_hidden_layers=24, or give --add-tokens")
     GrowthOptions.of(method_options)
@@ -63,6 +63,7 @@ def grow_command(options: argparse.Namespace) -> Outcome:
         revision=options.revision,
         verify=options.verify,
         add_tokens=[token for token in added if token.strip()],
+        text=_text_of(options.text),
         checksums=options.checksums,
         **method_options,
     )
@@ -80,19 +81,24 @@ def grow_command(options: argparse.Namespace) -> Outcome:
     return (EXIT_CHECK_FAILED if failed else EXIT_DONE), record
 
 
-def _lines_of(path: str, option: str) -> list[str]:
+def _text_of(path: str | None, option: str = "--text", what: str = "a text file") -> str | None:
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return None if path is None else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise ValueError(f"{option}: {path}: {reason}; give a text file of tokens, one a line") from None
+        raise ValueError(f"{option}: {path}: {reason}; give {what}") from None
 
 
 def verify_command(options: argparse.Namespace) -> Outcome:
     """Compare a checkpoint with the one grown from it."""
     from hf_progressive.growth import verify_growth
 
-    check = verify_growth(options.source, options.grown, dtype=options.dtype, sequences=options.sequences)
+    check = verify_growth(
+        *(options.source, options.grown),
+        dtype=options.dtype,
+        sequences=options.sequences,
+        text=_text_of(options.text),
+    )
     show(check.describe(), options)
     return (EXIT_DONE if check.preserved else EXIT_CHECK_FAILED), check.to_dict()
 

@@ -100,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = "show versions, devices and engines, and what will and will not work"
     command("doctor", doctor_command, text, "", "doctor", "doctor --json")
 
+    on_text = "a text that the source knows: measures on it what its tokens' predictions lose to new tokens"
     text = "grow a checkpoint into a larger one that computes the same function"
     grow = command(
         *("grow", commands.grow_command, text, "SRC OUT --set FIELD=VALUE ... "),
@@ -121,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--method", default="exact", help="growth method, by its name in the list below (default: exact)")
     text = "a text file of tokens, one a line, to add to the tokenizer; the vocabulary grows to hold them"
     add("--add-tokens", metavar="FILE", help=text)
+    add("--text", metavar="FILE", help=on_text)
     add("--seed", type=numbers.seed, default=0, help="seed of new random entries (default: 0)")
     add("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
     add("--optimizer", metavar="FILE", help="AdamW's (or Muon's) state of a Trainer checkpoint to grow along")
@@ -145,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", choices=("float32", "float64"), help="precision of the comparison")
     a_few = numbers.number(Annotated[int, Range(1, 100_000)])
     add("--sequences", type=a_few, default=4, help="random sequences to compare on (default: 4)")
+    add("--text", metavar="FILE", help=on_text)
 
     text = "show what a ladder would train, and what each rung costs, without training"
     where = "the run folder, in whose file system --measure times saving"

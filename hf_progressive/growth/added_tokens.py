@@ -19,11 +19,20 @@ def add_tokens(folder: Path, tokens: Sequence[str]) -> Any:
     """
     if not all(token.strip() for token in tokens):
         raise ValueError("add_tokens: a token is empty; give one a line")
-    if not any((folder / name).is_file() for name in _ANY_OF):  # some classes come up empty without their files
-        raise ValueError(f"{folder}: has no tokenizer that tokens can be added to; put its files there")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = tokenizer_of(folder, "that tokens can be added to")
     tokenizer.add_tokens(list(tokens))
     return tokenizer
+
+
+def tokenizer_of(folder: Path, purpose: str) -> Any:
+    """Return a checkpoint's tokenizer.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not any((folder / name).is_file() for name in _ANY_OF):  # some classes come up empty without their files
+        raise ValueError(f"{folder}: has no tokenizer {purpose}; put its files there")
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def holding(tokenizer: Any, family: Family, source: Any, target: Any) -> Any:

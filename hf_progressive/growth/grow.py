@@ -113,6 +113,7 @@ def grow_checkpoint(
     checksums: bool = True,
     progress: bool = True,
     add_tokens: Sequence[str] = (),
+    text: str | None = None,
     **options: Any,
 ) -> GrowthReport:
     """Grow a checkpoint into a larger one of the same family, ready for `from_pretrained`.
@@ -142,6 +143,7 @@ def grow_checkpoint(
         add_tokens: Tokens to add to the parent's tokenizer, whose new rows start near the mean of the old. The
             vocabulary grows to hold them, unless the target names one. Old logits stay; what the predictions of old
             tokens lose to the new is reported as the check's `new_token_loss`.
+        text: A text that the parent knows, on which `new_token_loss` is measured instead of on random tokens.
         **options: Options of the method, as `plan_growth` takes them.
 
     Returns:
@@ -155,6 +157,8 @@ def grow_checkpoint(
         OSError: The disk is full or cannot be written.
     """
     started = time.monotonic()
+    if text is not None and not verify:
+        raise ValueError("text: is read where growth is verified; leave it out, or verify")
     stored_in = _named_dtype(dtype)
     digests: dict[str, str | None] = {}
     with atomic_folder(output, overwrite=overwrite, sha256=digests) as folder:
@@ -188,7 +192,8 @@ def grow_checkpoint(
             files[OPTIMIZER_NAME] = _grow_optimizer(optimizer, plan, folder)
         exact = any(spec.dtype == torch.float64 for spec in parent.specs.values())
         compared_in = "float64" if exact else "float32"
-        check = verify_growth(origin.folder, folder, dtype=compared_in, max_length=_CHECK_LENGTH) if verify else None
+        compare = partial(verify_growth, origin.folder, folder, dtype=compared_in, max_length=_CHECK_LENGTH, text=text)
+        check = compare() if verify else None
         if plan.preserves_function and check is not None and not check.preserved:
             logger.warning("%s: %s, though method %r keeps it in exact arithmetic", output, check.describe(), method)
         report = GrowthReport(

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_progressive.distributed.batching import release_memory
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.float32_products import float32_products
+from hf_progressive.growth.added_tokens import tokenizer_of
 from hf_progressive.growth.reader import CheckpointReader, is_finite
 from hf_progressive.growth.source import locate_source
 
@@ -57,6 +58,7 @@ class GrowthCheck:
         new_token_loss: What old tokens' predictions lose to new tokens of a larger vocabulary, in nat per token: the
             mean of log(1 + Σ_new exp(logit) / Σ_old exp(logit)), by which their loss rises. Their logits are the
             parent's all the same.
+        text_tokens: Tokens of the text on which `new_token_loss` was measured; 0 where it was on the random ones.
     """
 
     max_abs_logit_diff: float
@@ -67,6 +69,7 @@ class GrowthCheck:
     sequences: int
     length: int
     new_token_loss: float = 0.0
+    text_tokens: int = 0
 
     @property
     def preserved(self) -> bool:
@@ -84,7 +87,13 @@ class GrowthCheck:
             f"function {verdict}: max |Δlogit| {self.max_abs_logit_diff:.2e} at a scale of {self.max_abs_logit:.3g} "
             f"(relative tolerance {self.tolerance:.0e}), KL {self.kl:.1e} nat, {self.sequences} × {self.length} "
             f"random tokens in {self.dtype}"
-            + (f"; new tokens cost {self.new_token_loss:.2g} nat a token of old text" if self.new_token_loss else "")
+            + (f"; new tokens cost {self.new_token_loss:.2g} nat a token, {self._read}" if self.new_token_loss else "")
+        )
+
+    @property
+    def _read(self) -> str:
+        return (
+            f"on {self.text_tokens:,} tokens of the text" if self.text_tokens else "on these; on a text it is another"
         )
 
 
@@ -97,10 +106,12 @@ def verify_growth(
     max_length: int = 1024,
     seed: int = 0,
     revision: str | None = None,
+    text: str | None = None,
 ) -> GrowthCheck:
     """Compare the logits of a model and of the one grown from it on random token sequences.
 
-    Where the grown model knows more tokens, only the logits of the old ones are compared.
+    Where the grown model knows more tokens, only the logits of the old ones are compared. What their predictions lose
+    to the new ones, which is the rise of their loss, is measured on a text, if one is given.
 
     Args:
         source: The parent: a local folder, a Hub id, or a model, which is left as it is.
@@ -110,6 +121,7 @@ def verify_growth(
         max_length: Tokens in a sequence, at most; the parent's context if that is shorter.
         seed: Of the random tokens.
         revision: Revision of a parent on the Hub.
+        text: A text of the kind that the parent knows. The parent's tokenizer makes up to `sequences` sequences of it.
 
     Returns:
         What was measured.
@@ -117,7 +129,8 @@ def verify_growth(
     Raises:
         FileNotFoundError: There is no such folder or repository.
         ValueError: `dtype` is neither of the two, a count is not positive, a checkpoint is damaged, the grown model
-            knows fewer tokens or has a shorter context than its parent, or logits are not finite.
+            knows fewer tokens or has a shorter context than its parent, logits are not finite, or there is a text
+            and no tokenizer beside the parent, or no token in it.
         torch.OutOfMemoryError: Beside a model in memory, the logits do not fit on its device.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -131,8 +144,17 @@ def verify_growth(
         if count < 1:
             raise ValueError(f"{name} is {count}; at least 1 is needed to compare anything")
     computed_in, device = _COMPUTED_IN[dtype], _device()
+    read = None if text is None else _tokenized(source, text, revision)
     compare = functools.partial(
-        _compare, source, grown, computed_in, sequences=sequences, max_length=max_length, seed=seed, revision=revision
+        _compare,
+        source,
+        grown,
+        computed_in,
+        sequences=sequences,
+        max_length=max_length,
+        seed=seed,
+        revision=revision,
+        read=read,
     )
     with float32_products(tf32=False):
         try:
@@ -160,6 +182,7 @@ def _compare(
     max_length: int,
     seed: int,
     revision: str | None,
+    read: Tensor | None,
 ) -> GrowthCheck:
     parent, _ = _load(source, computed_in, device, revision)
     vocabulary, context = _vocabulary(parent), _context(parent)
@@ -183,11 +206,16 @@ def _compare(
     for tokens in drawn:
         everything = _logits(child, tokens)  # (length, V')
         actual = everything[:, :vocabulary]  # (length, V)
-        lost += (everything.logsumexp(-1) - actual.logsumexp(-1)).mean().item()
+        lost += _lost(everything, vocabulary).mean().item()
         expected = expected_of(tokens).to(actual.device)  # (length, V)
         largest = max(largest, expected.abs().max().item())
         largest_difference = max(largest_difference, (actual - expected).abs().max().item())
         total += _divergence(expected, actual).cpu()
+    blocks = () if read is None else torch.split(read, length)[:sequences]
+    if blocks:
+        lost = (
+            sequences * torch.cat([_lost(_logits(child, block[None]), vocabulary) for block in blocks]).mean().item()
+        )
     return GrowthCheck(
         max_abs_logit_diff=largest_difference,
         max_abs_logit=largest,
@@ -197,7 +225,25 @@ def _compare(
         sequences=sequences,
         length=length,
         new_token_loss=lost / sequences,
+        text_tokens=sum(len(block) for block in blocks),
     )
+
+
+# By how much the loss of old tokens is higher than without the new ones: (length, V') to (length,).
+def _lost(logits: Tensor, vocabulary: int) -> Tensor:
+    return logits.logsumexp(-1) - logits[:, :vocabulary].logsumexp(-1)
+
+
+# The parent's tokens of a text: (length,).
+def _tokenized(source: ModelSource, text: str, revision: str | None) -> Tensor:
+    if isinstance(source, PreTrainedModel):
+        raise ValueError("text: a model in memory has no tokenizer; name the parent by its folder or Hub id")
+    tokens: list[int] = tokenizer_of(locate_source(source, revision).folder, "to read the text with")(text)[
+        "input_ids"
+    ]
+    if not tokens:
+        raise ValueError("text: there is no token in it")
+    return torch.tensor(tokens)
 
 
 # The model with its arithmetic in `dtype`, and the dtype its weights had before, the shortest where they differ. One

@@ -37,6 +37,9 @@ class LogitComparison(Record):
     new_token_loss: float | None = None
     """What old tokens' predictions lose to new tokens, in nats per token; None in older records."""
 
+    text_tokens: Count = 0
+    """Tokens of the text on which that was measured; 0 where it was on the random ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthRecord(Record):

@@ -43,7 +43,42 @@ def test_the_vocabulary_grows_to_hold_the_tokens_and_old_text_pays_what_is_repor
     assert check.preserved
     assert check.new_token_loss == pytest.approx(sum(lost) / 2, rel=1e-3)
     assert report.verification.new_token_loss > 0
-    assert "nat a token of old text" in check.describe()
+    assert "nat a token, on these" in check.describe()
+
+    on_text = verify_growth(source, tmp_path / "child", sequences=3, text=TEXT * 9)
+    read = torch.tensor(old(TEXT * 9)["input_ids"])[: 3 * 32].split(32)
+    rise = [loss_of(child, block) - loss_of(parent, block) for block in read]
+    assert len(read) == 3
+    assert on_text.text_tokens == 96
+    assert on_text.new_token_loss == pytest.approx(sum(rise) / 3, rel=1e-3)
+    assert on_text.new_token_loss != pytest.approx(check.new_token_loss, rel=1e-2)
+    assert "nat a token, on 96 tokens of the text" in on_text.describe()
+
+
+def loss_of(model, block):
+    """The stock loss of a text's tokens, less that of the first, whose prediction nothing makes."""
+    with torch.no_grad():
+        logits = model(block[None]).logits[0].double()
+    # The last token's prediction loses to new tokens too: any old token stands for the one that would follow.
+    return torch.nn.functional.cross_entropy(logits, torch.cat([block[1:], block[:1]])).item()
+
+
+def test_a_text_is_read_from_a_file_with_the_parents_tokenizer(source, parent, tmp_path, capsys):
+    (tmp_path / "tokens.txt").write_text("<one>\n<two>\n<three>\n<four>\n")
+    (tmp_path / "text.txt").write_text(TEXT)
+    words = ["grow", str(source), str(tmp_path / "child"), "--add-tokens", str(tmp_path / "tokens.txt")]
+    text = ["--text", str(tmp_path / "text.txt")]
+    assert cli.main([*words, *text]) == 0
+    assert "tokens of the text" in capsys.readouterr().err
+    assert cli.main(["verify", str(source), str(tmp_path / "child"), *text]) == 0
+    assert "tokens of the text" in capsys.readouterr().out
+    for wrong, said in (
+        ([*words, *text, "--no-verify", "--overwrite"], "text: is read where growth is verified"),
+        (["verify", str(parent), str(source), *text], "has no tokenizer to read the text with"),
+        (["verify", str(source), str(source), "--text", str(tmp_path / "none")], "none: No such file or directory"),
+    ):
+        assert cli.main(wrong) == cli.EXIT_BAD_INPUT
+        assert said in capsys.readouterr().err
 
 
 def test_rows_that_are_there_are_used_and_too_few_are_refused(source, tmp_path, capsys):
