@@ -12,7 +12,7 @@ def shown(value: object) -> str:
     """Return a value as a message repeats it: on one line, and no longer than a reader wants.
 
     >>> shown("1e-3"), shown("x" * 1000)[-5:], shown(10**5000)
-    ("'1e-3'", "xx...", 'a number of 16,610 bits')
+    ("'1e-3'", 'xx...', 'a number of 16,610 bits')
     """
     if isinstance(value, int) and abs(value) > _LARGEST_WHOLE:
         return f"a number of {value.bit_length():,} bits"

@@ -21,8 +21,12 @@ def keys_without_effect(config: LadderConfig) -> Iterator[str]:
     if data.validation_files:
         yield from _given(data, "data", ("validation_fraction",), "data.validation_files are held out")
     if data.tokenizer.name is not None:  # a first rung with a source is put into a ladder that trained its tokenizer
-        reason = "no tokenizer is trained, one is taken over"
-        yield from _given(data.tokenizer, "data.tokenizer", ("vocab_size", "training_bytes"), reason)
+        reason, whole = (
+            "no tokenizer is trained, one is taken over",
+            f"--set 'data.tokenizer={{name: {data.tokenizer.name}}}'",
+        )
+        for fault in _given(data.tokenizer, "data.tokenizer", ("vocab_size", "training_bytes"), reason):
+            yield f"{fault}, by {whole} where a file has it"
     if all(rung.depth is None for rung in config.rungs):
         yield from _given(config.model, "model", ("aspect_ratio", "head_dim"), "no rung is sized by its depth")
 

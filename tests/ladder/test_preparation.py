@@ -59,6 +59,7 @@ def test_a_stream_of_nothing_to_train_on_is_refused(settings, tmp_path, capsys):
 
     assert prepare(tmp_path / "first") == 0
     tokenizer = tmp_path / "first" / "data" / "tokenizer"
-    held_out = [f"data.validation_files=[{tmp_path / 'rows' / 'a.jsonl'}]", f"data.tokenizer.name={tokenizer}"]
+    held_out = [f"data.validation_files=[{tmp_path / 'rows' / 'a.jsonl'}]", f"data.tokenizer={{name: {tokenizer}}}"]
+    held_out.append("data.validation_fraction=0.02")
     assert prepare(tmp_path / "second", *held_out) == 2
     assert "error: data: the stream holds less than one block of 64 tokens; give more" in capsys.readouterr().err

@@ -119,7 +119,7 @@ def test_a_plan_is_measured_on_this_machine_and_leaves_nothing_behind(capsys, tm
 def test_a_rung_that_does_not_fit_is_extrapolated_and_the_table_says_so(capsys):
     big = "{name: big, n_layer: 24, n_embd: 4096, n_head: 256}"
     words = ["--set", "cold=none", f"rungs=[{{name: small, n_layer: 2, n_embd: 32, n_head: 2}}, {big}]"]
-    assert cli.main(["plan", "ladder_tiny", "--measure", "1", "--gpus", "2", *words]) == 0
+    assert cli.main(["plan", "ladder_tiny", "--full", "--measure", "1", "--gpus", "2", *words]) == 0
     table = capsys.readouterr().out
     assert "  small: " in table
     assert "  big: extrapolated from small's FLOPs per second on the cpu, because " in table
