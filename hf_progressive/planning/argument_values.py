@@ -69,8 +69,11 @@ def check_argument_value(name: str, value: Any, of: type = ProgressiveTrainingAr
 
 
 def _check_text(name: str, value: str, members: list[Any], choices: Iterable[str] | None, path: str) -> None:
-    kinds: list[enum.EnumType] = [member for member in members if isinstance(member, enum.EnumType)]
-    allowed = [str(item.value) for kind in kinds for item in kind] or [*(choices or _CHOICES.get(name, ()))]  # type: ignore
+    kinds: list[type[enum.Enum]] = [
+        member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)
+    ]
+    allowed = [str(item.value) for kind in kinds for item in kind]
+    allowed = allowed or list(_CHOICES.get(name, ()) if choices is None else choices)
     if allowed and value not in allowed:
         raise ValueError(f"{path}: {shown(value)} is unknown; {nearest(value, allowed)}")
     if value and any(_kind(member) is dict for member in members):
