@@ -1,6 +1,7 @@
 """Processes that work with one file's content, as long as none of them works with another."""
 
 import contextlib
+import glob
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ def agreed(path: Path, text: str) -> Iterator[bool]:
             if any([_is_held(member) for member in members.glob("*.lock")]):  # a list: the left ones go, every one
                 agree = path.read_text(encoding="utf-8") == text
             else:
+                for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                    leftover.unlink()  # of a killed process: under the lock no living one writes
                 with atomic_file(path) as temporary:
                     temporary.write_text(text, encoding="utf-8")
                 agree = True

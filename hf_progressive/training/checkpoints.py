@@ -148,6 +148,12 @@ def rotate(written: Path, limit: int | None, best: str | None) -> None:
             storage.remove_folder(path)
 
 
+def finish_rotation(resumed: Path, limit: int | None) -> None:
+    """Delete what `rotate` would have, had the process that wrote the newest checkpoint not been killed before."""
+    if resumed == newest_complete_checkpoint(resumed.parent):
+        rotate(resumed, limit, None)
+
+
 def remove_leftovers(folder: Path, *, spared: Collection[str] = ()) -> None:
     """Delete what killed processes were writing, which never stands under a checkpoint's own name.
 

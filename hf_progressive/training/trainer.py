@@ -39,6 +39,7 @@ from hf_progressive.training.accumulation import warn_of_undivided_loss
 from hf_progressive.training.arguments import ProgressiveTrainingArguments
 from hf_progressive.training.checkpoints import (
     check_checkpoint,
+    finish_rotation,
     keep_penalty,
     newest_complete_checkpoint,
     remove_leftovers,
@@ -178,6 +179,8 @@ class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
             )
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir))
+            if resume_from_checkpoint and not self.args.load_best_model_at_end:
+                finish_rotation(Path(resume_from_checkpoint), self.args.save_total_limit)
         self._watch, self._finite_until = FiniteWatch(self.accelerator), 0
         self._vote, self._stop_asked = self._new_vote(), False
         self._phi_log = StepLog()

@@ -6,12 +6,11 @@ The npm registry's package is fetched for the test and kept nowhere.
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, find_chromium
+from browser import Browser
 from family_records import family
 from live_runs import write_live
 from run_records import ladder_record, three_records
@@ -42,17 +41,6 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         member = archive.extractfile("package/axe.min.js")
         assert member is not None
         return member.read().decode()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A running browser."""
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium is installed, and CHROMIUM names none")
-    running = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield running
-    running.close()
 
 
 def of_records(records: list[dict[str, Any]]) -> Page:

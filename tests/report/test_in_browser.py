@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, find_chromium
+from browser import Browser
 from live_runs import write_live
 from run_records import three_records, write_run
 
@@ -20,17 +20,6 @@ from hf_progressive.report.server import ReportServer, ServedReport
 
 END = "document.querySelector('#live-curves circle.end').cx.baseVal.value"
 STEP = "document.querySelector('.lead').textContent.includes('Step {} of')"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A running browser."""
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium is installed, and CHROMIUM names none")
-    running = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield running
-    running.close()
 
 
 @pytest.fixture
