@@ -1,12 +1,11 @@
 """Processes that work with one file's content, as long as none of them works with another."""
 
 import contextlib
-import glob
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_progressive.storage.durable import atomic_file
+from hf_progressive.storage.durable import atomic_file, remove_unfinished_files
 from hf_progressive.storage.locks import try_lock, wait_lock
 
 
@@ -28,8 +27,7 @@ def agreed(path: Path, text: str) -> Iterator[bool]:
             if any([_is_held(member) for member in members.glob("*.lock")]):  # a list: the left ones go, every one
                 agree = path.read_text(encoding="utf-8") == text
             else:
-                for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-                    leftover.unlink()  # of a killed process: under the lock no living one writes
+                remove_unfinished_files(path)
                 with atomic_file(path) as temporary:
                     temporary.write_text(text, encoding="utf-8")
                 agree = True

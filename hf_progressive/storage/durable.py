@@ -171,6 +171,13 @@ def remove_unfinished(target: Path) -> None:
         _remove_unless_held(leftover.with_name(leftover.name.removesuffix(".lock")))
 
 
+def remove_unfinished_files(target: Path) -> None:
+    """Delete what killed processes had begun to write of a single file, which nobody else writes meanwhile."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if _TEMPORARY.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
+
+
 def _remove_unless_held(temporary: Path) -> None:
     if _TEMPORARY.fullmatch(temporary.name):
         with try_lock(_lock_file(temporary)) as free:

@@ -114,6 +114,7 @@ class _Round:
             results = StudyResults(plan=self.plan, result=self.folder.result)
             found = study_record(results, self.corpus, self.state, chooses_rates=self.chooses_rates)
             record = found.to_dict()
+            storage.remove_unfinished_files(self.root / RECORD_NAME)
             storage.write_json(self.root / RECORD_NAME, record)
         if self.on_record is not None:
             self.on_record(record)

@@ -148,7 +148,8 @@ def run_tasks(
         on_result: Called after each task that this process finished.
     """
     folder.remove_leftovers()
-    with folder.settling():
+    with folder.settling():  # under which all results are written
+        storage.remove_leftovers(folder.root / "results")
         folder.prune()  # a kill may have come before all was deleted
     while unfinished := folder.unfinished():
         task = _take_one(folder, carry_out, unfinished)
