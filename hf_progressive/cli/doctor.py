@@ -1,8 +1,8 @@
 """`hf-progressive doctor`: versions, devices and engines of this machine, and what will and will not work on it."""
 
 import argparse
+import contextlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_progressive import __version__
-from hf_progressive.cli.commands import EXIT_DONE, Outcome
+from hf_progressive.cli.commands import EXIT_DONE, Outcome, show
 from hf_progressive.config.credentials import without_tokens
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "huggingface_hub")
@@ -37,8 +37,7 @@ _DISK_GB = 5
 def doctor_command(options: argparse.Namespace) -> Outcome:
     """Look at this machine and say what works; for bug reports."""
     found = examine()
-    if not options.json:
-        sys.stdout.write(describe(found) + "\n")
+    show(describe(found), options)
     return EXIT_DONE, found
 
 
@@ -123,9 +122,9 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _version(name: str) -> str | None:
-    if importlib.util.find_spec(name) is None:
-        return None
-    return importlib.metadata.version(name)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a folder of that name may be here
+        return importlib.metadata.version(name)
+    return None
 
 
 def _memory() -> int:

@@ -13,7 +13,7 @@ from hf_progressive.report.figures.costs import draw_costs
 from hf_progressive.report.figures.curves import draw_curves
 from hf_progressive.report.figures.overview import draw_overview
 from hf_progressive.report.figures.penalty import draw_penalty, penalized
-from hf_progressive.report.formatting import NOTHING, duration
+from hf_progressive.report.formatting import NOTHING, counted, duration
 from hf_progressive.report.glossary import OF_LADDERS
 from hf_progressive.report.ladder_findings import find_in_run
 from hf_progressive.report.ladder_tables import core_table, rung_table, table_notes, totals_table
@@ -92,7 +92,7 @@ def ladder_report(run: Run, progress: ProgressRecord | None, folder: Path, *, se
         overview = Plot(name="overview", draw=partial(draw_overview, rungs, findings.headline, caption))
     return Page(
         name=ladder.name,
-        facts=(ladder.family, f"{len(ladder.rungs)} rungs", f"seed {ladder.seed}"),
+        facts=(ladder.family, counted(len(ladder.rungs), "rung"), f"seed {ladder.seed}"),
         findings=findings,
         answer=answer,
         sections=(
@@ -185,6 +185,13 @@ def _times(rungs: Sequence[RungRecord], plan: Path) -> Iterator[Section]:
         yield Section(title="How long each step took", table=Table(header=("rung", *steps), rows=rows))
     if (speed := speed_table(rungs)) is not None:
         yield Section(title="How fast each rung trained", table=speed)
-    if plan.is_file() and (priced := priced_table(rungs, read_prices(plan))) is not None:
-        note = f"The price is {PLAN_NAME}'s; what training took is at the measured speed."
-        yield Section(title="What training was priced at, and what it took", table=priced, notes=(note,))
+    if plan.is_file():
+        title = "What training was priced at, and what it took"
+        try:
+            priced = priced_table(rungs, read_prices(plan))
+        except ValueError as error:  # such as a file that is still being written: no training ends for this
+            yield Section(title=title, terms={PLAN_NAME: str(error)})
+            return
+        if priced is not None:
+            note = f"The price is {PLAN_NAME}'s; what training took is at the measured speed."
+            yield Section(title=title, table=priced, notes=(note,))

@@ -91,7 +91,12 @@ def _cost(tokens: float, cost: Mapping[str, Any], unit: FlopUnit, priced: bool, 
 
 
 def _least(value: float) -> str:
-    return f"{value:.3g}" if value >= 1e-3 else "< .001"
+    """Write hours or GB: without an exponent, however many or few they are.
+
+    >>> _least(12_345.6), _least(7.25), _least(0.0002)
+    ('12,346', '7.25', '< .001')
+    """
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value >= 1e-3 else "< .001"
 
 
 def _family_table(record: Mapping[str, Any]) -> Table:

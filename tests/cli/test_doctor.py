@@ -1,5 +1,6 @@
 import json
 import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +9,19 @@ from hf_progressive import cli
 from hf_progressive.cli import doctor
 
 
-def test_the_doctor_tells_what_is_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_tells_what_is_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "of_no_package").mkdir()  # and could be imported all the same
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(doctor._ENGINES, "of_no_package", "a folder of yours")
     monkeypatch.setattr("hf_progressive.distributed.compilation.compiles_on", lambda kind: False)
     monkeypatch.setenv("HF_ENDPOINT", "http://user:hf_abcdefghijklmnopqrstuvwxyzABCDEFGH@mirror")
     assert cli.main(["doctor", "--json"]) == cli.EXIT_DONE
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["python"], found["packages"]["torch"]) == (platform.python_version(), torch.__version__)
     assert found["device"] == ("cpu" if not torch.accelerator.is_available() else found["device"])
+    assert found["engines"]["of_no_package"] is None
     assert any(problem.startswith("torch.compile does not work") for problem in found["problems"])
     assert "hf_abcdefghij" not in str(found)
     text = doctor.describe({**found, "engines": {"deepspeed": None}, "problems": []})

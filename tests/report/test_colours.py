@@ -114,3 +114,10 @@ def test_no_two_lines_differ_in_colour_alone() -> None:
         svg = Chart(name="c", title="t", up="u", right=2.0, lines=(line,)).svg()
         ends.append(re.findall(rf'<(\w+) class="end {kind}"', svg))
     assert ends == [["circle"], ["rect"]]
+
+
+def test_a_line_without_points_draws_nothing() -> None:
+    lines = tuple(
+        Line(title=kind, points=points, kind=kind) for kind, points in (("cold", ()), ("grown", ((1.0, 2.0),)))
+    )
+    assert Chart(name="c", title="t", up="u", right=2.0, lines=lines).svg().count('<path class="line') == 1

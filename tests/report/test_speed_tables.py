@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_progressive.records.ladder import read_run
-from hf_progressive.report import write_report
+from hf_progressive.report import LivePage, write_report
 from hf_progressive.report.speed_tables import priced_table, read_prices, speed_table
 
 SPEED = {
@@ -54,10 +54,12 @@ def test_the_price_stands_beside_what_was_paid(run, records, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", '{"rungs": [{}], "cluster": {"mfu": 1}}', '{"rungs": 3, "cluster": {"mfu": 1}}']
+    "text", ["", "{}", '{"rungs": [{}], "cluster": {"mfu": 1}}', '{"rungs": 3, "cluster": {"mfu": 1}}']
 )
-def test_a_file_that_is_no_plan_is_refused_by_name(run, records, text):
+def test_a_file_that_is_no_plan_is_named_on_the_page_and_ends_no_training(run, records, text):
     folder = run(with_speed(records()))
     (folder / "plan.json").write_text(text)
-    with pytest.raises(ValueError, match=r"plan\.json: is not what `hf-progressive plan --json` prints"):
-        write_report(folder)
+    LivePage(folder).write()  # as a ladder does while it trains
+    page = (folder / "report.html").read_text()
+    assert f"<dt>plan.json</dt><dd>{folder / 'plan.json'}: " in page
+    assert ("is not what `hf-progressive plan --json` prints" in page) == bool(text)

@@ -84,10 +84,9 @@ class Chart:
         parts.append(f'<g clip-path="url(#{self.name}-panel)">')
         for line in self.lines:
             place = [(x(a), y(b)) for a, b in line.points]
-            path = "L".join(f"{a:.1f} {b:.1f}" for a, b in place)
-            parts.append(f'<path class="line {line.kind}" d="M{path}"/>')
             if place:
-                parts.append(_marker(*place[-1], line.kind))
+                path = "L".join(f"{a:.1f} {b:.1f}" for a, b in place)
+                parts += [f'<path class="line {line.kind}" d="M{path}"/>', _marker(*place[-1], line.kind)]
         parts.append("</g></svg>")
         return "".join(parts)
 
