@@ -68,6 +68,8 @@ class RecipeConfig:
         require(self.name.strip() != "", "name: it is empty")
         require(self.name.isprintable(), f"name: {self.name!r} has characters that cannot be shown; leave them out")
         require_in_range(self)
+        for name, listed in (("rungs", self.rungs), ("seeds", self.seeds)):
+            require(listed is None or len(listed) > 0, f"{name}: the list is empty; leave it out to measure all")
         for key in self.set:
             section = key.partition(".")[0]
             require(

@@ -258,7 +258,7 @@ class StudyRecord(Record):
     """The `model_type` of its models."""
 
     complete: bool
-    """Whether all models are finished."""
+    """Whether all models are finished, averages among them."""
 
     finished: Count
     """How many are."""

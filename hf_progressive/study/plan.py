@@ -1,7 +1,7 @@
 """The whole of a study, laid out before any compute: who needs which models, and in which order they are trained."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -200,13 +200,12 @@ class _Planner:
         for seed in config.seeds:
             for index, rung in enumerate(self.ladder.rungs):  # a step is measured before the next one begins
                 fractions = config.cold_fractions if rung.name in config.measured_rungs else (1.0,)
-                setup = self.cold(index, seed)
-                cold[rung.name, seed] = [setup.finished(fraction) for fraction in fractions]
+                cold[rung.name, seed] = _finished(self.cold(index, seed), fractions, "cold_fractions")
                 asked += cold[rung.name, seed]
                 for recipe in config.recipes:
                     if rung.name in config.rungs_of(recipe) and (recipe.seeds is None or seed in recipe.seeds):
                         setup, key = self.child(recipe, index, seed), (recipe.name, rung.name, seed)
-                        children[key] = [setup.finished(fraction) for fraction in config.fractions_of(recipe)]
+                        children[key] = _finished(setup, config.fractions_of(recipe), "child_fractions")
                         asked += children[key]
                         if recipe.members:
                             members += self._members(recipe, rung.name, setup)
@@ -296,6 +295,17 @@ class _Planner:
             return list(members_of(recipe.name, setup, self.trunks[recipe.name, end]))
         except ValueError as error:
             raise ValueError(f"recipe {recipe.name!r}: {error}") from None
+
+
+def _finished(setup: TrainingSetup, fractions: Sequence[float], key: str) -> list[FinishedModel]:
+    models = [setup.finished(fraction) for fraction in fractions]
+    steps = [model.steps for model in models]
+    if len(set(steps)) < len(steps):
+        raise ValueError(
+            f"{key}: {list(fractions)} of {setup.initial.rung.name}'s {setup.cold_steps} steps are {steps} steps, some"
+            " of them the same; take them farther apart, or train on more tokens"
+        )
+    return models
 
 
 def _rungs_alone(config: LadderConfig) -> LadderPlan:

@@ -40,7 +40,7 @@ def study_record(
     record = StudyRecord(
         name=config.name,
         family=config.ladder.model.family,
-        complete=len(finished) == len(plan.models),
+        complete=all(results.result(task.name) is not None for task in plan.tasks if not task.only_if_needed),
         finished=len(finished),
         runs=len(plan.models),
         headline=Headline(

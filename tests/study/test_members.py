@@ -1,16 +1,19 @@
 """Members of a trunk in a study: by a decay on a branch, by averaging, and the trunk that neither changes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from study_fixtures import study_config
+from study_pretence import pretend
 from trunk_studies import END, THIN, trunk_mapping, trunk_study, weights_of
 
 from hf_progressive.data import prepare_corpus
 from hf_progressive.report import write_report
 from hf_progressive.study.plan import StudyPlan, plan_study
 from hf_progressive.study.run import run_study
+from hf_progressive.study.work import Worker
 
 RECIPE = {
     "name": "with members",
@@ -87,3 +90,17 @@ def test_members_are_read_on_the_curve_of_their_own_sizes_baselines(corpus_file:
 def test_only_trunks_have_members(corpus_file: Path) -> None:
     with pytest.raises(ValueError, match="members: only a trunk has them; list its stages in trunk"):
         study_config(corpus_file, recipes=[{"name": "a", "members": True}])
+
+
+def test_a_study_is_not_complete_without_its_averages(
+    corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    pretend(monkeypatch, tmp_path / "log")
+    monkeypatch.setattr(Worker, "average", stop)
+    records: list[dict[str, Any]] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_study(trunk_study(corpus_file, recipes=[RECIPE]), tmp_path / "study", on_record=records.append)
+    assert (records[-1]["finished"], records[-1]["complete"]) == (records[-1]["runs"], False)

@@ -174,3 +174,16 @@ def test_results_keep_their_names_where_keys_of_the_configuration_have_new_ones(
     planned(corpus_file)
     assert {old for old, new in RENAMED.items() if new == "decay_fraction"} <= set(settings)
     assert not set(RENAMED.values()) & set(settings)
+
+
+def test_lengths_of_as_many_steps_are_refused_before_anything_is_trained(corpus_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"^cold_fractions: \[0.5, 0.5001, 1.0\] of l2w16's \d+ steps are"):
+        planned(corpus_file, cold_fractions=[0.5, 0.5001, 1.0])
+    with pytest.raises(ValueError, match=r"^child_fractions: .* some of them the same; take them farther apart"):
+        planned(corpus_file, recipes=[{"name": "close", "child_fractions": [0.9, 0.90001]}])
+
+
+@pytest.mark.parametrize("key", ["rungs", "seeds"])
+def test_a_recipe_that_measures_nothing_is_refused(key: str, corpus_file: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{key}: the list is empty; leave it out to measure all"):
+        planned(corpus_file, recipes=[{"name": "nothing", key: []}])
