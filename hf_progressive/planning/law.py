@@ -166,7 +166,7 @@ class Law:
         return t_quantile(degrees) * math.sqrt(total)
 
     def _spread(self, name: str) -> float:
-        logs = [math.log(getattr(observation, name)) for observation in self.observations]
+        logs = [math.log(getattr(seeds[0], name)) for seeds in _by_step(self.observations)]
         return max(_LEAST_SPREAD, sum((log - self.centre[name]) ** 2 for log in logs))
 
     def _response(self, value: float) -> float:

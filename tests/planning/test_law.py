@@ -139,6 +139,12 @@ def test_seeds_of_a_step_are_one_value_of_how_steps_differ():
     assert law.to_dict()["interval_of"] == "steps"
 
 
+def test_more_seeds_say_nothing_of_what_is_far_from_all_steps():
+    seeds = [measured(size, noise=noise) for size, noise in ((1_000_000, 0.1), (4_000_000, -0.1))]
+    few, many = (fit(seeds * times).predict(parameters=1e9, tokens_per_parameter=12, growth=4) for times in (1, 3))
+    assert (many.low, many.high) == (pytest.approx(few.low), pytest.approx(few.high))
+
+
 def test_eta_is_fitted_as_it_is():
     law = fit([measured(1_000_000, seed=seed, noise=noise) for seed, noise in enumerate((0.1, -0.1))], "eta")
     etas = [2 - A * math.exp(noise) for noise in (0.1, -0.1)]
