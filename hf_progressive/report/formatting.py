@@ -24,10 +24,10 @@ class FlopUnit:
     def for_values(cls, values: Iterable[float]) -> "FlopUnit":
         """Choose the unit in which the largest value has one to three digits before the point.
 
-        >>> FlopUnit.for_values([4.2e14, 1.23e15]).name
-        'PFLOP'
+        >>> FlopUnit.for_values([4.2e14, 1.23e15]).name, FlopUnit.for_values([9.996e14]).name
+        ('PFLOP', 'PFLOP')
         """
-        largest = max(values, default=0.0)
+        largest = float(f"{max(values, default=0.0):.2e}")  # as it is written
         fitting = [prefix for prefix, exponent in _UNITS.items() if largest >= 10**exponent]
         return cls(fitting[-1] if fitting else "")
 
@@ -105,6 +105,15 @@ def signed(value: float) -> str:
     return minus(f"{value:+z.4f}")
 
 
+def signed_ends(low: float | None, high: float | None) -> str:
+    """Write the interval of a difference in bits per byte.
+
+    >>> signed_ends(-0.01, 0.00214), signed_ends(None, None)
+    ('−0.0100 to +0.0021', 'one seed, no interval')
+    """
+    return "one seed, no interval" if low is None or high is None else f"{signed(low)} to {signed(high)}"
+
+
 def small(value: float) -> str:
     """Write a number of which the magnitude matters, such as a rounding error.
 
@@ -125,6 +134,15 @@ def count(number: float) -> str:
     rounded = float(f"{number:.2e}")
     suffix = [suffix for suffix, exponent in _COUNTS.items() if rounded >= 10**exponent][-1]
     return f"{significant(rounded / 10 ** _COUNTS[suffix])} {suffix}"
+
+
+def counted(number: int, word: str) -> str:
+    """Write how many there are of something.
+
+    >>> counted(1, "rung"), counted(3, "rung")
+    ('1 rung', '3 rungs')
+    """
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def in_words(number: int) -> str:

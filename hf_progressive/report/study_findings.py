@@ -10,11 +10,13 @@ from hf_progressive.report.findings import Findings, Tile
 from hf_progressive.report.formatting import (
     FlopUnit,
     count,
+    counted,
     duration,
     in_words,
     join_names,
     percent,
     signed,
+    signed_ends,
     significant,
     span,
     two_ends,
@@ -63,9 +65,7 @@ def _headline(study: StudyRecord) -> str:
 
 
 def _spread(cost: LastModelCost) -> str:
-    if cost.low is None and cost.high is None:
-        return "one seed" if cost.seeds == 1 else f"{in_words(cost.seeds)} seeds"
-    return f"{two_ends(cost.low, cost.high)}, {in_words(cost.seeds)} seeds"
+    return "one seed" if cost.seeds == 1 else f"{two_ends(cost.low, cost.high)}, {in_words(cost.seeds)} seeds"
 
 
 def _explanation(study: StudyRecord) -> str:
@@ -120,8 +120,7 @@ def _tiles(study: StudyRecord) -> list[Tile]:
     points = headline.phi_effect.points
     if points:
         recipe, best = min(points, key=lambda pair: pair[1].difference)
-        ends = " to ".join(map(signed, best.ends)) if best.ends else "one seed, no interval"
-        note = f"bits per byte; {ends}"
+        note = f"bits per byte; {signed_ends(best.low, best.high)}"
         tiles.append(Tile(title=f"Φ at its best, {recipe}", value=signed(best.difference), note=note))
     return tiles
 
@@ -142,13 +141,16 @@ def _certainty(study: StudyRecord) -> list[str]:
         sentences.append(
             f"{', '.join(bounds)} matched at the smallest budget tried already: saving and η are lower bounds there."
         )
-    sentences += _bits_per_byte(study) + _extrapolated(study)
+    sentences += _bits_per_byte(study) + _extrapolated(study) + _different_seeds(study)
     sentences += [] if study.trunk else _as_parents(rungs)  # a trunk's ends are nobody's parents
     sentences += _phi_verdict(study.headline.phi_effect)
     sentences += rate_sentences(study)
     sentences += _data_sentences(study)
     if study.failed:
-        sentences.append(f"{len(study.failed)} tasks failed; they are listed in study.json.")
+        sentences.append(
+            f"{counted(len(study.failed), 'task')} failed, see study.json; where a seed lacks a model by that, means "
+            "leave it out."
+        )
     costs = study.costs
     spent = significant(costs.flops / study.rungs[-1].cold_flops)
     sentences.append(
@@ -182,11 +184,35 @@ def _extrapolated(study: StudyRecord) -> list[str]:
     cost = study.last_model_cost
     if cost is None or not cost.extrapolated:
         return []
+    beyond = [seed.c_scratch / study.rungs[-1].cold_flops for seed in cost.by_seed if seed.extrapolated]
+    how_far = f", to {span(beyond, lambda share: f'{share:.2f}')} times the whole budget" if beyond else ""
     return [
         f"In {cost.extrapolated} of {cost.seeds} seeds the last model is better, or worse, than every finished "
-        f"baseline: the budget from scratch that is worth it is extrapolated there. "
+        f"baseline: the budget from scratch that is worth it is extrapolated there{how_far}. "
         "An asterisk in the tables marks such costs."
     ]
+
+
+def _different_seeds(study: StudyRecord) -> list[str]:
+    # Of recipes that not all have the same seeds: the headline's cost on those that all have, and on its others.
+    cost, of_recipes = study.last_model_cost, seeds_of_recipes(study, study.rungs[-1].name)
+    if cost is None or len({*of_recipes.values()}) < 2:
+        return []
+    shared = set.intersection(*map(set, of_recipes.values()))
+    parts = []
+    for which, are_shared in (("which all recipes have", True), ("which others lack", False)):
+        some = [seed for seed in cost.by_seed if (seed.seed in shared) == are_shared]
+        if some:
+            names = join_names([str(seed.seed) for seed in some])
+            seeds = "seed" if len(some) == 1 else "seeds"
+            parts.append(f"{fmean(seed.value for seed in some):.2f} on {seeds} {names}, {which}")
+    return [f"Not all recipes have the same seeds. The last model costs {', and '.join(parts)}."] if parts else []
+
+
+def seeds_of_recipes(study: StudyRecord, rung: str) -> dict[str, tuple[int, ...]]:
+    """Return the seeds over which each recipe's means on a rung are, by the names of the recipes that have some."""
+    steps = [(recipe.name, step) for recipe in study.recipes for step in recipe.rungs if step.child == rung]
+    return {name: tuple(seed.seed for seed in step.by_seed) for name, step in steps}
 
 
 def _as_parents(rungs: Sequence[StepOutcome]) -> list[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from hf_progressive.records.study import StudyRecord, read_study
 from hf_progressive.report.figures.study import draw_matches, draw_penalties, draw_recipes
+from hf_progressive.report.formatting import counted
 from hf_progressive.report.glossary import OF_STUDIES, OF_TRUNK_STUDIES
 from hf_progressive.report.page import Page, Plot, ReportPaths, Section, settings_table, write_page
-from hf_progressive.report.study_findings import find_in_study, study_unit
+from hf_progressive.report.study_findings import find_in_study, seeds_of_recipes, study_unit
 from hf_progressive.report.study_tables import models_table, phi_table, rates_table, recipes_table, steps_table
 from hf_progressive.report.trunk_tables import (
     against_table,
@@ -33,9 +34,13 @@ _SHARED_BASELINES = (
     "their bits per byte at equal FLOPs tell more surely.",
 )
 _PAIRED = (
-    "The longest trunks of the same seeds, so that the baselines' chance is not in it; below 0 the recipe is better. "
-    "At other FLOPs than the headline's it is no comparison of equals. Intervals are 95 % by Student's t over the "
-    "seeds."
+    "The longest trunks of the seeds that both have, so that the baselines' chance is not in the difference; below 0 "
+    "the recipe is better. At other FLOPs than the headline's it is no comparison of equals. Intervals are 95 % by "
+    "Student's t over the seeds."
+)
+_DIFFERENT_SEEDS = (
+    "Not all recipes have the same seeds, and each mean is over a recipe's own: compare two recipes on the seeds that "
+    "both have.",
 )
 _RING_OF_CHAINS = (
     "a ring is where one seed's grown models come down to their own baseline, a triangle the smallest budget tried "
@@ -58,10 +63,10 @@ def study_report(study: StudyRecord) -> Page:
     study = study.without_outcomes() if study.chooses_rates else study
     steps, unit = steps_table(study), study_unit(study)
     terms = OF_TRUNK_STUDIES if all(recipe.trunk for recipe in study.recipes) else OF_STUDIES
-    counted = ((study.rungs, "rung"), (study.recipes, "recipe"), (study.config.seeds, "seed"))
+    facts = ((study.rungs, "rung"), (study.recipes, "recipe"), (study.config.seeds, "seed"))
     return Page(
         name=study.name,
-        facts=(study.family, *(f"{len(some)} {word}{'s' * (len(some) != 1)}" for some, word in counted)),
+        facts=(study.family, *(counted(len(some), word) for some, word in facts)),
         findings=find_in_study(study),
         answer=Section(title="What it saves, step by step", table=steps) if steps.rows else None,
         sections=(
@@ -79,8 +84,8 @@ def _results(study: StudyRecord) -> Iterator[Section]:
             title="Where grown models match their baselines",
             plot=Plot(name="matches", draw=partial(draw_matches, study)),
             notes=(
-                "Every point is a finished model of one seed, the line their mean. The dashed line is where baselines "
-                f"end; {_RING_OF_TRUNKS if study.trunk else _RING_OF_CHAINS}.",
+                "Every point is a finished model of a seed that has both, the line their mean. The dashed line is "
+                f"where baselines end; {_RING_OF_TRUNKS if study.trunk else _RING_OF_CHAINS}.",
             ),
         )
     if any(recipe.trunk for recipe in study.recipes):
@@ -94,6 +99,7 @@ def _results(study: StudyRecord) -> Iterator[Section]:
         )
     recipes = recipes_table(study)
     if recipes.rows:
+        differ = any(len({*seeds_of_recipes(study, rung.name).values()}) > 1 for rung in study.rungs)
         yield Section(
             title="What the recipes cost" if study.trunk else "How much of what was spent before carries over",
             plot=Plot(name="recipes", draw=partial(draw_recipes, study)),
@@ -103,6 +109,7 @@ def _results(study: StudyRecord) -> Iterator[Section]:
                 "The last column is bits per byte of the longest child less its baseline's; below 0 the child is "
                 "better. A recipe that trained too briefly to match has no η.",
                 *(_SHARED_BASELINES if study.trunk else ()),
+                *(_DIFFERENT_SEEDS if differ else ()),
             ),
         )
     yield from _trunks(study)
@@ -173,6 +180,8 @@ def _settings(study: StudyRecord) -> dict[str, str]:
         "context": str(config.ladder.model.context),
         "vocabulary": f"{study.data.vocab_size:,}",
     }
+    own = ((recipe["name"], recipe.get("seeds")) for recipe in config.others.get("recipes", ()))
+    settings |= {f"seeds of {name}": ", ".join(map(str, seeds)) for name, seeds in own if seeds}
     names = ("tokens_per_parameter", "batch_tokens", "learning_rate", "warmup_fraction", "decay_fraction")
     settings |= {name.replace("_", " "): f"{getattr(training, name):g}" for name in names}
     environment = {key.replace("_", " "): str(value) for key, value in study.environment.items()}

@@ -6,7 +6,7 @@ from typing import Literal
 from hf_progressive.records.study import FinishedRun, StudyRecord
 from hf_progressive.records.study_outcome import Difference, RecipeStep, StepOutcome
 from hf_progressive.records.tried_rates import tried_sides
-from hf_progressive.report.formatting import NOTHING, count, decimals, percent, signed, two_ends
+from hf_progressive.report.formatting import NOTHING, count, decimals, percent, signed, signed_ends, two_ends
 from hf_progressive.report.study_findings import study_unit
 from hf_progressive.report.table import Table
 
@@ -111,8 +111,7 @@ def phi_table(study: StudyRecord) -> Table | None:
 def _difference(point: Difference | None) -> str:
     if point is None:
         return NOTHING
-    ends = f" ({' to '.join(map(signed, point.ends))})" if point.ends else ""
-    return signed(point.difference) + ends
+    return signed(point.difference) + (f" ({signed_ends(*point.ends)})" if point.ends else "")
 
 
 def rates_table(study: StudyRecord) -> Table:

@@ -7,7 +7,7 @@ from hf_progressive.records.interval import mean_interval
 from hf_progressive.records.last_model import SeedCost
 from hf_progressive.records.stages import StageMember
 from hf_progressive.records.study import RecipeRecord, StudyRecord
-from hf_progressive.report.formatting import NOTHING, decimals, percent, signed, two_ends
+from hf_progressive.report.formatting import NOTHING, decimals, percent, signed, signed_ends, two_ends
 from hf_progressive.report.study_findings import study_unit
 from hf_progressive.report.table import Table
 
@@ -69,17 +69,24 @@ def against_table(study: StudyRecord) -> Table:
     headline, rows = _by_rung(study.headline_recipe), []
     for recipe in study.recipes:
         for rung, found in _by_rung(recipe).items() if recipe.name != study.headline.recipe else ():
-            seeds = [seed for seed in found if seed in headline.get(rung, {})]
-            if not seeds:
+            pairs = [(own, headline[rung][seed]) for seed, own in found.items() if seed in headline.get(rung, {})]
+            if not pairs:
                 continue
-            pairs = [(found[seed], headline[rung][seed]) for seed in seeds]
-            differences = mean_interval([own.bits_per_byte - other.bits_per_byte for own, other in pairs])
-            ends = [NOTHING if end is None else signed(end) for end in (differences.low, differences.high)]
+            difference = mean_interval([own.bits_per_byte - other.bits_per_byte for own, other in pairs])
             spent = fmean((own.c_lineage + own.c_child) / (other.c_lineage + other.c_child) for own, other in pairs)
             rows.append(
-                (recipe.name, rung, str(len(pairs)), f"{spent:.3f}", signed(differences.mean), " to ".join(ends))
+                (
+                    recipe.name,
+                    rung,
+                    ", ".join(str(own.seed) for own, _ in pairs),
+                    *(f"{fmean(cost.value for cost in costs):.2f}" for costs in zip(*pairs, strict=True)),
+                    f"{spent:.3f}",
+                    signed(difference.mean),
+                    signed_ends(difference.low, difference.high),
+                )
             )
-    header = ("recipe", "child", "seeds", "FLOPs over the headline's", "bits per byte − the headline's", "95 %")
+    header = ("recipe", "child", "seeds of both", "last-model cost", "the headline's")
+    header += ("FLOPs over the headline's", "bits per byte − the headline's", "95 %")
     return Table(header=header, rows=tuple(rows))
 
 

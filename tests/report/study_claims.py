@@ -7,13 +7,14 @@ from typing import Any
 from claims import SCALES, Claim, cell_fault
 from study_facts import StudyFacts, interval
 
-WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+WORDS = dict(enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight"), start=1))
 
 FAMILY = (
     "The last of {count:s} models for {over_last} times its price from scratch, all {count:s} for {family_cost} of"
 )
 FAMILY += " theirs"
 WORST, WORST_ENDS = "η of the step that saves least, {worst:s}: ", "; {worst_ends:s}; at most {worst_ceiling}"
+LEFT_OUT = "where a seed lacks a model by that, means leave it out."
 RATES = "peak learning rates tried on {rung:s} ({rates:s}) the study uses {own_rate}, "
 CLAIMS = [
     Claim(FAMILY, lambda f: not f["bound"]),
@@ -21,7 +22,10 @@ CLAIMS = [
     Claim("Growing saves {least_saving} of a model's training, on the steps measured so far"),
     Claim("Growing saves {least_saving} to {most_saving} of a model's training, on the steps measured so far"),
     Claim("{finished} of {runs} runs are finished; what is said here may still change."),
-    Claim("{failed} tasks failed; they are listed in study.json."),
+    *(
+        Claim(f"{{failed}} {tasks} failed, see study.json; {LEFT_OUT}", when)
+        for tasks, when in (("task", lambda f: f["failed"] == 1), ("tasks", lambda f: f["failed"] > 1))
+    ),
     Claim("{missed:s}: not every seed matched its baseline within the budgets tried"),
     Claim(
         "Recipe “{recipe:s}” on {chain:s}: each model is grown from the one before it, which trained for"

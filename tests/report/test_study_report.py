@@ -152,6 +152,9 @@ def test_recipes_that_trained_too_briefly_to_match_are_left_out_of_the_plot(
     for entry in record["recipes"][1]["points"]:
         entry["points"] = entry["points"][:1]
     assert all(labels(axes) == ["exact"] for axes in draw_recipes(typed(record)).axes)
+    # Not even the longest that is compared, if a longer one has no step yet.
+    record["recipes"][0]["rungs"] = record["headline"]["rungs"] = []
+    assert all(labels(axes) == ["with Φ <1>"] for axes in draw_recipes(typed(record)).axes)
 
 
 def test_a_better_learning_rate_is_said(study: tuple[Path, dict[str, Any]]) -> None:
@@ -181,7 +184,9 @@ def test_bounds_gaps_and_single_seeds_are_said(study: tuple[Path, dict[str, Any]
     for rung in (first, second):
         rung["seeds"] = 1
     assert any(sentence.startswith("One seed") for sentence in find_in_study(typed(record)).certainty)
-    record |= {"complete": False, "finished": 1}
+    record |= {"complete": False, "finished": 1, "failed": [{"task": "l2w24-s1", "reason": "the loss is nan"}]}
+    said = find_in_study(typed(record)).certainty
+    assert "1 task failed, see study.json; where a seed lacks a model by that, means leave it out." in said
     assert find_in_study(typed(record)).unfinished.startswith("1 of ")
     record["headline"]["rungs"] = []
     assert find_in_study(typed(record)).headline.startswith("No step is finished")

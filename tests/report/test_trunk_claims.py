@@ -83,7 +83,11 @@ TRUNK_CLAIMS = [
     ),
     Claim(
         "In {extrapolated} of {seeds} seeds the last model is better, or worse, than every finished baseline: the "
-        "budget from scratch that is worth it is extrapolated there."
+        "budget from scratch that is worth it is extrapolated there, to {how_far:s} times the whole budget."
+    ),
+    Claim(
+        "The last model costs {of_shared} on seeds {shared:s}, which all recipes have, and {of_others} on seeds "
+        "{lacking:s}, which others lack."
     ),
     Claim(TRIED + ".", lambda f: not f["failed_at"]),
     Claim(TRIED + "; training failed at {failed_at:s}."),
@@ -100,8 +104,8 @@ TRUNK_CLAIMS = [
     Claim("The best rate is at an end of those tried, and one beyond may be better: {at_end:s}."),
     Claim("Bars are {level} intervals by Student's t, ticks single seeds."),
     Claim(
-        "The longest trunks of the same seeds, so that the baselines' chance is not in it; below {zero} the recipe is "
-        "better."
+        "The longest trunks of the seeds that both have, so that the baselines' chance is not in the difference; "
+        "below {zero} the recipe is better."
     ),
     Claim("At other FLOPs than the headline's it is no comparison of equals."),
     Claim("Intervals are {level} by Student's t over the seeds."),
@@ -238,16 +242,20 @@ def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
             for seed, cost in zip(step["seed_names"], step["costs"], strict=True)
             if seed != study["config"]["seeds"][0]
         ]
-        count = WORDS[step["seeds"]]
+        count, budget = WORDS[step["seeds"]], size["cold_tokens"] * size["flops_per_token"]
+        found = [facts.seed(recipe, last, seed) for seed in step["seed_names"]]
+        beyond = sorted(f"{one['worth'] / budget:.2f}" for one in found if one["extrapolated"])
         over = ends(step["low"], step["high"])
         common |= step | {
             "seed_count": count,
             "cost_ends": over,
             "eta_ends": ends(step["eta_low"], step["eta_high"]),
             "spread": "one seed" if step["seeds"] == 1 else f"{over}, {count} seeds",
+            "how_far": " to ".join(dict.fromkeys((beyond[0], beyond[-1]))) if beyond else None,
             "others": WORDS.get(len(others)),
             "without": statistics.fmean(others) if others else None,
         }
+        common |= facts.costs_by_sharing(recipe, last)
     sides = [side_facts(side, some) for side, some in rates.items() if tried == to_try and some]
     at_end = "; ".join(side["end"] for side in sides if side["end"])
     for side in sides or [{}]:
@@ -291,14 +299,19 @@ def table_faults(header: list[str], rows: list[list[str]], facts: TrunkFacts) ->
             yield from (cell_fault(bits, true["bits"]), cell_fault(stages, true["stages"], scale))
             yield from (cell_fault(own, true["own"], scale), cell_fault(cost, true["cost"]))
             yield cell_fault(worth + "*" * (beyond and not worth.endswith("*")), true["worth"], scale, mark=beyond)
-    elif header[3:4] == ["FLOPs over the headline's"]:
-        for recipe, child, seeds, spent, less, both in rows:
+    elif header[5:6] == ["FLOPs over the headline's"]:
+        for recipe, child, seeds, cost, others_cost, spent, less, both in rows:
             common = [seed for seed in facts.seeds(recipe, child) if seed in facts.seeds(headline, child)]
             pairs = [(facts.seed(recipe, child, seed), facts.seed(headline, child, seed)) for seed in common]
             apart = [own["bits"] - other["bits"] for own, other in pairs]
             ratio = statistics.fmean((a["own"] + a["stages"]) / (b["own"] + b["stages"]) for a, b in pairs)
-            yield from (cell_fault(seeds, len(common)), cell_fault(spent, ratio))
-            yield cell_fault(less, statistics.fmean(apart))
+            yield "" if seeds == ", ".join(map(str, common)) else f"{recipe}: {seeds}"
+            yield from (cell_fault(spent, ratio), cell_fault(less, statistics.fmean(apart)))
+            for cell, one in ((cost, 0), (others_cost, 1)):
+                yield cell_fault(cell, statistics.fmean(pair[one]["cost"] for pair in pairs))
+            if len(pairs) == 1:
+                yield "" if both == "one seed, no interval" else f"{recipe}: {both}"
+                continue
             for cell, end in zip(both.split(" to "), interval(apart), strict=True):
                 yield cell_fault(cell, end)
     elif header[:3] == ["recipe", "child", "finished at"]:

@@ -6,7 +6,7 @@ from typing import Any
 
 Record = dict[str, Any]
 
-T_975 = {2: 12.7062, 3: 4.3027}
+T_975 = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764, 6: 2.5706, 7: 2.4469, 8: 2.3646}
 """97.5 % quantile of Student's t, by the number of seeds."""
 
 

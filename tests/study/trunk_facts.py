@@ -88,6 +88,20 @@ class TrunkFacts:
             }
         )
 
+    def costs_by_sharing(self, recipe: str, rung: str) -> Record:
+        """Mean costs over the seeds that every recipe has, and over those that another one lacks; none of all."""
+        own, of_all = self.seeds(recipe, rung), [self.seeds(name, rung) for name in self.recipes]
+        shared = [seed for seed in own if all(seed in seeds for seeds in of_all if seeds)]
+        found: Record = {}
+        for names, mean, seeds in (
+            ("shared", "of_shared", shared),
+            ("lacking", "of_others", [seed for seed in own if seed not in shared]),
+        ):
+            if seeds:
+                costs = [self.seed(recipe, rung, seed)["cost"] for seed in seeds]
+                found |= {names: listed(seeds), mean: statistics.fmean(costs)}
+        return found
+
     def rates(self) -> dict[str, dict[float, float | None]]:
         """Bits per byte of every rate that was tried, by side; None where training failed."""
         tried: dict[str, dict[float, float | None]] = {}
@@ -96,6 +110,12 @@ class TrunkFacts:
                 side = f"recipe “{row['recipe']}”" if row["recipe"] else "the baseline"
                 tried.setdefault(side, {})[row["learning_rate"]] = row["point"].get("bits_per_byte")
         return tried
+
+
+def listed(seeds: list[int]) -> str:
+    """Seeds as a text has them."""
+    *before, last = map(str, seeds)
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def done(points: list[Record]) -> list[Record]:

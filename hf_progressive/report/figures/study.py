@@ -12,7 +12,7 @@ from hf_progressive.records.study_outcome import Difference, PenaltyPoint, Recip
 from hf_progressive.report.figures.colours import COLD, GRID, INHERITED, INK, LINES, MARKERS, MUTED, SURFACE
 from hf_progressive.report.figures.curves import BITS_PER_BYTE
 from hf_progressive.report.figures.style import DASHED, WIDTH, figure_style, new_figure, panel_title, panels
-from hf_progressive.report.formatting import FlopUnit, percent
+from hf_progressive.report.formatting import FlopUnit, counted, percent
 from hf_progressive.report.study_findings import study_unit
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUn
     groups = ((COLD, "from scratch" if child.trunk else "cold", study.cold), (INHERITED, "grown", child.points))
     for colour, label, entries in groups:
         curves = [
-            [replace(p, flops=p.flops + before.get(runs.seed, 0.0) * (label == "grown")) for p in runs.finished]
+            [replace(p, flops=p.flops + before[runs.seed] * (label == "grown")) for p in runs.finished]
             for runs in entries
-            if runs.rung == name
+            if runs.rung == name and runs.seed in before
         ]
         for points in curves:
             flops, heights = [p.flops / unit.size for p in points], [p.bits_per_byte for p in points]
@@ -51,9 +51,8 @@ def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUn
         mean = [(x / unit.size, y) for x, y in _mean_curve(curves)]
         style: dict[str, Any] = {"color": colour, "linestyle": LINES[colour], "linewidth": 1.8}
         axes.plot([x for x, _ in mean], [y for _, y in mean], label=label, **style)
-    full = [p.bits_per_byte for e in study.cold if e.rung == name for p in e.finished if p.fraction == 1]
-    if full:
-        axes.axhline(fmean(full), color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
+    ends = fmean(_target(study, name, seed) for seed in before)
+    axes.axhline(ends, color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
     ring: dict[str, Any] = {"ms": 8, "mec": INK, "mfc": "none", "mew": 1.2, "zorder": 5}
     for seed in () if child.trunk else outcome.by_seed:
         if seed.c_child is not None:
@@ -121,6 +120,8 @@ def draw_recipes(study: StudyRecord) -> "Figure":
     with figure_style():
         figure, grid = _lines(found, 1, label)
         for axes, rows in zip(grid, found.values(), strict=True):
+            if len({row.seeds for _, row in rows}) > 1:
+                axes.set_yticks(range(len(rows)), [f"{name}, {counted(row.seeds, 'seed')}" for name, row in rows])
             for place, (name, row) in enumerate(rows):
                 colour = INHERITED if name == study.headline.recipe else COLD
                 _draw_bar(axes, place, _cost_bar(row) if study.trunk else _eta_bar(row), colour)
@@ -150,7 +151,7 @@ def _of_step(study: StudyRecord, step: str) -> list[tuple[str, RecipeStep]]:
         fractions = [point.fraction for e in recipe.points if e.rung == step for point in e.finished]
         longest[recipe.name] = max(fractions, default=0.0)
         rows += [(recipe.name, rung) for rung in recipe.rungs if rung.child == step]
-    most = max(longest.values(), default=0.0)
+    most = max((longest[name] for name, _ in rows), default=0.0)
     rows = [(name, rung) for name, rung in rows if rung.eta is not None or longest[name] == most]
     if study.trunk:
         costs = {name: rung.known_cost for name, rung in rows}
