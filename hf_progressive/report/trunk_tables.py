@@ -86,8 +86,8 @@ def against_table(study: StudyRecord) -> Table:
                 )
             )
     header = ("recipe", "child", "seeds of both", "last-model cost", "the headline's")
-    header += ("FLOPs over the headline's", "bits per byte − the headline's", "95 %")
-    return Table(header=header, rows=tuple(rows))
+    compared = ("FLOPs over the headline's", "bits per byte − the headline's", "95 %")
+    return Table(header=(*header, *compared), rows=tuple(rows))
 
 
 def _by_rung(recipe: RecipeRecord) -> dict[str, dict[int, SeedCost]]:
