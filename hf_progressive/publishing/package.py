@@ -61,8 +61,7 @@ class Publication:
     """The rung and its family."""
 
     tag: str
-    """Names this revision of the rung: it changes with what training made, and neither with the card nor with how long
-    it took, so that equal runs have equal tags."""
+    """Names this revision of the rung: it changes with what training made, and not with the card."""
 
     files: Mapping[str, PublishedFile]
     """Everything the repository gets, by name."""
@@ -99,7 +98,9 @@ class Publication:
 def prepare_publication(
     rung_dir: str | os.PathLike[str], repo_id: str, *, license: str | None = None, language: Sequence[str] = ()
 ) -> Publication:
-    """Collect what a rung's repository is to hold.
+    """Collect what a rung's repository is to hold: of equal runs the same, byte for byte.
+
+    How long something took stays in the run folder's record; the published one has no times.
 
     Raises:
         FileNotFoundError: The folder is no finished rung.
@@ -109,10 +110,11 @@ def prepare_publication(
     lineage = Lineage.read(folder, repo_id)
     check_manifest(folder)
     files = _rung_files(folder)
+    files[RECORD_NAME] = PublishedFile.from_bytes(_json(lineage.rung.without_times()))
     if (growth := lineage.rung.growth) is not None and GROWTH not in files:
         files[GROWTH] = PublishedFile.from_bytes(_json(growth.to_dict()))
     _require_weights(folder, files)
-    tag = _tag(lineage.rung, files)
+    tag = _tag(files)
     if results := evaluation_results(lineage):
         files[RESULTS] = PublishedFile.from_bytes(yaml.safe_dump(results, sort_keys=False).encode())
     files[PLOT] = PublishedFile.from_bytes(_curve_plot(lineage.rung))
@@ -124,11 +126,9 @@ def prepare_publication(
     return Publication(lineage=lineage, tag=tag, files=dict(sorted(files.items())))
 
 
-def _tag(rung: RungRecord, files: Mapping[str, PublishedFile]) -> str:
-    # Of all that training made, and not of how long it took: an equal run gets the same.
-    made = {name: file.sha256 for name, file in files.items() if name != RECORD_NAME}
-    made[RECORD_NAME] = hashlib.sha256(_json(rung.without_times())).hexdigest()
-    return "rung-" + hashlib.sha256(_json(dict(sorted(made.items())))).hexdigest()[:12]
+def _tag(files: Mapping[str, PublishedFile]) -> str:
+    made = {name: file.sha256 for name, file in sorted(files.items())}
+    return "rung-" + hashlib.sha256(_json(made)).hexdigest()[:12]
 
 
 def _rung_files(folder: Path) -> dict[str, PublishedFile]:

@@ -315,7 +315,7 @@ class RungRecord(Record):
         return self.origin is None or self.cold_tokens > 0
 
     def without_times(self) -> dict[str, Any]:
-        """Return the record as plain values but for what a clock said: what an equal run records, too."""
+        """Return the record as plain values but for what a clock said: what an equal run records, and is published."""
         values = self.to_dict()
         for part in (values, values["cold"] or {}):
             for key in _TIMES:

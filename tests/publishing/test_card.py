@@ -1,5 +1,6 @@
 """The model card: what it claims is in the records, what was not measured is not on it."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from hf_progressive.publishing import Lineage, prepare_publication
 from hf_progressive.publishing.lineage import name_pattern
+from hf_progressive.records.rung import RungRecord
 from hf_progressive.storage import read_json, write_json
 
 run_dir = hub_fixtures.run_dir
@@ -175,12 +177,24 @@ def test_the_tag_follows_the_rung_and_not_its_card(run: Path) -> None:
     family_changed = prepare_publication(final, "org/d4", license="mit")
     assert family_changed.card != before.card
     assert family_changed.tag == before.tag
-    change_record(final, seconds={"train": 1234.5})
-    again = prepare_publication(final, "org/d4")
-    assert again.tag == before.tag  # an equal run that took another time
-    assert again.files["rung.json"].sha256 != before.files["rung.json"].sha256
     change_record(final, bits_per_byte=2.5)
     assert prepare_publication(final, "org/d4").tag != before.tag
+
+
+def test_what_is_published_does_not_tell_how_long_it_took(run: Path) -> None:
+    final = run / "d5" / "final"
+    before = prepare_publication(final, "org/d5")
+    record = read_json(final / "rung.json")
+    speed = {"tokens_per_second": 3.0, "mfu": None, "seconds": {"training": 9.0}, "device": "cpu", "processes": 1}
+    change_record(final, seconds={"train": 1234.5}, throughput=speed, cold=record["cold"] | {"seconds": 987.6})
+    again = prepare_publication(final, "org/d5")
+    assert again.files == before.files  # an equal run that took another time
+    assert again.tag == before.tag
+    content = again.files["rung.json"].content
+    assert isinstance(content, bytes)
+    published = json.loads(content)
+    assert {"seconds", "throughput"}.isdisjoint(published)
+    assert RungRecord.from_dict(published).without_times() == RungRecord.read(final / "rung.json").without_times()
 
 
 @pytest.mark.parametrize(
