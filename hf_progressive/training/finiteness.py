@@ -11,6 +11,16 @@ from torch.distributed.tensor import DTensor
 LOSS, PENALTY, GRADIENT, WEIGHTS = "the loss", "Φ", "the gradient", "a weight"
 _FIGURES = (LOSS, PENALTY, GRADIENT, WEIGHTS)
 
+_LEAST_SCALE = 2.0**-14  # the smallest normal number of float16
+
+
+def scaled_to_nothing(scaler: torch.amp.GradScaler | None) -> bool:
+    """Tell whether a loss scaler has halved its scale at so many steps that it will halve it at all; the host waits.
+
+    It skips each of them, so that such a run would end with the weights that it had.
+    """
+    return scaler is not None and scaler.get_scale() < _LEAST_SCALE
+
 
 class FiniteWatch:
     """What became NaN or infinite since the last reading, and when, by small kernels and without waiting for them.

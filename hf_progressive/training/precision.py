@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, PreTrainedModel, Trainer
+from transformers import AttentionInterface, PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_progressive.config import TrainingConfig
@@ -46,6 +46,16 @@ def device_settings(training: TrainingConfig) -> dict[str, Any]:
         if training.compile is True or (by_device and compiles_on("cuda")):
             settings["torch_compile"] = True
     return settings
+
+
+def refuse_fp16_on_a_processor(args: TrainingArguments) -> None:
+    """Raise a ValueError where arguments or launch ask for float16 and a processor computes.
+
+    Accelerate 1.15 then computes in float32 and says nothing (`Accelerator.__init__`: no autocast, no loss scaler).
+    """
+    if args.mixed_precision == "fp16" and args.device.type == "cpu" and args.deepspeed_plugin is None:
+        source = "training.arguments.fp16" if args.fp16 else "the launch's mixed_precision: fp16"
+        raise ValueError(f"{source}: without effect on a processor, which computes in float32; leave it out")
 
 
 def describe(trainer: Trainer) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from hf_progressive.training.checkpoints import (
     newest_complete_checkpoint,
     remove_leftovers,
 )
-from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, WEIGHTS, FiniteWatch
+from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, WEIGHTS, FiniteWatch, scaled_to_nothing
 from hf_progressive.training.loss import LastBatch, filled_up, return_loss_alone
 from hf_progressive.training.muon import NEEDS_MATRICES, muon_optimizer
 from hf_progressive.training.parent_divergence import DivergenceSteps
@@ -347,8 +347,9 @@ class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
-        # A loss scaler meets gradients that overflow, skips the step and goes on.
-        if isinstance(norm, Tensor) and self.args.mixed_precision != "fp16":
+        # A loss scaler meets gradients that overflow, skips the step and goes on; a processor has none.
+        scales = self.is_deepspeed_enabled and self.args.mixed_precision == "fp16"
+        if isinstance(norm, Tensor) and not scales and self.accelerator.scaler is None:
             self._watch.note(GRADIENT, norm, step=self.state.global_step + 1)
         return norm
 
@@ -383,6 +384,8 @@ class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
         if found is not None:
             spoiled, at = found
             raise self._non_finite(spoiled, self._finite_until + 1 if spoiled == WEIGHTS else at, at)
+        if scaled_to_nothing(self.accelerator.scaler):
+            raise self._non_finite("the gradient, however small fp16 scales the loss,", self._finite_until + 1, step)
         self._finite_until = step
 
     def _non_finite(self, what: str, first: int, last: int) -> NonFiniteLossError:

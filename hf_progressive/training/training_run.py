@@ -36,7 +36,13 @@ from hf_progressive.training.checkpoints import newest_complete_checkpoint
 from hf_progressive.training.flops import FORWARD_SHARE
 from hf_progressive.training.history import training_log, validation_curve
 from hf_progressive.training.muon import muon_peak
-from hf_progressive.training.precision import attend_without_masks, blocks_of_one_size, describe, device_settings
+from hf_progressive.training.precision import (
+    attend_without_masks,
+    blocks_of_one_size,
+    describe,
+    device_settings,
+    refuse_fp16_on_a_processor,
+)
 from hf_progressive.training.rewarm import RewarmNewEntries
 from hf_progressive.training.throughput import ThroughputMeter
 from hf_progressive.training.trackers import tracked_apart
@@ -241,6 +247,7 @@ def training_arguments(run: TrainingRun, context: int) -> ProgressiveTrainingArg
         **settings,
     )
     keep_to_one_gpu(args)
+    refuse_fp16_on_a_processor(args)
     return args
 
 

@@ -28,6 +28,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["rungs.1.n_head=3"], "rung l2w16: n_head 3 does not divide n_embd 16"),
         (["data.files=[/nowhere/*.jsonl]"], "/nowhere/*.jsonl"),
         (["training.arguments.learning_rte=1"], "training.arguments.learning_rte: unknown argument"),
+        (["training.arguments.fp16=true"], "training.arguments.fp16: without effect on a processor"),
         (["training.arguments.max_steps=1"], "training.arguments.max_steps: the ladder sets it"),
         (["growth.method=magic"], "magic"),
         (["growth.options={a: 1}"], "growth.options.a: unknown option"),
