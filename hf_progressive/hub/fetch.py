@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import get_session, snapshot_download
+from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from hf_progressive.hub.names import PUBLISHED, check_repo_id, is_repo_id
 from hf_progressive.hub.transport import patiently
 from hf_progressive.storage import MANIFEST_NAME, check_manifest, require_inside_name, require_plain_name
+from hf_progressive.storage.full_disk import FullDiskNamed
 
 
 def fetch_rung(repo_id: str, *, revision: str | None = None) -> Path:
@@ -108,6 +109,7 @@ def fetch_files(repo_id: str, patterns: Sequence[str], *, revision: str | None =
             raise
 
     try:
-        return Path(patiently(fetch, where))
+        with FullDiskNamed(constants.HF_HUB_CACHE):
+            return Path(patiently(fetch, where))
     except LocalEntryNotFoundError:
         raise FileNotFoundError(f"{where}: not in the cache, and the Hub could not be asked") from None

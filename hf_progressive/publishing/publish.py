@@ -15,6 +15,7 @@ from hf_progressive.hub.transport import HubError, patiently
 from hf_progressive.publishing.lineage import NAME_FIELD
 from hf_progressive.publishing.package import Publication, PublishedFile, prepare_publication
 from hf_progressive.records.ladder import Run, read_run
+from hf_progressive.storage.full_disk import FullDiskNamed
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ def _publish(publication: Publication, *, private: bool) -> None:
         raise PermissionError(f"{repo_id}: there is no token for the Hub; set HF_TOKEN or run `hf auth login`")
     api = _api()
     patiently(partial(_make_repository, api, repo_id, private=private), repo_id)
-    commit = patiently(partial(_bring_up_to_date, api, publication), repo_id)
+    with FullDiskNamed(constants.HF_XET_CACHE):  # the client keeps there what it is about to send
+        commit = patiently(partial(_bring_up_to_date, api, publication), repo_id)
     patiently(partial(api.create_tag, repo_id, tag=publication.tag, revision=commit, exist_ok=True), repo_id)
     logger.info("%s holds %s at %s, tag %s", repo_id, publication.lineage.rung.name, commit[:12], publication.tag)
 
