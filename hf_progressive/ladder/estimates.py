@@ -114,7 +114,7 @@ def _weights_hash(checkpoint: Path) -> str:
 
 def _described(record: FisherRecord | SubspaceRecord) -> dict[str, Any]:
     left_out = {"model_hash", "data_fingerprint"}
-    if record.__dict__.get("kind") != "optimizer":
+    if isinstance(record, FisherRecord) and record.kind != "optimizer":
         left_out |= {"batch_tokens", "max_grad_norm"}
     return {name: value for name, value in dataclasses.asdict(record).items() if name not in left_out}
 

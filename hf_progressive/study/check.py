@@ -21,7 +21,6 @@ from hf_progressive.study.work import Worker
 _COLD_FRACTIONS = (0.5, 1.0)
 _RANDOM_FRACTIONS = (0.5, 0.75, 1.0, 1.3)  # beyond 1, so that a child a little worse than its baseline crosses too
 _SEEDS = 4  # of three, an interval is so wide that it may pass anything
-_POINT_KEYS = ("fraction", "flops", "bits_per_byte")
 _ROUNDING = 1e-9
 _WIDEST = 0.5  # of η, half the interval: a wider one would pass anything
 _TRUNK_SHARE = 0.4  # of the part at a constant rate, after which a trunk grows into itself
@@ -212,7 +211,7 @@ def _check_baselines(study: StudyConfig, record: StudyRecord, rung: str, root: P
     alone = _trained_alone(shortest, corpus, root / "alone")
     baselines = next(runs.finished for runs in record.cold if runs.rung == rung and runs.seed == seed)
     branch = next(run for run in baselines if run.fraction == _COLD_FRACTIONS[0])
-    points = [Point(**{key: getattr(run, key) for key in _POINT_KEYS}) for run in baselines]
+    points = [Point(fraction=run.fraction, flops=run.flops, bits_per_byte=run.bits_per_byte) for run in baselines]
     return {"branch_difference": abs(branch.bits_per_byte - alone), "baseline_eta": _baseline_eta(points)}
 
 

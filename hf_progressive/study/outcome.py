@@ -1,9 +1,10 @@
 """What recipes achieved: per rung over the seeds, for the family, and for Φ against its absence."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from hf_progressive.config import RecipeConfig
-from hf_progressive.records.interval import mean_interval
 from hf_progressive.records.last_model import LastModelCost, cost_at_match, over_seeds
 from hf_progressive.records.study_outcome import (
     Advantage,
@@ -58,7 +59,7 @@ def rung_outcome(results: StudyResults, recipe: RecipeConfig, rung: str) -> Reci
         at_least=at_least,
         matched=sum(item.eta is not None for item in transfers),
         seeds=len(seeds),
-        gap_bits_per_byte=mean_interval([item.crossing.gap_bits_per_byte for item in transfers]).mean,
+        gap_bits_per_byte=fmean(item.crossing.gap_bits_per_byte for item in transfers),
         gap_as_trained=MeanGap(**with_ends("mean", as_trained)),
         c_cold=sizes[1],
         c_parent=_mean([item.parent_flops for item in transfers]),
@@ -89,17 +90,20 @@ def _last_model_cost(
 
 
 def _bits_per_byte_after(child: Sequence[Point], fraction: float) -> float:
-    # A child's bits per byte at a share of the budget: interpolated between its lengths, the nearest one's outside.
+    """Return a child's bits per byte at a share of the budget: between its lengths, outside the nearest one's.
+
+    >>> child = [Point(fraction=f, flops=100 * f + 50, bits_per_byte=b) for f, b in ((0.25, 4.0), (1.0, 2.0))]
+    >>> _bits_per_byte_after(child, 0.5), _bits_per_byte_after(child, 1.5)
+    (3.0, 2.0)
+    """
+    by_share = [dataclasses.replace(point, flops=point.fraction) for point in child]  # estimates are no share of it
+    between = bits_per_byte_at(by_share, fraction)
     nearest = min(child, key=lambda point: abs(point.fraction - fraction))
-    if nearest.fraction == fraction or len(child) < 2:
-        return nearest.bits_per_byte
-    flops_per_fraction = child[-1].flops / child[-1].fraction
-    between = bits_per_byte_at(child, fraction * flops_per_fraction)
     return nearest.bits_per_byte if between is None else between
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return mean_interval(values).mean if values else None
+    return fmean(values) if values else None
 
 
 def _seed_outcome(seed: int, item: Transfer) -> SeedOutcome:

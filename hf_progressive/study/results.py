@@ -38,9 +38,9 @@ class StudyResults:
 
     def lineage_flops(self, model: FinishedModel) -> float:
         """Return the FLOPs that went into a finished model, training and estimates: its own and its ancestors'."""
-        lineage = [*model.initial.lineage, model]
-        points = [self.point(member) for member in lineage]
-        return sum(point.flops for point in points if point is not None)
+        points = self.points([*model.initial.lineage, model])
+        assert points is not None, "its lineage is finished"
+        return sum(point.flops for point in points)
 
     def record(self, model: FinishedModel) -> FinishedRun | FailedRun | None:
         """Return a model for study.json: what was measured, without the curve; None where it is not finished."""
@@ -65,7 +65,7 @@ class StudyResults:
 def complete_seeds(
     results: StudyResults, recipe: RecipeConfig, rung: str
 ) -> Iterator[tuple[int, list[Point], list[Point], FinishedModel]]:
-    """Yield the seeds whose children and baselines are all finished.
+    """Yield the seeds whose children, with all that they come from, and baselines are finished.
 
     Yields:
         Seed, children, baselines, and the model that the children grew from.
@@ -74,7 +74,7 @@ def complete_seeds(
         models = results.plan.children.get((recipe.name, rung, seed))
         child = results.points(models) if models else None
         cold = results.points(results.plan.cold[rung, seed])
-        if not models or child is None or cold is None:
+        if not models or child is None or cold is None or results.points(models[0].initial.lineage) is None:
             continue
         parent = models[0].initial.parent
         assert parent is not None
