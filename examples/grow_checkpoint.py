@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
 
 from hf_progressive import grow_checkpoint
+from hf_progressive.config import strict_yaml
 
 TEXT = """\
 A small model learned to read and write,
@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=100)
     parser.add_argument("--steps", type=int, default=120, help="training steps of the small model")
     options = parser.parse_args()
-    target = {name: yaml.safe_load(value) for name, _, value in (item.partition("=") for item in options.set or ())}
+    target = strict_yaml.apply_overrides({}, options.set or ())
     with tempfile.TemporaryDirectory() as folder:
         source = options.source or f"{folder}/parent"
         if options.source is None:

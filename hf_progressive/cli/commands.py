@@ -112,6 +112,8 @@ def plan_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.planning.pricing import LadderPrice
     from hf_progressive.report import price_summary, price_table, write_prices
 
+    if options.budget_dollars is not None and options.price is None:
+        raise ValueError("--budget-dollars: nothing has a price yet; give --price, of one accelerator for an hour")
     config = load_ladder_config(options.config, options.set)
     mfu = ASSUMED_MFU if options.mfu is None else options.mfu
     cluster = Cluster.of(options.gpu or ASSUMED_GPU, count=options.gpus, mfu=mfu, price=options.price)
@@ -221,6 +223,8 @@ def report_command(options: argparse.Namespace) -> Outcome:
     """Write a report again, or show it while it grows."""
     from hf_progressive.report import write_report, write_section
 
+    if options.serve and options.into:
+        raise ValueError("--into: writes a file, and --serve none; give one of the two")
     if options.serve:
         return _serve(options.run_dir, options.port)
     if options.port is not None:
@@ -258,6 +262,8 @@ def publish_command(options: argparse.Namespace) -> Outcome:
         raise ValueError(
             f"--repo-id: {options.folder} is a run of several rungs; give ORG/x-{{name}}, or RUN/NAME/final"
         )
+    if options.collection and not is_family:
+        raise ValueError("--collection: gathers a family; give --repo-id ORG/x-{name}, or leave it out")
     if options.dry_run:
         preview = preview_family if is_family else _preview_rung
         publications = list(preview(options.folder, options.repo_id, **described))
