@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _UNITS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18, "Z": 21, "Y": 24}
 _COUNTS = {"": 0, "k": 3, "M": 6, "B": 9, "T": 12}
+_MOST_NAMES = 12  # that a sentence lists
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -206,7 +207,9 @@ def span(values: Sequence[float], write: Callable[[float], str]) -> str:
 def join_names(names: Sequence[str]) -> str:
     """Write some names as a list.
 
-    >>> join_names(["d10"]), join_names(["d10", "d11", "d12"])
-    ('d10', 'd10, d11 and d12')
+    >>> join_names(["d10"]), join_names(["d10", "d11", "d12"]), join_names([f"d{depth}" for depth in range(2, 101)])
+    ('d10', 'd10, d11 and d12', 'd2, d3, d4 … d100 (99)')
     """
+    if len(names) > _MOST_NAMES:
+        return f"{', '.join(names[:3])} … {names[-1]} ({len(names)})"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -150,7 +150,7 @@ def table_notes(rungs: Sequence[RungRecord]) -> list[str]:
     notes = [f"{flop_unit(rungs).definition}; those of Fisher and subspace are counted."]
     planned = [rung.name for rung in rungs if rung.cold_is_planned]
     if planned:
-        notes.append(f"{PLANNED} planned: no baseline of {', '.join(planned)} has been trained here.")
+        notes.append(f"{PLANNED} planned: no baseline of {join_names(planned)} has been trained here.")
     spent = validation_flops(rungs)
     if spent:
         validating, training = map(sum, zip(*spent.values(), strict=True))

@@ -79,7 +79,7 @@ def against_table(study: StudyRecord) -> Table:
                     recipe.name,
                     rung,
                     ", ".join(str(own.seed) for own, _ in pairs),
-                    *(f"{fmean(cost.value for cost in costs):.2f}" for costs in zip(*pairs, strict=True)),
+                    *map(_mean_cost, zip(*pairs, strict=True)),
                     f"{spent:.3f}",
                     signed(difference.mean),
                     signed_ends(difference.low, difference.high),
@@ -88,6 +88,10 @@ def against_table(study: StudyRecord) -> Table:
     header = ("recipe", "child", "seeds of both", "last-model cost", "the headline's")
     compared = ("FLOPs over the headline's", "bits per byte − the headline's", "95 %")
     return Table(header=(*header, *compared), rows=tuple(rows))
+
+
+def _mean_cost(costs: Sequence[SeedCost]) -> str:
+    return f"{fmean(cost.value for cost in costs):.2f}" + "*" * any(cost.extrapolated for cost in costs)
 
 
 def _by_rung(recipe: RecipeRecord) -> dict[str, dict[int, SeedCost]]:

@@ -308,7 +308,8 @@ def table_faults(header: list[str], rows: list[list[str]], facts: TrunkFacts) ->
             yield "" if seeds == ", ".join(map(str, common)) else f"{recipe}: {seeds}"
             yield from (cell_fault(spent, ratio), cell_fault(less, statistics.fmean(apart)))
             for cell, one in ((cost, 0), (others_cost, 1)):
-                yield cell_fault(cell, statistics.fmean(pair[one]["cost"] for pair in pairs))
+                beyond = any(pair[one]["extrapolated"] for pair in pairs)
+                yield cell_fault(cell, statistics.fmean(pair[one]["cost"] for pair in pairs), mark=beyond)
             if len(pairs) == 1:
                 yield "" if both == "one seed, no interval" else f"{recipe}: {both}"
                 continue

@@ -51,8 +51,9 @@ def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUn
         mean = [(x / unit.size, y) for x, y in _mean_curve(curves)]
         style: dict[str, Any] = {"color": colour, "linestyle": LINES[colour], "linewidth": 1.8}
         axes.plot([x for x, _ in mean], [y for _, y in mean], label=label, **style)
-    ends = fmean(_target(study, name, seed) for seed in before)
-    axes.axhline(ends, color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
+    paired = [runs for runs in study.cold if runs.rung == name and runs.seed in before]
+    whole = [run.bits_per_byte for runs in paired for run in runs.finished if run.fraction == 1]
+    axes.axhline(fmean(whole), color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
     ring: dict[str, Any] = {"ms": 8, "mec": INK, "mfc": "none", "mew": 1.2, "zorder": 5}
     for seed in () if child.trunk else outcome.by_seed:
         if seed.c_child is not None:
