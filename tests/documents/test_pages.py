@@ -4,13 +4,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from documents.pages import blocks_of
 
-from hf_progressive import __version__
+from hf_progressive import __version__, load_ladder_config, load_study_config, plan_ladder
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -66,6 +67,26 @@ def test_pages_made_from_the_code_are_up_to_date() -> None:
 def test_yaml_on_a_page_is_yaml(page: Path) -> None:
     for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
         yaml.safe_load(block)
+
+
+def configurations() -> Iterator[tuple[str, str]]:
+    """Every ladder and study that a page shows, with the page's name."""
+    for page in PAGES:
+        for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+            if yaml.safe_load(block).keys() & {"rungs", "recipes"}:
+                yield name(page), block
+
+
+@pytest.mark.parametrize(("page", "text"), configurations())
+def test_a_ladder_or_study_on_a_page_is_one_that_can_be_planned(page: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    if "recipes:" in text:
+        assert load_study_config(path).recipes
+        return
+    config = load_ladder_config(path)
+    if config.rungs[0].source is None:
+        assert len(plan_ladder(config).rungs) == len(config.rungs)
 
 
 def test_citation_and_changes_are_of_this_version() -> None:
