@@ -1,6 +1,6 @@
 """Take a grown checkpoint of each main family through the tools that people use, and write what each gave.
 
-    python examples/interoperability/users_tools.py --into docs/tools.md
+    python examples/interoperability/users_tools.py --into docs/tools.md --gguf-converter FILE
 
 A small parent with random weights is grown in width and depth, and each tool's logits are compared with those of the
 stock class in float32. Every tool runs in a process of its own; one that is not installed, or fails, has
@@ -10,17 +10,20 @@ a line that says so. What is installed decides which tools are tried:
 
 The GGUF converter is no package: `--gguf-converter` names llama.cpp's `convert_hf_to_gguf.py`, which the sdist
 of `llama-cpp-python` holds under `vendor/llama.cpp`. It knows tokenizers by a digest of what they make of a text, and
-refuses those of one's own: it is told here that it has GPT-2's way of cutting words.
+refuses those of one's own: it is told here that it has GPT-2's way of cutting words. What it writes is read back by
+Transformers, after a look at whether that takes the file's sizes for the model's.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,6 +47,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Sizes of the parent, and of the child."""
 
 VOCABULARY, LENGTH = 300, 24
+PAGE_WIDTH = 125
 MARK = "figure: "
 CONVERT = """
 import os, runpy, sys
@@ -193,10 +197,30 @@ def gguf(folder: Path, work: Path) -> str:
     ran = subprocess.run([sys.executable, "-c", CONVERT, converter, *options], capture_output=True, text=True)
     if ran.returncode:
         raise RuntimeError((ran.stderr.strip().splitlines() or ["no reason given"])[-1])
+    if other := misread(work / "model.gguf"):
+        return f"converts; Transformers reads it {other}"
     _, tokens, expected = stock(folder)
     model = AutoModelForCausalLM.from_pretrained(work, gguf_file="model.gguf", dtype=torch.float32)
     with torch.no_grad():
         return compared(model(input_ids=tokens).logits[0], expected)
+
+
+def misread(path: Path) -> str:
+    """Say which size Transformers takes for another than a GGUF file says, after which it refuses the weights."""
+    from gguf import GGUFReader
+    from transformers import AutoConfig
+
+    fields = GGUFReader(path).fields
+    family = fields["general.architecture"].contents()
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    for key, name, words in (
+        ("context_length", "max_position_embeddings", "{:,} positions"),
+        ("attention.key_length", "head_dim", "a head_dim of {}"),
+    ):
+        entry, taken = fields.get(f"{family}.{key}"), getattr(config, name, None)
+        if entry is not None and taken is not None and taken != entry.contents():
+            return f"with {words.format(taken)} instead of the file's {entry.contents():,}"
+    return ""
 
 
 TOOLS: dict[str, tuple[Callable[[Path, Path], str], str]] = {
@@ -250,8 +274,23 @@ def page(results: dict[str, dict[str, str]]) -> str:
         "<!-- Made by `python examples/interoperability/users_tools.py`. -->\n\n"
         "A small parent of each family, with random weights, was grown in width and depth, and taken through\n"
         "each tool. Logits are compared with those of the stock class in float32"
-        f" (Transformers {version('transformers')}).\n\n" + table(results)
+        f" (Transformers {version('transformers')}).\n\n" + table(results) + about_gguf(results)
     )
+
+
+def about_gguf(results: dict[str, dict[str, str]]) -> str:
+    """Write what stands below the table, where the GGUF converter was tried."""
+    if not (converter := os.environ.get("GGUF_CONVERTER")) or "GGUF converter" not in results:
+        return ""
+    found = re.search(r"llama_cpp_python-([\d.]+)", converter)
+    text = (
+        "llama.cpp's converter is no package of its own; the source package of `llama-cpp-python`"
+        f"{f' ({found[1]})' if found else ''} has it. It knows tokenizers by a digest and refuses one's own, so that"
+        " it was told GPT-2's way of cutting words. What it writes is read back by Transformers' reader of GGUF. Where"
+        " that takes another size than the file's, it refuses the weights then; the file has the right one, and"
+        " growth has no part in it."
+    )
+    return "\n" + textwrap.fill(text, PAGE_WIDTH, break_on_hyphens=False) + "\n"
 
 
 def main() -> None:
@@ -269,6 +308,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as work:
                 print(MARK + TOOLS[options.tool][0](checkpoint, Path(work)), flush=True)
         return
+    if options.into and {*options.families, *options.tools} != {*FAMILIES, *TOOLS}:
+        parser.error("--into writes the whole page: leave out --families and --tools")
     if options.gguf_converter:
         os.environ["GGUF_CONVERTER"] = options.gguf_converter
     with tempfile.TemporaryDirectory() as folder:
