@@ -64,6 +64,7 @@ def grow_command(options: argparse.Namespace) -> Outcome:
         verify=options.verify,
         add_tokens=[token for token in added if token.strip()],
         text=_text_of(options.text),
+        low_logits=options.low_logits,
         checksums=options.checksums,
         **method_options,
     )

@@ -123,6 +123,8 @@ def build_parser() -> argparse.ArgumentParser:
     text = "a text file of tokens, one a line, to add to the tokenizer; the vocabulary grows to hold them"
     add("--add-tokens", metavar="FILE", help=text)
     add("--text", metavar="FILE", help=on_text)
+    text = "let new tokens' logits start so much lower in the mean over --text, of which old predictions lose less"
+    add("--low-logits", type=numbers.positive, default=0.0, metavar="NAT", help=text)
     add("--seed", type=numbers.seed, default=0, help="seed of new random entries (default: 0)")
     add("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
     add("--optimizer", metavar="FILE", help="AdamW's (or Muon's) state of a Trainer checkpoint to grow along")

@@ -31,6 +31,7 @@ what norms of queries and keys ask for, `hf_progressive.growth.positions` what r
 
 **Vocabulary.** The logits of the parent's tokens stay. New tokens have logits of their own, from rows near the mean of
 the old: a row near zero would mean a logit near zero, which in a trained model may be far above every other.
+`hf_progressive.growth.low_logits` starts them lower still.
 """
 
 import math

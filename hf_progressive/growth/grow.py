@@ -30,12 +30,13 @@ from hf_progressive.growth.added_tokens import add_tokens as with_tokens
 from hf_progressive.growth.added_tokens import holding
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
+from hf_progressive.growth.low_logits import require_rows_to_lower, split_text, with_low_logits
 from hf_progressive.growth.parent import ModelTensors, ParentTensors
 from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.reused_memory import ReusedMemory
 from hf_progressive.growth.source import locate_source
 from hf_progressive.growth.tensor_plan import TensorPlan
-from hf_progressive.growth.verify import GrowthCheck, verify_growth
+from hf_progressive.growth.verify import GrowthCheck, compare_logits, tokens_of
 from hf_progressive.growth.writer import CheckpointWriter
 from hf_progressive.hub.names import CONFIG_NAME
 from hf_progressive.storage import atomic_folder, read_json, sha256_file, write_json
@@ -51,7 +52,8 @@ OPTIMIZER_NAME = "optimizer.pt"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _GROWN_AT_ONCE = 2
 _GROWN_BYTES = 1 << 26  # that wait for their turn to be written, or one tensor that is larger
-_CHECK_LENGTH = 256  # tokens per sequence of the check that grow_checkpoint makes; verify_growth alone reads more
+_CHECK_SEQUENCES = 4  # of the check that grow_checkpoint makes
+_CHECK_LENGTH = 256  # tokens in each; verify_growth alone reads more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,7 @@ def grow_checkpoint(
     progress: bool = True,
     add_tokens: Sequence[str] = (),
     text: str | None = None,
+    low_logits: float = 0.0,
     **options: Any,
 ) -> GrowthReport:
     """Grow a checkpoint into a larger one of the same family, ready for `from_pretrained`.
@@ -144,6 +147,11 @@ def grow_checkpoint(
             vocabulary grows to hold them, unless the target names one. Old logits stay; what the predictions of old
             tokens lose to the new is reported as the check's `new_token_loss`.
         text: A text that the parent knows, on which `new_token_loss` is measured instead of on random tokens.
+        low_logits: By how many nat the logits of new tokens start lower, in the mean over `text`, than those of rows
+            near the mean: each nat divides `new_token_loss` by up to e. The direction is taken from hidden states of
+            tokens of `text` that nothing is measured on (`hf_progressive.growth.low_logits`, equation 1), or the bias
+            of the output head is lowered where it has one, without a text. With tied embeddings the new rows are the
+            new tokens' inputs too. Old rows, and old logits, are those of growth without this.
         **options: Options of the method, as `plan_growth` takes them.
 
     Returns:
@@ -153,11 +161,12 @@ def grow_checkpoint(
         FileExistsError: The output exists, and `overwrite` is not set, or it is no checkpoint.
         FileNotFoundError: The parent, or a part of it, is missing.
         ValueError: The parent is damaged, holds NaN, needs remote code or does not fit its config; the target is
-            not one that it can grow into; or the optimizer's state is not Adam's or Muon's for this parent.
+            not one that it can grow into; the optimizer's state is not Adam's or Muon's for this parent; or there are
+            no logits to be lowered, or no text to do so by.
         OSError: The disk is full or cannot be written.
     """
     started = time.monotonic()
-    if text is not None and not verify:
+    if text is not None and not verify and not low_logits:
         raise ValueError("text: is read where growth is verified; leave it out, or verify")
     stored_in = _named_dtype(dtype)
     digests: dict[str, str | None] = {}
@@ -168,12 +177,21 @@ def grow_checkpoint(
         if add_tokens:
             tokenizer = with_tokens(origin.folder, add_tokens)
             target = holding(tokenizer, family_of(config), config, target)
-        plan = plan_growth(config, target, method=method, **options)
+        plan = plain = plan_growth(config, target, method=method, **options)
+        if low_logits:
+            require_rows_to_lower(plan, low_logits, has_text=text is not None)
         reader = CheckpointReader(origin.folder)
         parent = ParentTensors(plan, reader)
         inputs = [CONFIG_NAME, *reader.files, *origin.companions()]
         files: dict[str, dict[str, Any]] = {name: {"size": size} for name, size in origin.sizes(inputs).items()}
         specs = parent.child_specs(stored_in)
+        exact = any(spec.dtype == torch.float64 for spec in parent.specs.values())
+        read = None if text is None else tokens_of(origin.folder, text)
+        if low_logits:
+            length = min(_CHECK_LENGTH, plan.source_family.sizes(config).positions)
+            read, fitted = (None, None) if read is None else split_text(read, _CHECK_SEQUENCES, length)
+            computed_in = torch.float64 if exact else torch.float32
+            plan = with_low_logits(plan, low_logits, origin.folder, fitted, length=length, dtype=computed_in)
         memory = ReusedMemory(2 * _GROWN_BYTES)
         writer = CheckpointWriter(
             folder, specs, max_shard_size=max_shard_size, checksums=checksums, then=memory.give_back
@@ -190,9 +208,16 @@ def grow_checkpoint(
             tokenizer.save_pretrained(folder)
         if optimizer is not None:
             files[OPTIMIZER_NAME] = _grow_optimizer(optimizer, plan, folder)
-        exact = any(spec.dtype == torch.float64 for spec in parent.specs.values())
-        compared_in = "float64" if exact else "float32"
-        compare = partial(verify_growth, origin.folder, folder, dtype=compared_in, max_length=_CHECK_LENGTH, text=text)
+        compare = partial(
+            compare_logits,
+            origin.folder,
+            folder,
+            dtype="float64" if exact else "float32",
+            sequences=_CHECK_SEQUENCES,
+            max_length=_CHECK_LENGTH,
+            read=read,
+            put_back=partial(_put_back, plain, plan, partial(parent.grow, seed=seed)) if low_logits else None,
+        )
         check = compare() if verify else None
         if plan.preserves_function and check is not None and not check.preserved:
             logger.warning("%s: %s, though method %r keeps it in exact arithmetic", output, check.describe(), method)
@@ -212,7 +237,8 @@ def grow_checkpoint(
             seconds=time.monotonic() - started,
             changes=plan.changes,
         )
-        write_json(folder / RECORD_NAME, _record(report, plan, read_json(folder / CONFIG_NAME), files))
+        record = _record(report, plan, read_json(folder / CONFIG_NAME), files)
+        write_json(folder / RECORD_NAME, record | ({"low_logits": low_logits} if low_logits else {}))
     return replace(report, seconds=time.monotonic() - started)
 
 
@@ -313,6 +339,15 @@ def _grown(
                 yield first, grown.result()
         finally:
             growers.shutdown(cancel_futures=True)
+
+
+# Give a child the tensors of one plan where another's are its own.
+def _put_back(plan: GrowthPlan, instead_of: GrowthPlan, grow: Callable[..., Tensor], child: PreTrainedModel) -> None:
+    for tensor, other in zip(plan.tensors, instead_of.tensors, strict=True):
+        if other.lowered is not None:
+            parameter = child.get_parameter(tensor.name)
+            (stored,) = tensor.stored
+            parameter.data.copy_(grow(stored, dtype=parameter.dtype))
 
 
 # The record of the file read: size and SHA-256.

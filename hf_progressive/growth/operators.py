@@ -11,7 +11,7 @@ is duplicated, read = 1/write, and a weight scaled by a has its gradient scaled 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -116,6 +116,39 @@ def fill_new(
                 added[fill].fill(region, generator)
                 if fill in ("mean", "near_mean"):
                     region.add_(_mean_unit(out, index, dim.axis))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What is added to a tensor's entries for new tokens, so that their logits are low.
+
+    Attributes:
+        index: The dimension along which tokens stand.
+        shift: What is added, in the parent's coordinates; of size 1 along that dimension.
+        noise: Largest standard deviation, likewise, of the noise that tells new tokens apart.
+    """
+
+    index: int
+    shift: Tensor
+    noise: float = math.inf
+
+    def grown(self, dims: Sequence[Dim]) -> Tensor:
+        """Return `shift` in the child's coordinates."""
+        along = [Dim(Axis.unchanged(1), dim.role) if i == self.index else dim for i, dim in enumerate(dims)]
+        grown = self.shift.new_zeros([dim.axis.size for dim in along])
+        place(self.shift, along, power=0, out=grown)
+        fill_new(grown, along, fresh=Fresh(), generator=torch.Generator())
+        return grown
+
+    def limited(self, fresh: Fresh, grown: Tensor) -> Fresh:
+        """Return noise with the limit kept, given the shift in the child's coordinates."""
+        scale = float(grown.norm() / self.shift.norm())
+        return replace(fresh, std=min(fresh.std, self.noise * scale))
+
+    def add(self, out: Tensor, dims: Sequence[Dim], grown: Tensor) -> None:
+        """Add the shift, in the child's coordinates, to the entries of new tokens in place."""
+        for start, segment in dims[self.index].axis.new():
+            out.narrow(self.index, start, segment.size).add_(grown)
 
 
 def inherited_rms(out: Tensor, dims: Sequence[Dim]) -> float:

@@ -13,7 +13,7 @@ from hf_progressive.growth.experts import Alteration, Dropped
 from hf_progressive.growth.family_table import AxisName, DimRule, Family, WeightRule
 from hf_progressive.growth.layers import LayerOrigin
 from hf_progressive.growth.methods import Method
-from hf_progressive.growth.operators import Fresh, add_noise, fill_new, inherited_rms, place
+from hf_progressive.growth.operators import Fresh, Lowered, add_noise, fill_new, inherited_rms, place
 from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.growth.reused_memory import ReusedMemory
 
@@ -44,6 +44,7 @@ class TensorPlan:
         pieces: What files hold of it, where they hold it under other names or in parts: the experts of a mixture.
         altered: What tells an expert's matrix from that which it is copied from.
         dropped: The hidden units of experts that are drawn anew, of a tensor of all experts.
+        lowered: What lowers the logits of new tokens, of the output head.
     """
 
     name: str
@@ -63,6 +64,7 @@ class TensorPlan:
     pieces: "tuple[TensorPlan, ...]" = field(default=(), repr=False)
     altered: Alteration | None = field(default=None, repr=False)
     dropped: Dropped | None = field(default=None, repr=False)
+    lowered: Lowered | None = field(default=None, repr=False)
 
     @property
     def seeded_by(self) -> str:
@@ -117,7 +119,13 @@ class TensorPlan:
             add_noise(child, self.dims, self.noise * parent.to(dtype).square().mean().sqrt().item(), generator)
         free = self.fresh if self.free_scale is None else Fresh(std=self.free_scale * rms)
         silent = Fresh(std=self.new_scale * rms)
-        fill_new(child, self.dims, fresh=free, near=self.fresh, silent=silent, generator=generator)
+        near, shift = self.fresh, None
+        if self.lowered is not None:
+            shift = self.lowered.grown(self.dims)
+            near = self.lowered.limited(near, shift)
+        fill_new(child, self.dims, fresh=free, near=near, silent=silent, generator=generator)
+        if self.lowered is not None and shift is not None:
+            self.lowered.add(child, self.dims, shift)
         if self.offset:
             child.sub_(self.offset)
         if self.perturb:

@@ -6,32 +6,20 @@ the embedding and every position, which text would not. Checkpoints are compared
 with float32 products computed exactly, and loaded one after the other where that takes less memory.
 """
 
-import contextlib
-import copy
 import functools
-import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_progressive.distributed.batching import release_memory
-from hf_progressive.distributed.evaluation_mode import evaluation_mode
-from hf_progressive.distributed.float32_products import float32_products
 from hf_progressive.growth.added_tokens import tokenizer_of
-from hf_progressive.growth.reader import CheckpointReader, is_finite
 from hf_progressive.growth.source import locate_source
-
-logger = logging.getLogger(__name__)
-
-ModelSource: TypeAlias = str | os.PathLike[str] | PreTrainedModel
-"""A local folder, a Hub id or a model in memory."""
+from hf_progressive.growth.stock_model import ModelSource, load_stock, stock_logits, where_it_fits
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """The largest difference of logits, in units of the largest logit, that counts as rounding. float64 and float32 are
@@ -59,6 +47,8 @@ class GrowthCheck:
             mean of log(1 + Σ_new exp(logit) / Σ_old exp(logit)), by which their loss rises. Their logits are the
             parent's all the same.
         text_tokens: Tokens of the text on which `new_token_loss` was measured; 0 where it was on the random ones.
+        new_token_loss_at_mean: `new_token_loss` as it would be, had `low_logits` not lowered the logits of new tokens;
+            None where it did not.
     """
 
     max_abs_logit_diff: float
@@ -70,6 +60,7 @@ class GrowthCheck:
     length: int
     new_token_loss: float = 0.0
     text_tokens: int = 0
+    new_token_loss_at_mean: float | None = None
 
     @property
     def preserved(self) -> bool:
@@ -86,15 +77,15 @@ class GrowthCheck:
         return (
             f"function {verdict}: max |Δlogit| {self.max_abs_logit_diff:.2e} at a scale of {self.max_abs_logit:.3g} "
             f"(relative tolerance {self.tolerance:.0e}), KL {self.kl:.1e} nat, {self.sequences} × {self.length} "
-            f"random tokens in {self.dtype}"
-            + (f"; new tokens cost {self.new_token_loss:.2g} nat a token, {self._read}" if self.new_token_loss else "")
+            f"random tokens in {self.dtype}" + (self._cost if self.new_token_loss else "")
         )
 
     @property
-    def _read(self) -> str:
-        return (
-            f"on {self.text_tokens:,} tokens of the text" if self.text_tokens else "on these; on a text it is another"
-        )
+    def _cost(self) -> str:
+        before = self.new_token_loss_at_mean
+        lowered = "" if before is None else f" ({before:.2g} before their logits were lowered)"
+        where = f"{self.text_tokens:,} tokens of the text" if self.text_tokens else "these; on a text it is another"
+        return f"; new tokens cost {self.new_token_loss:.2g} nat a token{lowered}, on {where}"
 
 
 def verify_growth(
@@ -138,38 +129,50 @@ def verify_growth(
     >>> verify_growth(model, model).preserved
     True
     """
+    read = None
+    if text is not None:
+        if isinstance(source, PreTrainedModel):
+            raise ValueError("text: a model in memory has no tokenizer; name the parent by its folder or Hub id")
+        read = tokens_of(locate_source(source, revision).folder, text)
+    return compare_logits(
+        source, grown, dtype=dtype, sequences=sequences, max_length=max_length, seed=seed, revision=revision, read=read
+    )
+
+
+def compare_logits(
+    source: ModelSource,
+    grown: ModelSource,
+    *,
+    dtype: str,
+    sequences: int = 4,
+    max_length: int,
+    seed: int = 0,
+    revision: str | None = None,
+    read: Tensor | None = None,
+    put_back: Callable[[PreTrainedModel], None] | None = None,
+) -> GrowthCheck:
+    """Compare as `verify_growth` does, with the tokens of a text, (length,), in place of the text.
+
+    `put_back` changes the child's new rows to those that they are compared with: `new_token_loss_at_mean` is theirs.
+    """
     if dtype not in _COMPUTED_IN:
         raise ValueError(f"dtype is {dtype!r}; growth is verified in {' or '.join(_COMPUTED_IN)}")
     for name, count in (("sequences", sequences), ("max_length", max_length)):
         if count < 1:
             raise ValueError(f"{name} is {count}; at least 1 is needed to compare anything")
-    computed_in, device = _COMPUTED_IN[dtype], _device()
-    read = None if text is None else _tokenized(source, text, revision)
     compare = functools.partial(
         _compare,
         source,
         grown,
-        computed_in,
+        _COMPUTED_IN[dtype],
         sequences=sequences,
         max_length=max_length,
         seed=seed,
         revision=revision,
         read=read,
+        put_back=put_back,
     )
-    with float32_products(tf32=False):
-        try:
-            return compare(device)
-        except torch.OutOfMemoryError:
-            if device.type == "cpu":
-                raise
-        release_memory()
-        logger.info("not enough memory for both models on %s; verifying on the CPU", device)
-        return compare(torch.device("cpu"))
-
-
-def _device() -> torch.device:
-    wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU", default=False)
-    return torch.device("cuda" if torch.cuda.is_available() and not wants_cpu else "cpu")
+    return where_it_fits(compare, "both models")
 
 
 def _compare(
@@ -183,39 +186,44 @@ def _compare(
     seed: int,
     revision: str | None,
     read: Tensor | None,
+    put_back: Callable[[PreTrainedModel], None] | None,
 ) -> GrowthCheck:
-    parent, _ = _load(source, computed_in, device, revision)
+    parent, _ = load_stock(source, computed_in, device, revision)
     vocabulary, context = _vocabulary(parent), _context(parent)
     length, generator = min(context, max_length), torch.Generator().manual_seed(seed)
     drawn = [torch.randint(vocabulary, (1, length), generator=generator) for _ in range(sequences)]  # (1, length) each
-    expected_of: Callable[[Tensor], Tensor] = functools.partial(_logits, parent)
+    expected_of: Callable[[Tensor], Tensor] = functools.partial(stock_logits, parent)
     if not isinstance(source, PreTrainedModel) and _nbytes(parent) > sequences * length * vocabulary * _DOUBLE_BYTES:
         # Where its logits are smaller than the model, it goes before the child comes.
         kept = [expected_of(tokens).cpu() for tokens in drawn]
         del parent
         expected_of = functools.partial(_taken, kept)
         release_memory()
-    child, stored_in = _load(grown, computed_in, device, None)
+    child, stored_in = load_stock(grown, computed_in, device, None)
     if _vocabulary(child) < vocabulary or _context(child) < context:
         raise ValueError(
             f"the grown model knows {_vocabulary(child)} tokens in a context of {_context(child)}, its parent "
             f"{vocabulary} in {context}; a child has no less than its parent"
         )
     total = torch.zeros((), dtype=torch.float64)
-    largest = largest_difference = lost = 0.0
+    largest = largest_difference = 0.0
+    lost: list[Tensor] = []
     for tokens in drawn:
-        everything = _logits(child, tokens)  # (length, V')
+        everything = stock_logits(child, tokens)  # (length, V')
         actual = everything[:, :vocabulary]  # (length, V)
-        lost += _lost(everything, vocabulary).mean().item()
+        lost.append(_lost(everything, vocabulary))
         expected = expected_of(tokens).to(actual.device)  # (length, V)
         largest = max(largest, expected.abs().max().item())
         largest_difference = max(largest_difference, (actual - expected).abs().max().item())
         total += _divergence(expected, actual).cpu()
-    blocks = () if read is None else torch.split(read, length)[:sequences]
+    blocks = [] if read is None else [block[None] for block in torch.split(read, length)[:sequences]]
     if blocks:
-        lost = (
-            sequences * torch.cat([_lost(_logits(child, block[None]), vocabulary) for block in blocks]).mean().item()
-        )
+        lost = [_lost(stock_logits(child, block), vocabulary) for block in blocks]
+    at_mean = None
+    if put_back is not None:
+        put_back(child)
+        before = [_lost(stock_logits(child, block), vocabulary) for block in blocks or drawn]
+        at_mean = torch.cat(before).mean().item()
     return GrowthCheck(
         max_abs_logit_diff=largest_difference,
         max_abs_logit=largest,
@@ -224,8 +232,9 @@ def _compare(
         dtype=str(computed_in).removeprefix("torch."),
         sequences=sequences,
         length=length,
-        new_token_loss=lost / sequences,
-        text_tokens=sum(len(block) for block in blocks),
+        new_token_loss=torch.cat(lost).mean().item(),
+        text_tokens=sum(block.numel() for block in blocks),
+        new_token_loss_at_mean=at_mean,
     )
 
 
@@ -234,34 +243,12 @@ def _lost(logits: Tensor, vocabulary: int) -> Tensor:
     return logits.logsumexp(-1) - logits[:, :vocabulary].logsumexp(-1)
 
 
-# The parent's tokens of a text: (length,).
-def _tokenized(source: ModelSource, text: str, revision: str | None) -> Tensor:
-    if isinstance(source, PreTrainedModel):
-        raise ValueError("text: a model in memory has no tokenizer; name the parent by its folder or Hub id")
-    tokens: list[int] = tokenizer_of(locate_source(source, revision).folder, "to read the text with")(text)[
-        "input_ids"
-    ]
+def tokens_of(folder: Path, text: str) -> Tensor:
+    """Return a text's tokens, (length,), by a checkpoint's tokenizer; a text without any is a ValueError."""
+    tokens: list[int] = tokenizer_of(folder, "to read the text with")(text)["input_ids"]
     if not tokens:
         raise ValueError("text: there is no token in it")
     return torch.tensor(tokens)
-
-
-# The model with its arithmetic in `dtype`, and the dtype its weights had before, the shortest where they differ. One
-# that is not in memory yet goes on the device.
-def _load(
-    source: ModelSource, dtype: torch.dtype, device: torch.device, revision: str | None
-) -> tuple[PreTrainedModel, torch.dtype]:
-    if not isinstance(source, PreTrainedModel):
-        located = locate_source(source, revision)
-        specs = CheckpointReader(located.folder).specs.values()  # says what is wrong with weights that are damaged
-        # The file's own, not the configuration's: "auto" would round a float32 file under a bfloat16 configuration.
-        floating = [spec.dtype for spec in specs if spec.dtype.is_floating_point]
-        stored_in = min(floating, key=lambda each: torch.finfo(each).bits, default=dtype)
-        model = AutoModelForCausalLM.from_pretrained(located.folder, config=located.read_config(), dtype=dtype)
-        return model.to(device, dtype), stored_in
-    # Some buffers, such as rotary frequencies, stay in float32 beside weights in float64.
-    values = (value for value in (*source.parameters(), *source.buffers()) if value.is_floating_point())
-    return source if all(value.dtype == dtype for value in values) else copy.deepcopy(source).to(dtype), source.dtype
 
 
 def _nbytes(model: PreTrainedModel) -> int:
@@ -278,48 +265,6 @@ def _vocabulary(model: PreTrainedModel) -> int:
 
 def _context(model: PreTrainedModel) -> int:
     return int(model.config.max_position_embeddings)
-
-
-_PRODUCTS = (Tensor.__matmul__, Tensor.matmul, torch.matmul)
-
-
-class _KeepFloat64(TorchFunctionMode):
-    """Keep float64 tensors what they are where a model asks for float32, as stock RMS norms do inside."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
-            if func is Tensor.float:
-                return args[0]
-            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
-            kwargs = {name: torch.float64 if arg is torch.float32 else arg for name, arg in kwargs.items()}
-            if func in _PRODUCTS:  # alone of the operations they do not take the wider type of the two
-                args = tuple(arg.double() if isinstance(arg, Tensor) else arg for arg in args)
-        return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
-    # The fused kernels know neither float64 nor every width.
-    chosen = model.get_experts_implementation()
-    if not model._can_set_experts_implementation():
-        yield
-        return
-    model.set_experts_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_experts_implementation(chosen)
-
-
-def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    with evaluation_mode(model), _experts_one_by_one(model), _KeepFloat64():
-        logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
-    if not is_finite(logits):
-        raise ValueError(f"the logits of {model.name_or_path or type(model).__name__} are not finite; it is damaged")
-    return logits[0].double()  # (length, V)
 
 
 # KL(expected ‖ actual) in nat, mean over tokens.

@@ -40,6 +40,9 @@ class LogitComparison(Record):
     text_tokens: Count = 0
     """Tokens of the text on which that was measured; 0 where it was on the random ones."""
 
+    new_token_loss_at_mean: float | None = None
+    """The same as it would be, had growth not lowered the logits of new tokens; None where it did not."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthRecord(Record):

@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
-from hf_progressive.growth.verify import _KeepFloat64
+from hf_progressive.growth.stock_model import KeepFloat64
 
 FIRST_FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "smollm3", "nanochat")
 EVERY_FAMILY = [name if name in FIRST_FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
@@ -169,7 +169,7 @@ def norms_in_full_precision(*models: Any) -> Iterator[None]:
     for module in modules:
         module.forward = _rms_norm.__get__(module)
     try:
-        with _KeepFloat64():  # Gemma 2's attention has no kernel and rounds its softmax
+        with KeepFloat64():  # Gemma 2's attention has no kernel and rounds its softmax
             yield
     finally:
         for module in modules:

@@ -11,7 +11,7 @@ import torch
 from growth_checkpoints import gpt2, save
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_progressive.growth import GrowthCheck, grow_checkpoint, grow_model, verify_growth
+from hf_progressive.growth import GrowthCheck, grow_checkpoint, grow_model, stock_model, verify_growth
 from hf_progressive.growth import verify as verify_module
 from hf_progressive.growth.verify import TOLERANCES
 
@@ -158,7 +158,7 @@ def test_damaged_weights_are_named(tmp_path):
 
 def test_a_device_too_small_for_both_models_leaves_the_check_to_the_cpu(tmp_path, monkeypatch):
     mother = save(gpt2(), tmp_path / "parent")
-    expected, load, asked = verify_growth(mother, mother), verify_module._load, []
+    expected, load, asked = verify_growth(mother, mother), verify_module.load_stock, []
 
     def in_little_memory(source, dtype, device, revision):
         asked.append(device.type)
@@ -166,14 +166,14 @@ def test_a_device_too_small_for_both_models_leaves_the_check_to_the_cpu(tmp_path
             raise torch.OutOfMemoryError
         return load(source, dtype, device, revision)
 
-    monkeypatch.setattr(verify_module, "_load", in_little_memory)
-    monkeypatch.setattr(verify_module, "_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(verify_module, "load_stock", in_little_memory)
+    monkeypatch.setattr(stock_model, "accelerator", lambda: torch.device("cuda"))
     assert verify_growth(mother, mother) == expected
     assert asked == ["cuda", "cpu", "cpu"]
 
 
 def test_the_parent_goes_before_the_child_comes_where_its_logits_are_smaller(parent, tmp_path, monkeypatch):
-    held, models, load = [], [], verify_module._load
+    held, models, load = [], [], verify_module.load_stock
 
     def watched(*arguments):
         held.append(sum(model() is not None for model in models))
@@ -181,7 +181,7 @@ def test_the_parent_goes_before_the_child_comes_where_its_logits_are_smaller(par
         models.append(weakref.ref(model))
         return model, stored_in
 
-    monkeypatch.setattr(verify_module, "_load", watched)
+    monkeypatch.setattr(verify_module, "load_stock", watched)
     grow_checkpoint(parent, tmp_path / "child", {"n_layer": 3}, verify=False)
     one = verify_growth(parent, tmp_path / "child", sequences=1, max_length=8)
     assert held == [0, 0]

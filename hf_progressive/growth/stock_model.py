@@ -1,0 +1,109 @@
+"""A checkpoint in its stock class, to be measured: where it fits, in exact products, float64 kept throughout."""
+
+import contextlib
+import copy
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_progressive.distributed.batching import release_memory
+from hf_progressive.distributed.evaluation_mode import evaluation_mode
+from hf_progressive.distributed.float32_products import float32_products
+from hf_progressive.growth.reader import CheckpointReader, is_finite
+from hf_progressive.growth.source import locate_source
+
+logger = logging.getLogger(__name__)
+
+ModelSource: TypeAlias = str | os.PathLike[str] | PreTrainedModel
+"""A local folder, a Hub id or a model in memory."""
+
+_PRODUCTS = (Tensor.__matmul__, Tensor.matmul, torch.matmul)
+_Found = TypeVar("_Found")
+
+
+def where_it_fits(measure: Callable[[torch.device], _Found], what: str) -> _Found:
+    """Measure on the accelerator if there is one, on the CPU where its memory is too small, in exact products."""
+    device = accelerator()
+    with float32_products(tf32=False):
+        try:
+            return measure(device)
+        except torch.OutOfMemoryError:
+            if device.type == "cpu":
+                raise
+        release_memory()
+        logger.info("not enough memory for %s on %s; measuring on the CPU", what, device)
+        return measure(torch.device("cpu"))
+
+
+def accelerator() -> torch.device:
+    """Return the device that models are measured on."""
+    wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU", default=False)
+    return torch.device("cuda" if torch.cuda.is_available() and not wants_cpu else "cpu")
+
+
+def load_stock(
+    source: ModelSource, dtype: torch.dtype, device: torch.device, revision: str | None
+) -> tuple[PreTrainedModel, torch.dtype]:
+    """Return a model with its arithmetic in `dtype`, and the dtype its weights had, the shortest where they differ.
+
+    One that is not in memory yet goes on the device.
+    """
+    if not isinstance(source, PreTrainedModel):
+        located = locate_source(source, revision)
+        specs = CheckpointReader(located.folder).specs.values()  # says what is wrong with weights that are damaged
+        # The file's own, not the configuration's: "auto" would round a float32 file under a bfloat16 configuration.
+        floating = [spec.dtype for spec in specs if spec.dtype.is_floating_point]
+        stored_in = min(floating, key=lambda each: torch.finfo(each).bits, default=dtype)
+        model = AutoModelForCausalLM.from_pretrained(located.folder, config=located.read_config(), dtype=dtype)
+        return model.to(device, dtype), stored_in
+    # Some buffers, such as rotary frequencies, stay in float32 beside weights in float64.
+    values = (value for value in (*source.parameters(), *source.buffers()) if value.is_floating_point())
+    return source if all(value.dtype == dtype for value in values) else copy.deepcopy(source).to(dtype), source.dtype
+
+
+class KeepFloat64(TorchFunctionMode):
+    """Keep float64 tensors what they are where a model asks for float32, as stock RMS norms do inside."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch with float64 in place of float32."""
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+            kwargs = {name: torch.float64 if arg is torch.float32 else arg for name, arg in kwargs.items()}
+            if func in _PRODUCTS:  # alone of the operations they do not take the wider type of the two
+                args = tuple(arg.double() if isinstance(arg, Tensor) else arg for arg in args)
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
+    # The fused kernels know neither float64 nor every width.
+    chosen = model.get_experts_implementation()
+    if not model._can_set_experts_implementation():
+        yield
+        return
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(chosen)
+
+
+def stock_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Return the logits (length, V) of tokens (1, length) in float64; one that is not finite is a ValueError."""
+    with evaluation_mode(model), _experts_one_by_one(model), KeepFloat64():
+        logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
+    if not is_finite(logits):
+        raise ValueError(f"the logits of {model.name_or_path or type(model).__name__} are not finite; it is damaged")
+    return logits[0].double()
