@@ -20,7 +20,7 @@ from hf_progressive.estimation.likelihood import (
     LabelKind,
     negative_log_likelihood,
 )
-from hf_progressive.estimation.loss_callable import example_count, moved, one_example, shapes
+from hf_progressive.estimation.loss_callable import attention_mask, example_count, one_example, shapes, to_device
 
 LOSS_REMEDY = "pass loss=, a callable of model and batch that returns the loss of each example, (B,)"
 """What to do where a model's targets are not known."""
@@ -73,8 +73,7 @@ class LabelledBatch:
 
     def tokens(self) -> Tensor | None:
         """Return the attention mask, where the batch has one."""
-        mask = self.inputs.get("attention_mask")
-        return mask.flatten(0, -2) if isinstance(mask, Tensor) and mask.ndim > 1 else None
+        return attention_mask(self.inputs)
 
     def split(self) -> Iterator["LabelledBatch"]:
         """Yield the examples one by one, as batches of one."""
@@ -159,7 +158,7 @@ def read_labelled(
     kind: LabelKind,
 ) -> LabelledBatch:
     """Bring what a data loader yields into one form; columns that the model does not take are left out."""
-    fields = moved({main_input: batch} if isinstance(batch, Tensor) else batch, device)
+    fields = to_device({main_input: batch} if isinstance(batch, Tensor) else batch, device)
     known = {name: value for name, value in fields.items() if name in accepted}
     if main_input not in known and "inputs_embeds" not in known:
         raise ValueError(f"a batch has the keys {sorted(fields)}, but no {main_input}; yield dicts with {main_input}")

@@ -35,8 +35,7 @@ class ScoredBatch:
 
     def tokens(self) -> Tensor | None:
         """Return the attention mask, where the batch has one."""
-        mask = self.fields.get("attention_mask") if isinstance(self.fields, Mapping) else None
-        return mask.flatten(0, -2) if isinstance(mask, Tensor) and mask.ndim > 1 else None
+        return attention_mask(self.fields)
 
     def split(self) -> Iterator["ScoredBatch"]:
         """Yield the examples one by one, as batches of one."""
@@ -66,7 +65,7 @@ class ScoredBatch:
 
 def read_for_loss(batch: Any, device: torch.device, loss: Loss) -> ScoredBatch:
     """Bring a batch to the device and count its examples."""
-    fields = moved(batch, device)
+    fields = to_device(batch, device)
     return ScoredBatch(fields=fields, size=example_count(fields), loss=loss)
 
 
@@ -91,9 +90,15 @@ def _mapped(fields: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return fields
 
 
-def moved(fields: Any, device: torch.device) -> Any:
+def to_device(fields: Any, device: torch.device) -> Any:
     """Return a batch with its tensors on a device; tuples become lists."""
     return _mapped(fields, lambda tensor: tensor.to(device))
+
+
+def attention_mask(fields: Any) -> Tensor | None:
+    """Return the attention mask (B, T) of a batch of sequences, or (B·choices, T) of several for each example."""
+    mask = fields.get("attention_mask") if isinstance(fields, Mapping) else None
+    return mask.flatten(0, -2) if isinstance(mask, Tensor) and mask.ndim > 1 else None
 
 
 def one_example(fields: Any, row: int) -> Any:

@@ -4,7 +4,7 @@ Where a parameter is divided, a product with U is a sum over processes, which `s
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,16 @@ from hf_progressive.penalty.shards import rows_held
 CHUNK_ELEMENTS = {"cpu": 1 << 17}
 """Elements worked on at once, by device type: what fits a core's cache on a CPU."""
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 24  # an accelerator wants few, large kernels
+
+
+def chunk_elements(device: torch.device) -> int:
+    """Return how many elements are worked on at once on a device."""
+    return CHUNK_ELEMENTS.get(device.type, _CHUNK_ELEMENTS_ELSEWHERE)
+
+
+def total_of(sums: Sequence[Tensor]) -> Tensor:
+    """Add up sums of (4,) each, on any device, where the first is; zeros on the CPU where there is none."""
+    return torch.stack([each.to(sums[0]) for each in sums]).sum(0) if sums else torch.zeros(4)
 
 
 def of_one_process(local: Tensor) -> Tensor:
@@ -143,7 +153,7 @@ class Restraint:
         return [each for each in (self, *self.further) if each.basis is not None]
 
     def _chunks(self, weights: Tensor, *, restrained: bool) -> "Iterator[_Chunk]":
-        size = CHUNK_ELEMENTS.get(weights.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
+        size = chunk_elements(weights.device)
         if restrained and not self.is_whole:
             yield _Chunk(0, len(weights))
         elif restrained:

@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
 from hf_progressive.distributed.working_dtype import working_dtype
-from hf_progressive.penalty.arithmetic import CHUNK_ELEMENTS, Restraint
+from hf_progressive.penalty.arithmetic import CHUNK_ELEMENTS, Restraint, total_of
 from hf_progressive.penalty.grouped import PART_ELEMENTS, GroupedGradient, GroupedShrinking
 from hf_progressive.penalty.shards import ParameterShard
 from hf_progressive.penalty.step import PenaltyStep, ProximalStep
@@ -205,7 +205,7 @@ class BoundPenalty:
                 if sum(each.length for each in waiting) > PART_ELEMENTS:
                     finish()
         finish()
-        return _total(sums)
+        return total_of(sums)
 
     def _shrink_local(
         self, bounds: Sequence[BoundParameter], rates: Mapping[int, Rate | None], factor: float
@@ -246,7 +246,7 @@ class BoundPenalty:
             if sum(each.length for each in waiting) > PART_ELEMENTS:
                 finish()
         finish()
-        return _total(sums)
+        return total_of(sums)
 
     def _summed(self, local: Tensor) -> Tensor:
         # over the processes that hold the other shards, in place
@@ -267,11 +267,6 @@ def _in_chunks(weights: Tensor, restraint: Restraint, gamma: float) -> bool:
     return weights.device.type in CHUNK_ELEMENTS or divided or bool(restraint.further)
 
 
-def _total(sums: Sequence[Tensor]) -> Tensor:
-    # of (4,) each, on any device: where the first is
-    return torch.stack([each.to(sums[0]) for each in sums]).sum(0) if sums else torch.zeros(4)
-
-
 class _Value(torch.autograd.Function):
     """Φ as a scalar whose backward forms the gradient anew, so that no graph is kept."""
 
@@ -280,7 +275,7 @@ class _Value(torch.autograd.Function):
         ctx.restraints, ctx.ewc_lambda, ctx.gamma = restraints, ewc_lambda, gamma
         ctx.save_for_backward(*parameters)
         pairs = zip(restraints, parameters, strict=True)
-        return _total([r.apply(p.view(-1), None, ewc_lambda, gamma) for r, p in pairs])[:2].sum()
+        return total_of([r.apply(p.view(-1), None, ewc_lambda, gamma) for r, p in pairs])[:2].sum()
 
     @staticmethod
     @once_differentiable

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_progressive.distributed.compilation import compiles_on
 from hf_progressive.distributed.working_dtype import working_dtype
-from hf_progressive.penalty.arithmetic import Restraint
+from hf_progressive.penalty.arithmetic import Restraint, total_of
 
 PART_ELEMENTS = 1 << 24
 """Elements worked on at once."""
@@ -56,7 +56,7 @@ class _Grouped(ABC):
         """Do what is still to be done; return the sums that `Restraint` does, since the last call, if any."""
         self._flush_small()
         sums, self._sums = self._sums, []
-        return torch.stack([each.to(sums[0]) for each in sums]).sum(0) if sums else None
+        return total_of(sums) if sums else None
 
     def _take(self, restraint: Restraint, weights: Tensor, gradient: Tensor | None) -> None:
         anchor, fisher = restraint.anchor, restraint.fisher if self._ewc_lambda > 0.0 else None

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from hf_progressive.distributed.working_dtype import working_dtype
-from hf_progressive.penalty.arithmetic import CHUNK_ELEMENTS
+from hf_progressive.penalty.arithmetic import chunk_elements
 from hf_progressive.penalty.shards import ParameterShard, shard_of
 from hf_progressive.penalty.step import PenaltyStep
-
-_CHUNK_ELEMENTS_ELSEWHERE = 1 << 24  # an accelerator wants few, large kernels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +129,7 @@ def product_gradient(down: Tensor, up: Tensor, fisher: Tensor, ewc_lambda: float
     >>> [each.tolist() for each in product_gradient(down, up, torch.ones(1, 2), 2.0)]  # 3² + 6²
     [45.0, [[18.0, 36.0]], [[30.0]]]
     """
-    rows = max(1, CHUNK_ELEMENTS.get(down.device.type, _CHUNK_ELEMENTS_ELSEWHERE) // down.shape[1])
+    rows = max(1, chunk_elements(down.device) // down.shape[1])
     value, down_slope, up_slopes = down.new_zeros(()), torch.zeros_like(down), []
     with torch.autocast(down.device.type, enabled=False):
         for some, omega in zip(torch.split(up, rows), torch.split(fisher, rows), strict=True):

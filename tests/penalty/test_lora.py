@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hf_progressive.penalty import LoraPenalty, load_saved_penalty, lora_product, save_penalty
+from hf_progressive.penalty import LoraPenalty, arithmetic, load_saved_penalty, save_penalty
 from hf_progressive.penalty.validation import require_trained
 
 peft = pytest.importorskip("peft")
@@ -81,7 +81,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("chunk", [1 << 17, 40])
 def test_value_and_gradient_equal_the_dense_formula(monkeypatch, case, chunk):
-    monkeypatch.setitem(lora_product.CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setitem(arithmetic.CHUNK_ELEMENTS, "cpu", chunk)
     build, configs, active = CASES[case]
     fisher = fisher_of(build())
     model = adapted(build(), *configs, active=active)
