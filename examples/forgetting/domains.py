@@ -1,12 +1,14 @@
 """Texts of domains that are at hand: English and Python of every installation, an invented language, a natural one.
 
-The natural one is what a Linux system has of a language: the translated messages of its programs.
+The natural one is what programs say in a language: the catalogues of translated messages that come with them.
 """
 
 import ast
 import random
 import re
 import struct
+import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,7 +24,14 @@ CONTEXT = 64
 _SHORTEST_DOCSTRING = 200
 _SHORTEST_MESSAGE, _MESSAGES_PER_DOCUMENT = 40, 20
 _CATALOGUE_MAGIC = b"\xde\x12\x04\x95"
+_HTML_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+
+INSTALLED_CATALOGUES = (
+    Path(sysconfig.get_path("purelib")),
+    *dict.fromkeys(Path(root) / "share" / "locale" for root in (sys.prefix, "/usr")),
+)
+"""Where installed packages and the system's programs have their catalogues."""
 
 
 def split_source(source: str) -> tuple[list[str], str]:
@@ -81,20 +90,20 @@ def in_invented_language(text: str) -> str:
     return "\n".join(lines)
 
 
-def translated_texts(language: str, characters: int, root: Path = Path("/usr/share/locale")) -> list[str]:
-    """Return documents of a natural language, up to a number of characters: what the system's programs say in it.
+def translated_texts(language: str, characters: int, folders: Sequence[Path] = INSTALLED_CATALOGUES) -> list[str]:
+    """Return documents of a natural language, up to a number of characters: what programs say in it.
 
     Args:
         language: A locale's name, such as "fr" or "de".
         characters: At most so many, and one document more.
-        root: Where the locales are.
+        folders: Where catalogues are looked for, at any depth, as LANGUAGE/LC_MESSAGES/*.mo.
 
     Raises:
-        ValueError: No message of that language is installed.
+        ValueError: There is no message of that language.
     """
     documents: list[str] = []
     seen: set[str] = set()
-    for path in sorted(root.glob(f"{language}/LC_MESSAGES/*.mo")):
+    for path in (path for root in folders for path in sorted(root.rglob(f"{language}/LC_MESSAGES/*.mo"))):
         messages = [text for text in dict.fromkeys(_translations(path.read_bytes())) if text not in seen]
         seen.update(messages)
         for start in range(0, len(messages), _MESSAGES_PER_DOCUMENT):
@@ -102,7 +111,10 @@ def translated_texts(language: str, characters: int, root: Path = Path("/usr/sha
                 return documents
             documents.append("\n".join(messages[start : start + _MESSAGES_PER_DOCUMENT]))
     if not documents:
-        raise ValueError(f"{root}/{language}: no translated messages are installed; pass --language with a text")
+        places = ", ".join(map(str, folders))
+        raise ValueError(
+            f"no messages in {language!r} are in {places}; pass other --catalogues, or --language with a text"
+        )
     return documents
 
 
@@ -113,7 +125,7 @@ def _translations(catalogue: bytes) -> Iterator[str]:
     for index in range(count):
         places = (struct.unpack_from(f"{order}2I", catalogue, table + 8 * index) for table in tables)
         original, translated = (catalogue[start : start + length].partition(b"\0")[0] for length, start in places)
-        text = translated.decode("utf-8", errors="replace")
+        text = _HTML_TAG.sub(" ", translated.decode("utf-8", errors="replace"))
         if len(text) >= _SHORTEST_MESSAGE and original not in (b"", translated) and "\ufffd" not in text:
             yield text
 

@@ -7,9 +7,11 @@ best strength, the mean of both losses, with the difference from free training, 
 
     python examples/forgetting/pareto.py --output pareto       # offline: the standard library's texts
     python examples/forgetting/pareto.py --english books.parquet --language lettres.txt --output pareto
-    python examples/forgetting/pareto.py --translations fr --output pareto    # natural French of a Linux system
+    python examples/forgetting/pareto.py --translations fr --output pareto    # natural French, as programs speak it
 
-Without either, the other language is an invented one: English in words of its own, in reversed order.
+--translations reads the message catalogues of installed packages and of the system, or of the folders in --catalogues,
+as `pip install --no-deps --target french django gramps sphinx spyder wagtail` makes one. Without any, the other
+language is an invented one: English in words of its own, in reversed order.
 """
 
 import argparse
@@ -26,7 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from domains import CONTEXT, in_invented_language, library_texts, pack, read_texts, translated_texts
+from domains import (
+    CONTEXT,
+    INSTALLED_CATALOGUES,
+    in_invented_language,
+    library_texts,
+    pack,
+    read_texts,
+    translated_texts,
+)
 from forms import FORMS, INTERPOLATION, interpolated, knowledge_of
 from picture import draw
 from torch import Tensor
@@ -38,6 +48,7 @@ from hf_progressive.storage import write_json
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 BATCH = 16
+FORM_OF = {form.name: form for form in (INTERPOLATION, *FORMS)}
 
 
 class Blocks(Dataset):
@@ -113,17 +124,17 @@ def carry_out(job: Mapping[str, Any]) -> list[dict[str, Any]]:
         print(rows[-1], file=sys.stderr, flush=True)
 
     add("parent", 0.0, known.parent, time.monotonic())
-    for form, strength in [(None, 0.0), *((way, strength) for way in FORMS for strength in way.strengths)]:
+    for name, strength in [("free", 0.0), *(way for way in job["ways"] if way[0] != INTERPOLATION.name)]:
         began = time.monotonic()
         model.load_state_dict(known.anchor, strict=False)
-        held = {"rate": 1.0, "replay": 0.0} if form is None else form.settings(known, strength)
+        held = {"rate": 1.0, "replay": 0.0} if name == "free" else FORM_OF[name].settings(known, strength)
         count, share = options["steps"][1] * BATCH, held.pop("replay")
         rate = options["rates"][1] * held.pop("rate")
         blocks = with_replay(new, old, share, min(count, len(new)), seed)
         train(model, blocks, steps=options["steps"][1], rate=rate, seed=seed, **held)
-        add("free" if form is None else form.name, strength, model, began)
-        if form is None:
-            for share in INTERPOLATION.strengths:
+        add(name, strength, model, began)
+        if name == "free":
+            for share in (share for other, share in job["ways"] if other == INTERPOLATION.name):
                 add(INTERPOLATION.name, share, interpolated(model, known, share), time.monotonic())
     return rows
 
@@ -163,23 +174,39 @@ def best_of(summary: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def print_table(points: Sequence[Mapping[str, Any]]) -> None:
     """Print the ways at their best strengths."""
-    needs = {form.name: form.needs for form in (*FORMS, INTERPOLATION)}
     print(f"{'transfer':28} {'way':26} {'strength':>8} {'old':>7} {'new':>7} {'mean':>7} {'gain':>15}  needs")
     for point in points:
+        needs = FORM_OF[point["form"]].needs if point["form"] in FORM_OF else ""
         error = "" if point["gain_error"] is None else f" ± {point['gain_error']:.3f}"
         print(
             f"{point['transfer']:28} {point['form']:26} {point['strength']:8g} {point['old']:7.3f} {point['new']:7.3f}"
-            f" {point['both']:7.3f} {point['gain']:7.3f}{error:8}  {needs.get(point['form'], '')}"
+            f" {point['both']:7.3f} {point['gain']:7.3f}{error:8}  {needs}"
         )
 
 
-def main() -> None:
-    """Carry out all trainings, and write pareto.json and pareto.png; the last line on stdout is JSON."""
+def parse_way(text: str) -> tuple[str, float]:
+    """Read a way's name and strength.
+
+    >>> parse_way("EWC=30")
+    ('EWC', 30.0)
+    """
+    name, _, strength = text.rpartition("=")
+    if name not in FORM_OF:
+        raise argparse.ArgumentTypeError(f"{text!r} begins with none of {', '.join(map(repr, FORM_OF))}")
+    return name, float(strength)
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("pareto"), help="folder for pareto.json and pareto.png")
     parser.add_argument("--english", type=Path, help="a .txt file, or a .parquet file with a column text")
     parser.add_argument("--language", type=Path, help="likewise, of the other language")
-    parser.add_argument("--translations", help="a locale (fr): the other language is what programs here say")
+    parser.add_argument("--translations", help="a locale (fr): the other language is what programs say in it")
+    parser.add_argument(
+        "--catalogues", type=Path, nargs="+", default=INSTALLED_CATALOGUES,
+        help="folders with the programs' message catalogues (default: of installed packages and of the system)",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--characters", type=int, default=600_000, help="of each domain, at most")
     parser.add_argument("--layers", type=int, default=2)
@@ -188,9 +215,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs=2, default=[400, 100], help="on English, and on the new domain")
     parser.add_argument("--rates", type=float, nargs=2, default=[4e-3, 2e-3], help="learning rates of the two")
     parser.add_argument("--to", nargs="+", choices=["python", "language"], default=["python", "language"])
+    parser.add_argument(
+        "--ways", type=parse_way, nargs="+", metavar="NAME=STRENGTH",
+        default=[(form.name, strength) for form in FORM_OF.values() for strength in form.strengths],
+        help='such as "EWC=30" (default: every way at each of its strengths)',
+    )  # fmt: skip
     parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Carry out all trainings, and write pareto.json and pareto.png; the last line on stdout is JSON."""
+    options = parse_options()
     prose, code = library_texts(options.characters)
     if options.english is not None:
         prose = list(read_texts(options.english, options.characters))
@@ -198,34 +234,42 @@ def main() -> None:
     if invented:
         other, language = [in_invented_language(text) for text in prose[1::2]], "invented language"
     elif options.language is None:
-        other, language = translated_texts(options.translations, options.characters), options.translations
+        language = options.translations
+        other = translated_texts(language, options.characters, options.catalogues)
     else:
         other, language = list(read_texts(options.language, options.characters)), options.language.stem
     learned = [*prose, *code, *other]
     tokenizer = train_tokenizer(learned, vocab_size=options.vocabulary, training_bytes=4 * options.characters)
-    english = pack(tokenizer, prose[::2] if invented else prose, 128)
+    prose = prose[::2] if invented else prose
+    english = pack(tokenizer, prose, 128)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     sizes = {"n_layer": options.layers, "n_embd": options.width, "n_head": max(1, options.width // 32)}
     config = {"vocab_size": options.vocabulary, "n_positions": CONTEXT, **sizes, **ends}
     config |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     texts = {"python": ("Python", code), "language": (language, other)}
     domains = {f"English → {texts[to][0]}": pack(tokenizer, texts[to][1], 128) for to in options.to}
-    shared = {"old": english, "config": config, "options": {"steps": options.steps, "rates": options.rates}}
+    trained = {"steps": options.steps, "rates": options.rates}
+    shared = {"old": english, "config": config, "ways": options.ways, "options": trained}
     jobs = [
         {**shared, "seed": seed, "transfer": transfer, "new": blocks}
         for seed in options.seeds
         for transfer, blocks in domains.items()
     ]
-    sizes_of = {name: len(blocks[0]) for name, blocks in {"English": english, **domains}.items()}
-    print(f"blocks of {CONTEXT} tokens: {sizes_of}", file=sys.stderr)
+    blocks = {name: len(training) for name, (training, _) in {"English": english, **domains}.items()}
+    read = [prose, *(texts[to][1] for to in options.to)]
+    characters = {name: sum(map(len, documents)) for name, documents in zip(blocks, read, strict=True)}
+    print(f"characters: {characters}, blocks of {CONTEXT} tokens to train on: {blocks}", file=sys.stderr)
+    settings = json.loads(json.dumps(vars(options), default=str))
     began = time.monotonic()
-    with ProcessPoolExecutor(options.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = [row for found in pool.map(carry_out, jobs) for row in found]
-    summary = summarise(rows)
+    rows: list[dict[str, Any]] = []
     options.output.mkdir(parents=True, exist_ok=True)
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    record = {"settings": settings, "blocks": sizes_of, "seconds": time.monotonic() - began, "summary": summary}
-    write_json(options.output / "pareto.json", {**record, "rows": rows})
+    with ProcessPoolExecutor(options.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for found in pool.map(carry_out, jobs):
+            rows += found
+            summary = summarise(rows)
+            record = {"settings": settings, "characters": characters, "blocks": blocks}
+            record |= {"seconds": time.monotonic() - began, "summary": summary, "rows": rows}
+            write_json(options.output / "pareto.json", record)  # after each parent, so that a kill leaves the others
     draw(summary, options.output / "pareto.png")
     print_table(best_of(summary))
     print(json.dumps({"output": str(options.output), "trainings": len(rows), "best": best_of(summary)}))

@@ -75,18 +75,23 @@ def test_a_natural_language_is_what_programs_say_in_it(tmp_path):
     said["The same in both languages, as names of programs are"] = (
         "The same in both languages, as names of programs are"
     )
-    folder = tmp_path / "fr" / "LC_MESSAGES"
-    folder.mkdir(parents=True)
-    (folder / "one.mo").write_bytes(catalogue(said))
-    (folder / "two.mo").write_bytes(catalogue({"a": long}))
-    documents = translated_texts("fr", 10**6, tmp_path)
+    said["d"] = f"<b>Du gras.</b><br/>{long}"
+    of_system, of_package = tmp_path / "system", tmp_path / "packages" / "one" / "conf" / "locale"
+    for place, name, messages in ((of_system, "one", said), (of_package, "two", {"a": long, "e": f"{long}, dit-il"})):
+        folder = place / "fr" / "LC_MESSAGES"
+        folder.mkdir(parents=True)
+        (folder / f"{name}.mo").write_bytes(catalogue(messages))
+    documents = translated_texts("fr", 10**6, [of_system, tmp_path / "packages"])
     assert "\n".join(documents).split("\n") == [
-        long, *(f"{long} : {number}" for number in range(30)), f"{long} au singulier"
+        long, *(f"{long} : {number}" for number in range(30)), f"{long} au singulier",
+        f" Du gras.  {long}", f"{long}, dit-il",
     ]  # fmt: skip
-    assert len(documents) == 2
-    assert translated_texts("fr", 100, tmp_path) == documents[:1]
-    with pytest.raises(ValueError, match="no translated messages are installed; pass --language"):
-        translated_texts("xx", 100, tmp_path)
+    assert len(documents) == 3
+    assert translated_texts("fr", 100, [of_system]) == documents[:1]
+    with pytest.raises(
+        ValueError, match=r"no messages in 'xx' are in .*system; pass other --catalogues, or --language"
+    ):
+        translated_texts("xx", 100, [of_system])
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".parquet"])
