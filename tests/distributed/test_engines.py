@@ -106,7 +106,7 @@ def alone_by_form(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "deepspeed_zero1"])  # shards as ZeRO-2 does
+@pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_hold_adapters_and_predictions_as_one(engine, alone_by_form, tmp_path):
     """Also where the parent is loaded under ZeRO-3, or by one process for all under FSDP2."""
     pytest.importorskip("peft")
