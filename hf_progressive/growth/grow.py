@@ -119,7 +119,7 @@ def grow_checkpoint(
     low_logits: float = 0.0,
     **options: Any,
 ) -> GrowthReport:
-    """Grow a checkpoint into a larger one of the same family, ready for `from_pretrained`.
+    """Grow a checkpoint into a larger one, ready for `from_pretrained`; of the same family, but under `upcycle`.
 
     The output holds the weights as safetensors, config.json, the parent's generation config, tokenizer and chat
     template, growth.json (how it was made) and manifest.json (sizes and SHA-256). It appears when it is complete.

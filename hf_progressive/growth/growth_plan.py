@@ -298,8 +298,8 @@ def plan_growth(
             kept, or derived where the family derives it. Not changed.
         method: A growth method; see `hf_progressive.growth.methods`.
         **options: What the method leaves open: any of `depth_position`, `new_layers`, `depth_method`, `init_std`,
-            `free_scale`, `new_scale`, `noise`, `uneven`, `shrink`, `perturb`, `new_moments` and `vocab_multiple`;
-            `GrowthOptions` in `hf_progressive.growth.options` says what each is.
+            `free_scale`, `new_scale`, `noise`, `drop`, `uneven`, `shrink`, `perturb`, `new_moments` and
+            `vocab_multiple`; `GrowthOptions` in `hf_progressive.growth.options` says what each is.
 
     Returns:
         The plan.

@@ -40,9 +40,9 @@ class ProgressiveTrainingArguments(TrainingArguments):
         logging_nan_inf_filter: As in `TrainingArguments`, but False unless it is set.
 
     Raises:
-        ValueError: A schedule is unknown, `phi_until` is not above 0, `muon_learning_rate` is not, or stands beside an
-            `optim` other than PyTorch's AdamW, or a Hub token was passed: it would be
-            written into every checkpoint's training_args.bin.
+        ValueError: A schedule is unknown; `phi_until` or `muon_learning_rate` is not above 0; the latter stands beside
+            an `optim` other than PyTorch's AdamW; or a Hub token was passed, which would be written into every
+            checkpoint's training_args.bin.
     """
 
     phi_schedule: str = dataclasses.field(
