@@ -117,7 +117,10 @@ class Proposal:
 
 
 def measured_trunks(studies: Sequence[StudyRecord]) -> list[MeasuredTrunk]:
-    """Return the trunks among the recipes of studies, each with the rung that it was measured to end in."""
+    """Return the trunks among the recipes of studies, each with the rung that it was measured to end in.
+
+    Of a study, the seeds count that all its trunks to a rung have, so that none gains by luckier ones.
+    """
     return [trunk for study in studies for recipe in study.recipes for trunk in _measured(study, recipe)]
 
 
@@ -126,6 +129,10 @@ def _measured(study: StudyRecord, recipe: RecipeRecord) -> Iterator[MeasuredTrun
     cost = None if step is None else step.last_model_cost
     if not recipe.trunk or step is None or cost is None or not cost.by_seed:
         return
+    steps = [other for each in study.recipes if each.trunk for other in each.rungs if other.child == step.child]
+    costs = [other.last_model_cost.by_seed for other in steps if other.last_model_cost is not None]
+    shared = set.intersection(*({seed.seed for seed in by_seed} for by_seed in costs))
+    paired = [seed for seed in cost.by_seed if seed.seed in shared] or cost.by_seed
     # The record of the configuration says how deep and wide the sizes are.
     shared = study.config.ladder.model.others.get("fields") or {}
     recipes = {entry["name"]: entry for entry in study.config.others["recipes"]}
@@ -142,7 +149,7 @@ def _measured(study: StudyRecord, recipe: RecipeRecord) -> Iterator[MeasuredTrun
             depth=_size(first, _LAYER_FIELDS) / _size(end, _LAYER_FIELDS),
             width=_size(first, _WIDTH_FIELDS) / _size(end, _WIDTH_FIELDS),
         ),
-        worth=fmean(seed.c_scratch for seed in cost.by_seed) / step.c_cold,
+        worth=fmean(seed.c_scratch for seed in paired) / step.c_cold,
         relative_low=None if cost.low is None else cost.low / cost.value,
         relative_high=None if cost.high is None else cost.high / cost.value,
     )

@@ -4,7 +4,7 @@ from statistics import fmean
 
 from hf_progressive.records.study import FinishedRun, StudyRecord, SweptRate
 from hf_progressive.records.tried_rates import TriedSide, tried_sides
-from hf_progressive.report.formatting import in_words, significant
+from hf_progressive.report.formatting import in_words, join_names, significant
 
 
 def rate_sentences(study: StudyRecord) -> list[str]:
@@ -18,7 +18,7 @@ def rate_sentences(study: StudyRecord) -> list[str]:
             f"{done} of {done + sum(side.pending for side in sides)} training runs that try peak learning rates are "
             "finished; costs follow when each side has its best."
         ]
-    return [*map(_side, sides), _chosen(study), *_at_an_end(sides)]
+    return [*map(_side, sides), *_not_tried(study, sides), _chosen(study), *_at_an_end(sides)]
 
 
 def side_name(recipe: str | None) -> str:
@@ -32,6 +32,16 @@ def _side(side: TriedSide) -> str:
     failed = ", ".join(f"{rate:g}" for rate in sorted(side.failed))
     note = f"; training failed at {failed}" if side.failed and side.finished else ""
     return f"Of the peak learning rates tried for {side_name(side.recipe)} on {side.rung} ({rates}) {best}{note}."
+
+
+def _not_tried(study: StudyRecord, sides: list[TriedSide]) -> list[str]:
+    tried = [side.recipe for side in sides]
+    others = [f"“{recipe.name}”" for recipe in study.recipes if recipe.name not in tried]
+    if not others:
+        return []
+    source = next((f"recipe “{name}”" for name in tried if name is not None), "the baseline")
+    takes = "takes" if len(others) == 1 else "take"
+    return [f"No rate was tried for {join_names(others)}, which {takes} that of {source} and may have a better one."]
 
 
 def _chosen(study: StudyRecord) -> str:

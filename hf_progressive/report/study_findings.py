@@ -141,7 +141,7 @@ def _certainty(study: StudyRecord) -> list[str]:
         sentences.append(
             f"{', '.join(bounds)} matched at the smallest budget tried already: saving and η are lower bounds there."
         )
-    sentences += _bits_per_byte(study) + _extrapolated(study) + _different_seeds(study)
+    sentences += _bits_per_byte(study) + _extrapolated(study) + _different_seeds(study) + _best_of(study)
     sentences += [] if study.trunk else _as_parents(rungs)  # a trunk's ends are nobody's parents
     sentences += _phi_verdict(study.headline.phi_effect)
     sentences += rate_sentences(study)
@@ -207,6 +207,19 @@ def _different_seeds(study: StudyRecord) -> list[str]:
             seeds = "seed" if len(some) == 1 else "seeds"
             parts.append(f"{fmean(seed.value for seed in some):.2f} on {seeds} {names}, {which}")
     return [f"Not all recipes have the same seeds. The last model costs {', and '.join(parts)}."] if parts else []
+
+
+def _best_of(study: StudyRecord) -> list[str]:
+    # A headline that is the best of several may have been chosen for that.
+    steps = ((recipe.name, step) for recipe in study.recipes for step in recipe.rungs)
+    costs = {name: step.known_cost for name, step in steps if step.child == study.rungs[-1].name}
+    known = {name: cost.value for name, cost in costs.items() if cost is not None}
+    name = study.headline.recipe
+    if len(known) < 2 or name not in known or known[name] > min(known.values()):
+        return []
+    return [
+        f"Of {in_words(len(known))} recipes “{name}” costs least; if it is the headline for that, chance flatters it."
+    ]
 
 
 def seeds_of_recipes(study: StudyRecord, rung: str) -> dict[str, tuple[int, ...]]:

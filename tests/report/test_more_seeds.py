@@ -9,6 +9,7 @@ from more_seeds import FEW, MORE, MoreSeeds
 from test_trunk_claims import page_faults
 
 from hf_progressive.planning.observations import observed
+from hf_progressive.planning.search import measured_trunks
 from hf_progressive.records.study import StudyRecord
 from hf_progressive.report.figures.study import draw_matches, draw_recipes
 from hf_progressive.report.study_findings import find_in_study
@@ -64,6 +65,8 @@ def test_the_headline_s_cost_on_shared_seeds_stands_beside_that_on_its_own() -> 
         f"Not all recipes have the same seeds. The last model costs {shared:.2f} on seeds 0, 1 and 2, which all "
         f"recipes have, and {others:.2f} on seeds 3, 4 and 5, which others lack."
     ) in said
+    assert "Of three recipes “stacked” costs least; if it is the headline for that, chance flatters it." in said
+    assert "No rate was tried for “exact”, which takes that of recipe “stacked” and may have a better one." in said
     assert any(sentence.startswith("Intervals are 95 % by Student's t over six seeds;") for sentence in said)
 
 
@@ -71,6 +74,13 @@ def test_a_plan_takes_a_step_of_more_seeds_for_one_step() -> None:
     found = observed([extended()])
     assert sorted(item.seed for item in found) == MORE
     assert len({(item.parameters, item.growth, item.tokens_per_parameter) for item in found}) == 1
+
+
+def test_a_search_compares_trunks_on_the_seeds_that_all_have() -> None:
+    for trunk, recipe in zip(measured_trunks([extended()]), extended().recipes, strict=True):
+        (step,) = recipe.rungs
+        worth = fmean(seed.c_scratch for seed in step.last_model_cost.by_seed if seed.seed in FEW)
+        assert trunk.worth == worth / step.c_cold
 
 
 def test_figures_of_different_seeds_say_so_and_pair_them() -> None:

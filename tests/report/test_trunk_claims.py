@@ -101,6 +101,10 @@ TRUNK_CLAIMS = [
         "on; that seed counts in the means and intervals like the others; without it the last model costs {without} "
         "({others:s} seed).",
     ),
+    Claim(
+        "Of {recipe_count:s} recipes “{recipe:s}” costs least; if it is the headline for that, chance flatters it.",
+        lambda f: f["cheapest"],
+    ),
     Claim("The best rate is at an end of those tried, and one beyond may be better: {at_end:s}."),
     Claim("Bars are {level} intervals by Student's t, ticks single seeds."),
     Claim(
@@ -256,6 +260,8 @@ def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
             "without": statistics.fmean(others) if others else None,
         }
         common |= facts.costs_by_sharing(recipe, last)
+        all_costs = [other["cost"] for name in facts.recipes if (other := facts.step(name, last)) is not None]
+        common |= {"recipe_count": WORDS[len(all_costs)], "cheapest": step["cost"] == min(all_costs)}
     sides = [side_facts(side, some) for side, some in rates.items() if tried == to_try and some]
     at_end = "; ".join(side["end"] for side in sides if side["end"])
     for side in sides or [{}]:
