@@ -131,8 +131,8 @@ def _measured(study: StudyRecord, recipe: RecipeRecord) -> Iterator[MeasuredTrun
         return
     steps = [other for each in study.recipes if each.trunk for other in each.rungs if other.child == step.child]
     costs = [other.last_model_cost.by_seed for other in steps if other.last_model_cost is not None]
-    shared = set.intersection(*({seed.seed for seed in by_seed} for by_seed in costs))
-    paired = [seed for seed in cost.by_seed if seed.seed in shared] or cost.by_seed
+    common = set.intersection(*({seed.seed for seed in by_seed} for by_seed in costs))
+    paired = [seed for seed in cost.by_seed if seed.seed in common] or cost.by_seed
     # The record of the configuration says how deep and wide the sizes are.
     shared = study.config.ladder.model.others.get("fields") or {}
     recipes = {entry["name"]: entry for entry in study.config.others["recipes"]}
