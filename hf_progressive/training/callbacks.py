@@ -68,7 +68,8 @@ class ProgressBar(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step")
+            off = {"disable": True} if args.disable_tqdm else {}  # otherwise as TQDM_DISABLE says
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, unit="step", **off)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

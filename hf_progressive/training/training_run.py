@@ -210,8 +210,8 @@ def training_arguments(run: TrainingRun, context: int) -> ProgressiveTrainingArg
         "save_total_limit": 2,
         "dataloader_num_workers": 0,
         "ddp_find_unused_parameters": False,  # every weight of a language model takes part in every loss
-        "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
-        "disable_tqdm": True,
+        "use_cpu": not torch.accelerator.is_available(),
+        "disable_tqdm": False,
         "run_name": run.title,
         **training.arguments,
     }
@@ -370,7 +370,7 @@ def train_run(
         args.eval_on_start = True  # the curve's first point; a resumed run has it in its log already
     else:
         logger.info("%s: continues from %s", run.title, checkpoint.name)
-    with blocks_of_one_size(trainer), tracked_apart():
+    with blocks_of_one_size(trainer), tracked_apart(args):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, branches=own is None)
         return _measure(run, corpus, trainer, meter, time.monotonic() - started), trainer
 

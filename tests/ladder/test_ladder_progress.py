@@ -3,11 +3,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from tqdm.auto import tqdm
 
 from hf_progressive.ladder import ladder_progress
 from hf_progressive.planning.ladder_plan import RungPlan
-from hf_progressive.training import callbacks
 from hf_progressive.training.callbacks import ProgressBar
 
 
@@ -34,20 +32,10 @@ def test_a_ladder_says_which_training_begins_and_what_is_left(
     ]
 
 
-class SwitchedOff(tqdm):
-    """A bar as TQDM_DISABLE=1 makes it."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, disable=True, **kwargs)
-
-
-def test_where_bars_are_off_lines_stand_in_for_them(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(callbacks, "tqdm", SwitchedOff)
+def test_where_bars_are_off_lines_stand_in_for_them(caplog: pytest.LogCaptureFixture) -> None:
     bar = ProgressBar("l2", bits_per_nat_token=0.5)
     state: Any = SimpleNamespace(is_world_process_zero=True, max_steps=10, global_step=0)
-    bar.on_train_begin(None, state, None)
+    bar.on_train_begin(SimpleNamespace(disable_tqdm=True), state, None)
     state.global_step = 5
     with caplog.at_level(logging.INFO):
         bar.on_step_end(None, state, None)

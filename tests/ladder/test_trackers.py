@@ -71,24 +71,27 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert wandb.run is None
     logs, opened = _wandb_logs(tmp_path / "wandb")
     check(run, logs)
-    assert sorted(opened) == ["l1w16", "l2w16", "l2w16", "l2w16 cold"]  # a second one where it went on
+    assert sorted(name for name, _ in opened) == ["l1w16", "l2w16", "l2w16", "l2w16 cold"]
+    assert len({identity for _, identity in opened}) == 3  # where it went on, its run does too
 
 
-def _wandb_logs(folder: Path) -> tuple[Logs, list[str]]:
+def _wandb_logs(folder: Path) -> tuple[Logs, list[tuple[str, str]]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     logs, opened = defaultdict(list), []
     for path in sorted(folder.glob("offline-run-*/run-*.wandb")):
         names: list[str] = []
+        identity = ""
         for data in _level_log(path.read_bytes()):
             record = Record()
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "run":
                 names.append(record.run.display_name)
+                identity = record.run.run_id
             if record.WhichOneof("record_type") == "history":
                 keys = (("/".join(item.nested_key) or item.key, item.value_json) for item in record.history.item)
                 logs[names[0]].append({key: json.loads(value) for key, value in keys})
-        opened.append(names[0])
+        opened.append((names[0], identity))
     return dict(logs), opened
 
 

@@ -1,12 +1,15 @@
 """One training run: how a step's tokens are split, when it evaluates, and what it hands to Trainer."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_progressive.config import TrainingConfig
+from hf_progressive.training import training_run
 from hf_progressive.training.callbacks import evenly_spaced
 from hf_progressive.training.training_run import (
     TrainingRun,
@@ -97,6 +100,21 @@ def test_a_process_that_sees_several_gpus_uses_one_and_keeps_its_batch(
     keep_to_one_gpu(arguments)
     assert arguments.train_batch_size == 4
     assert "one of 8 GPUs is used; start with accelerate launch" in caplog.text
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_any_accelerator_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    def given_arguments(**given: Any) -> SimpleNamespace:
+        return SimpleNamespace(n_gpu=1, **given)
+
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: there)
+    monkeypatch.setattr(training_run, "ProgressiveTrainingArguments", given_arguments)
+    training = TrainingConfig(batch_tokens=64)
+    run = TrainingRun(
+        title="x", init=tmp_path, folder=tmp_path, training=training, learning_rate=1.0, steps=5, first_block=0,
+        flops_per_token=1.0,
+    )  # fmt: skip
+    assert training_arguments(run, 16).use_cpu is not there
 
 
 @pytest.mark.parametrize(
