@@ -69,6 +69,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has computed all that it was given; a processor always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def peak_flops(device: torch.device) -> float | None:
     """Return a device's dense bfloat16 matrix FLOPs per second, by its data sheet; None where `GPUS` lacks it."""
     gpu = gpu_named(device_name(device))

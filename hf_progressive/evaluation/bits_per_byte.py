@@ -118,7 +118,7 @@ def bits_per_byte(
         `loss` (nats per predicted token), `bits_per_byte`, `tokens` (predicted), `bytes` (of these).
 
     Raises:
-        ValueError: The predicted tokens have no bytes.
+        ValueError: The predicted tokens have no bytes, or there is no block.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=16))
@@ -131,6 +131,8 @@ def bits_per_byte(
     """
     lengths = torch.as_tensor(token_bytes)
     nats, tokens, byte_count = [], 0, 0
+    if len(DataLoader(blocks)) == 0:
+        raise ValueError("blocks: there are none to measure")
     if batch_size is None:
         batch_size = sequences_that_fit(model, len(blocks[0]["input_ids"]), on_cpu=_CPU_SEQUENCES)
     with evaluation_mode(model):

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from hf_progressive import storage
 from hf_progressive.config import LadderConfig, TrainingConfig
 from hf_progressive.data.blocks import Block, as_block
-from hf_progressive.distributed.accelerators import Gpu, device_name, gpu_named
+from hf_progressive.distributed.accelerators import Gpu, device_name, gpu_named, wait_for
 from hf_progressive.distributed.float32_products import own_float32_products
 from hf_progressive.distributed.processes import current_processes
 from hf_progressive.estimation.subspace import select_weights
@@ -160,18 +160,13 @@ def _probe(device: torch.device) -> float:
     width = _PROBE_WIDTH_ON_GPU if on_gpu else _PROBE_WIDTH
     matrix = torch.randn(width, width, device=device, dtype=torch.bfloat16 if on_gpu else torch.float32)
     matrix @ matrix
-    _wait_for(device)
+    wait_for(device)
     started, products = time.monotonic(), 0
     while products < 2 or time.monotonic() - started < _PROBE_SECONDS:
         matrix @ matrix
-        _wait_for(device)
+        wait_for(device)
         products += 1
     return products * 2 * width**3 / (time.monotonic() - started)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _free_bytes(device: torch.device) -> int | None:
@@ -222,7 +217,7 @@ class _Clock(TrainerCallback):
         self.started = self.last = time.monotonic()
 
     def _lap(self, laps: list[float]) -> None:
-        _wait_for(self.device)
+        wait_for(self.device)
         now = time.monotonic()
         if self.steps >= _WARMUP_STEPS:
             laps.append(now - self.last)

@@ -68,4 +68,5 @@ class FiniteWatch:
         return None if math.isinf(first) else (_FIGURES[steps.index(first)], int(first))
 
     def _nothing(self) -> Tensor:
-        return torch.full((len(_FIGURES),), math.inf, dtype=torch.float64, device=self._accelerator.device)
+        # Float32, since MPS has no float64: exact up to step 2²⁴.
+        return torch.full((len(_FIGURES),), math.inf, device=self._accelerator.device)

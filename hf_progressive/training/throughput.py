@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from hf_progressive.distributed.accelerators import device_name, peak_flops
+from hf_progressive.distributed.accelerators import device_name, peak_flops, wait_for
 
 
 class ThroughputMeter(TrainerCallback):
@@ -89,8 +89,7 @@ class ThroughputMeter(TrainerCallback):
         return {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / (self._peak * self.processes)}
 
     def _count(self, part: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # what was queued is part of this stretch
+        wait_for(self.device)  # what was queued is part of this stretch
         now = time.monotonic()
         saved, self._saved = min(self._saved, now - self._mark), 0.0
         self.seconds["saving"] += saved

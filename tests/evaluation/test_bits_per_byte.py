@@ -222,6 +222,8 @@ def test_metric_needs_no_network(monkeypatch):
 def test_mistakes_are_named(model, tokenizer):
     with pytest.raises(ValueError, match=r"bits per byte: 0 bytes of text, so that there is nothing to divide by"):
         bits_per_byte_of_nats(1.0, 0)
+    with pytest.raises(ValueError, match=r"blocks: there are none to measure"):
+        bits_per_byte(model, [], [1] * 280, progress=False)
     with pytest.raises(ValueError, match=r"overlap: 16 is not between 0 and 15, the context of 16 less one new token"):
         text_bits_per_byte(model, tokenizer, TEXTS, overlap=16)
     with pytest.raises(ValueError, match=r"0 bytes of text"):

@@ -214,6 +214,19 @@ def test_a_broken_model_is_refused():
         score_requests(model, varied_requests(), batch_size=4, reuse_prefixes=True)
 
 
+def test_float64_is_only_used_on_the_host(monkeypatch):
+    """MPS has none."""
+    model, requests, calls = build_model("gpt2"), varied_requests(), []
+
+    def recorded(name, stock):
+        return lambda tensor, *args: calls.append(name) or stock(tensor, *args)
+
+    for name in ("cpu", "double"):
+        monkeypatch.setattr(torch.Tensor, name, recorded(name, getattr(torch.Tensor, name)))
+    score_requests(model, requests, reuse_prefixes=False)
+    assert calls.index("cpu") < calls.index("double")
+
+
 LOW, HIGH = RowScore(1.0, False, False), RowScore(2.0, True, False)
 
 

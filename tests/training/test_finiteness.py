@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 from trainer_fixtures import Blocks, arguments, build_model, build_penalty
 from transformers import TrainerCallback
 
 from hf_progressive.training.checkpoints import newest_complete_checkpoint
+from hf_progressive.training.finiteness import LOSS, FiniteWatch
 from hf_progressive.training.trainer import NonFiniteLossError, ProgressiveTrainer
 
 
@@ -89,3 +92,17 @@ def test_weights_that_the_last_step_spoiled_are_not_saved(tmp_path, what):
         with pytest.raises(NonFiniteLossError, match="a weight is not finite"):
             trainer.save_pretrained_whole(tmp_path / "final")
         assert not (tmp_path / "final").exists()
+
+
+def test_figures_are_noted_without_float64_which_mps_has_not():
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            assert getattr(result, "dtype", None) is not torch.float64
+            return result
+
+    watch = FiniteWatch(Accelerator(cpu=True))
+    with Watched():
+        watch.note(LOSS, torch.tensor(float("nan")), step=2**24)
+        watch.note_weights([torch.nn.Parameter(torch.ones(2))], step=2**24)
+        assert watch.read() == (LOSS, 2**24)

@@ -85,3 +85,11 @@ def test_a_run_without_a_step_has_no_speed(clock):
     meter = new_meter()
     run(meter, clock, steps=8, first=8)
     assert (meter.summary()["tokens_per_second"], meter.summary()["tokens"]) == (None, 0)
+
+
+def test_what_any_accelerator_was_given_counts_where_it_was_given(clock, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    device = torch.device("mps")
+    run(ThroughputMeter(step_tokens=512, flops_per_token=1e6, device=device), clock, steps=2, evaluate_at=[1])
+    assert waited == [device] * 3  # before and after the evaluation, and at the end

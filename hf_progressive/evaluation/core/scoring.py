@@ -210,9 +210,9 @@ class _Scorer:
         greedy = logits.argmax(dim=-1) == targets
 
         counts = [len(row.tokens) - row.start for _, _, row in readings]
-        per_row = zip(*(torch.split(x.cpu(), counts) for x in (losses.double(), greedy, level, shared)), strict=True)
+        per_row = zip(*(torch.split(x.cpu(), counts) for x in (losses, greedy, level, shared)), strict=True)
         self._on_rows(len(readings))
         return {
-            (request, row): RowScore(loss.mean().item(), bool(g.all()), bool(v.all() and s.any()))
+            (request, row): RowScore(loss.double().mean().item(), bool(g.all()), bool(v.all() and s.any()))
             for (_, request, row), (loss, g, v, s) in zip(readings, per_row, strict=True)
         }
