@@ -107,11 +107,14 @@ def verify_command(options: argparse.Namespace) -> Outcome:
 def plan_command(options: argparse.Namespace) -> Outcome:
     """Show what a ladder would train and cost."""
     from hf_progressive.config import load_ladder_config
+    from hf_progressive.data.documents import require_files
+    from hf_progressive.ladder.preparation import CORPUS_NAME
     from hf_progressive.planning.cluster import Cluster
     from hf_progressive.planning.evidence import read_evidence, read_studies
     from hf_progressive.planning.ladder_plan import plan_ladder
     from hf_progressive.planning.pricing import LadderPrice
     from hf_progressive.report import price_summary, price_table, write_prices
+    from hf_progressive.storage import is_complete
 
     if options.budget_dollars is not None and options.price is None:
         raise ValueError("--budget-dollars: nothing has a price yet; give --price, of one accelerator for an hour")
@@ -119,13 +122,15 @@ def plan_command(options: argparse.Namespace) -> Outcome:
     mfu = ASSUMED_MFU if options.mfu is None else options.mfu
     cluster = Cluster.of(options.gpu or ASSUMED_GPU, count=options.gpus, mfu=mfu, price=options.price)
     plan = plan_ladder(config, processes=options.gpus)
+    folder = Path(options.output_dir or Path("runs") / config.name)
+    if config.data.prepared is None and not is_complete(folder / CORPUS_NAME):
+        require_files(config.data)
     measurement = None
     if options.measure is not None:
         from hf_progressive.planning.measure import measure_ladder
 
         if options.mfu is not None:
             raise ValueError("mfu: --measure finds it; give one of the two")
-        folder = options.output_dir or Path("runs") / config.name
         measurement = measure_ladder(plan, processes=options.gpus, seconds=options.measure, folder=folder)
         gpu = cluster.gpu if options.gpu else measurement.device
         cluster = dataclasses.replace(cluster, gpu=gpu, mfu=None)

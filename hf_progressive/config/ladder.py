@@ -119,7 +119,7 @@ class LadderConfig:
             yield "trunk: without effect in a chain; set schedule: trunk, or leave it out"
 
     def _trunk_problems(self) -> Iterator[str]:
-        if len(self.rungs) < 1 or self.rungs[0].source is not None:
+        if self.rungs[0].source is not None:
             yield f"rungs: a trunk trains its first rung itself; leave out the source of {self.rungs[0].name}"
         before = 0.0
         for index, rung in enumerate(self.rungs[:-1]):

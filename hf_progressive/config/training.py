@@ -116,8 +116,8 @@ class TrainingConfig:
         for name, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
             fits = wanted in ("auto", dtype) if given.get(name) else not (name in given and wanted == dtype)
             require(fits, f"precision: {wanted} contradicts arguments.{name}: {given.get(name)}; leave one out")
-        if "torch_compile" in given and self.compile != "auto":
+        for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode"):  # each of which compiles
             require(
-                bool(given["torch_compile"]) is self.compile,
-                f"compile: {self.compile} contradicts arguments.torch_compile; leave one out",
+                name not in given or self.compile in ("auto", bool(given[name])),
+                f"compile: {self.compile} contradicts arguments.{name}: {given.get(name)}; leave one out",
             )

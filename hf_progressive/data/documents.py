@@ -187,6 +187,12 @@ class DocumentStream:
         self._rows.load_state_dict(position)
 
 
+def require_files(config: DataConfig) -> None:
+    """Raise a FileNotFoundError unless every entry of `files` and `validation_files` matches a file."""
+    for key, patterns in (("files", config.files), ("validation_files", config.validation_files)):
+        _resolve(config, patterns, key)
+
+
 def _describe(config: DataConfig) -> str:
     return f"{config.source} ({', '.join(config.files)})" if config.files else repr(config.source)
 

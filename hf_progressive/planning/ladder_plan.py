@@ -14,6 +14,7 @@ from typing import Any, Literal
 from transformers import PretrainedConfig
 
 from hf_progressive.config import LadderConfig, ModelConfig, PhiConfig, TokenizerConfig
+from hf_progressive.data.tokenizer import read_tokenizer, vocabulary_size
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.families import family_of
 from hf_progressive.planning.family_change import upcycled_model_config
@@ -377,15 +378,12 @@ def _sizes(config: LadderConfig, origin: Origin | None, problems: list[str]) -> 
 
 
 def _vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
-    # The rows of the embedding: what `model.fields` say, or the tokenizer's entries.
-    given = model.fields.get("vocab_size")
-    if given is not None:
-        return int(given)
+    # The rows of the embedding that the tokenizer needs. One with a name is not fetched where `model.fields` say more.
     if tokenizer.name is None:
         return tokenizer.vocab_size
-    from hf_progressive.data.tokenizer import read_tokenizer
-
-    return len(read_tokenizer(tokenizer.name, tokenizer.revision))
+    if "vocab_size" in model.fields:
+        return 0
+    return vocabulary_size(read_tokenizer(tokenizer.name, tokenizer.revision))
 
 
 def _differing_fields(before: PretrainedConfig, after: PretrainedConfig) -> dict[str, Any]:

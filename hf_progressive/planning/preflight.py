@@ -33,9 +33,11 @@ from hf_progressive.training.training_run import micro_batches
 _POINTS = "the ladder evaluates, saves and logs at points of its own (training.evaluations, training.checkpoints)"
 _SET_ELSEWHERE = {
     **dict.fromkeys(("eval_steps", "eval_delay", "save_steps", "logging_steps", "logging_first_step"), _POINTS),
-    **dict.fromkeys(("logging_strategy", "load_best_model_at_end", "metric_for_best_model"), _POINTS),
-    **dict.fromkeys(("greater_is_better", "do_train", "do_eval", "do_predict"), _POINTS),
-    "prediction_loss_only": "the ladder reads the loss alone",
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _POINTS),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), _POINTS),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "validation computes as training does (training.precision)"),
+    "dataloader_drop_last": "validation would leave out the blocks that fill no whole batch",
+    "enable_jit_checkpoint": "a run that is told to stop saves a checkpoint anyway",
     "auto_find_batch_size": "it would change the batch under way; lower training.micro_batch_size",
     "label_smoothing_factor": "bits per byte would be those of the smoothed loss",
     "save_only_model": "a run that was stopped could not go on with the same bits",
@@ -89,7 +91,7 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
             problems += _trunk_problems(config.trunk, arguments)
     problems += _data_problems(config.data, config.model.context)
     if config.core is not None:
-        problems += _core_problems(config.core)
+        problems += [f"core: {problem}" for problem in _of(partial(_require_bundle, config.core))]
     return list(dict.fromkeys(problems))  # rungs share what the ladder says
 
 
@@ -165,7 +167,7 @@ def _contradictions(arguments: Mapping[str, Any]) -> Iterator[str]:
     def given(name: str) -> bool:
         return arguments.get(name) not in (None, False, 0, "", [], {})
 
-    for one, other in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval"), ("deepspeed", "fsdp")):
+    for one, other in (("bf16", "fp16"), ("deepspeed", "fsdp")):
         if given(one) and given(other):
             yield f"training.arguments: {one} and {other} exclude each other; leave one out"
     if not given("dataloader_num_workers"):
@@ -282,9 +284,9 @@ def _data_problems(data: DataConfig, context: int) -> Iterator[str]:
             )
 
 
-@cache
-def _core_problems(core: CoreConfig) -> tuple[str, ...]:
-    return tuple(f"core: {problem}" for problem in _of(lambda: load_bundle(core.bundle).select(core.tasks or None)))
+@cache  # not of an error, which may be mended meanwhile
+def _require_bundle(core: CoreConfig) -> None:
+    load_bundle(core.bundle).select(core.tasks or None)
 
 
 def find_origin(

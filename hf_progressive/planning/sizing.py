@@ -119,7 +119,7 @@ def rung_model_config(model: ModelConfig, rung: RungConfig, *, vocab_size: int) 
     given = {**model.fields, **rung.fields}
     if rung.depth is not None:
         given |= _dial_sizes(model, rung, rung.depth, names)
-    for name in (names.layers, names.width, names.heads):
+    for name in (names.layers, names.width, names.heads, *(["vocab_size"] if "vocab_size" in given else [])):
         value = given.get(name)
         if type(value) is not int or value < 1:
             raise ValueError(f"rung {rung.name}: {name} is {shown(value)}; give a whole number of 1 or more")
@@ -173,7 +173,7 @@ def larger_model_config(model: ModelConfig, rung: RungConfig, before: Pretrained
 
 def _dial_sizes(model: ModelConfig, rung: RungConfig, depth: int, names: DialFields) -> dict[str, int]:
     width = model.aspect_ratio * depth
-    if width % model.head_dim:
+    if width % model.head_dim and width <= LARGEST_SIZE:  # a larger one is refused, whatever divides it
         raise ValueError(
             f"rung {rung.name}: width {width} (model.aspect_ratio {model.aspect_ratio} × depth {depth}) is not a "
             f"multiple of model.head_dim {model.head_dim}; choose a head_dim that divides it, such as "

@@ -16,7 +16,7 @@ _OWN_ARGUMENTS = {
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "seed", "data_seed",
     "adam_beta1", "adam_beta2", "max_grad_norm", "train_sampling_strategy", "phi_schedule", "phi_until",
     "phi_lambda", "phi_gamma", "muon_learning_rate", "resume_from_checkpoint", "eval_strategy", "save_strategy",
-    "eval_on_start",
+    "eval_on_start", "logging_strategy", "prediction_loss_only",
 }  # fmt: skip
 
 _ADAMW = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)

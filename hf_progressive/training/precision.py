@@ -28,15 +28,14 @@ def device_settings(training: TrainingConfig) -> dict[str, Any]:
     Under DeepSpeed and FSDP nothing is compiled unless it is asked for. Elsewhere: float32, not compiled. What the
     configuration's `arguments` state is not chosen here.
     """
-    given, settings = training.arguments, dict[str, Any]()
-    launched = _NAMES.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "float32")
-    if training.precision == "float32" and launched != "float32":
+    given, settings, launched = training.arguments, dict[str, Any](), _launched_precision()
+    if launched != "float32" and training.precision not in ("auto", launched):
         raise ValueError(
-            f"training.precision: float32, but the launch's mixed_precision says {launched}; "
+            f"training.precision: {training.precision}, but the launch's mixed_precision says {launched}; "
             "set training.precision to auto, or the launch's mixed_precision to 'no'"
         )
     on_cuda = torch.cuda.is_available() and not given.get("use_cpu")
-    if not given.keys() & {"bf16", "fp16"} and launched != "float16":
+    if not given.keys() & {"bf16", "fp16"} and launched in ("float32", "bfloat16"):
         by_device = training.precision == "auto" and on_cuda and _has_bfloat16()
         if by_device or training.precision == "bfloat16":
             settings["bf16"] = True
@@ -96,8 +95,7 @@ def blocks_of_one_size(trainer: Trainer) -> Iterator[None]:
 
 def evaluation_precision(training: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Compute outside of training as training does: in bfloat16 autocast on a CUDA device where that is so."""
-    launched = _NAMES.get(os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "float32")
-    chosen = {"bf16": launched == "bfloat16", **training.arguments, **device_settings(training)}
+    chosen = {"bf16": _launched_precision() == "bfloat16", **training.arguments, **device_settings(training)}
     if device.type != "cuda" or not chosen["bf16"]:
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
@@ -124,6 +122,11 @@ def attend_without_masks(model: PreTrainedModel, context: int) -> bool:
     AttentionInterface.register(BLOCK_ATTENTION, sdpa_attention_forward)
     model.set_attn_implementation(BLOCK_ATTENTION)
     return bool(config._attn_implementation == BLOCK_ATTENTION)
+
+
+def _launched_precision() -> str:
+    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return _NAMES.get(name, name)
 
 
 def _has_bfloat16() -> bool:

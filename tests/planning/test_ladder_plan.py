@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from ladder_fixtures import ladder_mapping, write_corpus
 
 from hf_progressive.config import LadderConfig, load_ladder_config, strict_yaml
 from hf_progressive.growth.families import FAMILIES
+from hf_progressive.planning import ladder_plan
 from hf_progressive.planning.ladder_plan import plan_ladder
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +23,15 @@ def test_all_failures_are_reported_at_once(tmp_path: Path) -> None:
     config = load_ladder_config(path, ["rungs.1.n_head=3", "rungs.2.n_head=5"])
     with pytest.raises(ValueError, match=r"rung l2w16: .*; rung l2w24: "):
         plan_ladder(config)
+
+
+def test_an_embedding_has_a_row_for_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"rung l2w32: vocab_size 100 is below the tokenizer's 320 entries"):
+        plan_ladder(load_ladder_config("ladder_tiny", ["model.fields.vocab_size=100"]))
+    gaps = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 999})
+    monkeypatch.setattr(ladder_plan, "read_tokenizer", lambda name, revision: gaps)
+    plan = plan_ladder(load_ladder_config("ladder_tiny", ["data.tokenizer={name: gaps}"]))
+    assert plan.rungs[0].config.vocab_size == 1000
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!s]*.yaml")), ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from hf_progressive.config import load_ladder_config
 from hf_progressive.planning import preflight
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.preflight import find_problems
+from hf_progressive.storage import write_manifest
 from hf_progressive.training import training_run as training_run
 
 WRONG = {
@@ -28,6 +30,9 @@ WRONG = {
     "training.arguments.deepspeed=nowhere.json": "training.arguments.deepspeed: nowhere.json: no such file",
     "training.arguments.fsdp=full_shard": "deepspeed and fsdp exclude each other",
     "training.arguments.label_smoothing_factor=0.1": "bits per byte would be those of the smoothed loss",
+    "training.arguments.dataloader_drop_last=true": "dataloader_drop_last: validation would leave out the blocks",
+    "training.arguments.bf16_full_eval=true": "bf16_full_eval: validation computes as training does",
+    "training.arguments.enable_jit_checkpoint=true": "a run that is told to stop saves a checkpoint anyway",
     "growth.options.depth_positon=append": "growth.options.depth_positon: unknown option; did you mean",
     "core.bundle=nowhere": "core: nowhere/core.yaml: no such file",
     "data.max_validation_tokens=32": "data.max_validation_tokens: 32 is less than one block of 64",
@@ -116,8 +121,27 @@ def test_whatever_the_ladder_hands_to_trainer_itself_cannot_be_given_twice():
     calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
     names = {word.arg for call in calls if ast.unparse(call.func).endswith("Arguments") for word in call.keywords}
     for name in names - {None, "per_device_eval_batch_size"}:
-        config = load_ladder_config("ladder_tiny", [f"training.arguments.{name}=7"])
-        assert find_problems(config), name
+        for value in (7, "false"):
+            assert find_problems(load_ladder_config("ladder_tiny", [f"training.arguments.{name}={value}"])), name
+
+
+def test_a_bundle_that_was_mended_is_looked_at_again(monkeypatch):
+    config = load_ladder_config("ladder_tiny", ["core.bundle=mended"])
+    assert find_problems(config) == ["core: mended/core.yaml: no such file; a bundle holds core.yaml, "
+                                     "eval_meta_data.csv and eval_data/"]  # fmt: skip
+    monkeypatch.setattr(preflight, "load_bundle", lambda path: SimpleNamespace(select=lambda tasks: ()))
+    assert find_problems(config) == []
+
+
+def test_files_that_are_not_there_are_told_by_a_plan_unless_their_corpus_is_prepared(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", "ladder_tiny", "--set", "data.source=json", "data.files=[texts/*.jsonl]"]
+    assert cli.main(words) == 2
+    told = "data.files: texts/*.jsonl matches no file; give an existing path or pattern"
+    assert capsys.readouterr().err.strip().endswith(told)
+    (tmp_path / "runs" / "ladder_tiny" / "data").mkdir(parents=True)
+    write_manifest(tmp_path / "runs" / "ladder_tiny" / "data")
+    assert cli.main(words) == 0
 
 
 def test_wrong_values_of_several_sections_are_named_together():

@@ -173,6 +173,14 @@ MISTAKES = {
         {"depth": 1, "fields": {"vocab_size": 256}},
         r"rung d1: vocab_size 256 is below the tokenizer's 320 entries; leave it out, or give that many or more",
     ),
+    "no vocabulary": (
+        {"depth": 1, "fields": {"vocab_size": "many"}},
+        r"rung d1: vocab_size is 'many'; give a whole number of 1 or more",
+    ),
+    "a width whose divisors nobody waits for": (
+        {"depth": 31_000_001, "head_dim": 20},
+        r"rung d31000001: n_layer is 31,000,001; 10,000 are the most that is planned",
+    ),
     "unknown family": (
         {"family": "lama", "depth": 1},
         r"model.family: 'lama' is not a family; did you mean 'llama'\?",

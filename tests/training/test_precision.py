@@ -65,7 +65,12 @@ def test_the_launch_is_heeded(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert device_settings(TrainingConfig()) == {}
-    with pytest.raises(ValueError, match="but the launch's mixed_precision says float16"):
+    for other in ("float32", "bfloat16"):
+        with pytest.raises(ValueError, match=f"{other}, but the launch's mixed_precision says float16"):
+            device_settings(TrainingConfig(precision=other))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    assert device_settings(TrainingConfig()) == {}
+    with pytest.raises(ValueError, match="but the launch's mixed_precision says fp8"):
         device_settings(TrainingConfig(precision="float32"))
 
 
@@ -79,6 +84,7 @@ def test_the_launch_is_heeded(monkeypatch):
         ),
         ({"precision": "bfloat16", "arguments": {"bf16": False}}, "precision: bfloat16 contradicts arguments.bf16"),
         ({"compile": False, "arguments": {"torch_compile": True}}, "compile: False contradicts arguments.torch_comp"),
+        ({"compile": False, "arguments": {"torch_compile_mode": "default"}}, "arguments.torch_compile_mode: default"),
     ],
 )
 def test_contradictions_are_refused(config, message):
