@@ -1,5 +1,7 @@
 """Φ's figures between two logs of a run: summed where they are computed, read once."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,10 +40,19 @@ class StepLog:
         else:
             self._ratio_name, ratio = "phi/grad_ratio", step.gradient_ratio
         figures = torch.stack([step.ewc, step.subspace, ratio])
-        self._sums = figures if self._sums is None else self._sums + figures
+        self._sums = figures if self._sums is None else self._sums.to(figures) + figures
         self._steps += 1
         self._ewc_lambda, self._gamma = ewc_lambda, gamma
         self.last_value = step.value
+
+    def state(self) -> dict[str, Any]:
+        """Return the sums since the last call of `drain`, as plain values; it waits for the device."""
+        return {"sums": None if self._sums is None else self._sums.tolist(), "steps": self._steps}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Begin with the sums that `state` returned, which the next step is added to."""
+        self._steps = state["steps"]
+        self._sums = None if state["sums"] is None else torch.tensor(state["sums"], dtype=torch.float64)
 
     def drain(self) -> dict[str, float]:
         """Return the means over the steps since the last call, and λ and γ; nothing if there was no step."""

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_progressive import storage
+from hf_progressive.data.tokenizer import vocabulary_size
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.penalty.lora import LoraPenalty
 from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, save_penalty
@@ -35,6 +36,8 @@ _CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 
 def write_fresh(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, *, seed: int) -> None:
     """Write a stock checkpoint of fresh weights, in float32, with the tokenizer's special tokens; an old one goes."""
+    if (needed := vocabulary_size(tokenizer)) > config.vocab_size:
+        raise ValueError(f"vocab_size: {config.vocab_size} is below the {needed} entries of the tokenizer; raise it")
     config = type(config).from_dict(config.to_dict())
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(tokenizer, name))

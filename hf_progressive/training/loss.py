@@ -1,4 +1,4 @@
-"""The loss: a causal language model's, without the logits that a training step does not need; and its mean.
+"""The loss: a causal language model's, without the logits that a training step does not need.
 
 A stock model returns logits beside the loss: compiled code must write them, and Accelerate copies them to float32. The
 stock loss makes a float32 copy of its own, and its gradient another. Where only the loss is asked for, the logits are
@@ -8,12 +8,10 @@ that no more than those rows' logits exist.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
@@ -22,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutput
 
+from hf_progressive.data.blocks import NOT_PREDICTED
 from hf_progressive.distributed.working_dtype import working_dtype
 
 LARGE_LOGITS_BYTES = 4 << 30
@@ -34,7 +33,6 @@ _PLAIN |= {"phi3", "falcon", "olmo2", "olmo3"}
 _DIVIDED = {"granite"}  # by logits_scaling
 _SOFT_CAPPED = {"nanochat", "gemma2", "gemma3_text"}  # at final_logit_softcapping
 _INPUTS = {"input_ids", "labels", "attention_mask", "position_ids", "num_items_in_batch"}
-_NOT_PREDICTED = -100
 
 
 def return_loss_alone(model: nn.Module) -> bool:
@@ -59,31 +57,6 @@ def return_loss_alone(model: nn.Module) -> bool:
     # Found out once: a class whose name tells no loss warns in every pass, and a warning interrupts compiled code.
     model.loss_function = model.loss_function
     return True
-
-
-def filled_up(inputs: dict[str, Any], *, rows: int) -> dict[str, Any]:
-    """Fill a micro-batch up to so many rows, by ones that predict nothing, so that compiled code meets one size.
-
-    The mean loss stays the same but for rounding. Anything but tensors of equally many rows, `labels` among them, is
-    returned as it is.
-
-    >>> filled_up({"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[5, 6]])}, rows=2)["labels"].tolist()
-    [[5, 6], [-100, -100]]
-    """
-    size = _rows_of(inputs)
-    if "labels" not in inputs or size is None or size >= rows:
-        return inputs
-    missing = rows - size
-    filled = {name: torch.cat([value, value[-1:].expand(missing, *value.shape[1:])]) for name, value in inputs.items()}
-    filled["labels"][-missing:] = _NOT_PREDICTED
-    return filled
-
-
-def _rows_of(inputs: dict[str, Any]) -> int | None:
-    # None unless all are tensors of equally many rows
-    tensors = all(isinstance(value, Tensor) and value.ndim for value in inputs.values())
-    sizes = {len(value) for value in inputs.values()} if tensors else set()
-    return sizes.pop() if len(sizes) == 1 else None
 
 
 def causal_loss(
@@ -121,46 +94,6 @@ def causal_loss(
     return loss
 
 
-@dataclass(frozen=True, kw_only=True)
-class LastBatch:
-    """What one process reads of an evaluation's last batch on several processes, each sequence counting once.
-
-    Where sequences do not fill the last batch, Accelerate fills it up with the first ones again, so that all processes
-    read as many. Trainer then takes a process's mean, repetitions included, for the loss of each that is none.
-    """
-
-    accelerator: Accelerator
-    """The processes."""
-
-    inputs: dict[str, Tensor]
-    """This process's sequences without repetitions; where it has no others, those, for engines whose processes must
-    all compute."""
-
-    rows: int
-    """How many of them are no repetitions."""
-
-    @classmethod
-    def of(cls, accelerator: Accelerator, inputs: dict[str, Any]) -> "LastBatch | None":
-        """Take the repetitions out of a micro-batch that a data loader of the accelerator has just given out.
-
-        Return None where it has no repetitions, or holds anything but tensors of equally many rows.
-        """
-        state, size = accelerator.gradient_state, _rows_of(inputs)
-        if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0 or size is None:
-            return None
-        if getattr(accelerator, "parallelism_config", None) is not None:  # several processes may read the same
-            return None
-        rows = min(max(state.remainder - accelerator.process_index * size, 0), size)
-        own = {name: value[: rows or size] for name, value in inputs.items()}
-        return cls(accelerator=accelerator, inputs=own, rows=rows)
-
-    def mean(self, loss: Tensor) -> Tensor:
-        """Average this process's mean loss over the sequences of all processes; every one must call it."""
-        rows = torch.full_like(loss, self.rows)
-        sums: Tensor = self.accelerator.reduce(torch.stack([loss * rows, rows]), reduction="sum")
-        return sums[0] / sums[1]
-
-
 class _LossInParts(torch.autograd.Function):
     """The gradient is formed beside the loss, of which it is a multiple: no logits are kept or formed again."""
 
@@ -192,7 +125,7 @@ class _LossInParts(torch.autograd.Function):
                     logits = bent * soft_cap
                 exact_logits = logits.to(exact)
                 normalizer = exact_logits.logsumexp(-1, keepdim=True)  # (part, 1)
-                counts = (wanted != _NOT_PREDICTED).unsqueeze(-1)
+                counts = (wanted != NOT_PREDICTED).unsqueeze(-1)
                 chosen = wanted.clamp_min(0).unsqueeze(-1)
                 loss = loss + torch.where(counts, normalizer - exact_logits.gather(-1, chosen), 0.0).sum()
                 if head_gradient is None:
@@ -244,7 +177,7 @@ def _loss_in_parts(
 ) -> Tensor:
     config = model.config
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state  # (B, T, D)
-    targets = functional.pad(labels, (0, 1), value=_NOT_PREDICTED)[..., 1:].flatten().to(hidden.device)
+    targets = functional.pad(labels, (0, 1), value=NOT_PREDICTED)[..., 1:].flatten().to(hidden.device)
     total = causal_loss(
         hidden.flatten(0, -2),
         model.get_output_embeddings().weight,
@@ -253,7 +186,7 @@ def _loss_in_parts(
         soft_cap=config.final_logit_softcapping if config.model_type in _SOFT_CAPPED else None,
     )
     if num_items_in_batch is None:
-        return total / (targets != _NOT_PREDICTED).sum()
+        return total / (targets != NOT_PREDICTED).sum()
     if isinstance(num_items_in_batch, Tensor):
         num_items_in_batch = num_items_in_batch.to(total.device)
     return total / num_items_in_batch

@@ -20,6 +20,8 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
+from hf_progressive.distributed.evaluation_mode import evaluation_mode
+
 if TYPE_CHECKING:
     from transformers import Trainer as _Behind
 else:
@@ -101,7 +103,6 @@ def mean_divergence(wanted: Tensor, found: Tensor) -> Tensor:
     return functional.kl_div(prediction, target, log_target=True, reduction="batchmean")
 
 
-@torch.no_grad()
 def generated_blocks(
     model: Any, count: int, length: int, *, start: int, batch_size: int = 64, seed: int = 0
 ) -> Tensor:
@@ -118,20 +119,19 @@ def generated_blocks(
     Returns:
         (count, length) token ids on the CPU.
     """
-    was_training, device = model.training, next(model.parameters()).device
+    device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
-    model.eval()
     written = []
-    for first in range(0, count, batch_size):
-        ids = torch.full((min(batch_size, count - first), 1), start, device=device)
-        cache, newest = None, ids
-        while ids.shape[1] < length:
-            output = model(input_ids=newest, past_key_values=cache, use_cache=True)
-            chances, cache = output.logits[:, -1].float().softmax(-1), output.past_key_values
-            newest = torch.multinomial(chances, 1, generator=generator)
-            ids = torch.cat([ids, newest], dim=1)
-        written.append(ids.cpu())
-    model.train(was_training)
+    with evaluation_mode(model):
+        for first in range(0, count, batch_size):
+            ids = torch.full((min(batch_size, count - first), 1), start, device=device)
+            cache, newest = None, ids
+            while ids.shape[1] < length:
+                output = model(input_ids=newest, past_key_values=cache, use_cache=True)
+                chances, cache = output.logits[:, -1].float().softmax(-1), output.past_key_values
+                newest = torch.multinomial(chances, 1, generator=generator)
+                ids = torch.cat([ids, newest], dim=1)
+            written.append(ids.cpu())
     return torch.cat(written)
 
 
@@ -149,6 +149,7 @@ class DivergenceSteps(_Behind):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
+        self._divergences = []  # another training's may be left
         if self.divergence is not None and self.is_fsdp_enabled:
             self.divergence.made_alike(self.accelerator.device)
         return prepared

@@ -14,9 +14,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -45,7 +43,8 @@ from hf_progressive.training.checkpoints import (
     remove_leftovers,
 )
 from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, WEIGHTS, FiniteWatch, scaled_to_nothing
-from hf_progressive.training.loss import LastBatch, filled_up, return_loss_alone
+from hf_progressive.training.log_window import LogWindow
+from hf_progressive.training.loss_steps import LossSteps
 from hf_progressive.training.muon import NEEDS_MATRICES, muon_optimizer
 from hf_progressive.training.parent_divergence import DivergenceSteps
 from hf_progressive.training.penalized_engine import PenalizedEngine
@@ -70,7 +69,7 @@ class TrainingInterrupted(SystemExit):
     """SIGTERM ended the training after a whole step, the checkpoint saved; every process exits with code 143."""
 
 
-class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
+class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, WholeSaves):
     """What `ProgressiveTrainer` adds to `Trainer`, for any trainer built on it; without a penalty that trains as ever.
 
     It stands first, `class HeldSFTTrainer(ProgressiveMixin, SFTTrainer)`, and the constructor is the other's plus the
@@ -124,12 +123,6 @@ class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
         self._watch = FiniteWatch(self.accelerator)
         self._finite_until = 0  # the last step after which all was known to be finite
         self._flops_per_batch: dict[int, int] = {}
-        # DataParallel copies the module and not what its forward pass is bound to.
-        others = self.compute_loss_func or self.label_smoother or self.args.use_liger_kernel or self.args.n_gpu > 1
-        self._leaves_logits = not others and self._has_stock_loss and return_loss_alone(self.model)
-        self._predicts_loss_only = False
-        self._last_batch: LastBatch | None = None
-        self._compiled_for_evaluation: Any = None
         self._sigterm = Sigterm()
         self._vote = self._new_vote()
         self._stop_asked = self._looked_at_division = False
@@ -197,57 +190,6 @@ class ProgressiveMixin(DivergenceSteps, PhiArguments, WholeSaves):
     def _new_vote(self) -> StopVote:
         # A step of several micro-batches takes long, and a launcher waits for half a minute.
         return StopVote(self.accelerator, every=1 if self.args.gradient_accumulation_steps > 1 else STEPS_BETWEEN)
-
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """Compute the task's loss as `Trainer` does; the model returns no logits unless someone takes them."""
-        if self._leaves_logits and (not return_outputs or self._predicts_loss_only) and "labels" in inputs:
-            inputs = {**inputs, "loss_alone": True}
-        if self._last_batch is not None:
-            kwargs["num_items_in_batch"] = None  # the mean of this process's own
-        return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-
-    @property
-    def _has_stock_loss(self) -> bool:
-        # Another trainer's loss reads the logits, and may see a batch that is not one row per sequence.
-        ours, behind = type(self).compute_loss is ProgressiveMixin.compute_loss, super().compute_loss
-        return ours and getattr(behind, "__func__", None) is Trainer.compute_loss
-
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Build the model anew as `Trainer` does, each time a search begins another trial."""
-        model: nn.Module = super().call_model_init(trial)
-        if getattr(self, "_leaves_logits", False):
-            self._leaves_logits = return_loss_alone(model)
-        return model
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Evaluate a micro-batch as `Trainer` does; compiled while training is, and then always of one size.
-
-        On several processes, a loss that is wanted alone counts every sequence once (see `LastBatch`).
-        """
-        self._predicts_loss_only = prediction_loss_only
-        alone = prediction_loss_only and self._has_stock_loss
-        last = self._last_batch = LastBatch.of(self.accelerator, inputs) if alone else None
-        if last is not None:
-            inputs = last.inputs
-        try:
-            if alone and self.is_in_train and is_compiled_module(self.model_wrapped):
-                model = self._compiled_model(model)
-                inputs = filled_up(inputs, rows=self.args.eval_batch_size)
-            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
-        finally:
-            self._predicts_loss_only, self._last_batch = False, None
-        return loss if last is None or loss is None else last.mean(loss), logits, labels
-
-    def _compiled_model(self, model: nn.Module) -> Any:
-        # Trainer evaluates the bare model. Under DDP the compiled one would wait for the other processes.
-        if getattr(self.model_wrapped, "_orig_mod", None) is model:
-            return self.model_wrapped
-        if self._compiled_for_evaluation is None:
-            options = self.accelerator.state.dynamo_plugin.to_kwargs()
-            self._compiled_for_evaluation = torch.compile(model, **options)
-        return self._compiled_for_evaluation
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Run one micro-batch; on the last of an optimizer step, add Φ's gradient once, and Φ to the loss returned."""

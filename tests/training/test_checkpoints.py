@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from trainer_fixtures import (
@@ -24,24 +25,35 @@ from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.storage import is_complete, read_json
 from hf_progressive.training import trainer as trainer_module
 from hf_progressive.training.callbacks import KeepWeights
-from hf_progressive.training.checkpoints import STAGING_NAME, newest_complete_checkpoint
+from hf_progressive.training.checkpoints import STAGING_NAME, newest_complete_checkpoint, write_fresh
 from hf_progressive.training.trainer import ProgressiveTrainer
 
 
 @pytest.mark.parametrize(("apply", "stops"), [("gradient", (4, 6)), ("proximal", (4,))])
 def test_resuming_gives_the_same_bits(tmp_path, apply, stops):
-    """9 steps of 8 sequences over 40: the second epoch begins within the run."""
-    whole = resumable_trainer(tmp_path / "whole", apply=apply)
-    whole.train()
+    """9 steps of 8 sequences over 40: the second epoch begins within the run, and a log's steps span a checkpoint."""
+    whole = resumable_trainer(tmp_path / "whole", apply=apply, logging_steps=3)
+    mean = whole.train().training_loss
     for stop in stops:
         folder = tmp_path / f"stopped-{stop}"
         folder.mkdir()
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{stop}", folder / f"checkpoint-{stop}")
-        resumed = resumable_trainer(folder, apply=apply)
-        resumed.train(resume_from_checkpoint=True)
+        resumed = resumable_trainer(folder, apply=apply, logging_steps=3)
+        rest = resumed.train(resume_from_checkpoint=True).training_loss
         assert resumed.state.global_step == 9
         assert_same_weights(weights(resumed.model), weights(whole.model))
-        assert logged(resumed, "loss") == logged(whole, "loss")
+        for figure in ("loss", "phi/ewc", "phi/subspace", "phi/lambda"):
+            assert logged(resumed, figure) == logged(whole, figure)
+        before = json.loads((folder / f"checkpoint-{stop}" / "trainer_state.json").read_text())
+        (done,) = before["stateful_callbacks"]["LogWindow"]["losses"]
+        done += sum(3 * entry["loss"] for entry in before["log_history"])
+        assert rest * (9 - stop) + done == pytest.approx(9 * mean)  # the mean of its own steps
+
+
+def test_a_model_with_fewer_rows_than_its_tokenizer_has_entries_is_refused(tmp_path):
+    tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 999})
+    with pytest.raises(ValueError, match="vocab_size: 64 is below the 1000 entries of the tokenizer; raise it"):
+        write_fresh(build_model().config, tokenizer, tmp_path / "init", seed=0)
 
 
 def test_a_checkpoint_is_complete_or_ignored(tmp_path):
