@@ -31,13 +31,13 @@ from hf_progressive.publishing.card_text import (
     training_budget,
 )
 from hf_progressive.publishing.lineage import Lineage
+from hf_progressive.records.rung import LAYER_FIELDS
 
 BASE_MODEL_RELATION = "finetune"
 """The Hub knows finetune, adapter, quantized and merge; a model trained on from another's function is the first."""
 
 METRIC, METRIC_TITLE = "bits_per_byte", "Bits per byte"
 
-_LAYER_FIELDS = ("n_layer", "num_hidden_layers")
 _SIZE_FIELDS = ("n_embd", "n_head", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 _FILES = {
@@ -171,10 +171,10 @@ def _plot_caption(lineage: Lineage) -> str:
 def _growth_example(lineage: Lineage, files: Sequence[str]) -> dict[str, Any]:
     config, child = lineage.rung.config, lineage.child
     if child is None:
-        layer_field = next(name for name in _LAYER_FIELDS if name in config)
+        layer_field = next(name for name in LAYER_FIELDS if name in config)
         fields = {layer_field: config[layer_field] + 1}
     else:
-        names = (name for name in (*_LAYER_FIELDS, *_SIZE_FIELDS) if name in config)
+        names = (name for name in (*LAYER_FIELDS, *_SIZE_FIELDS) if name in config)
         fields = {name: child.config[name] for name in names if child.config[name] != config[name]}
     estimates = [
         text

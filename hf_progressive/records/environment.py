@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 
 from hf_progressive import __version__
+from hf_progressive.distributed.accelerators import device_name
 
 
 def environment(state: PartialState) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def environment(state: PartialState) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(state.device),
-        "device_name": device_name(state.device),
+        "device_name": hardware_name(state.device),
         "processes": state.num_processes,
     }
 
@@ -32,8 +33,6 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets", "tokenizers")}
 
 
-def device_name(device: torch.device) -> str:
+def hardware_name(device: torch.device) -> str:
     """Return an accelerator's name as its driver tells it; of a processor, its architecture."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.machine() if device.type == "cpu" else device.type
+    return platform.machine() if device.type == "cpu" else device_name(device)

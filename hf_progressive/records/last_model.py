@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from hf_progressive.records.equivalent import equivalent_budget
 from hf_progressive.records.interval import mean_interval
-from hf_progressive.records.matching import Measured, flops_to_match, last_model_cost, transfer_efficiency
+from hf_progressive.records.matching import Measured, last_model_cost, transfer_efficiency
 from hf_progressive.records.typed import Amount, Count, Record
 
 
@@ -78,28 +78,6 @@ class LastModelCost(Record):
 
     by_seed: tuple[SeedCost, ...] = ()
     """The seeds."""
-
-
-def seed_cost(
-    *, seed: int, lineage_flops: float, children: Sequence[Measured], baselines: Sequence[Measured]
-) -> SeedCost | None:
-    """Compare finished children with finished baselines in the way that their budgets allow.
-
-    Where children were finished on both sides of the largest baseline, or only below it, they count up to their match
-    with it. A child above it, or a single one, is looked up on the baselines' own curve.
-
-    Returns:
-        The seed's cost; None where children stay above a single baseline, or the baselines' curve leads nowhere.
-    """
-    ordered = sorted(children, key=lambda child: child.flops)
-    largest = max(baselines, key=lambda baseline: baseline.flops)
-    match = flops_to_match(ordered, largest.bits_per_byte)
-    if len(baselines) > 1 and (match is None or len(ordered) == 1):
-        return cost_on_baselines(seed=seed, lineage_flops=lineage_flops, child=ordered[-1], baselines=baselines)
-    if match is None:
-        return None
-    at_most = ordered[0].bits_per_byte <= largest.bits_per_byte
-    return cost_at_match(seed=seed, lineage_flops=lineage_flops, match_flops=match, baseline=largest, at_most=at_most)
 
 
 def cost_on_baselines(

@@ -12,7 +12,9 @@ from hf_progressive.records.measurements import Baseline, CoreScore, CurvePoint,
 from hf_progressive.records.stages import TrunkRecord
 from hf_progressive.records.typed import FORMAT, Amount, Count, Record
 
-_LAYER_FIELDS = ("n_layer", "num_hidden_layers")  # what the families call them
+LAYER_FIELDS = ("n_layer", "num_hidden_layers")
+"""What the families call their number of layers."""
+
 _WIDTH_FIELDS = ("n_embd", "hidden_size")
 
 
@@ -265,7 +267,7 @@ class RungRecord(Record):
     @property
     def layers(self) -> int | None:
         """Layers; None where the configuration does not tell."""
-        return self._size(_LAYER_FIELDS)
+        return self._size(LAYER_FIELDS)
 
     @property
     def width(self) -> int | None:

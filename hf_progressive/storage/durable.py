@@ -18,10 +18,8 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import sys
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,12 +29,12 @@ from hf_progressive.storage.inside import require_inside_name, require_own_file
 from hf_progressive.storage.locks import try_lock
 from hf_progressive.storage.outside import parse_json
 from hf_progressive.storage.permissions import share_as_umask_says
+from hf_progressive.storage.temporary_names import is_temporary, temporary_sibling
 
 MANIFEST_NAME = "manifest.json"
 """Name of the manifest inside a folder written by `atomic_folder`."""
 
 _HASH_CHUNK_BYTES = 1 << 22
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _AT_FDCWD = -100  # linux/fcntl.h: a path is relative to the working directory
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -73,16 +71,12 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
         shutil.copy2(source, target)
 
 
-def _temporary_sibling(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-
-
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that becomes `path`, flushed to the disk, when the block ends without an error."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_sibling(target)
+    temporary = temporary_sibling(target)
     try:
         with FullDiskNamed(target):
             yield temporary
@@ -119,7 +113,7 @@ def atomic_folder(
             else "it is not a folder"
         )
         raise FileExistsError(f"{target} exists already; {remedy}")
-    temporary = _temporary_sibling(target)
+    temporary = temporary_sibling(target)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FullDiskNamed(target))
         try:
@@ -174,12 +168,12 @@ def remove_unfinished(target: Path) -> None:
 def remove_unfinished_files(target: Path) -> None:
     """Delete what killed processes had begun to write of a single file, which nobody else writes meanwhile."""
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        if _TEMPORARY.fullmatch(leftover.name):
+        if is_temporary(leftover.name):
             leftover.unlink(missing_ok=True)
 
 
 def _remove_unless_held(temporary: Path) -> None:
-    if _TEMPORARY.fullmatch(temporary.name):
+    if is_temporary(temporary.name):
         with try_lock(_lock_file(temporary)) as free:
             if free:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -188,7 +182,7 @@ def _remove_unless_held(temporary: Path) -> None:
 
 def remove_folder(folder: str | os.PathLike[str]) -> None:
     """Delete a folder such that a kill meanwhile leaves it whole, or what `remove_leftovers` removes."""
-    aside = _temporary_sibling(Path(folder))
+    aside = temporary_sibling(Path(folder))
     os.rename(folder, aside)
     shutil.rmtree(aside)
 
@@ -205,9 +199,9 @@ def remove_leftovers(folder: str | os.PathLike[str], *, spared: Collection[str] 
     for place, folders, files in os.walk(root):
         for name in files:
             temporary = name.removesuffix(".lock")
-            if _TEMPORARY.fullmatch(temporary) and not Path(place, temporary).is_dir():
+            if is_temporary(temporary) and not Path(place, temporary).is_dir():
                 Path(place, name).unlink(missing_ok=True)
-        for name in [name for name in folders if _TEMPORARY.fullmatch(name)]:
+        for name in [name for name in folders if is_temporary(name)]:
             _remove_unless_held(Path(place, name))
             folders.remove(name)
         if place == os.fspath(root):
@@ -228,7 +222,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _replace_in_two_steps(new: Path, target: Path) -> None:
     # Elsewhere the old folder steps aside for an instant, and is back if the move fails.
-    aside = _temporary_sibling(target)
+    aside = temporary_sibling(target)
     os.rename(target, aside)
     try:
         os.rename(new, target)

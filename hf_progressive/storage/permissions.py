@@ -2,8 +2,9 @@
 
 import os
 import stat
-import uuid
 from pathlib import Path
+
+from hf_progressive.storage.temporary_names import temporary_sibling
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -17,7 +18,7 @@ def share_as_umask_says(path: Path) -> None:
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name != "posix" or mode & _OTHERS:
         return
-    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    probe = temporary_sibling(path)
     try:
         probe.touch(exist_ok=False)
         given = stat.S_IMODE(probe.stat().st_mode)

@@ -21,7 +21,7 @@ from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.ladder.estimates import KeptOptimizer, estimate_inheritance
 from hf_progressive.ladder.rung_penalty import rung_penalty
 from hf_progressive.penalty import InheritancePenalty
-from hf_progressive.records.environment import device_name
+from hf_progressive.records.environment import hardware_name
 from hf_progressive.study.models import AveragedModel, FinishedModel, InitialModel, TrainingSetup
 from hf_progressive.study.runner import TaskFolder
 from hf_progressive.study.tasks import Task
@@ -205,7 +205,7 @@ class Worker:
             "curve": result.curve,
             "training_log": result.training_log,
             "seconds": result.seconds,
-            "device": device_name(self.state.device),
+            "device": hardware_name(self.state.device),
         }
 
     def _branch(self, task: Task, model: FinishedModel) -> Path | None:

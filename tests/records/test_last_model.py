@@ -4,14 +4,7 @@ import math
 
 import pytest
 
-from hf_progressive.records.last_model import (
-    LastModelCost,
-    SeedCost,
-    cost_at_match,
-    cost_on_baselines,
-    over_seeds,
-    seed_cost,
-)
+from hf_progressive.records.last_model import LastModelCost, SeedCost, cost_at_match, cost_on_baselines, over_seeds
 from hf_progressive.records.measurements import CurvePoint
 
 BASELINES = [CurvePoint(flops=flops, bits_per_byte=bits) for flops, bits in ((50.0, 2.2), (100.0, 2.0))]
@@ -46,38 +39,6 @@ def test_a_child_that_is_better_than_every_baseline_is_extrapolated_and_says_so(
 def test_against_one_baseline_the_child_counts_up_to_its_match() -> None:
     cost = cost_at_match(seed=1, lineage_flops=60.0, match_flops=20.0, baseline=BASELINES[1])
     assert (cost.value, cost.c_scratch, cost.bits_per_byte, cost.at_most) == (pytest.approx(0.8), 100.0, 2.0, False)
-
-
-def points(*pairs: tuple[float, float]) -> list[CurvePoint]:
-    return [CurvePoint(flops=flops, bits_per_byte=bits) for flops, bits in pairs]
-
-
-@pytest.mark.parametrize(
-    ("children", "baselines", "value", "at_most", "extrapolated"),
-    [
-        pytest.param(((10, 2.1), (40, 1.9)), BASELINES, (30 + 20) / 100, False, False, id="matched-between-two"),
-        pytest.param(((10, 1.9), (40, 1.8)), BASELINES, (30 + 10) / 100, True, False, id="matched-at-the-smallest"),
-        pytest.param(
-            ((10, 2.3), (40, 2.1)), BASELINES, 70 / (50 * math.sqrt(2)), False, False, id="above-the-largest"
-        ),
-        pytest.param(((40, 1.8),), BASELINES, 70 / 200, False, True, id="a-single-one-below-the-largest"),
-        pytest.param(((40, 1.8),), BASELINES[1:], 70 / 100, True, False, id="one-of-each"),
-        pytest.param(((40, 2.1),), BASELINES[1:], None, False, False, id="one-of-each-and-not-matched"),
-    ],
-)
-def test_the_budgets_that_are_finished_decide_how_to_compare(
-    children: tuple[tuple[float, float], ...],
-    baselines: list[CurvePoint],
-    value: float | None,
-    at_most: bool,
-    extrapolated: bool,
-) -> None:
-    cost = seed_cost(seed=0, lineage_flops=30.0, children=points(*children), baselines=baselines)
-    if value is None:
-        assert cost is None
-        return
-    assert cost is not None
-    assert (cost.value, cost.at_most, cost.extrapolated) == (pytest.approx(value), at_most, extrapolated)
 
 
 def test_the_seeds_give_a_mean_and_students_interval() -> None:
