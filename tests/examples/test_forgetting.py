@@ -1,7 +1,9 @@
 """The comparison of ways to forget less: its data, its sums, and a small run of the whole."""
 
 import json
+import math
 import runpy
+import statistics
 import struct
 import sys
 from pathlib import Path
@@ -15,7 +17,9 @@ from forms import FORMS, INTERPOLATION, Knowledge, interpolated
 from pareto import best_of, summarise, with_replay
 from torch import nn
 
-FOLDER = Path(__file__).parents[2] / "examples" / "forgetting"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "forgetting"
+QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, 97.5 %, by the number of seeds
 
 
 def row(form, strength, seed, old, new):
@@ -104,6 +108,33 @@ def test_texts_of_ones_own_are_read_up_to_a_length(tmp_path, suffix):
         pyarrow.parquet.write_table(pyarrow.table({"text": texts, "number": list(range(80))}), path)
     assert list(read_texts(path, 10**6)) == texts
     assert list(read_texts(path, len(texts[0]) + 1)) == texts[:2]
+
+
+def test_the_log_tells_of_french_what_the_record_has():
+    record = json.loads((FOLDER / "results" / "pareto_fr.json").read_text())
+    by_form = {}
+    for each in record["rows"]:
+        by_form.setdefault(each["form"], []).append(each)
+    free, parent = by_form["free"], by_form["parent"]
+
+    def short(number):
+        return f"{number:.3f}".replace("0.", ".", 1).replace("-", "−")
+
+    expected = {}
+    for form, rows in by_form.items():
+        gains = [(a["old"] + a["new"] - b["old"] - b["new"]) / 2 for a, b in zip(free, rows, strict=True)]
+        kept = [(a["old"] - b["old"]) / (a["old"] - c["old"]) for a, b, c in zip(free, rows, parent, strict=True)]
+        error = QUANTILES[len(rows)] * statistics.stdev(gains) / math.sqrt(len(rows))
+        losses = [f"{statistics.fmean(row[domain] for row in rows):.3f}" for domain in ("old", "new")]
+        expected[form] = [
+            *losses,
+            f"{short(statistics.fmean(gains))} ± {short(error)}",
+            f"{statistics.fmean(kept):.0%}",
+        ]
+    section = (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8").partition("on natural French?")[2]
+    lines = [line.split("|")[1:-1] for line in section.partition("\n## ")[0].splitlines() if line[:1] == "|"]
+    told = {cells[0].strip(): [cell.strip().replace(" %", "%") for cell in cells[2:]] for cells in lines[2:]}
+    assert told == expected
 
 
 @pytest.mark.slow
