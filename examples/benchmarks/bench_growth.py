@@ -13,13 +13,21 @@ builds a synthetic GPT-2, grows it into one of the size asked for and prints one
 - `hashed_copy`: the same, and the SHA-256 of source and copy: what a copy costs whose content is to be vouched for;
 - `in_memory`: load the parent, `grow_model`, `save_pretrained`, fsync.
 
-Each variant runs in a process of its own, `--repeats` times in turn with the others, and the medians are compared:
-those of the clock, and those of the processor's time, which depend less on what else a machine is doing. Before its
-clock starts each variant writes a file half as large again and deletes it: a virtual machine may have given its free
-memory back to the host, and whoever uses it first would pay for it.
+The variants run in turn in one process, `--rounds` times, every second round in reverse order. A ratio is taken
+within a round, and the median over rounds is printed with the least and the largest, of the clock and of the
+processor's time: so a machine that is busy for a while slows both sides of a ratio. `cores_of_others` says how busy
+it was. Before the rounds a tiny model is grown, which loads every library. Before its clock starts, each variant
+reads its inputs, so that all of them find these in memory, and writes a file half as large again and deletes it: a
+virtual machine may have given its free memory back to the host, and whoever uses it first would pay for it. Peak
+memory is that of one more run, in a process of its own.
+
+On a machine that does other work as well, for the two ratios to a copy alone:
+
+    python examples/benchmarks/bench_growth.py --gb 1 --rounds 7 --variants growth copy hashed_copy
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -39,6 +47,8 @@ VOCABULARY = 50257
 CONTEXT = 1024
 BYTES_PER_PARAMETER = 4
 VARIANTS = ("growth", "growth_without_checksums", "half_the_layers", "copy", "hashed_copy", "in_memory")
+REFERENCES = ("copy", "hashed_copy", "in_memory")
+FOR_MEMORY = ("growth", "half_the_layers", "in_memory")
 
 
 def child_layers(gigabytes: float, width: int) -> int:
@@ -164,6 +174,28 @@ def processor_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
+def busy_seconds() -> float:
+    """Return what all processes of the machine have taken of its processors since it started."""
+    user, nice, system, _, _, irq, softirq, *_ = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    return sum(map(int, (user, nice, system, irq, softirq))) / os.sysconf("SC_CLK_TCK")
+
+
+def read_through(folder: Path) -> None:
+    """Read a folder's files, so that they are in memory."""
+    for path in folder.iterdir():
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
+
+
+def warm_up(folder: Path) -> None:
+    """Grow a tiny model, so that the libraries are loaded before a clock starts."""
+    build_parent(folder / "tiny", HEAD_DIM, 1)
+    grow_on_disk(folder / "tiny", folder / "grown_tiny", {"n_layer": 2})
+    for name in ("tiny", "grown_tiny"):
+        shutil.rmtree(folder / name)
+
+
 def run_variant(variant: str, folder: Path, target: dict[str, int]) -> dict[str, Any]:
     """Run one variant in this process.
 
@@ -173,7 +205,8 @@ def run_variant(variant: str, folder: Path, target: dict[str, int]) -> dict[str,
         target: The child's sizes.
 
     Returns:
-        Seconds, seconds of a processor, peak resident memory and bytes written.
+        Seconds, seconds of a processor, cores that other processes kept busy meanwhile, this process's peak resident
+        memory and bytes written.
     """
     output = folder / "output"
     half = folder / "half"
@@ -185,23 +218,27 @@ def run_variant(variant: str, folder: Path, target: dict[str, int]) -> dict[str,
         "hashed_copy": lambda: hashed_copy(folder / "parent", folder / "grown", output),
         "in_memory": lambda: grow_in_memory(folder / "parent", output, target),
     }
-    if variant not in ("copy", "hashed_copy"):
-        import hf_progressive  # the libraries are loaded before the clock starts
-
-        assert hf_progressive.grow_checkpoint
-        assert hf_progressive.grow_model
     use_memory(folder, folder_bytes(folder / "grown") * 3 // 2)
-    os.sync()
-    started, used = time.perf_counter(), processor_seconds()
+    for name in ("parent", "grown"):
+        sync_folder(folder / name)  # and not all of the machine, which may be at work on other things
+        read_through(folder / name)
+    gc.collect()
+    busy, used, started = busy_seconds(), processor_seconds(), time.perf_counter()
     runs[variant]()
-    seconds, used = time.perf_counter() - started, processor_seconds() - used
+    seconds, used, busy = time.perf_counter() - started, processor_seconds() - used, busy_seconds() - busy
     size = folder_bytes(output)
     shutil.rmtree(output)
-    return {"seconds": seconds, "processor_seconds": used, "peak_rss_mb": peak_memory() / 1e6, "bytes": size}
+    return {
+        "seconds": seconds,
+        "processor_seconds": used,
+        "cores_of_others": max(busy - used, 0.0) / seconds,
+        "peak_rss_mb": peak_memory() / 1e6,
+        "bytes": size,
+    }
 
 
 def in_subprocess(folder: Path, target: dict[str, int], variant: str) -> dict[str, Any]:
-    """Run one variant in a process of its own; see `run_variant`."""
+    """Run one variant in a process of its own, whose peak memory is the variant's; see `run_variant`."""
     command = [sys.executable, __file__, "--folder", folder, "--target", json.dumps(target), "--variant", variant]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
@@ -218,14 +255,39 @@ def sha256_speed() -> float:
     return len(block) / 1e6 / (time.perf_counter() - started)
 
 
-def measure(folder: Path, gigabytes: float, width: int, repeats: int, variants: list[str]) -> dict[str, Any]:
+def ratio(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compare two variants round by round.
+
+    Args:
+        runs: One variant's runs, a round each.
+        others: The other's, of the same rounds.
+
+    Returns:
+        The median ratio of seconds, the least and the largest, and the median ratio of the processor's seconds.
+
+    >>> runs = [{"seconds": s, "processor_seconds": 1.0} for s in (2.0, 9.0, 3.3)]
+    >>> ratio(runs, [{"seconds": s, "processor_seconds": 2.0} for s in (2.0, 8.0, 3.0)])
+    {'seconds': 1.1, 'range': [1.0, 1.12], 'processor_seconds': 0.5}
+    """
+    of = {
+        name: [run[name] / other[name] for run, other in zip(runs, others, strict=True)]
+        for name in ("seconds", "processor_seconds")
+    }
+    return {
+        "seconds": round(statistics.median(of["seconds"]), 2),
+        "range": [round(min(of["seconds"]), 2), round(max(of["seconds"]), 2)],
+        "processor_seconds": round(statistics.median(of["processor_seconds"]), 2),
+    }
+
+
+def measure(folder: Path, gigabytes: float, width: int, rounds: int, variants: list[str]) -> dict[str, Any]:
     """Run all variants.
 
     Args:
         folder: A folder whose disk has three times the size free.
         gigabytes: Size of the child.
         width: `n_embd` of the child.
-        repeats: Runs of each variant.
+        rounds: Runs of each variant.
         variants: Which of them.
 
     Returns:
@@ -234,32 +296,35 @@ def measure(folder: Path, gigabytes: float, width: int, repeats: int, variants: 
     layers = child_layers(gigabytes, width)
     target = {"n_embd": width, "n_head": width // HEAD_DIM, "n_layer": layers}
     parent_width, parent_layers = width // HEAD_DIM * 9 // 10 * HEAD_DIM, max(1, layers * 9 // 10)
-    builder = [sys.executable, __file__, "--folder", folder, "--target", json.dumps(target), "--build"]
-    subprocess.run([*builder, "parent", str(parent_width), str(parent_layers)], check=True)
+    build_parent(folder / "parent", parent_width, parent_layers)
     if "half_the_layers" in variants:
-        subprocess.run([*builder, "half", str(parent_width), str(max(1, parent_layers // 2))], check=True)
-    subprocess.run([*builder, "grown", str(width), str(layers)], check=True)
-    runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
-    for _ in range(repeats):
-        for variant in variants:
-            runs[variant].append(in_subprocess(folder, target, variant))
-    results = {
+        build_parent(folder / "half", parent_width, max(1, parent_layers // 2))
+    build_parent(folder / "grown", width, layers)
+    timed = [variant for variant in variants if variant != "half_the_layers"]
+    runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in timed}
+    warm_up(folder)
+    for number in range(rounds):
+        for variant in timed if number % 2 == 0 else reversed(timed):
+            runs[variant].append(run_variant(variant, folder, target))
+            sys.stderr.write(f"round {number + 1}: {variant} {runs[variant][-1]['seconds']:.2f} s\n")
+    results: dict[str, dict[str, Any]] = {
         variant: {
             "seconds": round(statistics.median(run["seconds"] for run in of_variant), 2),
-            "all_seconds": [round(run["seconds"], 2) for run in of_variant],
+            "all_seconds": [round(run["seconds"], 3) for run in of_variant],
             "processor_seconds": round(statistics.median(run["processor_seconds"] for run in of_variant), 2),
-            "peak_rss_mb": round(max(run["peak_rss_mb"] for run in of_variant)),
+            "cores_of_others": round(statistics.median(run["cores_of_others"] for run in of_variant), 2),
             "gb": round(of_variant[0]["bytes"] / 1e9, 3),
         }
         for variant, of_variant in runs.items()
     }
+    for variant in (variant for variant in FOR_MEMORY if variant in variants):
+        alone = in_subprocess(folder, target, variant)
+        results.setdefault(variant, {})["peak_rss_mb"] = round(alone["peak_rss_mb"])
     ratios = {
-        f"{variant}_to_{other}": [
-            round(results[variant][of] / results[other][of], 2) for of in ("seconds", "processor_seconds")
-        ]
+        f"{variant}_to_{other}": ratio(runs[variant], runs[other])
         for variant in ("growth", "growth_without_checksums")
-        for other in ("copy", "hashed_copy", "in_memory")
-        if variant in results and other in results
+        for other in REFERENCES
+        if variant in runs and other in runs
     }
     machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "sha256_mb_per_s": round(sha256_speed())}
     sizes = {"parent": {"n_embd": parent_width, "n_layer": parent_layers}, "child": target}
@@ -271,20 +336,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gb", type=float, default=3.0, help="size of the grown checkpoint, in 1e9 bytes")
     parser.add_argument("--width", type=int, default=1280, help="n_embd of the grown model, a multiple of 64")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each variant; medians are compared")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each variant; the median ratio is printed")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
-    for hidden, options in {"--variant": {}, "--target": {"type": json.loads}, "--build": {"nargs": 3}}.items():
-        parser.add_argument(hidden, help=argparse.SUPPRESS, **options)
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
+    parser.add_argument("--target", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.build:
-        name, width, layers = options.build
-        build_parent(options.folder / name, int(width), int(layers))
-    elif options.variant:
+    if options.variant:
         print(json.dumps(run_variant(options.variant, options.folder, options.target)))
     else:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            print(json.dumps(measure(Path(folder), options.gb, options.width, options.repeats, options.variants)))
+            print(json.dumps(measure(Path(folder), options.gb, options.width, options.rounds, options.variants)))
 
 
 if __name__ == "__main__":
