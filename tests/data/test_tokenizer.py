@@ -60,7 +60,7 @@ def words(unknown="[UNK]"):
 
 
 @given(st.text())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_text_is_spelled_by_tokens_of_its_bytes(text):
     tokenizer = test_every_text_is_spelled_by_tokens_of_its_bytes.tokenizer
     ids = tokenizer(text.encode("utf-8", "ignore").decode("utf-8"), add_special_tokens=False)["input_ids"]
@@ -175,7 +175,6 @@ def test_ids_left_out_still_need_rows():
 
 
 @given(st.lists(st.tuples(st.sampled_from("aß1 -_"), st.integers(1, 2500)), max_size=6))
-@settings(deadline=None)
 def test_long_words_are_cut_and_nothing_else(runs):
     text = "".join(character * count for character, count in runs)
     pieces = cut_long_words(text)

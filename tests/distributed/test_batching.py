@@ -22,7 +22,7 @@ def cost(lengths, weights, batches, cost_of_batch):
     return total
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=7),
     weighted=st.booleans(),

@@ -27,7 +27,7 @@ def part_and_gradient(kind, sequences, length, rows, columns, generator):
     return RowPart(numbers, values), dense
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kinds=st.lists(st.sampled_from(["product", "row", "whole"]), min_size=1, max_size=3),
     sequences=st.integers(1, 5),

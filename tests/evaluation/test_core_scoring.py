@@ -89,7 +89,7 @@ def test_scores_are_those_of_whole_sequences(architecture, batch_size):
             assert (score.greedy, score.tied) == (greedy, False)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), batch_size=st.integers(1, 9))
 def test_neither_batches_nor_shared_prefixes_change_a_score(seed, batch_size):
     rng = random.Random(seed)

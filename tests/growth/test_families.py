@@ -121,7 +121,6 @@ def grown_by_every_method(model_type):
 def exactness_test(model_type, examples):
     @settings(
         max_examples=examples,
-        deadline=None,
         derandomize=True,
         phases=[Phase.generate],  # shrinking a failure would take minutes
         suppress_health_check=list(HealthCheck),
@@ -146,7 +145,7 @@ def test_growth_keeps_the_function_for_many_pairs(model_type):
 
 @families
 def test_every_axis_keeps_the_function(model_type):
-    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=15, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(st.sampled_from(EXACT_METHODS).flatmap(lambda method: growth_pairs(model_type, method)))
     def check(pair):
         plan = plan_growth(pair.source, pair.target, **pair.options)

@@ -23,7 +23,6 @@ from hf_progressive.growth.growth_plan import plan_growth
 
 QUICK = settings(
     max_examples=5,
-    deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # shrinking a failure would take minutes
     suppress_health_check=list(HealthCheck),

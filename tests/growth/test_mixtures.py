@@ -108,7 +108,6 @@ def pairs(draw, model_type):
 def exactness_test(model_type, examples, dtype):
     @settings(
         max_examples=examples,
-        deadline=None,
         derandomize=True,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

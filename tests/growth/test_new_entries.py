@@ -20,7 +20,6 @@ ALL_AXES = {"width": 24, "layers": 4, "heads": 3, "kv_heads": 3, "mlp": 31, "voc
 def test_the_plan_knows_them_as_the_complement_of_what_is_inherited(model_type, method):
     @settings(
         max_examples=10,
-        deadline=None,
         derandomize=True,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
@@ -94,7 +93,6 @@ def entries_of_any_shape(draw):
     return NewEntries(shape, tuple(runs(size) for size in shape), draw(st.booleans()))
 
 
-@settings(deadline=None)
 @given(entries_of_any_shape(), st.data())
 def test_a_mask_is_a_loop_over_entries_and_a_shards_is_its_part(entries, data):
     expected = torch.zeros(entries.shape, dtype=torch.bool)

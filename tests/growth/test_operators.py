@@ -26,7 +26,7 @@ def axes(draw, parent_size=None):
 
 
 @pytest.mark.parametrize("many_blocks", [0, 512])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(output=axes(), source=axes(), power=st.integers(0, 2))
 def test_inherited_entries_are_those_of_a_product_of_matrices(monkeypatch, many_blocks, output, source, power):
     monkeypatch.setattr(operators, "_MANY_BLOCKS", many_blocks)  # above it they are placed unit by unit
@@ -42,7 +42,7 @@ def test_inherited_entries_are_those_of_a_product_of_matrices(monkeypatch, many_
     torch.testing.assert_close(child, expected, rtol=1e-14, atol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(axes())
 def test_merging_changes_no_unit_and_leaves_nothing_to_merge(axis):
     split = [
@@ -56,7 +56,7 @@ def test_merging_changes_no_unit_and_leaves_nothing_to_merge(axis):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(axes(), axes())
 def test_a_joined_axis_is_block_diagonal(first, second):
     expected = torch.block_diag(map_matrix(first, "write"), map_matrix(second, "write"))
@@ -127,7 +127,7 @@ def test_fresh_entries_have_the_distribution_asked_for():
     assert drawn.std().item() == pytest.approx(0.02, rel=0.02)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(axes(), st.integers(0, 2**16))
 def test_noise_adds_up_to_zero_over_the_copies_of_a_unit(axis, seed):
     noise = torch.zeros(3, axis.size, dtype=torch.float64)

@@ -40,7 +40,7 @@ def same(left, right):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     tensors=st.lists(
         st.tuples(st.lists(st.integers(0, 5), max_size=3), st.sampled_from((*FLOATING, torch.uint8, torch.int64))),

@@ -46,7 +46,7 @@ def dense_step(tensors, name, weights, *, rate, ewc_lambda, gamma, side):
 
 
 @pytest.mark.parametrize("way", [1, 4, 1000, "kernels"])
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(
     shape=st.tuples(*[st.integers(1, 6)] * 3),
     rank=st.integers(0, 6),

@@ -118,7 +118,7 @@ def divided(cut, processes):
         yield
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(*[st.integers(1, 6)] * 3),
     rank=st.integers(0, 6),
@@ -158,7 +158,7 @@ def test_shards_cut_anywhere_add_up_to_the_whole(shape, rank, cuts):
     assert sum(b.held_bytes() for *_, b in results) - bases == whole_bytes
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     shape=st.tuples(*[st.integers(1, 6)] * 3),
     rank=st.integers(0, 6),

@@ -59,7 +59,7 @@ def dense_terms(model, tensors, *, ewc_lambda, gamma):
     return ewc, sub
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(*[st.integers(1, 9)] * 3),
     rank=st.integers(0, 9),

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_progressive.records.equivalent import equivalent_budget
@@ -53,7 +53,6 @@ def test_where_the_end_does_not_fall_no_line_leads_anywhere():
     assert equivalent_budget(models((1, 3.0), (2, 3.0 - 1e-9)), 1.0) is None  # beyond any float
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5), st.floats(-0.5, 1.5))
 def test_the_line_at_the_budget_has_the_bits_per_byte_that_were_asked_for(falls, place):
     """Whatever the curve: reading its line where the answer lies gives the question back."""

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_progressive.records.matching import (
@@ -51,7 +51,6 @@ def curves(draw):
     return points(*zip(flops, bits, strict=True))
 
 
-@settings(deadline=None)
 @given(curves(), BITS)
 def test_first_crossing_equals_a_walk_along_the_curve(curve, target):
     found, expected = flops_to_match(curve, target), walk(curve, target)
@@ -92,7 +91,6 @@ def test_interval_is_the_pair_of_evaluations_around_the_crossing():
     assert crossing_interval(curve, 0.5) is None
 
 
-@settings(deadline=None)
 @given(st.floats(1e-3, 1e3), st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6), st.floats(0.5, 0.9))
 def test_a_family_at_eta_one_costs_its_largest_member(first, ignored, ratio):
     """Σ C_child telescopes to C_last when every η is 1, and saving = η · C_lineage / C_cold on every rung."""
