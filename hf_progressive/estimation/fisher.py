@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
+from hf_progressive.distributed.working_dtype import summing_dtype
 from hf_progressive.estimation.batch_reader import BatchReader
 from hf_progressive.estimation.hooks import UnfitLayerError
 from hf_progressive.estimation.likelihood import ExampleBatch, LabelKind, SequenceBatch, sampling_generator
@@ -197,7 +198,7 @@ def _finished(totals: dict[str, Tensor], tokens: int, normalize: str | None) -> 
         raise ValueError(
             "the batches hold no target token; give at least one sequence of two tokens, or one label that counts"
         )
-    sums = {name: float(whole_tensor(total.sum(dtype=torch.float64))) for name, total in totals.items()}
+    sums = {name: float(whole_tensor(total.sum(dtype=summing_dtype(total.device)))) for name, total in totals.items()}
     for name, value in sums.items():
         if not math.isfinite(value):
             raise ValueError(f"the Fisher information of {name} is not finite; check the checkpoint and the data")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from hf_progressive.distributed.working_dtype import working_dtype
+from hf_progressive.distributed.working_dtype import summing_dtype, working_dtype
 
 IGNORED_LABEL = -100
 """Label of a position that is no target, as in Transformers and `torch.nn.functional.cross_entropy`."""
@@ -159,11 +159,13 @@ def negative_log_likelihood(
 
 
 def _sample_values(form: Form, scores: Tensor, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(scores.shape, generator=generator, dtype=torch.float64).to(scores.device)
+    scores = scores.to(summing_dtype(scores.device))
+    uniform = torch.rand(scores.shape, generator=generator, dtype=torch.float64).to(scores)
     if form == "switches":
-        return uniform < scores.double().sigmoid()
+        return uniform < scores.sigmoid()
     # The inverse of the distribution function at uniform numbers: drawn alike however examples are batched.
-    return scores.double() + torch.erfinv((2 * uniform - 1).clamp(-1 + 1e-15, 1 - 1e-15))
+    edge = 1 - torch.finfo(scores.dtype).eps
+    return scores + torch.erfinv((2 * uniform - 1).clamp(-edge, edge))
 
 
 @torch.no_grad()
@@ -179,8 +181,9 @@ def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator) 
     drawn = []
     for first in range(0, len(uniform), tokens_at_once):
         some = slice(first, first + tokens_at_once)
-        cumulative = logits.flatten(0, 1)[some].double().softmax(dim=-1).cumsum(dim=-1)  # (tokens, V)
-        height = uniform[some, None].to(cumulative.device) * cumulative[:, -1:]
+        probabilities = logits.flatten(0, 1)[some].softmax(dim=-1, dtype=summing_dtype(logits.device))
+        cumulative = probabilities.cumsum(dim=-1)  # (tokens, V)
+        height = uniform[some, None].to(cumulative) * cumulative[:, -1:]
         ids = torch.searchsorted(cumulative, height, right=True).squeeze(1)
         drawn.append(ids.clamp(max=logits.shape[-1] - 1))  # rounding may lift the height to the very top
     return torch.cat(drawn).view_as(targets).masked_fill(targets == IGNORED_LABEL, IGNORED_LABEL)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
-from hf_progressive.distributed.working_dtype import working_dtype
+from hf_progressive.distributed.working_dtype import summing_dtype, working_dtype
 from hf_progressive.estimation.batch_reader import BatchReader
 from hf_progressive.estimation.hooks import gradient_hooks, kept_gradients, output_hooks, untracked_parameters
 from hf_progressive.estimation.likelihood import ExampleBatch, LabelKind, sampling_generator
@@ -214,7 +214,7 @@ def _rank(energies: Tensor, energy: float, rank: int | None, total: float) -> in
     if rank is not None:
         return min(rank, len(energies))
     slack = len(energies) * torch.finfo(energies.dtype).eps  # the sum's rounding must not ask for one more direction
-    below = energies.double().cumsum(0) < (energy - slack) * total
+    below = energies.cumsum(0, dtype=summing_dtype(energies.device)) < (energy - slack) * total
     return min(int(below.sum()) + 1, len(energies))
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Container, Mapping
 
-import torch
 from torch import Tensor
+
+from hf_progressive.distributed.working_dtype import summing_dtype
 
 
 class FisherMean:
@@ -22,8 +23,7 @@ class FisherMean:
 
     def add(self, fisher: Tensor) -> None:
         """Add the entries of one tensor."""
-        exact = torch.float32 if fisher.device.type == "mps" else torch.float64  # which MPS has not
-        self._sum += fisher.detach().sum(dtype=exact).item()
+        self._sum += fisher.detach().sum(dtype=summing_dtype(fisher.device)).item()
         self._count += int(fisher.detach().count_nonzero())
 
     def add_all(self, fisher: Mapping[str, Tensor], *, but: Container[str]) -> None:

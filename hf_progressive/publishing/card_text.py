@@ -263,7 +263,7 @@ def _effect(lineage: Lineage) -> str:
             f" It took back {first} of the distance from the grown weights at the first logged step and {last} at the"
             " last."
         )
-    return f" The norm of its gradient was {first} of the task's at the first logged step and {last} at the last."
+    return f" Its gradient's norm was {first} times the loss's at the first logged step, {last} times at the last."
 
 
 def data_use(lineage: Lineage) -> str:

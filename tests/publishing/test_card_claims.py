@@ -122,7 +122,7 @@ CLAIMS = [
     Claim("Both fell linearly to nothing over the first {until} of the steps."),
     Claim("It fell along a cosine as if to nothing at {until} of the steps.", lambda f: f["until"] > 1),
     Claim(
-        "The norm of its gradient was {first_ratio} of the task's at the first logged step and {last_ratio} at the"
+        "Its gradient's norm was {first_ratio} times the loss's at the first logged step, {last_ratio} times at the"
         " last."
     ),
     Claim(READ),
