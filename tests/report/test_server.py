@@ -155,17 +155,22 @@ def test_a_port_that_is_taken_is_one_line(server: Any, capsys: pytest.CaptureFix
     assert "none: holds no ladder.json" in capsys.readouterr().err
 
 
+# Tests that a shell runs in the background are born deaf to it, and so would their children be.
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_ends_it_with_one_line(server: Any) -> None:
     folder, _ = server
     command = [sys.executable, "-m", "hf_progressive", "report", str(folder), "--serve", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c) as process:
         assert process.stderr is not None
         first = process.stderr.readline()
         port = int(first.partition("127.0.0.1:")[2].partition("/")[0])
         with socket.create_connection(("127.0.0.1", port)):
             process.send_signal(signal.SIGINT)
-            rest = process.stderr.read()
+            rest = process.communicate(timeout=60)[1]
     assert first == f"{folder} is shown at http://127.0.0.1:{port}/ to this machine; Ctrl-C ends it\n"
     assert rest == f"{folder} is no longer shown\n"
     assert process.returncode == 0
