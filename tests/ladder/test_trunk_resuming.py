@@ -68,7 +68,7 @@ INTERRUPTIONS = {
         [
             before_step(NAMES[0], 5),  # on the trunk
             before_step(NAMES[0], 10),  # in the member's decay
-            at_call(grow, "verify_growth"),  # in the growth, weights and moments written
+            at_call(grow, "compare_logits"),  # in the growth, weights and moments written
             before_step(NAMES[1], 3),  # in the re-warm
             at_call(steps, "rung_record"),  # trained and not recorded
             before_step(NAMES[2], 11),  # in the last decay
