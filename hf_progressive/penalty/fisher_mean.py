@@ -13,6 +13,7 @@ class FisherMean:
     Entries at 0, such as those that a grown model's parent did not have, restrain nothing and do not count: growth
     does not change what λ means.
 
+    >>> import torch
     >>> mean = FisherMean()
     >>> mean.add(torch.tensor([0.0, 1.0, 2.0])), mean.add(torch.tensor([[3.0]])), mean.value()
     (None, None, 2.0)

@@ -105,7 +105,7 @@ def test_a_process_that_sees_several_gpus_uses_one_and_keeps_its_batch(
 @pytest.mark.parametrize("there", [True, False])
 def test_any_accelerator_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     def given_arguments(**given: Any) -> SimpleNamespace:
-        return SimpleNamespace(n_gpu=1, **given)
+        return SimpleNamespace(n_gpu=1, mixed_precision="no", **given)
 
     monkeypatch.setattr("torch.accelerator.is_available", lambda: there)
     monkeypatch.setattr(training_run, "ProgressiveTrainingArguments", given_arguments)
