@@ -47,7 +47,9 @@ def test_resuming_gives_the_same_bits(tmp_path, apply, stops):
         before = json.loads((folder / f"checkpoint-{stop}" / "trainer_state.json").read_text())
         (done,) = before["stateful_callbacks"]["LogWindow"]["losses"]
         done += sum(3 * entry["loss"] for entry in before["log_history"])
-        assert rest * (9 - stop) + done == pytest.approx(9 * mean)  # the mean of its own steps
+        # The sum over its own steps, by their number (Transformers 5.23) or by that of all steps (5.17).
+        own = 9 * mean - done
+        assert rest == pytest.approx(own / (9 - stop)) or rest == pytest.approx(own / 9)
 
 
 def test_a_model_with_fewer_rows_than_its_tokenizer_has_entries_is_refused(tmp_path):
