@@ -74,7 +74,7 @@ class TaskFolder:
         return try_lock(self.root / "locks" / f"{task.name}.lock")
 
     def settling(self) -> contextlib.AbstractContextManager[object]:
-        """Return a context in which no other process ends a task and deletes what is no longer needed."""
+        """Return a context in which no other process ends a task or deletes anything."""
         return wait_lock(self.root / "locks" / ".settling.lock")
 
     def unfinished(self) -> list[Task]:
@@ -147,8 +147,8 @@ def run_tasks(
         carry_out: Does a task.
         on_result: Called after each task that this process finished.
     """
-    folder.remove_leftovers()
-    with folder.settling():  # under which all results are written
+    with folder.settling():  # under which all results are written, and all is deleted
+        folder.remove_leftovers()
         storage.remove_leftovers(folder.root / "results")
         folder.prune()  # a kill may have come before all was deleted
     while unfinished := folder.unfinished():

@@ -1,11 +1,13 @@
 """Tasks of no particular kind: when they are ready, what is deleted, and what a failure or a lost file leads to."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hf_progressive import storage
+from hf_progressive.storage.temporary_names import temporary_sibling
 from hf_progressive.study.runner import TaskFolder, run_tasks
 from hf_progressive.study.tasks import Task, connected
 
@@ -110,3 +112,18 @@ def test_a_failure_ends_what_needs_it_alone(failing: str, reasons: dict[str, str
     for name in reasons:
         hands.folder.result_path(name).unlink()
     assert set(Hands(tmp_path).run().done) >= reasons.keys()
+
+
+def test_leftovers_go_only_while_no_other_process_deletes_anything(tmp_path: Path) -> None:
+    hands = Hands(tmp_path)
+    # `remove_folder` renames before it deletes: what it has renamed looks like a killed process's.
+    aside = temporary_sibling(hands.folder.path("long") / "final")
+    aside.mkdir(parents=True)
+    other = threading.Thread(target=hands.run)
+    with hands.folder.settling():
+        other.start()
+        other.join(0.2)
+        assert aside.is_dir()
+    other.join(60)
+    assert not aside.exists()
+    assert len(hands.done) == len(TASKS)
