@@ -52,6 +52,11 @@ LADDERS = {
         "rungs=[{name: l1w24, n_layer: 1, n_embd: 24, n_head: 3, until: 0.5},"
         " {name: l2w24, n_layer: 2, n_embd: 24, n_head: 3}]",
     ],
+    "trunk_l16": [
+        *(*SMALL_TRAINING, *SMALL_DATA, "model.context=32"),
+        "model.fields={hidden_size: 16, intermediate_size: 40, num_attention_heads: 2}",
+        "rungs=[{name: l1, num_hidden_layers: 1, until: 0.5}, {name: l2, num_hidden_layers: 2}]",
+    ],
     "ladder_d10_d18": [*SMALL_DIAL, "rungs=[d2, d3]", "cold=[d3]"],
     "validation_d15_d16": [*SMALL_DIAL, "rungs=[d2, d3]"],
 }
@@ -73,6 +78,7 @@ LAUNCHED = {
     "ladder_tiny": "ddp",
     "ladder_small": "ddp",
     "trunk_small": "cpu",
+    "trunk_l16": "multi_gpu",
     "ladder_d10_d18": "multi_gpu",
     "validation_d15_d16": "multi_node",
 }

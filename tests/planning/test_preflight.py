@@ -110,7 +110,7 @@ def test_one_rung_s_own_engine_and_optimizer_are_looked_at():
 
 
 @pytest.mark.parametrize(
-    "name", ["ladder_tiny", "ladder_small", "trunk_small", "ladder_d10_d18", "validation_d15_d16"]
+    "name", ["ladder_tiny", "ladder_small", "trunk_small", "trunk_l16", "ladder_d10_d18", "validation_d15_d16"]
 )
 def test_nothing_is_wrong_with_what_ships(name):
     assert find_problems(load_ladder_config(name), processes=4) == []
