@@ -87,7 +87,7 @@ def _expert_axes(family: Family, method: Method, target: Any, old: Sizes, new: S
     of_expert = _unit_axis(old.expert_mlp, method.units("width of an expert", old.expert_mlp, new.expert_mlp))
     of_shared = _unit_axis(old.shared_mlp, method.units("the shared expert's", old.shared_mlp, new.shared_mlp))
     return {
-        "experts": expert_axis(family, target, old, new),
+        "experts": expert_axis(family, target, old, new, from_dense=method.upcycles),
         "expert_mlp": of_expert.filled("fresh", "zero"),
         "shared_mlp": of_shared.filled("fresh", "zero"),
         "one": Axis.unchanged(1),

@@ -10,8 +10,8 @@ are all copies of the parent's K, each with 1/m of the weight, renormalised or n
 grow with E. Any other number changes the function: softmax gives a token to as many copies as there are, and these
 routers have no bias that could hide a new expert. Gradients divide among the copies, 1/m each.
 
-**One expert**, which is what a dense MLP is, needs no copy of the router. Under renormalisation the weights of any K
-of its E copies add up to 1, whatever the router says. Without, they do only for K = E.
+**A dense MLP** is one expert without a router, whose rows are drawn. Under renormalisation the weights of any K of its
+E copies add up to 1, whatever the router says. Without, they do only for K = E.
 """
 
 import random
@@ -29,7 +29,7 @@ NOISE_AMONG_COPIES = 0.1
 are chosen together and are alike would stay alike."""
 
 
-def expert_axis(family: Family, target: Any, old: Sizes, new: Sizes) -> Axis:
+def expert_axis(family: Family, target: Any, old: Sizes, new: Sizes, *, from_dense: bool) -> Axis:
     """Return the axis of the experts; a number of them, or of those chosen, that is not exact is a ValueError."""
     experts, chosen = (family.size_fields[name] for name in ("experts", "chosen"))
     if new.chosen > new.experts:
@@ -38,18 +38,18 @@ def expert_axis(family: Family, target: Any, old: Sizes, new: Sizes) -> Axis:
     if copies == 0:
         return Axis.of(old.experts, [Segment(new.experts)])
     told = f"{experts} {old.experts} → {new.experts} with {chosen} {old.chosen} → {new.chosen} is not exact"
-    if old.experts == 1 and not chooses_by_share(family, target):
+    if from_dense and old.experts == 1 and not chooses_by_share(family, target):
         if new.chosen != new.experts:
             raise ValueError(
                 f"{told}: without renormalisation the weights of {new.chosen} of {new.experts} equal experts do not"
                 f" add up to 1; {_remedy(family, new.experts)}"
             )
-    elif old.experts > 1 and rest:
+    elif rest:
         raise ValueError(
             f"{told}: experts grow by whole copies of all of them, since softmax gives more to those with more copies"
             f" and the router has no bias that could hide a new one; take {experts}={old.experts * (copies + 1)}"
         )
-    elif old.experts > 1 and new.chosen != copies * old.chosen:
+    elif not from_dense and new.chosen != copies * old.chosen:
         raise ValueError(
             f"{told}: the copies of an expert share its weight, so all of them must be chosen; take"
             f" {chosen}={copies * old.chosen}"

@@ -335,7 +335,7 @@ class Family:
         for names, wanted in ((self.unsupported, False), (self.required, True)):
             for name, reason in names.items():
                 if bool(value := getattr(config, name, wanted)) != wanted:
-                    raise ValueError(f"{name}={value!r} cannot be grown: {reason}; set it to {wanted}")
+                    raise ValueError(f"{name}={value!r} cannot be grown: {reason}; models of {name}={wanted} can")
         for name, size in self.repeats.items():
             of = self.size_fields[size]
             if (value := getattr(config, name)) != getattr(config, of):

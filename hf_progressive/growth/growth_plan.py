@@ -34,7 +34,7 @@ from hf_progressive.growth.positions import keep_rotation
 from hf_progressive.growth.target import complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
 from hf_progressive.growth.unmerged import describe_wrapper
-from hf_progressive.growth.upcycle import as_mixture, upcycling_of, with_choice
+from hf_progressive.growth.upcycle import as_mixture, refuse_without_copies, upcycling_of, with_choice
 
 _FACTORS_TOLD = 8  # along an axis, in a plan's summary
 _FAULTS_TOLD = 12
@@ -322,6 +322,7 @@ def plan_growth(
     upcycling, source = None, source_config
     if way.upcycles:
         upcycling = upcycling_of(source_config, target_config)
+        refuse_without_copies(upcycling, chosen)
         target_config = with_choice(upcycling, target_config)
         family, source = MIXTURES[upcycling.target], as_mixture(upcycling, source_config, target_config)
     target = complete_target(family, source, target_config)

@@ -7,13 +7,13 @@ tokenizer files are fetched, and nothing in a source is ever run.
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from hf_progressive.growth.unmerged import ADAPTER_NAME, refuse_adapter
 from hf_progressive.hub.fetch import locate_files
@@ -39,7 +39,8 @@ class GrowthSource:
         for file in (CONFIG_NAME, "tokenizer_config.json"):
             path = self.folder / file
             require_own_file(path, self.folder)
-            if (file == CONFIG_NAME or path.is_file()) and "auto_map" in read_json(path):
+            held = read_json(path) if file == CONFIG_NAME or path.is_file() else {}
+            if "auto_map" in held and not (file == CONFIG_NAME and _names_stock_classes(held)):
                 raise ValueError(f"{path}: has an auto_map, so it needs remote code; only stock classes are grown")
         model_type = read_json(self.folder / CONFIG_NAME).get("model_type")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
@@ -50,6 +51,8 @@ class GrowthSource:
         ):
             config = AutoConfig.from_pretrained(self.folder)
             config.to_json_string()  # some values are looked at only where it is written
+        if hasattr(config, "auto_map"):  # of the stock classes: the code beside it stays behind
+            del config.auto_map
         padding, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
         if isinstance(padding, int) and isinstance(rows, int) and padding >= rows:
             raise ValueError(
@@ -103,6 +106,20 @@ class GrowthSource:
             return {}
         files = read_json(self.folder / MANIFEST_NAME).get("files")
         return files if isinstance(files, dict) else {}  # a manifest of another tool says nothing here
+
+
+# Phi-3 and Falcon were published with code of their own, which became the stock classes under the same names.
+def _names_stock_classes(held: Mapping[str, Any]) -> bool:
+    model_type, classes = held.get("model_type"), held["auto_map"]
+    if not (isinstance(model_type, str) and isinstance(classes, Mapping) and model_type in CONFIG_MAPPING):
+        return False
+    config = CONFIG_MAPPING[model_type]
+    stock = {"AutoConfig": config}
+    if config in MODEL_FOR_CAUSAL_LM_MAPPING:
+        stock["AutoModelForCausalLM"] = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+    return stock.keys() <= classes.keys() and all(
+        str(classes[name]).rpartition(".")[2] == own.__name__ for name, own in stock.items()
+    )
 
 
 def locate_source(source: str | os.PathLike[str], revision: str | None = None) -> GrowthSource:

@@ -154,7 +154,10 @@ def _check_sizes(family: Family, source: Any, target: Any) -> None:
     if family.derives_head_dim(target):
         _check_head_dim(family, old, new)
     if new.heads % new.kv_heads:
-        raise ValueError(f"{new.heads} heads are not divisible by {new.kv_heads} key/value heads")
+        heads, fitting = family.size_fields["heads"], -(-new.heads // new.kv_heads) * new.kv_heads
+        raise ValueError(
+            f"{new.heads} heads are not divisible by {new.kv_heads} key/value heads; take {heads}={fitting}"
+        )
     sizes = zip(asdict(old).items(), asdict(new).values(), strict=True)
     smaller = [f"{name} {before} → {after}" for (name, before), after in sizes if after < before]
     if smaller:

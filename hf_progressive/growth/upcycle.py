@@ -15,7 +15,8 @@ output matrices of the routed experts are zero.
 The option `drop` draws a share of every expert's hidden units anew, the same units in its three matrices, each matrix
 from a normal distribution with the mean and the deviation of what it replaces (Drop-Upcycling, arXiv 2502.19261, whose
 authors find 0.5 best); the option `noise` adds noise to every expert's matrices. Exact copies learn apart slowly, by
-the tokens that the router sends them; either option tells them apart and changes the function.
+the tokens that the router sends them; either option tells them apart and changes the function. Neither is for
+`qwen2_moe`, whose routed experts are fresh.
 """
 
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.family_table import WeightRule
 from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.growth.operators import Fresh
+from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.growth.tensor_plan import TensorPlan
 
 _GATED = ("gate_proj", "up_proj", "down_proj")
@@ -151,6 +153,16 @@ def upcycling_of(source: Any, target: Any | Mapping[str, Any]) -> Upcycling:
                 " has no such thing"
             )
     return upcycling
+
+
+def refuse_without_copies(upcycling: Upcycling, options: GrowthOptions) -> None:
+    """Raise a ValueError for options that alter copies of the MLP where the experts are none."""
+    for name in ("drop", "noise"):
+        if not upcycling.copies and (value := getattr(options, name)):
+            raise ValueError(
+                f"{name}={value:g} tells copies of the MLP apart, and the routed experts of a {upcycling.target} are"
+                " fresh; leave it out"
+            )
 
 
 def with_choice(upcycling: Upcycling, target: Any | Mapping[str, Any]) -> Any | Mapping[str, Any]:

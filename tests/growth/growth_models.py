@@ -34,6 +34,13 @@ PARTLY_TURNED = {"gpt_neox", "phi3"}
 ALL_HEADS = {"gpt2", "gpt_neox", "opt"}  # every query head has a key/value head of its own
 ANY_HEAD_DIM = {"gpt2", "opt"}  # no rotation that asks for whole multiples
 ALWAYS_TIED_OPTIONS = {"nanochat": (False,)}  # a wider tied NanoChat is refused, and tested as such
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 4,  # all that is read is longer
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+}
 QUARTER_TURNED = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 EXTRA_OPTIONS = {
     "gpt2": (
@@ -67,7 +74,11 @@ EXTRA_OPTIONS = {
         {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
         {"attention_bias": True, "final_logit_softcapping": 1.5},
     ),
-    "phi3": ({"sliding_window": 5}, {"rope_parameters": QUARTER_TURNED | {"partial_rotary_factor": 0.5}}),
+    "phi3": (
+        {"sliding_window": 5},
+        {"rope_parameters": QUARTER_TURNED | {"partial_rotary_factor": 0.5}},
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 4},
+    ),
     "falcon": (
         {"new_decoder_architecture": True, "bias": True},
         {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
@@ -286,7 +297,8 @@ def pairs_from(draw: Any, parent: Parent, method: str) -> Pair:
     }
     if new["heads"] < old["heads"]:  # groups may be divided, heads not be lost
         new["heads"], new["kv_heads"] = old["heads"], old["kv_heads"]
-    if model_type not in NORMED_QUERIES and draw(st.booleans()):
+    steady = getattr(parent.config, "rope_parameters", {}).get("rope_type") != "longrope"  # or head_dim stays
+    if model_type not in NORMED_QUERIES and steady and draw(st.booleans()):
         new["head_dim"] = old["head_dim"] * integer(1, 3)
         if model_type in ANY_HEAD_DIM and not tile:
             new["head_dim"] = old["head_dim"] + integer(0, 7)

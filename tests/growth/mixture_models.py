@@ -1,9 +1,13 @@
 """Tiny mixtures of experts, and dense models that become such, with weights far from their initial ones."""
 
+import os
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+
+PAIRS = int(os.environ.get("GROWTH_PAIRS", "60"))
+"""Random pairs of each family, as `test_families` has them."""
 
 SIZES = {
     "hidden_size": 16,

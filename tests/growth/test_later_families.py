@@ -1,5 +1,6 @@
 """What single families ask for: stored names, longrope, slopes, silent layers behind norms, and what is refused."""
 
+import json
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 from hf_progressive.growth import grow_checkpoint
 from hf_progressive.growth.growth_plan import plan_growth
 from hf_progressive.growth.hidden_matrices import Parts, hidden_matrices
+from hf_progressive.storage import read_json
 from hf_progressive.training.muon import MuonWithAdamW
 
 LONGROPE = {
@@ -71,7 +73,7 @@ REFUSED = {
     "a norm behind the sum": (
         ("opt", {"do_layer_norm_before": False}),
         {"num_hidden_layers": 3},
-        "do_layer_norm_before=False cannot be grown: a norm behind the sum .*; set it to True",
+        "do_layer_norm_before=False cannot be grown: a norm behind the sum .*; models of do_.*=True can",
     ),
     "embeddings of another width": (
         ("opt", {"word_embed_proj_dim": 8}),
@@ -155,3 +157,18 @@ def test_muon_takes_query_key_and_value_of_all_heads_as_three_matrices():
         MuonWithAdamW([], [(parameter, divided)], lr=1.0, muon_lr=0.1).step()
         stepped.append(parameter.detach())
     torch.testing.assert_close(stepped[0][order], stepped[1])
+
+
+def test_code_that_became_the_stock_class_stays_behind(tmp_path):
+    save(build(config_of("phi3"), dtype=torch.float32), tmp_path / "parent")
+    path = tmp_path / "parent" / "config.json"
+    published = {"AutoConfig": "config_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    config = read_json(path)
+    path.write_text(json.dumps({**config, "auto_map": {**published, "AutoTokenizer": "org/other"}}))
+    report = grow_checkpoint(tmp_path / "parent", tmp_path / "child", {"num_hidden_layers": 3}, progress=False)
+    assert report.verification.preserved
+    assert "auto_map" not in read_json(tmp_path / "child" / "config.json")
+    for other in ({"AutoModelForCausalLM": "modeling_phi3.MyPhi3"}, {"AutoConfig": None}):
+        path.write_text(json.dumps({**config, "auto_map": {**published, **other}}))
+        with pytest.raises(ValueError, match="has an auto_map, so it needs remote code"):
+            grow_checkpoint(tmp_path / "parent", tmp_path / "other", {"num_hidden_layers": 3})

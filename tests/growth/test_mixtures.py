@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from mixture_models import MIXTURE_FIELDS, OF_QWEN, build, config_of, experts_field
+from mixture_models import MIXTURE_FIELDS, OF_QWEN, PAIRS, build, config_of, experts_field
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -133,7 +133,7 @@ def test_growth_keeps_the_function(model_type):
 @mixtures
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_growth_keeps_the_function_for_many_pairs(model_type, dtype):
-    exactness_test(model_type, 60, dtype)()
+    exactness_test(model_type, PAIRS, dtype)()
 
 
 @mixtures
@@ -196,6 +196,14 @@ def test_files_with_fused_experts_are_read_as_well(tmp_path):
 def test_numbers_of_experts_that_are_not_exact_are_refused_with_the_reason(target, message):
     with pytest.raises(ValueError, match=message):
         plan_growth(config_of("mixtral"), target)
+
+
+def test_the_copies_of_a_single_expert_are_all_chosen_as_well():
+    parent = build(config_of("mixtral", num_local_experts=1, num_experts_per_tok=1))
+    child = grow_model(parent, {"num_local_experts": 3, "num_experts_per_tok": 3})
+    assert verify_growth(parent, child, dtype="float64").preserved
+    with pytest.raises(ValueError, match="share its weight, so all .* must be chosen; take num_experts_per_tok=3"):
+        plan_growth(parent.config, {"num_local_experts": 3, "num_experts_per_tok": 2})
 
 
 def test_refused_numbers_would_change_the_function():

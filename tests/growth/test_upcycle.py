@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from mixture_models import build, config_of
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from mixture_models import PAIRS, build, config_of, experts_field
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
@@ -37,6 +39,67 @@ def test_an_upcycled_model_computes_what_the_dense_one_does(model_type, target):
     check = verify_growth(parent, child, dtype="float64")
     assert check.tolerance == 1e-9
     assert check.preserved, check.describe()
+
+
+@st.composite
+def pairs(draw, model_type):
+    """A random dense parent, and a random mixture that is exact: experts, and any other axes at once."""
+
+    def integer(low, high):
+        return draw(st.integers(low, high))
+
+    kv_heads, group, experts = integer(1, 2), integer(1, 2), integer(1, 5)
+    heads, chosen, over_all = kv_heads * group, integer(1, experts), model_type == "olmo2"
+    grown_heads = heads * integer(1, 2) if over_all else heads + group * integer(0, 2)
+    old = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": 8 * heads,
+        "num_hidden_layers": integer(1, 3),
+        "intermediate_size": integer(3, 9),
+        "vocab_size": integer(5, 12),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+    new = {
+        "num_attention_heads": grown_heads,
+        "num_key_value_heads": kv_heads if over_all else grown_heads // group,
+        "hidden_size": 8 * grown_heads,
+        "num_hidden_layers": old["num_hidden_layers"] + integer(0, 2),
+        "intermediate_size": old["intermediate_size"] + integer(0, 9),
+        "vocab_size": old["vocab_size"] + integer(0, 4),
+        experts_field(CHILD[model_type]): experts,
+        "num_experts_per_tok": chosen,
+    }
+    if model_type in ("qwen3", "olmo2"):
+        new["norm_topk_prob"] = chosen < experts or draw(st.booleans())
+    if model_type in ("qwen3", "qwen2"):
+        new["moe_intermediate_size"] = old["intermediate_size"] + integer(0, 9)
+        new["mlp_only_layers"] = draw(st.sampled_from(([], [0])))
+    options = {
+        "depth_position": draw(st.sampled_from(("append", "spread"))),
+        "new_layers": draw(st.sampled_from(("copy", "fresh"))),
+        "init_std": 0.3,
+        "free_scale": draw(st.sampled_from((None, 1.0))),
+    }
+    return old, new, options
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", CHILD)
+def test_upcycling_keeps_the_function_for_many_pairs(model_type):
+    @settings(max_examples=PAIRS, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(pairs(model_type))
+    def check(pair):
+        old, new, options = pair
+        parent = parent_of(model_type, **old)
+        for dtype, tolerance in (("float64", 1e-9), ("float32", 1e-5)):
+            parent = parent.to(getattr(torch, dtype))
+            child = grow_model(parent, new, method="upcycle", **options)
+            result = verify_growth(parent, child, dtype=dtype, sequences=2)
+            assert result.tolerance == tolerance
+            assert result.preserved, (result.describe(), pair)
+
+    check()
 
 
 @pytest.mark.parametrize(("model_type", "target"), [UPCYCLED[0], *UPCYCLED[2:4], *UPCYCLED[5:]])
@@ -156,6 +219,12 @@ def test_noise_changes_every_expert_and_says_so():
 def gradients(model, tokens):
     model(tokens, labels=tokens).loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("option", ["drop", "noise"])
+def test_options_for_copies_are_refused_where_experts_are_none(option):
+    with pytest.raises(ValueError, match=rf"{option}=0.5 tells copies .* routed experts of a qwen2_moe are fresh"):
+        plan_growth(config_of("qwen2"), {"num_experts": 4}, method="upcycle", **{option: 0.5})
 
 
 def test_gradients_divide_among_the_experts_and_add_up_to_the_dense_models():
