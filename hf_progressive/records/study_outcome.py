@@ -1,7 +1,7 @@
 """What a study's recipes achieved, as `study.json` has it: on a step, for the family, and by Φ.
 
-Intervals are 95 %; an end is None where one seed alone says nothing of its spread, and where the values are bounds
-themselves.
+Intervals are 95 %, by Student's t; an end is None where one seed alone says nothing of its spread, and where the values
+are bounds themselves.
 """
 
 from dataclasses import dataclass, fields
@@ -53,15 +53,9 @@ class StepOutcome(Record):
     """Transfer efficiency; None where a seed did not match."""
 
     eta_low: float | None
-    """Lower end of its interval, by Student's t."""
+    """Lower end of its interval."""
 
     eta_high: float | None
-    """Upper end."""
-
-    eta_bootstrap_low: float | None
-    """Lower end by the percentile bootstrap."""
-
-    eta_bootstrap_high: float | None
     """Upper end."""
 
     at_least: bool
@@ -142,12 +136,6 @@ class ShareCost(Record):
 class RecipeStep(StepOutcome):
     """A step of a recipe, with each seed's part."""
 
-    saving_bootstrap_low: float | None
-    """Lower end of the saving's interval by the percentile bootstrap."""
-
-    saving_bootstrap_high: float | None
-    """Upper end."""
-
     c_cold: Amount
     """FLOPs of the child's full budget from scratch."""
 
@@ -208,15 +196,9 @@ class FamilyOutcome(Record):
     """`inherited` over `last_alone`."""
 
     over_last_alone_low: float | None
-    """Lower end of its interval, by Student's t."""
+    """Lower end of its interval."""
 
     over_last_alone_high: float | None
-    """Upper end."""
-
-    over_last_alone_bootstrap_low: float | None
-    """Lower end by the percentile bootstrap."""
-
-    over_last_alone_bootstrap_high: float | None
     """Upper end."""
 
     at_most: bool

@@ -84,14 +84,13 @@ def complete_seeds(
 def named(
     name: str, values: Sequence[float] | None, *, at_least: bool = False, at_most: bool = False
 ) -> dict[str, Any]:
-    """Return a mean with the ends of its intervals as a record's fields; of bounds, an interval has one end only."""
+    """Return a mean with the ends of its interval as a record's fields; of bounds, an interval has one end only."""
     interval = None if values is None else mean_interval(values)
-    open_end = {"high"} if at_least else {"low"} if at_most else set()
-    fields: dict[str, Any] = {name: None if interval is None else interval.mean}
-    for part in ("low", "high", "bootstrap_low", "bootstrap_high"):
-        known = interval is not None and part.removeprefix("bootstrap_") not in open_end
-        fields[f"{name}_{part}"] = getattr(interval, part) if known else None
-    return fields
+    return {
+        name: None if interval is None else interval.mean,
+        f"{name}_low": None if interval is None or at_most else interval.low,
+        f"{name}_high": None if interval is None or at_least else interval.high,
+    }
 
 
 def with_ends(name: str, values: Sequence[float]) -> dict[str, Any]:
