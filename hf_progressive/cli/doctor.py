@@ -59,7 +59,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(_memory() / 1e9, 1),
+        "memory_gb": _memory_gb(),
         "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
         "packages": {name: _version(name) for name in _PACKAGES},
         "device": device.type,
@@ -100,11 +100,12 @@ def describe(found: dict[str, Any]) -> str:
         return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
     devices = ", ".join(found["devices"]) or "none"
+    memory = "memory not known" if found["memory_gb"] is None else f"{found['memory_gb']} GB"
     missing = [f"no {name}  ({_ENGINES[name]})" for name, version in found["engines"].items() if version is None]
     rows = {
         "hf_progressive": f"{found['hf_progressive']}, {found['folder']}",
         "python": f"{found['python']}, {found['platform']}",
-        "machine": f"{found['cores']} cores, {found['memory_gb']} GB, {found['free_disk_gb']} GB free in this folder",
+        "machine": f"{found['cores']} cores, {memory}, {found['free_disk_gb']} GB free in this folder",
         "packages": listed(found["packages"]),
         "accelerators": f"{devices}; processes talk by {', '.join(found['backends']) or 'nothing'}",
         "torch.compile": "works" if found["compiles"] else "does not work",
@@ -127,5 +128,7 @@ def _version(name: str) -> str | None:
     return None
 
 
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _memory_gb() -> float | None:
+    if not hasattr(os, "sysconf"):  # Windows
+        return None
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)

@@ -1,4 +1,5 @@
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def test_the_doctor_tells_what_is_here(
     assert "no deepspeed  (ZeRO-1, -2 and -3: pip install" in text
     assert text.splitlines()[-1] == "Nothing stands in the way."
     assert max(len(line) for line in text.splitlines() if doctor.__file__.partition("/cli/")[0] not in line) <= 100
+
+
+def test_where_the_memory_cannot_be_asked_for_the_doctor_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
+    monkeypatch.setattr("hf_progressive.distributed.compilation.compiles_on", lambda kind: True)
+    found = doctor.examine()
+    assert found["memory_gb"] is None
+    assert f"{found['cores']} cores, memory not known, " in doctor.describe(found)
 
 
 def test_without_a_command_the_first_steps_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
