@@ -27,7 +27,7 @@ from hf_progressive.study.runner import TaskFolder
 from hf_progressive.study.tasks import Task
 from hf_progressive.training.averaging import average_checkpoints
 from hf_progressive.training.callbacks import evenly_spaced
-from hf_progressive.training.checkpoints import write_fresh
+from hf_progressive.training.checkpoints import step_of, write_fresh
 from hf_progressive.training.precision import evaluation_precision
 from hf_progressive.training.second_moments import gradient_norms
 from hf_progressive.training.trainer import ProgressiveTrainer
@@ -179,7 +179,7 @@ class Worker:
         self._keep_weights(task, model, trainer, branch)
         del trainer
         gc.collect()
-        branched_at = 0 if branch is None else _step_of(branch)
+        branched_at = 0 if branch is None else step_of(branch)
         return {
             "name": model.name,
             "rung": initial.rung.name,
@@ -211,15 +211,15 @@ class Worker:
     def _branch(self, task: Task, model: FinishedModel) -> Path | None:
         # The newest checkpoint of what the task uses in which the model's decay has not begun.
         found = [path for used in task.uses for path in self.folder.path(used).parent.glob("checkpoint-*")]
-        complete = [path for path in found if storage.is_complete(path) and 0 < _step_of(path) <= model.shared_steps]
-        return max(complete, key=_step_of, default=None)
+        complete = [path for path in found if storage.is_complete(path) and 0 < step_of(path) <= model.shared_steps]
+        return max(complete, key=step_of, default=None)
 
     def _training_run(
         self, task: Task, model: FinishedModel, title: str, estimates: float, branch: Path | None
     ) -> TrainingRun:
         setup, initial = model.setup, model.initial
         steps = set(evenly_spaced(model.steps, setup.training.checkpoints)) - {model.steps}
-        steps |= {_step_of(Path(path)) for path in task.makes if path.startswith(f"{model.name}/checkpoints/")}
+        steps |= {step_of(Path(path)) for path in task.makes if path.startswith(f"{model.name}/checkpoints/")}
         if model.stable in task.makes:
             if model.decay_begins == 0:
                 raise ValueError(f"{model.name}: decays from its first step, so nothing can be grown from before that")
@@ -284,11 +284,6 @@ def _kept_optimizer(folder: Path, training: TrainingConfig, trained: Mapping[str
         max_grad_norm=training.max_grad_norm,
         gradient_norms=gradient_norms(trained["training_log"]),
     )
-
-
-def _step_of(checkpoint: Path) -> int:
-    step = checkpoint.name.rpartition("-")[2]
-    return int(step) if step.isdigit() else 0
 
 
 def _link_weights(source: Path, target: Path) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,12 @@ def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     return next((path for path in reversed(_checkpoints(Path(folder))) if is_complete(path)), None)
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the N of a `checkpoint-N`; 0 of any other name."""
+    match = _CHECKPOINT_PATTERN.fullmatch(checkpoint.name)
+    return int(match[1]) if match else 0
+
+
 def check_checkpoint(
     checkpoint: Path,
     penalty: InheritancePenalty | LoraPenalty | None,
@@ -157,13 +163,12 @@ def finish_rotation(resumed: Path, limit: int | None) -> None:
         rotate(resumed, limit, None)
 
 
-def remove_leftovers(folder: Path, *, spared: Collection[str] = ()) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Delete what killed processes were writing, which never stands under a checkpoint's own name.
 
-    The folder is a Trainer's `output_dir`, or a run folder, in which no other process trains. Folders directly below
-    it that are `spared` by name are not looked into.
+    The folder is a Trainer's `output_dir`, or a rung's, in which no other process trains.
     """
-    storage.remove_leftovers(folder, spared=spared)
+    storage.remove_leftovers(folder)
     for place, folders, _ in os.walk(folder):
         if STAGING_NAME in folders:
             folders.remove(STAGING_NAME)

@@ -32,7 +32,7 @@ from hf_progressive.training.callbacks import (
     SavedTokenizer,
     evenly_spaced,
 )
-from hf_progressive.training.checkpoints import newest_complete_checkpoint
+from hf_progressive.training.checkpoints import newest_complete_checkpoint, step_of
 from hf_progressive.training.flops import FORWARD_SHARE
 from hf_progressive.training.history import training_log, validation_curve
 from hf_progressive.training.muon import muon_peak
@@ -162,7 +162,7 @@ class TrainingResult:
     """Wall-clock seconds of this process's part of the training, validation included."""
 
     evaluation_tokens: int = 0
-    """Tokens of the validation part that were read, over all validation points."""
+    """Tokens of the validation part that were read, over all validation points; of a branch, over its own."""
 
     evaluation_flops: float = 0.0
     """FLOPs of these forward passes, which `flops` leaves out."""
@@ -382,7 +382,8 @@ def _measure(
     curve, (log, speeds) = run.curve(history, corpus), training_log(history)
     last = curve[-1]
     assert last["step"] == run.steps, f"the last validation was at step {last['step']} of {run.steps}"
-    validated = len(curve) * len(corpus.validation) * corpus.context
+    own = [point for point in curve if run.branch_from is None or point["step"] > step_of(run.branch_from)]
+    validated = len(own) * len(corpus.validation) * corpus.context
     return TrainingResult(
         loss=last["loss"],
         bits_per_byte=last["bits_per_byte"],

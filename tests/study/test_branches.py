@@ -10,12 +10,15 @@ from study_fixtures import study_config
 
 from hf_progressive.data import prepare_corpus
 from hf_progressive.distributed.processes import current_processes
+from hf_progressive.study import work
 from hf_progressive.study.model_tasks import model_tasks
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.plan import plan_study
 from hf_progressive.study.runner import TaskFolder, run_tasks
 from hf_progressive.study.tasks import Task, connected
 from hf_progressive.study.work import Worker
+from hf_progressive.training.trainer import ProgressiveTrainer
+from hf_progressive.training.training_run import TrainingResult, TrainingRun, train_run
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "warm-up, constant, decay": {},
@@ -26,7 +29,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_branch_equals_a_run_by_itself(options: dict[str, Any], corpus_file: Path, tmp_path: Path) -> None:
+def test_a_branch_equals_a_run_by_itself(
+    options: dict[str, Any], corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validations: list[int] = []
+
+    def validate(trainer: ProgressiveTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
+        validations.append(trainer.state.global_step)
+        return evaluate(trainer, *args, **kwargs)
+
+    def train(run: TrainingRun, *args: Any) -> tuple[TrainingResult, ProgressiveTrainer]:
+        validations.clear()
+        result, trainer = train_run(run, *args)
+        assert result.evaluation_tokens == len(validations) * len(corpus.validation) * corpus.context
+        return result, trainer
+
+    evaluate = ProgressiveTrainer.evaluate
+    monkeypatch.setattr(ProgressiveTrainer, "evaluate", validate)
+    monkeypatch.setattr(work, "train_run", train)
     config = study_config(corpus_file, recipes=[{"name": "recipe", "set": options}])
     corpus = prepare_corpus(config.ladder.data, config.ladder.model.context, tmp_path / "data")
     plan = plan_study(config, corpus.fingerprint)
