@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,20 @@ _OTHER_NUMBER = (
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, state: PartialState) -> Iterator[None]:
-    """Keep a second run out of the same folder; the lock goes with the first process, however it ends."""
+def exclusive(folder: Path, rungs: Iterable[str], state: PartialState) -> Iterator[None]:
+    """Keep a second run out of the same folder; the lock goes with the first process, however it ends.
+
+    What killed runs left there goes: beside the records, in the rungs' folders and in the report's, no further.
+    """
     with contextlib.ExitStack() as stack:
         with main_process_first(state):
             if state.is_main_process:
                 _make(folder)
                 if not stack.enter_context(try_lock(folder / ".lock")):
                     raise ValueError(f"{folder}: another run is working in this folder; wait for it or choose another")
-                remove_leftovers(folder, spared=("data", ".data.unfinished"))  # the corpus has its own lock
+                storage.remove_leftovers(folder, within=("plots",))
+                for name in rungs:
+                    remove_leftovers(folder / name)
         yield
 
 

@@ -84,7 +84,8 @@ def run_ladder(
     folder = Path(output_dir)
     first = folder / config.rungs[0].name / "final"
     plan = plan_ladder(config, first if storage.is_complete(first) else None, processes=state.num_processes)
-    with FullDiskNamed(folder), ended_with_the_others(state), exclusive(folder, state):
+    names = [rung.name for rung in config.rungs]
+    with FullDiskNamed(folder), ended_with_the_others(state), exclusive(folder, names, state):
         claim(folder, config, state)
         with main_process_first(state):
             corpus = prepare_corpus(config.corpus, config.model.context, folder / CORPUS_NAME)

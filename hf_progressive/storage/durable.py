@@ -187,13 +187,13 @@ def remove_folder(folder: str | os.PathLike[str]) -> None:
     shutil.rmtree(aside)
 
 
-def remove_leftovers(folder: str | os.PathLike[str], *, spared: Collection[str] = ()) -> None:
-    """Delete what processes that were killed had begun to write below a folder, and not what a living one writes.
+def remove_leftovers(folder: str | os.PathLike[str], *, within: Collection[str] | None = None) -> None:
+    """Delete what processes that were killed had begun to write in a folder, and not what a living one writes.
 
     Args:
         folder: A folder in which nobody writes single files meanwhile: their temporary names all go. A folder that
             `atomic_folder` is filling stays.
-        spared: Names of folders directly below it that are not looked into.
+        within: Names of folders directly below it that are looked into; None looks into all.
     """
     root = Path(folder)
     for place, folders, files in os.walk(root):
@@ -204,8 +204,8 @@ def remove_leftovers(folder: str | os.PathLike[str], *, spared: Collection[str] 
         for name in [name for name in folders if is_temporary(name)]:
             _remove_unless_held(Path(place, name))
             folders.remove(name)
-        if place == os.fspath(root):
-            folders[:] = [name for name in folders if name not in spared]
+        if within is not None and place == os.fspath(root):
+            folders[:] = [name for name in folders if name in within]
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -44,11 +44,12 @@ def test_a_key_that_is_no_more_is_named(config: LadderConfig, tmp_path: Path) ->
 
 def test_whoever_holds_the_folder_removes_what_killed_runs_left(tmp_path: Path) -> None:
     leftovers = ("l1/.init.0123abcd.tmp", "l1/checkpoints/.saving", "l1/cold/checkpoints/.checkpoint-3.0123abcd.tmp",
-                 "l1/.saving", ".ladder.json.0123abcd.tmp")  # fmt: skip
-    kept = ("l1/checkpoints/checkpoint-3", "data/.tokenizer.0123abcd.tmp")
+                 "l1/.saving", ".ladder.json.0123abcd.tmp", "plots/.curve.png.0123abcd.tmp")  # fmt: skip
+    of_others = ("mine/.saving", "mine/.notes.0123abcd.tmp", "data/.tokenizer.0123abcd.tmp")
+    kept = ("l1/checkpoints/checkpoint-3", *of_others)
     for name in (*leftovers, *kept):
         (tmp_path / name / "sub").mkdir(parents=True)
-    with exclusive(tmp_path, current_processes()):
+    with exclusive(tmp_path, ["l1", "l2"], current_processes()):
         assert not any((tmp_path / name).exists() for name in leftovers)
         assert all((tmp_path / name).exists() for name in kept)
 

@@ -204,7 +204,7 @@ def test_leftovers_of_the_dead_go_and_the_work_of_the_living_stays(tmp_path):
     (tmp_path / "deep" / ".old.01234567.tmp").mkdir(parents=True)  # of a version without locks
     (tmp_path / "data" / ".own.01234567.tmp").mkdir(parents=True)
     (tmp_path / ".hidden.tmp").touch()
-    durable.remove_leftovers(tmp_path, spared=["data"])
+    durable.remove_leftovers(tmp_path, within=["deep"])
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.tmp"))
     assert [name for name in left if not name.startswith(".out.")] == [".hidden.tmp", "data/.own.01234567.tmp"]
     assert len(left) == 3
