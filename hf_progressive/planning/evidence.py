@@ -68,7 +68,7 @@ def _from_studies(paths: Sequence[Path]) -> Evidence | None:
     for path in paths:
         study = StudyRecord.read(path)
         headline = study.headline
-        short = [step.child for step in headline.rungs if step.eta is None]
+        short = [] if study.trunk else [step.child for step in headline.rungs if step.eta is None]
         if not headline.rungs or short or study.chooses_rates:
             missing = f"{', '.join(short)} did not match" if short else "its headline has no finished rung"
             raise ValueError(

@@ -58,10 +58,23 @@ def observed(studies: Iterable[StudyRecord]) -> list[Observation]:
     return list(found.values())
 
 
+def unmatched(studies: Iterable[StudyRecord]) -> list[str]:
+    """Return a sentence for each trunk of which a seed did not match: the others are its better ones."""
+    return [
+        f"No cost is taken of {study.name}: {step.seeds - step.matched} of its {step.seeds} trunks to {step.child} did"
+        " not match a budget from scratch."
+        for study in studies
+        for step in study.headline_recipe.rungs
+        if study.trunk and step.last_model_cost is None
+    ]
+
+
 def _of_recipe(study: StudyRecord, recipe: RecipeRecord) -> Iterator[Observation]:
     sizes = {model.name: model for model in study.rungs}
     first = recipe.trunk[0].parameters if recipe.trunk else study.rungs[0].parameters
     for step in recipe.rungs:
+        if recipe.trunk and step.last_model_cost is None:
+            continue
         size = sizes[step.child]
         for cost in seed_costs(step):
             yield Observation(

@@ -28,6 +28,7 @@ from hf_progressive.planning.memory import (
     sequence_bytes,
     training_bytes,
 )
+from hf_progressive.planning.observations import unmatched
 from hf_progressive.planning.overhead import core_tokens, estimate_flops, validation
 from hf_progressive.planning.speed import Measurement, Speed, speeds
 from hf_progressive.records.study import StudyRecord
@@ -108,6 +109,7 @@ class LadderPrice:
             "inherited_fraction": self.plan.config.training.inherited_fraction,
             "cluster": dataclasses.asdict(self.cluster),
             "last_model": last_model,
+            "unmatched": unmatched(self.studies),
             "evidence": None if self.evidence is None else dataclasses.asdict(self.evidence),
             "measurement": None if self.measurement is None else self.measurement.to_dict(),
             "data": self.data.to_dict(),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, duration, percent
-from hf_progressive.report.price_table import budget_lines, misfit_lines, starved_lines
+from hf_progressive.report.price_table import budget_lines, misfit_lines, starved_lines, unmatched_lines
 from hf_progressive.report.table import Table
 
 SCREEN_LINES, SCREEN_COLUMNS = 40, 100
@@ -146,8 +146,8 @@ def _family_costs(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
 
 
 def _notes(record: Mapping[str, Any]) -> list[str]:
-    kinds = (_budget, misfit_lines, starved_lines, _last_model, _evidence, _search, _measured, _beside)
-    return [note for kind in kinds for note in kind(record)]
+    fitting, priced = (_budget, misfit_lines, starved_lines), (unmatched_lines, _last_model, _evidence, _search)
+    return [note for kind in (*fitting, *priced, _measured, _beside) for note in kind(record)]
 
 
 def _budget(record: Mapping[str, Any]) -> list[str]:

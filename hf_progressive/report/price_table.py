@@ -18,7 +18,8 @@ def price_table(record: Mapping[str, Any]) -> str:
     A line per rung, the family's prices, and what does not fit.
     """
     rungs = Table(header=_HEADER, rows=tuple(_row(rung) for rung in record["rungs"]))
-    parts = (_family, _last_model, _search, _beside, budget_lines, _measured, misfit_lines, starved_lines)
+    prices = (_family, unmatched_lines, _last_model, _search, _beside)
+    parts = (*prices, budget_lines, _measured, misfit_lines, starved_lines)
     return "\n".join([rungs.plain(), "", *(line for part in parts for line in part(record))])
 
 
@@ -96,6 +97,11 @@ def _last_model(record: Mapping[str, Any]) -> list[str]:
             f" ({held_out['low']:.2f} to {held_out['high']:.2f}), {held_out['measured']:.2f} measured"
         )
     return lines
+
+
+def unmatched_lines(record: Mapping[str, Any]) -> list[str]:
+    """Say which studies that were named price nothing."""
+    return list(record["unmatched"])
 
 
 def _search(record: Mapping[str, Any]) -> list[str]:

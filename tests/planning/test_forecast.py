@@ -10,7 +10,7 @@ import pytest
 
 from hf_progressive import cli
 from hf_progressive.planning.evidence import read_evidence
-from hf_progressive.report import price_table
+from hf_progressive.report import price_summary, price_table
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
 BOOKS, LLAMA = (str(STUDIES / name / "study.json") for name in ("books", "books_llama"))
@@ -136,6 +136,26 @@ def test_a_study_that_did_not_match_is_named_among_several(tmp_path: Path) -> No
     (tmp_path / "study.json").write_text(json.dumps(study))
     with pytest.raises(ValueError, match=r"recipe-eta: .*study\.json: l6w64 did not match, so it has no mean"):
         read_evidence([BOOKS, str(tmp_path / "study.json")])
+
+
+def test_of_a_trunk_a_seed_of_which_did_not_match_no_cost_is_taken(
+    capsys: pytest.CaptureFixture[str], trunk: str
+) -> None:
+    study = json.loads(Path(trunk).read_text())
+    step = study["recipes"][0]["rungs"][0] | {"matched": 1, "seeds": 2, "eta": None, "last_model_cost": None}
+    step["by_seed"] = [step["by_seed"][0], step["by_seed"][1] | {"c_child": None, "eta": None, "saving": None}]
+    study["recipes"][0]["rungs"] = [step]
+    study["headline"]["rungs"][0] |= {"eta": None}
+    study["headline"]["last_model_cost"] = None
+    Path(trunk).write_text(json.dumps(study))
+    said = f"No cost is taken of {study['name']}: 1 of its 2 trunks to l6w72 did not match a budget from scratch."
+    record = plan(capsys, "ladder_tiny", "--recipe-eta", trunk)
+    assert (record["last_model"], record["unmatched"]) == (None, [said])
+    assert said in price_table(record).splitlines()
+    assert said in price_summary(record).splitlines()
+    with_books = plan(capsys, "ladder_tiny", "--recipe-eta", BOOKS, trunk)
+    assert with_books["unmatched"] == [said]
+    assert with_books["last_model"] == plan(capsys, "ladder_tiny", "--recipe-eta", BOOKS)["last_model"]
 
 
 def test_costs_that_are_extrapolated_are_noted(capsys: pytest.CaptureFixture[str], trunk: str) -> None:
