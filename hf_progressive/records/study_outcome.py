@@ -1,7 +1,7 @@
 """What a study's recipes achieved, as `study.json` has it: on a step, for the family, and by Φ.
 
-Intervals are 95 %, by Student's t; an end is None where one seed alone says nothing of its spread, and where the values
-are bounds themselves.
+Intervals are 95 %, by Student's t; an end is None where one seed alone says nothing of its spread, and where the
+values are bounds themselves.
 """
 
 from dataclasses import dataclass, fields
