@@ -5,14 +5,15 @@ the disk and renamed. A folder is filled under a temporary name, a manifest with
 files is added last, and the whole is renamed. A reader that finds the name therefore finds complete content, and
 `check_manifest` tells a bit flip, which the safetensors format itself does not notice, from sound data.
 
-A killed process leaves its temporary names behind. While a folder is being filled, a lock file beside it is held, so
-that `remove_leftovers` tells the leftovers of the dead from the work of the living.
+A killed process leaves its temporary names behind. While a folder is being filled or deleted, a lock file beside it is
+held, so that `remove_leftovers` tells the leftovers of the dead from the work of the living.
 
 This module imports neither torch nor transformers.
 """
 
 import contextlib
 import ctypes
+import errno
 import glob
 import hashlib
 import json
@@ -29,7 +30,7 @@ from hf_progressive.storage.inside import require_inside_name, require_own_file
 from hf_progressive.storage.locks import try_lock
 from hf_progressive.storage.outside import parse_json
 from hf_progressive.storage.permissions import share_as_umask_says
-from hf_progressive.storage.temporary_names import is_temporary, temporary_sibling
+from hf_progressive.storage.temporary_names import ASIDE, is_temporary, stood_for, temporary_sibling
 
 MANIFEST_NAME = "manifest.json"
 """Name of the manifest inside a folder written by `atomic_folder`."""
@@ -107,21 +108,14 @@ def atomic_folder(
     target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     remove_unfinished(target)
     if target.exists() and not (overwrite and target.is_dir()):
-        remedy = (
-            "choose another folder, or allow it to be overwritten (overwrite=True, --overwrite)"
-            if target.is_dir()
-            else "it is not a folder"
-        )
-        raise FileExistsError(f"{target} exists already; {remedy}")
+        raise _exists_already(target)
     temporary = temporary_sibling(target)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FullDiskNamed(target))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             # The lock is taken before there is a folder, and let go when there is none: a folder without one is dead.
-            lock = _lock_file(temporary)
-            stack.enter_context(_held(lock))
-            stack.callback(_remove_lock, lock)
+            stack.enter_context(_held(_lock_file(temporary)))
             temporary.mkdir()
         except OSError as error:
             raise OSError(
@@ -132,11 +126,25 @@ def atomic_folder(
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         yield temporary
         write_manifest(temporary, sha256=sha256)
-        if not target.exists():
-            os.rename(temporary, target)
-        elif not _exchange(temporary, target):
-            _replace_in_two_steps(temporary, target)
+        _move_into_place(temporary, target, overwrite=overwrite)
         fsync_path(target.parent)
+
+
+def _exists_already(target: Path) -> FileExistsError:
+    remedy = "choose another folder, or allow it to be overwritten (overwrite=True, --overwrite)"
+    return FileExistsError(f"{target} exists already; {remedy if target.is_dir() else 'it is not a folder'}")
+
+
+def _move_into_place(new: Path, target: Path, *, overwrite: bool) -> None:
+    try:
+        os.rename(new, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        if not (overwrite and target.is_dir()):  # another process made it since this one began
+            raise _exists_already(target) from None
+        if not _exchange(new, target):
+            _replace_in_two_steps(new, target)
 
 
 def _lock_file(temporary: Path) -> Path:
@@ -151,6 +159,7 @@ def _held(lock: Path) -> Iterator[None]:
             # Between its making and its locking, another process may remove it as one that was left behind.
             if stack.enter_context(try_lock(lock)) and lock.exists():
                 break
+        stack.callback(_remove_lock, lock)
         yield
 
 
@@ -161,30 +170,38 @@ def _remove_lock(lock: Path) -> None:
 
 def remove_unfinished(target: Path) -> None:
     """Delete what killed processes had begun to make of a folder, and left beside it."""
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp*"):
-        _remove_unless_held(leftover.with_name(leftover.name.removesuffix(".lock")))
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        temporary = leftover.with_name(leftover.name.removesuffix(".lock"))
+        if stood_for(temporary.name) == target.name:
+            _remove_unless_held(temporary)
 
 
 def remove_unfinished_files(target: Path) -> None:
     """Delete what killed processes had begun to write of a single file, which nobody else writes meanwhile."""
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        if is_temporary(leftover.name):
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if stood_for(leftover.name) == target.name:
             leftover.unlink(missing_ok=True)
 
 
 def _remove_unless_held(temporary: Path) -> None:
-    if is_temporary(temporary.name):
-        with try_lock(_lock_file(temporary)) as free:
-            if free:
-                shutil.rmtree(temporary, ignore_errors=True)
-                _remove_lock(_lock_file(temporary))
+    with try_lock(_lock_file(temporary)) as free:
+        if not free:
+            return
+        target = temporary.with_name(str(stood_for(temporary.name)))
+        if temporary.name.endswith(ASIDE) and temporary.is_dir() and not target.exists():
+            os.rename(temporary, target)  # it had stepped aside for a new one, and the kill came before that one
+        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_lock(_lock_file(temporary))
 
 
 def remove_folder(folder: str | os.PathLike[str]) -> None:
     """Delete a folder such that a kill meanwhile leaves it whole, or what `remove_leftovers` removes."""
     aside = temporary_sibling(Path(folder))
-    os.rename(folder, aside)
-    shutil.rmtree(aside)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # on a full disk, where no lock can be made, deleting is what helps
+            stack.enter_context(_held(_lock_file(aside)))
+        os.rename(folder, aside)
+        shutil.rmtree(aside)
 
 
 def remove_leftovers(folder: str | os.PathLike[str], *, within: Collection[str] | None = None) -> None:
@@ -192,15 +209,16 @@ def remove_leftovers(folder: str | os.PathLike[str], *, within: Collection[str] 
 
     Args:
         folder: A folder in which nobody writes single files meanwhile: their temporary names all go. A folder that
-            `atomic_folder` is filling stays.
+            `atomic_folder` is filling, or `remove_folder` deleting, stays.
         within: Names of folders directly below it that are looked into; None looks into all.
     """
     root = Path(folder)
     for place, folders, files in os.walk(root):
         for name in files:
-            temporary = name.removesuffix(".lock")
-            if is_temporary(temporary) and not Path(place, temporary).is_dir():
+            if is_temporary(name):
                 Path(place, name).unlink(missing_ok=True)
+            elif is_temporary(name.removesuffix(".lock")):  # perhaps a living process's, whose folder is yet to come
+                _remove_unless_held(Path(place, name.removesuffix(".lock")))
         for name in [name for name in folders if is_temporary(name)]:
             _remove_unless_held(Path(place, name))
             folders.remove(name)
@@ -221,15 +239,16 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _replace_in_two_steps(new: Path, target: Path) -> None:
-    # Elsewhere the old folder steps aside for an instant, and is back if the move fails.
-    aside = temporary_sibling(target)
-    os.rename(target, aside)
-    try:
-        os.rename(new, target)
-    except OSError:
-        os.rename(aside, target)
-        raise
-    shutil.rmtree(aside)
+    # Elsewhere, as on NFS, the old folder steps aside for an instant, and is back if the move fails, or is killed.
+    aside = temporary_sibling(target, suffix=ASIDE)
+    with _held(_lock_file(aside)):
+        os.rename(target, aside)
+        try:
+            os.rename(new, target)
+        except BaseException:
+            os.rename(aside, target)
+            raise
+        shutil.rmtree(aside)
 
 
 def write_manifest(folder: str | os.PathLike[str], *, sha256: Mapping[str, str | None] | None = None) -> None:
@@ -272,6 +291,17 @@ def check_manifest(folder: str | os.PathLike[str], *, contents: bool = True) -> 
     """
     root = Path(folder)
     manifest = read_json(root / MANIFEST_NAME)
+    while True:
+        try:
+            _check_files(root, manifest, contents=contents)
+            return
+        except (ValueError, OSError):
+            before, manifest = manifest, read_json(root / MANIFEST_NAME)
+            if manifest == before:
+                raise  # otherwise a new folder was put in its place meanwhile
+
+
+def _check_files(root: Path, manifest: Mapping[str, Any], *, contents: bool) -> None:
     if not isinstance(manifest.get("files"), dict):
         raise ValueError(f'{root / MANIFEST_NAME}: has no "files" table; write the folder again')
     for name, entry in manifest["files"].items():
