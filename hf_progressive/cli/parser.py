@@ -30,7 +30,7 @@ from hf_progressive.cli.commands import (
 from hf_progressive.cli.doctor import doctor_command
 from hf_progressive.cli.faults import FaultNoted, is_out_of_memory
 from hf_progressive.cli.grow_options import METHODS_HELP, add_option_flags
-from hf_progressive.cli.shown_text import ShownFormatter
+from hf_progressive.cli.shown_text import ShownFormatter, show_traceback
 from hf_progressive.config.credentials import without_tokens
 from hf_progressive.config.ranges import Range
 from hf_progressive.distributed.termination import ended_by_sigterm
@@ -272,6 +272,8 @@ def _quieten() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(ShownFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.captureWarnings(True)  # which are shown like messages
+    sys.excepthook = show_traceback
     logging.getLogger("hf_progressive").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # DeepSpeed's warnings would go to stdout, among what is there to be piped.

@@ -24,6 +24,7 @@ from hf_progressive.data.parts import Encoded, TokenParts
 from hf_progressive.data.stream import BEAT_NAME, FAILURE_NAME
 from hf_progressive.storage.locks import wait_lock
 
+_LOCK_NAME = ".lock"
 _SECONDS_BETWEEN_BEATS = 1.0
 _NICENESS = 10  # training comes first
 
@@ -39,7 +40,7 @@ def write_ahead(folder: Path, tokens: int | None, *, num_proc: int | None = None
     del identity["context"]
     config = strict_yaml.build(DataConfig, identity)
     parts = TokenParts(folder / PARTS_NAME, dtype=record["dtype"])
-    with wait_lock(parts.folder / ".lock"):
+    with wait_lock(parts.folder / _LOCK_NAME):
         parts.refresh()
         before = parts.tokens
         if parts.is_whole or (tokens is not None and before >= tokens):
@@ -73,6 +74,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _tell(parts: Path, error: Exception) -> None:
+    with wait_lock(parts / _LOCK_NAME):  # under which others remove what killed processes were writing
+        storage.write_json(parts / FAILURE_NAME, {"reason": " ".join(str(error).split())})
+
+
 def main(arguments: list[str]) -> int:
     """Read ahead as another process asked; 2 where the source failed, and the parts' folder says how."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a person's Ctrl-C is for the one that trains, which then ends this
@@ -84,7 +90,7 @@ def main(arguments: list[str]) -> int:
     try:
         write_ahead(folder, int(arguments[1]))
     except (ValueError, OSError) as error:
-        storage.write_json(folder / PARTS_NAME / FAILURE_NAME, {"reason": " ".join(str(error).split())})
+        _tell(folder / PARTS_NAME, error)
         return 2
     return 0
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_progressive import storage
+from hf_progressive.storage.locks import remove_unless_in_use
 
 PART_TOKENS = 1 << 23
 """Tokens of a part: what a killed process loses at the most, some seconds of work."""
@@ -128,7 +129,7 @@ class TokenParts:
         `encoded` goes on from `position`; `until` counts tokens to train on, None reads to the end.
         """
         for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink()
+            remove_unless_in_use(leftover)
         unwritten = _Unwritten()
         for documents in encoded:
             unwritten.add(documents)

@@ -1,6 +1,7 @@
 """Blocks of a corpus that is tokenized while it is trained on."""
 
 import atexit
+import contextlib
 import logging
 import os
 import subprocess
@@ -92,9 +93,9 @@ class TokenStream:
             self.parts.refresh()
             if whole or self.parts.tokens >= tokens:
                 return self.parts.tokens
-            failure = self.parts.folder / FAILURE_NAME
-            if failure.exists():
-                raise ValueError(storage.read_json(failure)["reason"])
+            with contextlib.suppress(FileNotFoundError):  # another run on the same corpus may be beginning anew
+                failure = storage.read_json(self.parts.folder / FAILURE_NAME)
+                raise ValueError(str(failure.get("reason")))
             now = time.monotonic()
             if self._beat() != beat:
                 beat, heard = self._beat(), now

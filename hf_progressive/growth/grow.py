@@ -173,6 +173,7 @@ def grow_checkpoint(
     with atomic_folder(output, overwrite=overwrite, sha256=digests) as folder:
         origin = locate_source(source, revision)
         _require_replaceable(Path(output), origin.folder)
+        stamps = origin.stamps()
         config, tokenizer = origin.read_config(), None
         if add_tokens:
             tokenizer = with_tokens(origin.folder, add_tokens)
@@ -219,6 +220,7 @@ def grow_checkpoint(
             put_back=partial(_put_back, plain, plan, partial(parent.grow, seed=seed)) if low_logits else None,
         )
         check = compare() if verify else None
+        origin.require_unchanged(stamps)
         if plan.preserves_function and check is not None and not check.preserved:
             logger.warning("%s: %s, though method %r keeps it in exact arithmetic", output, check.describe(), method)
         report = GrowthReport(

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from hf_progressive.config.ranges import shown
 from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.experts import Dropped, dropped_units
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.family_table import AxisName, DimRule, Family, WeightRule
 from hf_progressive.hub.names import GROWTH
-from hf_progressive.storage import read_json
+from hf_progressive.storage import ReadingFromOutside, read_json
 
 Ranges = tuple[tuple[int, int], ...]
 """Runs of units, each from its first unit to the one behind its last."""
@@ -126,21 +127,28 @@ def new_entries(init: str | os.PathLike[str]) -> dict[str, NewEntries]:
 def recorded_entries(path: Path, config: Any) -> dict[str, NewEntries]:
     """Tell the same from a growth.json and the config of the model that it is of."""
     plan = read_json(path).get("plan", {})
-    if "new_units" not in plan:
+    if not isinstance(plan, dict) or "new_units" not in plan:
         raise ValueError(f"{path}: does not say which units are new, as later versions do; grow the checkpoint again")
+    with ReadingFromOutside(str(path), "grow the checkpoint again"):
+        sizes = {name: size[1] for name, size in plan.get("sizes", {}).items()}
+        new = plan["new_units"].items()
+        units = {name: tuple((int(start), int(stop)) for start, stop in ranges) for name, ranges in new}
+        heirs = [bool(layer["heir"]) for layer in plan["layers"]]
     for name, size in asdict(family_of(config).sizes(config)).items():
-        grown = plan.get("sizes", {}).get(name, [None, size])[1]
+        grown = sizes.get(name, size)
         if grown != size:
-            raise ValueError(f"{path}: is of a model with {name} {grown}, not {size}; give the record of this growth")
-    units = {name: tuple((start, stop) for start, stop in ranges) for name, ranges in plan["new_units"].items()}
-    return describe_new_entries(
-        family_of(config),
-        config,
-        units,
-        [layer["heir"] for layer in plan["layers"]],
-        new_kinds=plan.get("new_kinds", ()),
-        dropped=plan.get("dropped"),
-    )
+            raise ValueError(
+                f"{path}: is of a model with {name} {shown(grown)}, not {size}; give the record of this growth"
+            )
+    with ReadingFromOutside(str(path), "grow the checkpoint again"):
+        return describe_new_entries(
+            family_of(config),
+            config,
+            units,
+            heirs,
+            new_kinds=plan.get("new_kinds", ()),
+            dropped=plan.get("dropped"),
+        )
 
 
 def new_entry_masks(init: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ A source is a local folder or a repository of the Hub. Of the latter only config
 tokenizer files are fetched, and nothing in a source is ever run.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -22,6 +23,9 @@ from hf_progressive.storage import MANIFEST_NAME, ReadingFromOutside, read_json,
 
 _WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Stamps = Mapping[str, tuple[int, ...]]
+"""By a file's name what tells it from one that was put in its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,25 @@ class GrowthSource:
         for path in sorted(found):
             require_own_file(path, self.folder)
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
+    def stamps(self) -> Stamps:
+        """Return what tells that no file has been replaced: of every file that growth may read, by name."""
+        patterns = (CONFIG_NAME, *_WEIGHT_PATTERNS, *COMPANIONS)
+        found = {}
+        for path in {path for pattern in patterns for path in self.folder.glob(pattern)}:
+            with contextlib.suppress(FileNotFoundError):
+                file = path.stat()
+                name = path.relative_to(self.folder).as_posix()
+                found[name] = file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
+        return found
+
+    def require_unchanged(self, before: Stamps) -> None:
+        """Raise a ValueError if a file was replaced, made or deleted since: a model of two halves is none."""
+        now = self.stamps()
+        if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+            raise ValueError(
+                f"{self.folder / changed[0]}: changed while it was read; wait for its writer, and try again"
+            )
 
     def copy_companions(self, folder: Path) -> None:
         for name in self.companions():

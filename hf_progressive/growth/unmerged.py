@@ -8,6 +8,8 @@ from hf_progressive.storage import read_json
 ADAPTER_NAME = "adapter_config.json"
 """Name of the configuration of a PEFT adapter."""
 
+_LONGEST_NAME = 200
+
 _WRAPPERS = (
     ("base_model.model.", "under PEFT; call merge_and_unload() on the PeftModel, and save or grow what that returns"),
     ("_orig_mod.", "under torch.compile; save or grow model._orig_mod, or take that prefix off the names"),
@@ -21,8 +23,9 @@ def refuse_adapter(folder: Path) -> None:
     """Raise a ValueError for a folder that holds an adapter, or GGUF, in place of a model."""
     if (folder / ADAPTER_NAME).is_file():
         base = read_json(folder / ADAPTER_NAME).get("base_model_name_or_path")
+        of = base if isinstance(base, str) and base and base.isprintable() else "another model"
         raise ValueError(
-            f"{folder}: holds a PEFT adapter of {base or 'another model'} and not a model; merge it first:"
+            f"{folder}: holds a PEFT adapter of {of[:_LONGEST_NAME]} and not a model; merge it first:"
             f" PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload().save_pretrained(NEW)"
         )
     for path in sorted(folder.glob("*.gguf")):

@@ -43,6 +43,7 @@ def copy(work: RungWork) -> None:
 def _copy_files(origin: Origin, folder: Path, tokenizer: Any) -> None:
     # Checked against what is known of them. Nothing is linked: the source belongs to somebody else, or to the Hub's
     # cache. The record stays behind, and the corpus's tokenizer goes along where the model has none of its own.
+    stamps = origin.checkpoint.stamps()
     names = [name for name in origin.files() if name != RECORD_NAME]
     if not any(name.startswith("model") and name.endswith(".safetensors") for name in names):
         raise ValueError(f"{origin}: has no safetensors weights; convert it, or take another")
@@ -52,6 +53,7 @@ def _copy_files(origin: Origin, folder: Path, tokenizer: Any) -> None:
         for name in names:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(origin.folder / name, temporary / name)
+        origin.checkpoint.require_unchanged(stamps)
         if origin.read_tokenizer() is None:
             tokenizer.save_pretrained(temporary)
 

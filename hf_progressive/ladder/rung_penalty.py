@@ -23,7 +23,7 @@ from hf_progressive.penalty import InheritancePenalty, LoraPenalty
 from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, load_saved_penalty
 from hf_progressive.penalty.specification import Application, Side
-from hf_progressive.storage import MANIFEST_NAME, read_json
+from hf_progressive.storage import MANIFEST_NAME, ReadingFromOutside, read_json
 from hf_progressive.training.checkpoints import KEPT_PENALTY_NAME, PENALTY_NAME
 
 FISHER_FILE, SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"
@@ -104,11 +104,16 @@ def _recorded_growth(parent: Path, config: object, child: Path) -> GrowthPlan:
     if (child / RECORD_NAME).exists():
         raise ValueError(f"{child}: is trained already; Φ is anchored where the child starts, in RUN/NAME/init")
     record = read_json(child / GROWTH_NAME)
-    read, held = record["source"]["files"], read_json(parent / MANIFEST_NAME)["files"]
+    with ReadingFromOutside(f"{parent / MANIFEST_NAME}", "fetch it again, or write it anew"):
+        held = {name: entry.get("sha256") for name, entry in read_json(parent / MANIFEST_NAME)["files"].items()}
+    with ReadingFromOutside(f"{child / GROWTH_NAME}", "grow the checkpoint again"):
+        read = {name: entry.get("sha256") for name, entry in record["source"]["files"].items()}
+        method, options = record["method"], dict(record["options"])
     for name in read.keys() & held.keys():
-        if "sha256" in read[name] and read[name]["sha256"] != held[name]["sha256"]:
+        if None not in (read[name], held[name]) and read[name] != held[name]:
             raise ValueError(f"{child}: was not grown from {parent}; its parent had another {name}")
-    return plan_growth(config, AutoConfig.from_pretrained(child), method=record["method"], **record["options"])
+    with ReadingFromOutside(f"{child / GROWTH_NAME}", "grow the checkpoint again"):
+        return plan_growth(config, AutoConfig.from_pretrained(child), method=method, **options)
 
 
 def rung_penalty(phi: PhiConfig, growth: GrowthConfig, *, init: Path, parent: Path) -> InheritancePenalty | None:

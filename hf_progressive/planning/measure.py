@@ -7,6 +7,7 @@ saving takes is timed on a file of a checkpoint's size.
 
 import dataclasses
 import gc
+import hashlib
 import logging
 import os
 import shutil
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
-from hf_progressive import storage
 from hf_progressive.config import LadderConfig, TrainingConfig
 from hf_progressive.data.blocks import Block, as_block
 from hf_progressive.distributed.accelerators import Gpu, device_name, gpu_named, wait_for
@@ -139,14 +139,15 @@ def saving_bytes_per_second(folder: Path, size: int, *, seconds: float = 60.0) -
     place = _existing(folder)
     size = max(1, min(size, shutil.disk_usage(place).free // _LEFT_FREE))
     chunk = os.urandom(min(size, _CHUNK_BYTES))
-    with tempfile.NamedTemporaryFile(dir=place, prefix=".measure.", suffix=".tmp") as file:
+    with tempfile.TemporaryFile(dir=place) as file:  # without a name, where the system allows that: gone after a kill
         started = time.monotonic()
         written = 0
         while written < size and time.monotonic() - started < seconds:
             written += file.write(chunk[: size - written])
         file.flush()
         os.fsync(file.fileno())
-        storage.sha256_file(file.name)
+        file.seek(0)
+        hashlib.file_digest(file, "sha256")
         return written / (time.monotonic() - started)
 
 

@@ -5,8 +5,9 @@ the disk and renamed. A folder is filled under a temporary name, a manifest with
 files is added last, and the whole is renamed. A reader that finds the name therefore finds complete content, and
 `check_manifest` tells a bit flip, which the safetensors format itself does not notice, from sound data.
 
-A killed process leaves its temporary names behind. While a folder is being filled or deleted, a lock file beside it is
-held, so that `remove_leftovers` tells the leftovers of the dead from the work of the living.
+A killed process leaves its temporary names behind. A file that is being written is locked; while a folder is being
+filled or deleted, a lock file beside it is held. So `remove_leftovers` tells what the dead left from what the living
+are at.
 
 This module imports neither torch nor transformers.
 """
@@ -27,7 +28,7 @@ from typing import Any
 
 from hf_progressive.storage.full_disk import FullDiskNamed
 from hf_progressive.storage.inside import require_inside_name, require_own_file
-from hf_progressive.storage.locks import try_lock
+from hf_progressive.storage.locks import file_in_use, remove_unless_in_use, try_lock
 from hf_progressive.storage.outside import parse_json
 from hf_progressive.storage.permissions import share_as_umask_says
 from hf_progressive.storage.temporary_names import ASIDE, is_temporary, stood_for, temporary_sibling
@@ -79,7 +80,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(target)
     try:
-        with FullDiskNamed(target):
+        with FullDiskNamed(target), file_in_use(temporary):
             yield temporary
             share_as_umask_says(temporary)
             fsync_path(temporary)
@@ -177,10 +178,10 @@ def remove_unfinished(target: Path) -> None:
 
 
 def remove_unfinished_files(target: Path) -> None:
-    """Delete what killed processes had begun to write of a single file, which nobody else writes meanwhile."""
+    """Delete what killed processes had begun to write of a single file, and left beside it."""
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.*"):
         if stood_for(leftover.name) == target.name:
-            leftover.unlink(missing_ok=True)
+            remove_unless_in_use(leftover)
 
 
 def _remove_unless_held(temporary: Path) -> None:
@@ -208,15 +209,15 @@ def remove_leftovers(folder: str | os.PathLike[str], *, within: Collection[str] 
     """Delete what processes that were killed had begun to write in a folder, and not what a living one writes.
 
     Args:
-        folder: A folder in which nobody writes single files meanwhile: their temporary names all go. A folder that
-            `atomic_folder` is filling, or `remove_folder` deleting, stays.
+        folder: A folder. What `atomic_file` is writing in it, `atomic_folder` filling or `remove_folder` deleting
+            stays.
         within: Names of folders directly below it that are looked into; None looks into all.
     """
     root = Path(folder)
     for place, folders, files in os.walk(root):
         for name in files:
             if is_temporary(name):
-                Path(place, name).unlink(missing_ok=True)
+                remove_unless_in_use(Path(place, name))
             elif is_temporary(name.removesuffix(".lock")):  # perhaps a living process's, whose folder is yet to come
                 _remove_unless_held(Path(place, name.removesuffix(".lock")))
         for name in [name for name in folders if is_temporary(name)]:

@@ -4,6 +4,7 @@ import os
 import stat
 from pathlib import Path
 
+from hf_progressive.storage.locks import file_in_use
 from hf_progressive.storage.temporary_names import temporary_sibling
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -20,8 +21,8 @@ def share_as_umask_says(path: Path) -> None:
         return
     probe = temporary_sibling(path)
     try:
-        probe.touch(exist_ok=False)
-        given = stat.S_IMODE(probe.stat().st_mode)
+        with file_in_use(probe):
+            given = stat.S_IMODE(probe.stat().st_mode)
     finally:
         probe.unlink(missing_ok=True)
     if given & _OTHERS:

@@ -122,7 +122,8 @@ def _state_file(path: Path) -> Path:
 def _logged_norms(file: Path) -> dict[int, float]:
     if not file.is_file():
         return {}
-    return gradient_norms(storage.read_json(file).get("log_history", ()))
+    with storage.ReadingFromOutside(str(file), "copy it again from where Trainer saved it"):
+        return gradient_norms(storage.read_json(file).get("log_history", ()))
 
 
 def gradient_norms(log: Sequence[Mapping[str, Any]]) -> dict[int, float]:

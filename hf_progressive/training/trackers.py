@@ -48,7 +48,7 @@ def _open(args: TrainingArguments) -> None:
     wandb.init(
         project=os.environ.get("WANDB_PROJECT", "huggingface"),  # as the callback does
         name=args.run_name,
-        id=os.environ.get("WANDB_RUN_ID") or storage.read_json(file)["id"],
+        id=os.environ.get("WANDB_RUN_ID") or str(storage.read_json(file).get("id") or secrets.token_hex(8)),
         resume=os.environ.get("WANDB_RESUME", "allow"),
     )
 

@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import sys
 import traceback
+import warnings
 
 import pytest
 import torch
@@ -46,3 +48,26 @@ def test_warnings_of_deepspeed_stay_out_of_what_is_piped() -> None:
     logger = logging.getLogger("DeepSpeed")
     assert not logger.filter(logger.makeRecord("DeepSpeed", logging.WARNING, "", 0, "no GPU", (), None))
     assert logger.filter(logger.makeRecord("DeepSpeed", logging.ERROR, "", 0, "broken", (), None))
+
+
+def test_a_traceback_and_a_warning_obey_no_file_and_tell_no_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # and put back in the end
+    monkeypatch.setattr(logging, "_warnings_showwarning", None)  # pytest has put its own back after an earlier test
+    error, token = KeyError(f"hf_{'a' * 34}"), "hf_***"
+    error.add_note("\x1b[2J\u202e")
+
+    def run(options: argparse.Namespace) -> cli.Outcome:
+        warnings.warn(f"a file holds {error}", stacklevel=1)
+        raise error
+
+    with pytest.raises(KeyError):
+        cli.execute(run, argparse.Namespace(json=False))
+    sys.excepthook(type(error), error, error.__traceback__)
+    shown = capsys.readouterr().err
+    assert f"KeyError: '{token}'" in shown
+    assert "\\x1b[2J\\u202e" in shown
+    assert "raise error" in shown
+    (record,) = [record for record in caplog.records if record.name == "py.warnings"]
+    assert token in cli.parser.ShownFormatter("%(message)s").format(record)

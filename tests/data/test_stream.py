@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator, debug_launcher
@@ -26,6 +28,8 @@ from hf_progressive.data import (
 )
 from hf_progressive.data.ahead import write_ahead
 from hf_progressive.data.parts import TokenParts
+from hf_progressive.storage import read_json
+from hf_progressive.storage.locks import wait_lock
 
 CONTEXT = 16
 
@@ -179,6 +183,21 @@ def test_a_reader_that_is_gone_is_noticed(write, texts, tokenizer, tmp_path, mon
     monkeypatch.setattr(stream, "_SECONDS_OF_SILENCE", 0.5)
     with pytest.raises(ValueError, match="the process that reads the stream is gone; start the run again, it"):
         streamed.train.block(0)  # nobody was asked to read
+    exists = Path.exists
+    taken_away = stream.FAILURE_NAME  # by another run on the same corpus, which begins anew
+    monkeypatch.setattr(Path, "exists", lambda path: path.name == taken_away or exists(path))
+    with pytest.raises(ValueError, match="the process that reads the stream is gone; start the run again, it"):
+        streamed.train.block(0)
+
+
+def test_a_failure_is_told_while_no_other_reader_clears_up(tmp_path):
+    teller = threading.Thread(target=ahead._tell, args=(tmp_path, ValueError("cannot read\n9.jsonl")))
+    with wait_lock(tmp_path / ".lock"):
+        teller.start()
+        teller.join(0.2)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    teller.join(60)
+    assert read_json(tmp_path / stream.FAILURE_NAME) == {"reason": "cannot read 9.jsonl"}
 
 
 def test_stream_smaller_than_a_block_is_named(write, texts, tokenizer, tmp_path):

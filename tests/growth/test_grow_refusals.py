@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_progressive.growth import grow, grow_checkpoint
 from hf_progressive.growth.reader import CheckpointReader
+from hf_progressive.growth.source import GrowthSource
 from hf_progressive.storage import check_manifest, read_json, write_manifest
 
 
@@ -322,3 +323,19 @@ def test_a_padding_token_outside_of_the_vocabulary_is_named(parent, tmp_path):
     with pytest.raises(ValueError, match=f"pad_token_id {rows} is outside of the vocabulary .* vocab_size={rows + 1}"):
         grow_checkpoint(tmp_path / "parent", tmp_path / "child", {**WIDER, "vocab_size": rows + 1})
     assert not (tmp_path / "child").exists()
+
+
+@pytest.mark.parametrize("replaced", ["config.json", "model.safetensors"])
+def test_a_parent_that_another_process_replaces_meanwhile_is_refused(parent, tmp_path, monkeypatch, replaced):
+    source, output = shutil.copytree(parent, tmp_path / "source"), tmp_path / "out"
+    copy = GrowthSource.copy_companions
+
+    def replacing(origin, folder):
+        copy(origin, folder)
+        (tmp_path / "new").write_bytes((source / replaced).read_bytes())
+        os.replace(tmp_path / "new", source / replaced)
+
+    monkeypatch.setattr(GrowthSource, "copy_companions", replacing)
+    with pytest.raises(ValueError, match=f"{replaced}: changed while it was read; wait for its writer, and try again"):
+        grow_checkpoint(source, output, WIDER, verify=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]

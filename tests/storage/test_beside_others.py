@@ -3,6 +3,7 @@
 The other process acts within the call of the first, at the moment that matters.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from hf_progressive import storage
-from hf_progressive.storage import durable
+from hf_progressive.storage import durable, locks
 from hf_progressive.storage.locks import try_lock
 from hf_progressive.storage.temporary_names import ASIDE, temporary_sibling
 
@@ -138,3 +139,39 @@ def test_what_asks_for_the_umask_is_a_leftover_of_the_same_file(tmp_path: Path) 
     beside.touch()
     storage.remove_unfinished_files(tmp_path / "study.json")
     assert names(tmp_path) == []
+
+
+def test_a_file_that_is_being_written_is_its_writers(tmp_path: Path) -> None:
+    """As by `report` beside a ladder that starts."""
+    with storage.atomic_file(tmp_path / "report.html") as temporary:
+        for text in ("begun", "written anew"):
+            temporary.write_text(text)
+            storage.remove_leftovers(tmp_path)
+            storage.remove_unfinished_files(tmp_path / "report.html")
+            assert names(tmp_path) == [temporary.name]
+    assert (tmp_path / "report.html").read_text() == "written anew"
+    temporary.write_text("killed")
+    storage.remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["report.html"]
+
+
+def test_a_file_that_another_process_took_for_a_leftover_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before(monkeypatch, locks.fcntl, "flock", lambda *_: storage.remove_leftovers(tmp_path))
+    with storage.atomic_file(tmp_path / "a.json") as temporary:
+        assert temporary.exists()
+        storage.remove_leftovers(tmp_path)
+        temporary.write_text("{}")
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_file_system_without_locks_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    storage.write_json(tmp_path / "a.json", {})
+    temporary_sibling(tmp_path / "a.json").touch()
+    storage.remove_unfinished_files(tmp_path / "a.json")
+    assert names(tmp_path) == ["a.json"]

@@ -31,9 +31,9 @@ class FinishedTasks:
 
     def find(self, label: str, key: str) -> dict[str, Any] | None:
         """Return the result stored for a task under that very key, if there is one."""
-        entry = self._content["tasks"].get(label, {})
-        result: dict[str, Any] | None = entry.get("result") if entry.get("key") == key else None
-        return result
+        entry = self._content["tasks"].get(label)
+        result = entry.get("result") if isinstance(entry, dict) and entry.get("key") == key else None
+        return result if isinstance(result, dict) else None
 
     def record(self, label: str, key: str, result: dict[str, Any]) -> None:
         """Store the result of a finished task, as JSON can hold it, and write the file."""
