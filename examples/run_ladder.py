@@ -13,9 +13,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train a ladder: grow, verify, train, measure and report every rung.")
     parser.add_argument("--config", default=str(DEFAULT_CONFIG), help="a ladder's YAML (default: trunk_small.yaml)")
     parser.add_argument("--output-dir", help="the run folder; default: runs/ and the ladder's name")
-    parser.add_argument("set", nargs="*", metavar="key.path=value", help="overrides of the configuration")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides of the configuration")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key.path=value", help="the same")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line on stdout")
-    return cli.execute(cli.run_ladder_command, parser.parse_args())
+    options = parser.parse_args()
+    options.set += options.overrides
+    return cli.execute(cli.run_ladder_command, options)
 
 
 if __name__ == "__main__":

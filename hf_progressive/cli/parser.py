@@ -5,6 +5,7 @@ failed or training broke off, 2 bad input (one line that says what, where, and w
 """
 
 import argparse
+import difflib
 import json
 import logging
 import os
@@ -38,7 +39,6 @@ from hf_progressive.storage.full_disk import FullDiskNamed
 
 _Add = Callable[..., Any]  # a parser's `add_argument`
 _Run = Callable[[argparse.Namespace], Outcome]
-_Parser = argparse.ArgumentParser
 
 EXIT_INTERRUPTED = 130  # as a shell reports a program that ended by SIGINT
 
@@ -64,9 +64,23 @@ hf-progressive --help lists every command, hf-progressive COMMAND --help its opt
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says of an unknown option which one is near, below the usage of its own command."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse what is left over."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = [flag for word in unknown for flag in difflib.get_close_matches(word.partition("=")[0], flags, n=1)]
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return options, unknown
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; its results carry `run`, the function of the chosen command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hf-progressive",
         description="Grow language models: every model of a family inherits from the one before it.",
         epilog="Exit codes: 0 done; 1 a check failed, or training broke off; 2 bad input; 130 Ctrl-C; 143 SIGTERM.",
@@ -310,6 +324,8 @@ def _is_the_firsts(error: Exception) -> bool:
 def _in_one_line(error: Exception) -> str:
     # A data loader wraps what its worker raised into a text that ends with the traceback's last line.
     text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     if text.startswith("Caught ") and " in DataLoader worker process " in text.partition("\n")[0]:
         text = text.splitlines()[-1].partition(": ")[2]
     line = " ".join(text.split())

@@ -1,6 +1,7 @@
 """A ladder, read from strict YAML."""
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ class LadderConfig:
         require_in_range(self)
         require_plain_name(self.name, "name")
         require(len(self.rungs) > 0, "rungs: the list is empty; name at least one rung")
-        problems = list(self._problems())
+        problems = list(dict.fromkeys(self._problems()))  # rungs share what the ladder says
         require(not problems, "; ".join(problems))
 
     def _problems(self) -> Iterator[str]:
@@ -112,9 +113,8 @@ class LadderConfig:
                 yield f"rungs.0: {rung.name} grows from nothing; leave its growth and phi out"
 
     def _chain_problems(self) -> Iterator[str]:
-        for index, rung in enumerate(self.rungs):
-            if rung.until is not None:
-                yield f"rungs.{index}.until: only a trunk's rungs have one; set schedule: trunk, or leave it out"
+        if given := [f"rungs.{index}.until" for index, rung in enumerate(self.rungs) if rung.until is not None]:
+            yield f"{', '.join(given)}: only a trunk's rungs have one; set schedule: trunk, or leave it out"
         if self.trunk != TrunkConfig():
             yield "trunk: without effect in a chain; set schedule: trunk, or leave it out"
 
@@ -122,9 +122,10 @@ class LadderConfig:
         if self.rungs[0].source is not None:
             yield f"rungs: a trunk trains its first rung itself; leave out the source of {self.rungs[0].name}"
         before = 0.0
+        if missing := [f"rungs.{index}.until" for index, rung in enumerate(self.rungs[:-1]) if rung.until is None]:
+            yield f"{', '.join(missing)}: is missing; after which share of the last rung's tokens does it grow?"
         for index, rung in enumerate(self.rungs[:-1]):
             if rung.until is None:
-                yield f"rungs.{index}.until: is missing; after which share of the last rung's tokens does it grow?"
                 continue
             if rung.until <= before:
                 yield f"rungs.{index}.until: {rung.until:g} does not rise; {before:g} is the rung's before"
@@ -232,6 +233,13 @@ def find_config(path: str | os.PathLike[str]) -> Path:
     shipped = {file.stem: file for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")}
     if given.name == str(path) and given.stem in shipped:
         return shipped[given.stem]
+    if (given / "ladder.yaml").is_file():
+        raise FileNotFoundError(f"{path}: is a run folder; its configuration is {given / 'ladder.yaml'}")
+    if given.is_dir():
+        raise FileNotFoundError(f"{path}: is a folder; give a YAML file")
+    beside = [str(file) for file in given.parent.glob("*.y*ml")] if given.parent.is_dir() else []
+    if near := difflib.get_close_matches(str(given), [*beside, *shipped], n=1):
+        raise FileNotFoundError(f"{path}: no such file; did you mean {near[0]}?")
     known = f"; configurations that ship with the package: {', '.join(sorted(shipped))}" if shipped else ""
     raise FileNotFoundError(f"{path}: no such file{known}")
 

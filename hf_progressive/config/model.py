@@ -1,7 +1,7 @@
 """The models: what all rungs share, one rung, and how a rung comes of its parent."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,9 @@ from hf_progressive.config.ranges import NotNegative, PositiveFraction, Range, W
 
 RUNG_SECTIONS = ("training", "growth", "phi")
 """Sections of the ladder of which a rung may change keys."""
+
+RUNG_KEYS = ("name", "depth", "family", "source", "revision", "until", *RUNG_SECTIONS)
+"""Keys of a rung that are no fields of its model's configuration."""
 
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -148,6 +151,11 @@ class GrowthConfig:
 
     max_relative_logit_difference: NotNegative = 1e-5
     """Largest |Δlogit| over the logit scale that a function-preserving growth may show before the ladder stops."""
+
+    @staticmethod
+    def advice_on(key: str, known: Iterable[str]) -> str:
+        """Say what an unknown key is called, or where it belongs."""
+        return f"{strict_yaml.nearest(key, known)}; options of a method go under `options`"
 
     def __post_init__(self) -> None:
         require_in_range(self)

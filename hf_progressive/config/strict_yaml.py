@@ -103,10 +103,19 @@ def parse_yaml(text: str) -> Any:
             return None if node is None else loader.construct_document(node)
         finally:
             loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"not valid YAML: {_marked(error)}") from error
     except (yaml.YAMLError, IndexError) as error:  # an IndexError: a number's tag on an empty text
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
+
+
+def _marked(error: yaml.MarkedYAMLError) -> str:
+    # Where and what, without the excerpt that PyYAML adds.
+    mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
+    where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+    return " ".join(f"{where}{problem}".split())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -146,7 +155,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
     for item in overrides:
         path, equals, text = item.partition("=")
         if not equals or not path:
-            raise ValueError(f"override {item!r}: expected key.path=value")
+            raise ValueError(f"override {item!r}: expected key.path=value, with the '=' and without spaces")
         try:
             value = parse_yaml(text)
         except ValueError as error:
@@ -184,7 +193,8 @@ def _child(node: Any, key: str, path: str, item: str) -> Any:
 def build(cls: type[T], value: Any, path: str = "", *, exact: bool = False) -> T:
     """Build a dataclass from a mapping at a dotted path, checking every key and the type of every value.
 
-    A class may define `from_yaml(value, path)` to accept other forms than a mapping.
+    A class may define `from_yaml(value, path)` to accept other forms than a mapping, and `advice_on(key, known)` to
+    say more of unknown keys than `nearest` does.
 
     Raises:
         ValueError: A key is unknown or missing, or a value has the wrong type or is refused by the class; all such
@@ -192,7 +202,9 @@ def build(cls: type[T], value: Any, path: str = "", *, exact: bool = False) -> T
     """
     where = path or "the top level"
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: expected a mapping of keys to values, got {shown(value)}")
+        names = ", ".join(field.name for field in dataclasses.fields(cls))
+        keys = "" if exact or not path else f"; its keys are {names}"
+        raise ValueError(f"{where}: expected a mapping of keys to values, got {shown(value)}{keys}")
     if not path and not exact:
         value = with_current_names(dict(value))
     hints = type_hints(cls)
@@ -206,7 +218,8 @@ def build(cls: type[T], value: Any, path: str = "", *, exact: bool = False) -> T
             arguments["others"][key] = item
             continue
         if key not in fields:
-            problems.append(f"{here}: unknown key; {nearest(str(key), fields)}")
+            advice = getattr(cls, "advice_on", nearest)(str(key), fields)
+            problems.append(f"{here}: unknown key; {advice}")
             continue
         try:
             arguments[key] = convert(hints[key], item, here, exact=exact)
@@ -252,7 +265,7 @@ def convert(hint: Any, value: Any, path: str, *, exact: bool = False) -> Any:
         return _convert_union(arguments, value, path, exact=exact)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{path}: expected a list, got {shown(value)}")
+            raise ValueError(f"{path}: expected a list, got {shown(value)}{_as_a_list(value)}")
         return tuple(convert(arguments[0], item, f"{path}.{i}", exact=exact) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
@@ -265,6 +278,10 @@ def convert(hint: Any, value: Any, path: str, *, exact: bool = False) -> Any:
         from_yaml = getattr(hint, "from_yaml", None)
         return from_yaml(value, path) if from_yaml else build(hint, value, path, exact=exact)
     return _convert_scalar(hint, value, path, exact=exact)
+
+
+def _as_a_list(value: Any) -> str:
+    return f"; write [{shown(value)}]" if isinstance(value, str | int | float) else ""
 
 
 def _convert_union(members: tuple[Any, ...], value: Any, path: str, *, exact: bool) -> Any:
@@ -282,7 +299,28 @@ def _convert_union(members: tuple[Any, ...], value: Any, path: str, *, exact: bo
             return convert(member, value, path, exact=exact)
         except ValueError as error:
             errors.append(str(error))
-    raise ValueError(errors[0] if len(errors) == 1 else f"{path}: {shown(value)} fits none of the accepted forms")
+    if len(errors) == 1:
+        raise ValueError(errors[0])
+    forms = ", or ".join(_form(member) for member in members if member is not type(None))
+    raise ValueError(f"{path}: {shown(value)} fits none of the accepted forms: {forms}")
+
+
+_FORMS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple: "a list",
+    dict: "a mapping",
+}
+
+
+def _form(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return ", ".join(map(str, arguments))
+    plain = typing.get_origin(arguments[0]) or arguments[0] if origin is Annotated else origin or hint
+    return _FORMS.get(plain, "a mapping")
 
 
 def _convert_scalar(hint: Any, value: Any, path: str, *, exact: bool) -> Any:
@@ -294,6 +332,5 @@ def _convert_scalar(hint: Any, value: Any, path: str, *, exact: bool) -> Any:
     if hint is float and type(value) is int:
         return value if exact else float(value)
     if type(value) is not hint:
-        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise ValueError(f"{path}: expected {names.get(hint, hint.__name__)}, got {shown(value)}")
+        raise ValueError(f"{path}: expected {_FORMS.get(hint, hint.__name__)}, got {shown(value)}")
     return value

@@ -1,10 +1,37 @@
 """Batch, budget, schedule and optimizer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from hf_progressive.config import strict_yaml
 from hf_progressive.config.checks import require, require_in_range
 from hf_progressive.config.ranges import Fraction, LearningRate, NotNegative, Positive, Range, Whole
+
+CALLED_HERE = {
+    **dict.fromkeys(("lr", "peak_lr", "max_lr"), "learning_rate"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "epochs", "max_steps", "steps"), "tokens_per_parameter"),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_batch_size"), "micro_batch_size"),
+    **dict.fromkeys(("gradient_accumulation_steps", "batch_size", "global_batch_size"), "batch_tokens"),
+    **dict.fromkeys(("warmup_steps", "warmup_ratio"), "warmup_fraction"),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), "decay_fraction"),
+    **dict.fromkeys(("min_lr", "min_lr_ratio"), "final_lr_ratio"),
+    **dict.fromkeys(("eval_steps", "eval_strategy"), "evaluations"),
+    **dict.fromkeys(("save_steps", "save_strategy"), "checkpoints"),
+    **dict.fromkeys(("bf16", "fp16", "mixed_precision", "dtype"), "precision"),
+    "torch_compile": "compile",
+}
+"""What other programs, Trainer among them, call keys of `training`, or that from which a ladder has the same."""
+
+_TRAINERS = frozenset(
+    {
+        *("gradient_checkpointing", "activation_checkpointing", "report_to", "run_name", "disable_tqdm", "tf32"),
+        *("optim", "optim_args", "adam_epsilon", "neftune_noise_alpha", "use_liger_kernel", "save_total_limit"),
+        *("dataloader_num_workers", "dataloader_prefetch_factor", "per_device_eval_batch_size"),
+        *("ddp_timeout", "deepspeed", "fsdp", "fsdp_config"),
+    }
+)
+"""Arguments of Trainer that people write, and that stand below `arguments`."""
 
 _Beta = Annotated[float, Range(0, 1, below=True)]
 
@@ -89,6 +116,17 @@ class TrainingConfig:
 
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further `TrainingArguments` (`report_to: [tensorboard]`, `gradient_checkpointing: true`)."""
+
+    @staticmethod
+    def advice_on(key: str, known: Iterable[str]) -> str:
+        """Say what an unknown key is called here, or where it belongs."""
+        if key in CALLED_HERE:
+            return f"here it is {CALLED_HERE[key]}"
+        if key in _TRAINERS:
+            return f"it is Trainer's; write `arguments: {{{key}: ...}}`"
+        if key in ("seed", "data_seed"):
+            return "the ladder has one `seed`, at its top"
+        return f"{strict_yaml.nearest(key, known)}; others of Trainer's go under `arguments`"
 
     def __post_init__(self) -> None:
         require_in_range(self)

@@ -62,6 +62,11 @@ class Holdout:
         digest = _digest(text)
         return digest in self._digests or int.from_bytes(digest[:8], "big") < self._limit
 
+    @staticmethod
+    def share_of(text: str) -> float:
+        """Return the fraction above which a document is held out."""
+        return int.from_bytes(_digest(text)[:8], "big") / (1 << 64)
+
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8")).digest()

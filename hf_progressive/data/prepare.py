@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -119,7 +120,7 @@ def _write_corpus(config: DataConfig, context: int, folder: Path, unfinished: Pa
         validation, counts["validation_documents"] = _encode(given, tokenizer), len(given)
     limit = config.max_validation_tokens // context * context
     _write_tokens(validation, folder / VALIDATION_NAME, dtype, limit)
-    blocks = _validation_blocks(config, context, folder / VALIDATION_NAME, dtype)
+    blocks = _validation_blocks(config, context, folder / VALIDATION_NAME, dtype, documents)
 
     record = {
         "identity": corpus_identity(config, context),
@@ -197,16 +198,20 @@ def _write_tokens(arrays: Iterable[Tokens], path: Path, dtype: str, limit: int) 
                 break
 
 
-def _validation_blocks(config: DataConfig, context: int, path: Path, dtype: str) -> Tokens:
+def _validation_blocks(
+    config: DataConfig, context: int, path: Path, dtype: str, documents: datasets.Dataset | None
+) -> Tokens:
     tokens = np.fromfile(path, dtype=np.dtype(dtype).newbyteorder("<"))
     if config.max_validation_tokens < context:
         raise ValueError(
             f"data.max_validation_tokens: {config.max_validation_tokens} is less than one block of {context}; raise it"
         )
     if len(tokens) == 0:
+        enough = "" if documents is None else f" to {_enough(documents['text']):g} or more"
+        number = "" if documents is None else f" of {len(documents):,}"
         raise ValueError(
-            f"data.validation_fraction: no document is held out at {config.validation_fraction}; "
-            f"raise it, or name validation_files"
+            f"data.validation_fraction: no document{number} is held out at {config.validation_fraction}; "
+            f"raise it{enough}, or name validation_files"
         )
     if len(tokens) < context:
         raise ValueError(
@@ -214,6 +219,11 @@ def _validation_blocks(config: DataConfig, context: int, path: Path, dtype: str)
             f"{context}; raise it, or name validation_files"
         )
     return tokens[: len(tokens) // context * context].reshape(-1, context)  # (blocks, context)
+
+
+def _enough(texts: Iterable[str]) -> float:
+    # The least share, to two digits, at which a document is held out.
+    return min(math.ceil(100 * min(map(Holdout.share_of, texts)) + 1e-9), 99) / 100
 
 
 def _fingerprint(config: DataConfig, tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:

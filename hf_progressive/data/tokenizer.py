@@ -66,6 +66,8 @@ def read_tokenizer(name: str | os.PathLike[str], revision: str | None = None) ->
     with ReadingFromOutside(str(name), "its tokenizer's files are damaged, or of a kind unknown here"):
         if Path(name).is_dir():
             _require_own_files(Path(name))
+            if not any(path.is_file() for pattern in TOKENIZER_FILES for path in Path(name).glob(pattern)):
+                raise FileNotFoundError(f"{name}: holds no tokenizer; save the model's own there")
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         for template in tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else ():
             require_plain_name(template, "its chat templates")  # each is saved as a file of that name

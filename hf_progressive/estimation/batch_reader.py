@@ -1,6 +1,7 @@
 """What a model's targets are, told by its class; or by a loss that comes with it."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from hf_progressive.config.ranges import shown
 from hf_progressive.estimation.labelled_tasks import (
     LABELLED_TASKS,
     LOSS_REMEDY,
@@ -52,6 +54,12 @@ class BatchReader:
         """Read a batch, on the device."""
         if self._loss is not None:
             return read_for_loss(batch, device, self._loss)
+        if not isinstance(batch, Tensor | Mapping):
+            what = f"the text {shown(batch)}" if isinstance(batch, str) else f"a {type(batch).__name__}"
+            raise ValueError(
+                f"a batch is {what}; give a list of batches, each a tensor or a mapping, as tokenizers return it under"
+                " return_tensors='pt'"
+            )
         if self._task is None:
             return read_batch(batch, device)
         core: Any = self._core

@@ -43,7 +43,8 @@ From outside of the package, `register_family` adds one for the running process:
     grow_checkpoint("bigcode/starcoder2-3b", "grown", {"num_hidden_layers": 32})
 """
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -111,6 +112,21 @@ def family_of(config: Any) -> Family:
         raise ValueError("a quantized checkpoint cannot be grown; dequantize it first, or take the original")
     family.refuse_unsupported(config)
     return family
+
+
+def field_advice(name: str, model_type: str, known: Iterable[str]) -> str:
+    """Return advice on a field that a family's configuration does not have: its own name for it, or the nearest one.
+
+    >>> field_advice("n_layer", "llama", ["num_hidden_layers"])
+    "did you mean 'num_hidden_layers'?"
+    """
+    families = FAMILIES | MIXTURES
+    sizes = families[model_type].size_fields
+    axes = {axis for family in families.values() for axis, field in family.size_fields.items() if field == name}
+    for axis in sorted(axes & sizes.keys()):
+        return f"did you mean {sizes[axis]!r}?"
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"the sizes are {', '.join(dict.fromkeys(sizes.values()))}"
 
 
 def register_family(family: Family) -> Family:

@@ -39,6 +39,7 @@ A method of one's own is a function or two:
     register_method("mirrored", summary="new units in front of the old, in reverse", width=mirrored)
 """
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -214,7 +215,9 @@ def method_named(name: str) -> Method:
     """Return a method by its name, or raise a ValueError that lists them."""
     known = METHODS.get(name) or METHODS.get(underscored(name))
     if known is None:
-        raise ValueError(f"growth method {name!r} is not known; choose one of {', '.join(METHODS)}")
+        near = difflib.get_close_matches(underscored(name), METHODS, n=1)
+        meant = f"did you mean {near[0]!r}? There are" if near else "choose one of"
+        raise ValueError(f"growth method {name!r} is not known; {meant} {', '.join(METHODS)}")
     return known
 
 

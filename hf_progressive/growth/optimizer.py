@@ -28,6 +28,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ def read_optimizer_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     The tensors are mapped from the file and not yet in memory. What is no such state is a ValueError.
     """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give the optimizer.pt in it")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:

@@ -90,10 +90,15 @@ def _check_rotation(family: Family, rope: dict[str, Any], old: Sizes, new: Sizes
     turned, after = _turned(family, rope, old.head_dim), _turned(family, rope, new.head_dim)
     fits = turned % 2 == 0 and after % 2 == 0 and turned > 0 and after % turned == 0
     if not fits or new.head_dim - after < old.head_dim - turned:
+        width, heads = family.size_fields["width"], family.size_fields["heads"]
+        fitting = new.width // old.head_dim
+        derived = new.heads * new.head_dim == new.width
+        sizes = f" ({heads}={fitting} at {width}={fitting * old.head_dim})" if derived else ""
         raise ValueError(
             f"head_dim {old.head_dim} → {new.head_dim} is not exact under RoPE: the rotation rates θ^(−2i/head_dim) of"
             f" the parent are among the child's for whole multiples only; take"
             f" {-(-new.head_dim // old.head_dim) * old.head_dim}, or keep {old.head_dim} and grow the number of heads"
+            f"{sizes}"
         )
 
 

@@ -22,6 +22,9 @@ from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME
 from hf_progressive.storage import MANIFEST_NAME, ReadingFromOutside, read_json, require_own_file, sha256_file
 
 _WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json")
+_MOST_NAMED = 4
+"""Checkpoints within a folder that a message names."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Stamps = Mapping[str, tuple[int, ...]]
@@ -40,6 +43,11 @@ class GrowthSource:
         """Return the model's `PreTrainedConfig`; one that is not valid or needs remote code is a ValueError."""
         if not (self.folder / CONFIG_NAME).is_file():
             refuse_adapter(self.folder)
+            within = sorted(
+                str(path.parent) for depth in ("*", "*/*") for path in self.folder.glob(f"{depth}/{CONFIG_NAME}")
+            )
+            advice = f"; in it are {', '.join(within[:_MOST_NAMED])}" if within else "; give a checkpoint's folder"
+            raise FileNotFoundError(f"{self.folder / CONFIG_NAME}: no such file{advice}")
         for file in (CONFIG_NAME, "tokenizer_config.json"):
             path = self.folder / file
             require_own_file(path, self.folder)

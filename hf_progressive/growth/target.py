@@ -1,6 +1,6 @@
 """Complete a target: from what a user names to the child's whole config, with everything else kept."""
 
-import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from hf_progressive.config.ranges import Range, require_finite
+from hf_progressive.growth.families import field_advice
 from hf_progressive.growth.family_table import Family, Sizes
 
 _NEUTRAL_FIELDS = frozenset(
@@ -81,9 +82,8 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
             raise ValueError(f"{name}: {NO_SIZES[name]}; leave it out of the target")
         if name not in own and name not in aliases:
             _refuse_rope_key(source, name)
-            near = difflib.get_close_matches(name, [*own, *aliases], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; the sizes are {', '.join(_size_fields(family))}"
-            raise ValueError(f"{name!r} is not a field of {type(source).__name__}{hint}")
+            advice = field_advice(name, source.model_type, [*own, *aliases])
+            raise ValueError(f"{name!r} is not a field of {type(source).__name__}; {advice}")
     if "model_type" in target and target["model_type"] != source.model_type:
         raise ValueError(f"model_type: a {source.model_type} cannot grow into a {target['model_type']}; leave it out")
     for name in (family.eps_field, *family.layer_fields):
@@ -131,7 +131,19 @@ def _built(config_class: type[Any], values: Mapping[str, Any]) -> Any:
     try:
         return config_class.from_dict(dict(values))
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ValueError(f"not a valid {config_class.__name__}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"not a valid {config_class.__name__}: {in_words(error)}") from None
+
+
+def in_words(error: Exception) -> str:
+    r"""Return what a configuration's class found wrong, without the names of its checks and exceptions.
+
+    >>> in_words(ValueError("Class validation error for validator 'validate_it':\n    ValueError: 3 is too few."))
+    '3 is too few.'
+    """
+    return _CHECK.sub("", " ".join(str(error).split()))
+
+
+_CHECK = re.compile(r"(?:Class validation|Validation) error for (?:validator|field) '\w+': \w+Error: ")
 
 
 def _size_fields(family: Family) -> list[str]:

@@ -50,12 +50,15 @@ def locate_files(source: str, patterns: Sequence[str], *, revision: str | None =
 
     Raises:
         FileNotFoundError: It is neither a folder nor a repository within reach.
+        NotADirectoryError: It is a file.
         ValueError: A revision is given for a local folder.
     """
     if Path(source).is_dir():
         if revision is not None:
             raise ValueError(f"{source}: a local folder has no revision {revision!r}; leave the revision out")
         return Path(source), None
+    if Path(source).is_file():
+        raise NotADirectoryError(f"{source}: is a file; give the folder that holds it")
     if not is_repo_id(source):
         raise FileNotFoundError(f"{source}: no such folder, and no name on the Hub (ORG/NAME)")
     try:

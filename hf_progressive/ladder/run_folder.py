@@ -21,6 +21,9 @@ from hf_progressive.training.checkpoints import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
+_MOST_NAMED = 6
+"""Differences between configurations that a message names."""
+
 _OTHER_NUMBER = (
     "%s: was begun with %d processes and goes on with %d; every step reads the same tokens, but sums are rounded in "
     "another order, so the last digits differ from those of a run that was not interrupted"
@@ -55,10 +58,13 @@ def _make(folder: Path) -> None:
 
 
 def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
-    """Write the configuration into a new run folder, or refuse one that differs from what is there, naming it all."""
+    """Write the configuration into a new run folder, or refuse one that differs from what is there, and say where.
+
+    A folder in which a run came to nothing, not even to a corpus, takes any.
+    """
     path = folder / "ladder.json"
     with main_process_first(state):
-        if path.exists():
+        if path.exists() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
             record = LadderRecord.read(path)
             there, here = _completed(record.config), config.to_dict()
             for run in (there, here):
@@ -66,8 +72,9 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
                 run.pop("publish", None)
                 run["data"].pop("prepared", None)
             if differences := list(_differences(there, here)):
+                more = f"; and {len(differences) - _MOST_NAMED} more" if len(differences) > _MOST_NAMED else ""
                 raise ValueError(
-                    f"{folder}: holds a run of another configuration ({'; '.join(differences)}); "
+                    f"{folder}: holds a run of another configuration ({'; '.join(differences[:_MOST_NAMED])}{more}); "
                     f"go back to that configuration or choose another output folder"
                 )
             before = record.environment.get("processes", state.num_processes)

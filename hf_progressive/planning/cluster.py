@@ -39,7 +39,7 @@ class Cluster:
         if self.count < 1:
             raise ValueError(f"gpus: {self.count} is below 1")
         if self.mfu is not None and not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu: {self.mfu} is not in (0, 1]")
+            raise ValueError(f"mfu: {self.mfu} is not in (0, 1]; it is a share: 0.4 for 40 %")
         if self.price is not None and not 0 <= self.price < float("inf"):
             raise ValueError(f"price: {self.price} is not a number of dollars of 0 or more")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from transformers import PretrainedConfig
 
 from hf_progressive.config import LadderConfig, ModelConfig, PhiConfig, TokenizerConfig
-from hf_progressive.data.tokenizer import read_tokenizer, vocabulary_size
+from hf_progressive.data.tokenizer import load_tokenizer, vocabulary_size
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.families import family_of
 from hf_progressive.planning.family_change import upcycled_model_config
@@ -383,7 +383,7 @@ def _vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
         return tokenizer.vocab_size
     if "vocab_size" in model.fields:
         return 0
-    return vocabulary_size(read_tokenizer(tokenizer.name, tokenizer.revision))
+    return vocabulary_size(load_tokenizer(tokenizer, ()))
 
 
 def _differing_fields(before: PretrainedConfig, after: PretrainedConfig) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from hf_progressive.config import (
 )
 from hf_progressive.data import load_tokenizer, vocabulary_size
 from hf_progressive.evaluation.core.bundle import load_bundle
+from hf_progressive.growth.methods import method_named
 from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.planning.argument_values import check_argument_value
 from hf_progressive.planning.without_effect import keys_without_effect
@@ -86,6 +87,7 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
         problems += [*_argument_problems(arguments), *_contradictions(arguments), *_missing_packages(arguments)]
         if processes is not None:
             problems += _of(partial(micro_batches, training, config.model.context, processes))
+        problems += [f"growth.method: {problem}" for problem in _of(partial(method_named, growth.method))]
         problems += _of(partial(_check_growth_options, growth.options))
         if config.schedule == "trunk":
             problems += _trunk_problems(config.trunk, arguments)

@@ -6,7 +6,7 @@ counted on the stock class built on the meta device, which allocates nothing, so
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,18 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig, strict_yaml
+from hf_progressive.config.model import RUNG_KEYS
 from hf_progressive.config.ranges import shown
-from hf_progressive.growth.families import FAMILIES, family_of
+from hf_progressive.growth.families import FAMILIES, family_of, field_advice
 from hf_progressive.growth.mixtures import MIXTURES
-from hf_progressive.growth.target import LARGEST_SIZE, MOST_LAYERS, NO_SIZES, check_field_values, complete_target
+from hf_progressive.growth.target import (
+    LARGEST_SIZE,
+    MOST_LAYERS,
+    NO_SIZES,
+    check_field_values,
+    complete_target,
+    in_words,
+)
 from hf_progressive.training.flops import flops_per_token, meta_model, unused_by_a_token
 
 
@@ -114,7 +122,7 @@ def rung_model_config(model: ModelConfig, rung: RungConfig, *, vocab_size: int) 
     if rung.depth is not None:
         decided |= dict.fromkeys((names.layers, names.width, names.heads), "the rung's depth")
     _check_field_names(config_class, model.fields, "model.fields", decided)
-    _check_field_names(config_class, rung.fields, f"rung {rung.name}", decided)
+    _check_field_names(config_class, rung.fields, f"rung {rung.name}", decided, beside=RUNG_KEYS)
 
     given = {**model.fields, **rung.fields}
     if rung.depth is not None:
@@ -141,7 +149,7 @@ def rung_model_config(model: ModelConfig, rung: RungConfig, *, vocab_size: int) 
     try:
         return config_class(**fields)
     except StrictDataclassError as error:
-        raise ValueError(f"rung {rung.name}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"rung {rung.name}: {in_words(error)}") from error
 
 
 def larger_model_config(model: ModelConfig, rung: RungConfig, before: PretrainedConfig) -> PretrainedConfig:
@@ -201,7 +209,9 @@ def _derived(given: Mapping[str, Any], names: DialFields) -> dict[str, Any]:
     return derived
 
 
-def _check_field_names(config_class: Any, fields: Mapping[str, Any], where: str, decided: Mapping[str, str]) -> None:
+def _check_field_names(
+    config_class: Any, fields: Mapping[str, Any], where: str, decided: Mapping[str, str], beside: Sequence[str] = ()
+) -> None:
     known = {field.name for field in dataclasses.fields(config_class)}
     for name in fields:
         if name in NO_SIZES:
@@ -211,9 +221,8 @@ def _check_field_names(config_class: Any, fields: Mapping[str, Any], where: str,
         if name in config_class.attribute_map:
             raise ValueError(f"{where}: {name} is called {config_class.attribute_map[name]!r} in this family")
         if name not in known:
-            raise ValueError(
-                f"{where}: {config_class.model_type} has no field {name!r}; {strict_yaml.nearest(name, known)}"
-            )
+            advice = field_advice(name, config_class.model_type, [*known, *beside])
+            raise ValueError(f"{where}: {config_class.model_type} has no field {name!r}; {advice}")
 
 
 def _check_divisible(rung: RungConfig, names: DialFields, fields: Mapping[str, Any], head_dim_given: bool) -> None:

@@ -46,7 +46,7 @@ _FILES = {
     "model.safetensors.index.json": "which weight is in which of the `model-*.safetensors`",
     "tokenizer.json": "the tokenizer",
     "rung.json": "everything that was measured, but how long it took",
-    "growth.json": "how it was grown from its parent, and the check that its function was preserved",
+    "growth.json": "how it was grown from its parent, and how far their logits were apart",
     "phi/fisher.safetensors": "diagonal Fisher information of these weights, for a successor's penalty",
     "phi/subspace.safetensors": "the output subspace of each matrix, for a successor's penalty",
     "manifest.json": "size and SHA-256 of every file",

@@ -89,7 +89,9 @@ def facts(lineage: Lineage) -> list[tuple[str, str]]:
         rows.append(("Finished", _branch(rung)))
     if rung.max_abs_logit_diff is not None and rung.max_abs_logit is not None:
         change, scale = small(rung.max_abs_logit_diff), significant(rung.max_abs_logit)
-        rows.append(("Started from", f"the parent's function: logits up to {scale} differed by {change} at most"))
+        kept = rung.growth is None or rung.growth.preserves_function
+        whose = "the parent's function" if kept else "not the parent's function"
+        rows.append(("Started from", f"{whose}: logits up to {scale} differed by {change} at most"))
     baseline = "" if rung.cold is None else f"; its baseline, trained from scratch: {rung.cold.bits_per_byte:.4f}"
     rows.append(("Bits per byte", f"{rung.bits_per_byte:.4f} on validation documents{baseline}"))
     part = "" if rung.lineage_complete else "; what went into the first of them is not known"

@@ -13,6 +13,7 @@ SCREEN_LINES, SCREEN_COLUMNS = 40, 100
 
 _FEWEST_ROWS = 4  # of rungs, where notes leave no space for more
 _MOST_NOTES = 14
+_MUCH_VALIDATION = 0.2  # of training, above which the keys are named that make it less
 _MORE = "--full shows the rest: exact counts, validation by rung, sharded memory, both ends of intervals."
 
 
@@ -157,7 +158,9 @@ def _budget(record: Mapping[str, Any]) -> list[str]:
 def _beside(record: Mapping[str, Any]) -> list[str]:
     family, measured = record["family"], record["measurement"] is not None
     written = sum(rung["saving"]["bytes"] for rung in record["rungs"]) / 1e9
-    parts = [f"validation ({percent(family['validation_share'], 1)} of training)"]
+    keys = ", less by data.max_validation_tokens and training.evaluations"
+    much = keys if family["validation_share"] > _MUCH_VALIDATION else ""
+    parts = [f"validation ({percent(family['validation_share'], 1)} of training{much})"]
     if family["estimates"]["flops"]:
         parts.append("estimates for Φ")
     if record["rungs"][0]["core"] is not None:

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_progressive.config import strict_yaml
+from hf_progressive.config.training import CALLED_HERE
 from hf_progressive.distributed.float32_products import allow_tf32
 from hf_progressive.penalty.schedule import schedule_factor
 
@@ -94,8 +95,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(ProgressiveTrainingArguments)}
     for name in arguments:
         if name in _OWN_ARGUMENTS:
-            raise ValueError(
-                f"training.arguments.{name}: the ladder sets it from the keys of `training`; leave it out"
-            )
+            source = f"training.{CALLED_HERE[name]}" if name in CALLED_HERE else "the keys of `training`"
+            raise ValueError(f"training.arguments.{name}: the ladder sets it from {source}; leave it out")
         if name not in known:
             raise ValueError(f"training.arguments.{name}: unknown argument; {strict_yaml.nearest(name, known)}")

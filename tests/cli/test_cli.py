@@ -130,6 +130,13 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["grow", "PARENT", "CHILD", "--set", "n_layer=3", "--option", "seed=1"], "seed: unknown option"),
         (["grow", "PARENT", "CHILD", "--set", "n_layer=3", "--option", "noise=-1"], "noise=-1: expected a number"),
         (["grow", "/nowhere/at-all", "CHILD", "--set", "n_layer=3"], "/nowhere/at-all"),
+        (["grow", "FILE", "CHILD", "--set", "n_layer=3"], "ladder.json: is a file; give the folder that holds it"),
+        (["grow", "RUN", "CHILD", "--set", "n_layer=3"], "config.json: no such file; in it are "),
+        (
+            ["grow", "PARENT", "CHILD", "--set", "n_layer=3", "--optimizer", "RUN"],
+            "give the optimizer.pt",
+        ),
+        (["plan", "ladder_tiny", "--set", "data.tokenizer={name: /nowhere}"], "data.tokenizer.name: cannot load"),
         (["grow", "PARENT", "PARENT", "--set", "n_layer=3"], "exists already"),
         (["plan", "nothing.yaml"], "nothing.yaml: no such file"),
         (["study", "nothing.yaml"], "nothing.yaml: no such file"),
@@ -146,7 +153,7 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["study", "ladder_tiny"], "ladder_tiny.yaml: is a ladder's configuration; `hf-progressive ladder` runs it"),
         (["ladder", "ladder_tiny", "--output-dir", "FILE"], "cannot be a run folder (it is a file); choose a folder"),
         (["publish", "RUN", "--repo-id", "me/it"], "is a run of several rungs; give ORG/x-{name}, or RUN/NAME/final"),
-        (["core", "PARENT", "--bundle", "/nowhere"], "/nowhere/core.yaml: no such file"),
+        (["core", "PARENT", "--bundle", "/nowhere"], "parent: holds no tokenizer; save the model's own there"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(
@@ -161,6 +168,22 @@ def test_bad_input_is_one_line_and_exit_code_two(
     assert len(lines) == 1
     assert places.get(message, message) in lines[0]
     assert not (tmp_path / "child").exists()
+
+
+def test_an_unknown_option_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "ladder_tiny", "--outputdir", "x"])
+    usage, message = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: hf-progressive plan CONFIG")
+    assert message.endswith("unrecognized arguments: --outputdir x; did you mean --output-dir?")
+
+
+def test_an_error_of_the_system_is_told_without_its_number(capsys: pytest.CaptureFixture[str]) -> None:
+    def denied(options: argparse.Namespace) -> cli.Outcome:
+        raise PermissionError(13, "Permission denied", "weights")
+
+    assert cli.execute(denied, argparse.Namespace(json=False)) == cli.EXIT_BAD_INPUT
+    assert capsys.readouterr().err == "hf-progressive: error: weights: Permission denied\n"
 
 
 def test_an_interruption_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

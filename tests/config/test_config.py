@@ -51,6 +51,29 @@ def test_a_first_rung_with_a_source_brings_its_tokenizer(tmp_path: Path) -> None
         load_ladder_config(write(tmp_path, config.to_dict()), ["growth.parent=stable"])
 
 
+def test_a_file_that_is_not_there_is_looked_for_near_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, MINIMAL)
+    (tmp_path / "empty").mkdir()
+    for given, message in (
+        ("ladder.yml", r"ladder\.yml: no such file; did you mean ladder\.yaml\?"),
+        ("laddertiny", r"laddertiny: no such file; did you mean ladder_tiny\?"),
+        (str(tmp_path), r"is a run folder; its configuration is .*ladder\.yaml"),
+        ("empty", "empty: is a folder; give a YAML file"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            find_config(given)
+
+
+def test_yaml_that_is_none_is_told_by_line_and_column(tmp_path: Path) -> None:
+    for text, message in (
+        ("rungs:\n  - {name: a, n_layer: 2 n_embd: 32}\n", r"line 2, column \d+: expected ',' or '}', but got ':'$"),
+        ("name: a\n\tseed: 1\n", r"line 2, column 1: found character '\\t' that cannot start any token$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_ladder_config(write(tmp_path, text))
+
+
 def test_the_configuration_cannot_be_changed(tmp_path: Path) -> None:
     config = load_ladder_config(write(tmp_path, MINIMAL))
     for field in dataclasses.fields(config):
@@ -86,7 +109,13 @@ def test_overrides_reach_nested_keys_and_list_items(tmp_path: Path) -> None:
         (f"model.fields={'[' * 5000}", r"override of model\.fields: is nested too deeply"),
         ("phi=1", r"phi: expected a mapping"),
         ("rungs=[]", r"rungs: the list is empty"),
-        ("rungs=d2", r"rungs: expected a list, got 'd2'"),
+        ("rungs=d2", r"rungs: expected a list, got 'd2'; write \['d2'\]"),
+        ("data.tokenizer=gpt2", r"data\.tokenizer: expected .*, got 'gpt2'; its keys are name, revision, vocab_size"),
+        ("training.lr=1e-3", r"training\.lr: unknown key; here it is learning_rate"),
+        ("training.report_to=none", r"unknown key; it is Trainer's; write `arguments: \{report_to: \.\.\.\}`"),
+        ("training.seed=1", r"training\.seed: unknown key; the ladder has one `seed`, at its top"),
+        ("growth.noise=1", r"growth\.noise: unknown key; .*; options of a method go under `options`"),
+        ("cold=some", r"cold: 'some' fits none of the accepted forms: all, none, or a list"),
         ("rungs=[deep]", r"rungs\.0: 'deep' is no depth; write d11"),
         ("rungs=[d2, d2]", r"rungs: the name 'd2' is given to 2 rungs"),
         ("rungs.1.name=a/b", r"rungs\.1\.name: 'a/b' cannot name a folder"),

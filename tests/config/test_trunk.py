@@ -50,7 +50,7 @@ def test_a_rung_changes_keys_for_itself_alone() -> None:
         ({"rungs": changed(1, until=0.7)}, r"0\.7 lies in the last rung's decay, which begins at 0\.6"),
         ({"rungs": changed(2, until=0.9)}, r"rungs\.2\.until: c is the last"),
         ({"rungs": changed(0, until=1.5)}, r"rungs\.0\.until: expected above 0, at most 1, got 1\.5"),
-        ({"schedule": "chain"}, r"rungs\.0\.until: only a trunk's rungs have one"),
+        ({"schedule": "chain"}, r"rungs\.0\.until, rungs\.1\.until: only a trunk's rungs have one"),
         ({"schedule": "bough"}, r"schedule: 'bough' is not one of chain, trunk"),
         ({"trunk": {"member": "none", "average_of": 1}}, r"trunk\.average_of: expected 2 to 100, got 1"),
         ({"rungs": changed(1, training={"learning_rates": 1})}, r"rungs\.1\.training\.learning_rates: unknown key"),

@@ -267,7 +267,7 @@ MISTAKES = {
     "no validation document": (
         {"validation_fraction": 1e-9},
         {},
-        r"data.validation_fraction: no document is held out at 1e-09; raise it, or name validation_files",
+        r"data.validation_fraction: no document of \d+ is held out at 1e-09; raise it to 0\.\d+ or more, or name",
     ),
     "small validation part": (
         {},

@@ -283,6 +283,7 @@ def test_a_damaged_model_is_named():
         ([], {}, "no target token; give at least one sequence of two tokens"),
         ([torch.zeros(3, 1, dtype=torch.long)], {}, "no target token"),
         ([torch.zeros(3, dtype=torch.long)], {}, r"input_ids has shape \(3,\); token ids of shape \(B, T\)"),
+        ({"input_ids": torch.zeros(1, 3, dtype=torch.long)}, {}, r"a batch is the text 'input_ids'; give a list of"),
         ([{"labels": torch.zeros(1, 3, dtype=torch.long)}], {}, r"keys \['labels'\], but no input_ids"),
         (
             [{"input_ids": torch.zeros(1, 3, dtype=torch.long), "labels": torch.zeros(1, 2, dtype=torch.long)}],

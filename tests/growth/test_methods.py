@@ -139,7 +139,7 @@ def test_a_method_of_a_depth_rule_alone_is_that_depth_method_of_exact():
 
 
 def test_an_unknown_method_is_refused_with_those_known():
-    with pytest.raises(ValueError, match=r"growth method 'exat' is not known; choose one of exact, identity, tile"):
+    with pytest.raises(ValueError, match=r"growth method 'exat' is not known; did you mean 'exact'\? There are ex"):
         method_named("exat")
 
 

@@ -20,6 +20,7 @@ def config(tmp_path: Path) -> LadderConfig:
 def begun(config: LadderConfig, folder: Path, change: object) -> None:
     """Claim a run folder, then change the configuration that it remembers."""
     claim(folder, config, current_processes())
+    (folder / "data").mkdir()
     record = storage.read_json(folder / "ladder.json")
     change(record["config"])
     storage.write_json(folder / "ladder.json", record)
@@ -34,6 +35,24 @@ def test_a_key_that_has_come_since_counts_as_its_default(config: LadderConfig, t
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, keep_stable=True))
     with pytest.raises(ValueError, match=r"configuration \(training\.keep_stable: False there, True here\);"):
         claim(tmp_path / "run", other, current_processes())
+
+
+def test_a_folder_in_which_nothing_was_made_takes_another_configuration(config: LadderConfig, tmp_path: Path) -> None:
+    claim(tmp_path / "run", config, current_processes())
+    claim(tmp_path / "run", dataclasses.replace(config, seed=7), current_processes())
+    assert load_ladder_config(tmp_path / "run" / "ladder.yaml").seed == 7
+    (tmp_path / "run" / "data").mkdir()
+    with pytest.raises(ValueError, match="seed: 7 there, 8 here"):
+        claim(tmp_path / "run", dataclasses.replace(config, seed=8), current_processes())
+
+
+def test_of_many_differences_some_are_named(config: LadderConfig, tmp_path: Path) -> None:
+    claim(tmp_path / "run", config, current_processes())
+    (tmp_path / "run" / "l1").mkdir()
+    training = dataclasses.replace(config.training, adam_beta1=0.5, adam_beta2=0.5, precision="float32")
+    phi = dataclasses.replace(config.phi, ewc_lambda=9.0, gamma=9.0, schedule="cosine", until=0.25)
+    with pytest.raises(ValueError, match=r"0\.25 here; .* and 1 more\); go back"):
+        claim(tmp_path / "run", dataclasses.replace(config, training=training, phi=phi), current_processes())
 
 
 def test_a_key_that_is_no_more_is_named(config: LadderConfig, tmp_path: Path) -> None:
@@ -59,6 +78,7 @@ def test_another_number_of_processes_is_told(
 ) -> None:
     def before(processes: int) -> None:
         claim(tmp_path / "run", config, current_processes())
+        (tmp_path / "run" / "data").mkdir(exist_ok=True)
         record = storage.read_json(tmp_path / "run" / "ladder.json")
         record["environment"]["processes"] = processes
         storage.write_json(tmp_path / "run" / "ladder.json", record)

@@ -149,6 +149,14 @@ MISTAKES = {
         {"rung": {"n_layer": 1, "hidden_size": 48, "n_head": 4}},
         r"rung named: hidden_size is called 'n_embd' in this family",
     ),
+    "another family's own name": (
+        {"family": "llama", "rung": {"n_layer": 1, "hidden_size": 48, "num_attention_heads": 4}},
+        r"rung named: llama has no field 'n_layer'; did you mean 'num_hidden_layers'\?",
+    ),
+    "misspelt key of a rung": (
+        {"rung": {"n_layer": 1, "n_embd": 48, "n_head": 4, "unitl": 0.5}},
+        r"rung named: gpt2 has no field 'unitl'; did you mean 'until'\?",
+    ),
     "missing field": (
         {"rung": {"n_layer": 1, "n_embd": 48}},
         r"rung named: n_head is None; give a whole number of 1 or more",
@@ -159,7 +167,7 @@ MISTAKES = {
     ),
     "wrong type": (
         {"depth": 1, "fields": {"activation_function": 3}},
-        r"rung d1: Validation error for field 'activation_function'",
+        r"rung d1: Field 'activation_function' expected str, got int \(value: 3\)",
     ),
     "context twice": (
         {"depth": 1, "fields": {"n_positions": 128}},
