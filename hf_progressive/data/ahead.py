@@ -3,6 +3,7 @@
 Run as `python -m hf_progressive.data.ahead FOLDER TOKENS` by whoever trains, and ended with it.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -65,7 +66,8 @@ def _counted(encoded: Iterable[Encoded], bar: Any) -> Iterator[Encoded]:
 
 def _beat(path: Path) -> None:
     while True:
-        path.touch()
+        with contextlib.suppress(OSError):  # of a full disk, or a folder that is gone, the reading itself tells
+            path.touch()
         time.sleep(_SECONDS_BETWEEN_BEATS)
 
 

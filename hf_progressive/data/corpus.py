@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_progressive import storage
 from hf_progressive.config import DataConfig
+from hf_progressive.config.ranges import shown
 from hf_progressive.data.blocks import BlockRange, TokenBlocks
 from hf_progressive.data.documents import Holdout, read_validation_texts
 from hf_progressive.data.parts import TokenParts
@@ -155,9 +156,8 @@ def rung_blocks(corpus: Corpus, first_block: int, blocks: int) -> BlockRange:
 
 def open_corpus(config: DataConfig, context: int, folder: Path) -> Corpus:
     """Open a corpus that `prepare_corpus` wrote; one that was made from something else is a ValueError."""
-    record = storage.read_json(folder / RECORD_NAME)
-    wanted = corpus_identity(config, context)
-    before = record["identity"]
+    record = _read_record(folder / RECORD_NAME)
+    wanted, before = corpus_identity(config, context), record["identity"]
     changed = [
         f"{key} was {before.get(key)!r}, is {value!r}" for key, value in wanted.items() if before.get(key) != value
     ]
@@ -188,6 +188,17 @@ def open_corpus(config: DataConfig, context: int, folder: Path) -> Corpus:
         fingerprint=record["fingerprint"],
         counts=record["counts"],
     )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record, remedy = storage.read_json(path), "remove the folder to prepare the corpus again"
+    kinds = {"identity": dict, "dtype": str, "vocab_size": int, "validation_bytes": int, "fingerprint": str}
+    for key, kind in (kinds | {"counts": dict}).items():
+        if type(record.get(key)) is not kind:
+            raise ValueError(f"{path}: {key}: expected a JSON {kind.__name__}, got {shown(record.get(key))}; {remedy}")
+    if record["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(f"{path}: dtype: expected uint16 or uint32, got {shown(record['dtype'])}; {remedy}")
+    return record
 
 
 def corpus_identity(config: DataConfig, context: int) -> dict[str, Any]:

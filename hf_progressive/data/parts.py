@@ -78,8 +78,11 @@ class TokenParts:
     def refresh(self) -> None:
         """Look for parts that were written since."""
         while (record := self.folder / f"part-{len(self._records):06d}.json").exists():
-            self._records.append(storage.read_json(record))
-            self._ends.append(self.tokens + int(self._records[-1]["tokens"]))
+            found = storage.read_json(record)
+            with storage.ReadingFromOutside(str(record), "remove the corpus's folder to prepare it again"):
+                tokens = int(found["tokens"])
+            self._records.append(found)
+            self._ends.append(self.tokens + tokens)
 
     @property
     def tokens(self) -> int:

@@ -95,7 +95,8 @@ def read_record(path: str | os.PathLike[str], record_type: type[Record]) -> Reco
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_HEADER_KEY, "{}")
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a sound safetensors file ({error}); write it again") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a sound safetensors file ({reason}); write it again") from error
     header: Any = storage.parse_json(text, str(path))
     if not isinstance(header, dict) or header.pop("type", None) != record_type.__name__:
         raise ValueError(

@@ -42,6 +42,9 @@ _POWERS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer"
 """Adam's moments, Muon's momentum, and the power of the gradient that each averages."""
 
 
+_OF_A_DAMAGED_PICKLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+
+
 def read_optimizer_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read an optimizer's state dict, such as Trainer's `optimizer.pt`, without running code that the file may carry.
 
@@ -53,7 +56,7 @@ def read_optimizer_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; Trainer calls it optimizer.pt") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, *_OF_A_DAMAGED_PICKLE) as error:
         reason = str(error).splitlines()[0] if str(error) else "truncated"
         raise ValueError(f"{path}: not a readable optimizer state ({reason}); take Trainer's optimizer.pt") from None
     if not isinstance(state, dict) or not {"state", "param_groups"} <= set(state):

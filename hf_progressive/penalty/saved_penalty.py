@@ -9,10 +9,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_progressive.config.ranges import shown_key
 from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.penalty.lora import LoraPenalty
 from hf_progressive.penalty.specification import InheritancePenalty
-from hf_progressive.storage import atomic_folder, read_json, write_json
+from hf_progressive.storage import atomic_folder, read_json, require_inside_name, require_own_file, write_json
 
 DESCRIPTION_NAME = "penalty.json"
 """Name of the file that says which λ and γ, which tensors and where."""
@@ -28,7 +29,8 @@ def read_tensor(path: str | os.PathLike[str], name: str) -> Tensor:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
     except SafetensorError as error:
-        raise ValueError(f"{path}: {name} cannot be read ({error}); the file is damaged") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: {shown_key(name)} cannot be read ({reason}); the file is damaged") from error
     return tensor
 
 
@@ -75,7 +77,7 @@ def load_saved_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty | L
             fisher = _stored(Path(folder), dict(description["files"]["fisher"]))
             return LoraPenalty(fisher, ewc_lambda=description["ewc_lambda"])
         return _described(Path(folder), description)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{Path(folder) / DESCRIPTION_NAME}: not a penalty's description ({error!r})") from error
 
 
@@ -115,6 +117,8 @@ def _save_lora_penalty(penalty: LoraPenalty, folder: str | os.PathLike[str]) -> 
 
 
 def _stored(folder: Path, files: Mapping[str, str]) -> LazyTensors:
+    for file in set(files.values()):
+        require_own_file(folder / require_inside_name(file, str(folder / DESCRIPTION_NAME)), folder)
     return LazyTensors(files, lambda name: read_tensor(folder / files[name], name))
 
 

@@ -189,7 +189,7 @@ def _times(rungs: Sequence[RungRecord], plan: Path) -> Iterator[Section]:
         title = "What training was priced at, and what it took"
         try:
             priced = priced_table(rungs, read_prices(plan))
-        except ValueError as error:  # such as a file that is still being written: no training ends for this
+        except (ValueError, FileNotFoundError) as error:  # it is being written, or replaced: no training ends for this
             yield Section(title=title, terms={PLAN_NAME: str(error)})
             return
         if priced is not None:

@@ -60,7 +60,7 @@ def read_prices(path: Path) -> dict[str, PricedRung]:
     plan = read_json(path)
     try:
         return {rung["name"]: _price(rung, plan["cluster"]["mfu"]) for rung in plan["rungs"]}
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         raise ValueError(
             f"{path}: is not what `hf-progressive plan --json` prints; write it anew or remove it"
         ) from None

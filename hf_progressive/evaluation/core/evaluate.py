@@ -30,6 +30,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from hf_progressive.config import strict_yaml
 from hf_progressive.distributed.processes import current_processes, main_process_first
 from hf_progressive.evaluation.core.bundle import CORE_TASKS, Bundle, Task, load_bundle
 from hf_progressive.evaluation.core.finished_tasks import FinishedTasks, digest_model, task_key
@@ -180,7 +181,7 @@ def evaluate_core(
                 finished.record(task.label, key, asdict(result))
         else:
             logger.info("%s is finished already", task.label)
-            result = TaskResult(**stored)
+            result = strict_yaml.build(TaskResult, stored, f"{resume_file}: tasks.{task.label}.result")
         results.append(result)
     return CoreResult(
         name=_name([result.label for result in results]),
