@@ -44,16 +44,20 @@ def grow_command(options: argparse.Namespace) -> Outcome:
     """Grow a checkpoint and say how far its logits are from the source's."""
     from hf_progressive.growth import grow_checkpoint
     from hf_progressive.growth.options import GrowthOptions
+    from hf_progressive.growth.target import NO_SIZES
 
     method_options = option_values(options)
     added = (_text_of(options.add_tokens, "--add-tokens", "a text file of tokens, one a line") or "").splitlines()
     if not options.set and not added:
         raise ValueError("--set: name what grows, such as --set num_hidden_layers=24, or give --add-tokens")
+    target = strict_yaml.apply_overrides({}, options.set)
+    for name in target.keys() & NO_SIZES.keys():  # what config.json says already may not be what the file holds
+        raise ValueError(f"--set {name}: {NO_SIZES[name]}; leave it out")
     GrowthOptions.of(method_options)
     report = grow_checkpoint(
         options.source,
         options.output,
-        strict_yaml.apply_overrides({}, options.set),
+        target,
         method=options.method,
         seed=options.seed,
         max_shard_size=options.max_shard_size,

@@ -33,6 +33,19 @@ def check_positions(family: Family, source: Any, old: Sizes, new: Sizes) -> None
             _check_rotation(family, rope, old, new)
 
 
+def check_listed_rates(family: Family, source: Any, values: Mapping[str, Any]) -> None:
+    """Raise a ValueError if longrope lists a factor for every pair of a head that the child's values make another."""
+    if not family.rotary or has_slopes(family, source):
+        return
+    if all(rope["rope_type"] != "longrope" for rope in _rotations(source)):
+        return
+    names, old = family.size_fields, family.sizes(source).head_dim
+    width, heads = values[names["width"]], values[names["heads"]]
+    head_dim = values.get(names.get("head_dim", "")) or (width / heads if type(width) is type(heads) is int else old)
+    if head_dim != old:
+        raise ValueError(f"rope_type 'longrope' turns at rates that depend on head_dim; keep head_dim={old}")
+
+
 def turned_dims(family: Family, source: Any, old: int, new: int) -> list[int | None]:
     """List one head's query and key dimensions: the parent's for each of the child's, None if it is new.
 

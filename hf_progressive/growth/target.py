@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from hf_progressive.config.ranges import Range, require_finite
 from hf_progressive.growth.families import field_advice
 from hf_progressive.growth.family_table import Family, Sizes
+from hf_progressive.growth.positions import check_listed_rates
 
 _NEUTRAL_FIELDS = frozenset(
     {
@@ -101,7 +102,9 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
     for name, size in family.repeats.items():
         derived[name] = named.get(family.size_fields[size], getattr(source, family.size_fields[size]))
     kept = {name: value for name, value in source.to_dict().items() if name not in family.layer_fields}
-    return _built(type(source), kept | derived | named)
+    values = kept | derived | named
+    check_listed_rates(family, source, values)
+    return _built(type(source), values)
 
 
 def check_field_values(named: Mapping[str, Any]) -> None:

@@ -123,6 +123,7 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["grow", "PARENT", "CHILD", "--set", "n_embd=17"], "n_embd"),
         (["grow", "PARENT", "CHILD", "--set", "n_layers=3"], "n_layer"),
         (["grow", "PARENT", "CHILD", "--set", "n_layer"], "expected key.path=value"),
+        (["grow", "PARENT", "CHILD", "--set", "dtype=float32"], "--set dtype: the weights' dtype is no size; grow"),
         (
             ["grow", "PARENT", "CHILD", "--set", "n_layer=3", "--option", "nois=1"],
             "nois: unknown option; did you mean",

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from growth_models import config_of
+from growth_models import LONGROPE, config_of
 from transformers import GPT2Config, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -178,3 +178,9 @@ def test_yarn_turns_by_the_length_that_it_was_made_for_whatever_the_context():
     assert rates[0].attention_scaling == rates[1].attention_scaling
     with pytest.raises(ValueError, match="rope_type 'yarn' turns at rates that depend on head_dim; keep head_dim="):
         plan_growth(parent, {"head_dim": 2 * parent.head_dim})
+
+
+def test_longrope_asks_for_the_heads_that_its_factors_are_listed_for():
+    parent = config_of("phi3", rope_parameters=LONGROPE, original_max_position_embeddings=4)
+    with pytest.raises(ValueError, match="^rope_type 'longrope' .* depend on head_dim; keep head_dim=8$"):
+        plan_growth(parent, {"hidden_size": 32})
