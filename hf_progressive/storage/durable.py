@@ -14,7 +14,6 @@ This module imports neither torch nor transformers.
 
 import contextlib
 import ctypes
-import errno
 import glob
 import hashlib
 import json
@@ -137,15 +136,18 @@ def _exists_already(target: Path) -> FileExistsError:
 
 
 def _move_into_place(new: Path, target: Path, *, overwrite: bool) -> None:
-    try:
-        os.rename(new, target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
-        if not (overwrite and target.is_dir()):  # another process made it since this one began
-            raise _exists_already(target) from None
-        if not _exchange(new, target):
-            _replace_in_two_steps(new, target)
+    if not target.exists():
+        try:
+            os.rename(new, target)
+        except OSError:
+            if not target.exists():
+                raise
+        else:
+            return
+    if not (overwrite and target.is_dir()):  # another process made it since this one began
+        raise _exists_already(target)
+    if not _exchange(new, target):
+        _replace_in_two_steps(new, target)
 
 
 def _lock_file(temporary: Path) -> Path:

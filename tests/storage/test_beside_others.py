@@ -55,6 +55,21 @@ def test_what_another_process_made_meanwhile_is_replaced_only_if_asked(tmp_path:
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_another_process_made_just_now_is_replaced_only_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    target = tmp_path / "out"
+    before(monkeypatch, os, "rename", lambda *_: fill(target, "first"))
+    if overwrite:
+        fill(target, "second", overwrite=True)
+    else:
+        with pytest.raises(FileExistsError, match="out exists already"):
+            fill(target, "second")
+    assert (target / "a.txt").read_text() == ("second" if overwrite else "first")
+    assert names(tmp_path) == ["out"]
+
+
 def test_a_folder_that_is_being_deleted_is_its_deleters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path / "out", "old")
 
