@@ -307,8 +307,12 @@ def core_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.evaluation.core.evaluate import evaluate_core
 
     state = current_processes()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype)
+    except OSError as error:
+        raise OSError(f"{options.model}: {error}") from error
     result = evaluate_core(
-        AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).to(state.device),
+        model.to(state.device),
         read_tokenizer(options.model),
         options.bundle,
         tasks=options.tasks,

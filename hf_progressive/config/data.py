@@ -86,7 +86,10 @@ class DataConfig:
         require_in_range(self)
         local = self.source in ("text", "json", "parquet")
         require(not local or bool(self.files), f"files: the source {self.source!r} needs the files to read")
-        require(local or not self.files, f"files: only text, json and parquet read files, not {self.source!r}")
+        require(
+            local or not self.files,
+            f"files: only text, json and parquet read files, not {self.source!r}; set source to one of these",
+        )
         require(
             not self.streaming or self.source != "stdlib", "streaming: the stdlib corpus is small, it is not streamed"
         )

@@ -70,8 +70,10 @@ class _TextAlone(ArrowBasedBuilder):
                 raise
             except READING_ERRORS as error:
                 self._explain(error)
-                reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-                raise UnreadableFileError(f"{self._file}: {reason}") from error
+                cause = error.__cause__ or error
+                reason = " ".join(str(cause).split()) or type(error).__name__
+                remedy = "; write it again as UTF-8" if isinstance(cause, UnicodeDecodeError) else ""
+                raise UnreadableFileError(f"{self._file}: {reason}{remedy}") from error
 
     def _look_at(self, file: str) -> None:
         """Raise an error where a file must not be read."""

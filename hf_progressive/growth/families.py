@@ -46,13 +46,14 @@ From outside of the package, `register_family` adds one for the running process:
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from hf_progressive.config.strict_yaml import nearest
 from hf_progressive.growth.falcon import FALCON
-from hf_progressive.growth.family_table import Family, Sizes
+from hf_progressive.growth.family_table import AxisName, Family, Norm, Sizes
 from hf_progressive.growth.gemma2 import GEMMA2, GEMMA3_TEXT
 from hf_progressive.growth.gpt2 import GPT2
 from hf_progressive.growth.gpt_neox import GPT_NEOX
@@ -173,6 +174,12 @@ def _faults(family: Family) -> Iterator[str]:
         return
     if type(default) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         yield f"transformers has no causal language model for a {type(default).__name__}"
+        return
+    unknown = {axis for rule in family.rules for dim in rule.dims for axis in dim.axes} - {*get_args(AxisName)}
+    misnamed = [(f"the axis {axis!r}", str(axis), get_args(AxisName)) for axis in sorted(unknown)]
+    misnamed += [(f"norm {family.norm!r}", family.norm, get_args(Norm))] if family.norm not in get_args(Norm) else []
+    if misnamed:
+        yield from (f"{what} is not known; {nearest(name, known)}" for what, name, known in misnamed)
         return
     conditions = {rule.when for rule in family.rules if isinstance(rule.when, str) and rule.when}
     own = {entry.name for entry in fields(type(default))} | set(type(default).attribute_map)

@@ -33,6 +33,9 @@ AxisName = Literal[
     "one",  # a single unit: the gate of that expert
 ]
 
+Norm = Literal["layer", "rms", "weightless_rms"]
+"""Kinds of norms, by the algebra that growth follows."""
+
 Init = Literal["normal", "scaled_normal", "ones", "zeros"]
 """How a new model initialises a tensor; `scaled_normal` divides the standard deviation by √(2 · layers)."""
 
@@ -219,7 +222,7 @@ class Family:
     model_type: str
     size_fields: Mapping[str, str]
     rules: tuple[WeightRule, ...]
-    norm: Literal["layer", "rms", "weightless_rms"]
+    norm: Norm
     eps_field: str
     prefix: str
     head_prefixes: tuple[str, ...] = ("lm_head.",)

@@ -154,6 +154,7 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["study", "ladder_tiny"], "ladder_tiny.yaml: is a ladder's configuration; `hf-progressive ladder` runs it"),
         (["ladder", "ladder_tiny", "--output-dir", "FILE"], "cannot be a run folder (it is a file); choose a folder"),
         (["publish", "RUN", "--repo-id", "me/it"], "is a run of several rungs; give ORG/x-{name}, or RUN/NAME/final"),
+        (["core", "/nowhere", "--bundle", "/nowhere"], "/nowhere: "),
         (["core", "PARENT", "--bundle", "/nowhere"], "parent: holds no tokenizer; save the model's own there"),
     ],
 )

@@ -127,7 +127,7 @@ MISTAKES = {
     ),
     "not UTF-8": (
         {"content": "é".encode("latin-1"), "name": "broken.txt"},
-        r"data.files: cannot read .*broken.txt: 'utf-8' codec can't decode byte 0xe9 .*",
+        r"data.files: cannot read .*broken.txt: 'utf-8' codec can't decode byte 0xe9 .*; write it again as UTF-8",
     ),
     "unreachable": (
         {"source": "nobody/nothing"},

@@ -87,6 +87,11 @@ def test_a_family_that_is_known_by_half_is_refused_with_what_is_missing(document
             replace(documented, rules=(*documented.rules[2:3], *documented.rules[:2], *documented.rules[3:])),
             r"not in the stock class's order",
         ),
+        (
+            replace(documented, rules=(*documented.rules, WeightRule("model.extra", (writes("contxt"),)))),
+            r"the axis 'contxt' is not known; did you mean 'context'\?$",
+        ),
+        (replace(documented, norm="layernorm"), r"norm 'layernorm' is not known; did you mean 'layer'\?$"),
         (replace(documented, eps_field="rms_norm_eps"), r"rms_norm_eps is not a field of Starcoder2Config"),
         (replace(documented, size_fields={"width": "hidden_size"}), r"size_fields: layers is missing"),
         (replace(documented, model_type="no_such_model"), r"transformers has no model of this type"),
