@@ -42,12 +42,7 @@ _SILENCE, _LOGS_OF_SILENCE = 300.0, 5.0  # of training: so long at least, or as 
 class LiveRecord:
     """Writes what a ladder is doing, at the beginning of every step of its work and at the logs of its training.
 
-    Args:
-        folder: The run folder.
-        plan: The ladder.
-        progress: Which training runs are done, and the pace.
-        processes: How many train together.
-        on_progress: Called with the run folder after every record.
+    After every record, `on_progress` is called with the run folder.
     """
 
     def __init__(

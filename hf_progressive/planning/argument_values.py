@@ -39,14 +39,7 @@ _PARTS = {"accelerator_config": AcceleratorConfig}
 
 
 def check_argument_value(name: str, value: Any, of: type = ProgressiveTrainingArguments, path: str = "") -> None:
-    """Raise a `ValueError` that names the dotted path unless a value is one that a known argument takes.
-
-    Args:
-        name: The argument.
-        value: A plain value, as YAML has it.
-        of: The class that has the argument for a field.
-        path: Where the argument stands; below `training.arguments` if it is empty.
-    """
+    """Raise a `ValueError` that names the dotted path unless a value is one that a field of a class takes."""
     path = path or f"training.arguments.{name}"
     require_finite(value, path)
     members = _members(_hints(of)[name])

@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any, Final
 
 from hf_progressive.planning.ladder_plan import LadderPlan
+from hf_progressive.records.rung import LAYER_FIELDS, WIDTH_FIELDS
 from hf_progressive.records.study import RecipeRecord, StudyRecord
 
 _STEPS: Final = 10  # shares are tried in steps of a tenth
@@ -31,8 +32,6 @@ _SETTINGS: Final = (
     "training.optimizer",
 )
 """What of a ladder's settings decides how its trunk grows; None in a record that is older than one of them."""
-_LAYER_FIELDS: Final = ("num_hidden_layers", "n_layer")
-_WIDTH_FIELDS: Final = ("hidden_size", "n_embd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +145,8 @@ def _measured(study: StudyRecord, recipe: RecipeRecord) -> Iterator[MeasuredTrun
             growths=len(recipe.trunk),
             first=recipe.trunk[0].until,
             last=recipe.trunk[-1].until,
-            depth=_size(first, _LAYER_FIELDS) / _size(end, _LAYER_FIELDS),
-            width=_size(first, _WIDTH_FIELDS) / _size(end, _WIDTH_FIELDS),
+            depth=_size(first, LAYER_FIELDS) / _size(end, LAYER_FIELDS),
+            width=_size(first, WIDTH_FIELDS) / _size(end, WIDTH_FIELDS),
         ),
         worth=fmean(seed.c_scratch for seed in paired) / step.c_cold,
         relative_low=None if cost.low is None else cost.low / cost.value,

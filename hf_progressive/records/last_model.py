@@ -85,14 +85,7 @@ def cost_on_baselines(
 ) -> SeedCost | None:
     """Compare a finished child with the budget from scratch that is worth it on the baselines' own curve.
 
-    Args:
-        seed: Of the child and the baselines alike.
-        lineage_flops: FLOPs of all that went into the child's initial weights.
-        child: The finished child, with its own FLOPs, estimates included.
-        baselines: The finished baselines, at two budgets or more.
-
-    Returns:
-        The seed's cost; None where the baselines' curve, beyond its end, does not fall.
+    The baselines are finished at two budgets or more. None where their curve, beyond its end, does not fall.
     """
     found = equivalent_budget(baselines, child.bits_per_byte)
     if found is None:

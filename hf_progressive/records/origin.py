@@ -32,11 +32,7 @@ class Origin:
         return self.name if self.commit is None else f"{self.name} at {self.commit[:12]}"
 
     def describe(self) -> str:
-        """Say what it is and what went into it.
-
-        Returns:
-            The rest of a sentence whose subject is the rung.
-        """
+        """Return what it is and what went into it: the rest of a sentence whose subject is the rung."""
         if self.record is None or not self.flops:
             history = "what went into it is not recorded, so that its FLOPs count as 0"
         else:
@@ -75,21 +71,14 @@ class Origin:
         return GrowthSource(name=self.name, folder=self.folder, revision=self.commit)
 
     def read_tokenizer(self) -> Any:
-        """Load its tokenizer.
-
-        Returns:
-            The tokenizer, or None where it has none.
-        """
+        """Load its tokenizer; None where it has none."""
         has_one = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
         from hf_progressive.data.tokenizer import read_tokenizer
 
         return read_tokenizer(self.folder) if has_one else None
 
     def files(self) -> list[str]:
-        """List what a ladder takes over: what a rung publishes, and whatever the tokenizer consists of.
-
-        Returns:
-            Names relative to the folder.
+        """Return the names of what a ladder takes over: what a rung publishes, and the tokenizer's files.
 
         Raises:
             ValueError: One is a link that leads out of the folder.
@@ -101,15 +90,9 @@ class Origin:
 
 
 def locate_origin(source: str, revision: str | None = None, *, weights: bool = True) -> Origin:
-    """Find a model trained elsewhere: in a folder, in the Hub's cache, or on the Hub.
+    """Find a model trained elsewhere: in a folder, which goes first, in the Hub's cache, or on the Hub.
 
-    Args:
-        source: A local folder, which goes first, or a Hub name.
-        revision: The tag or commit of a Hub name.
-        weights: Fetch everything and check it, rather than only what tells sizes, tokenizer and history.
-
-    Returns:
-        The model.
+    Without `weights`, only what tells sizes, tokenizer and history is fetched, and nothing checked.
 
     Raises:
         FileNotFoundError: It is neither a folder nor a repository within reach, or has no such revision.

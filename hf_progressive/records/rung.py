@@ -12,10 +12,8 @@ from hf_progressive.records.measurements import Baseline, CoreScore, CurvePoint,
 from hf_progressive.records.stages import TrunkRecord
 from hf_progressive.records.typed import FORMAT, Amount, Count, Record
 
-LAYER_FIELDS = ("n_layer", "num_hidden_layers")
-"""What the families call their number of layers."""
-
-_WIDTH_FIELDS = ("n_embd", "hidden_size")
+LAYER_FIELDS, WIDTH_FIELDS = ("n_layer", "num_hidden_layers"), ("n_embd", "hidden_size")
+"""What the families call their number of layers and their width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +270,7 @@ class RungRecord(Record):
     @property
     def width(self) -> int | None:
         """Width of the residual stream; None where the configuration does not tell."""
-        return self._size(_WIDTH_FIELDS)
+        return self._size(WIDTH_FIELDS)
 
     def _size(self, names: Sequence[str]) -> int | None:
         return next((self.config[name] for name in names if isinstance(self.config.get(name), int)), None)
@@ -286,11 +284,6 @@ class RungRecord(Record):
     def lineage(self) -> str:
         """The rung's name, with its parent's where it has one."""
         return f"{self.parent} → {self.name}" if self.grown else self.name
-
-    @property
-    def trunk_member(self) -> str | None:
-        """How it was finished, if it is a part of a trunk."""
-        return None if self.trunk is None else self.trunk.member
 
     @property
     def speed(self) -> Throughput | None:

@@ -40,18 +40,10 @@ _ON_MATCHES = (
 )
 
 
-def write_ladder_report(run_dir: str | os.PathLike[str]) -> ReportPaths:
-    """Write the report of a run folder, finished or not, from its records."""
-    return LivePage(run_dir).write_all()
-
-
 class LivePage:
     """The page of a run folder, again and again while its ladder trains.
 
     Figures take a second or so each, so they are drawn when that is asked for, and shown as they were in between.
-
-    Args:
-        run_dir: The run folder.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
@@ -76,13 +68,9 @@ class LivePage:
 
 
 def ladder_report(run: Run, progress: ProgressRecord | None, folder: Path, *, served: bool = False) -> Page:
-    """Put a run's records on a page.
+    """Put on a page what of a run is finished, what is under way, and the plan that may lie in its folder.
 
-    Args:
-        run: What is finished.
-        progress: What is under way.
-        folder: The run folder, for the command that goes on and for the plan that may lie there.
-        served: Whether the page is made anew whenever it is looked at, so that it knows by itself if the run lives.
+    A `served` page is made anew whenever it is looked at, so that it knows by itself if the run lives.
     """
     findings, ladder, rungs = find_in_run(run), run.ladder, run.rungs
     answer = overview = None

@@ -157,7 +157,7 @@ def table_notes(rungs: Sequence[RungRecord]) -> list[str]:
         sides = ", ".join(f"{percent(a / b, 1)} on models {name}" for name, (a, b) in spent.items())
         share = percent(validating / training, 1)
         notes.append(f"Validation, {share} on top of all training ({sides}), is not counted on either side.")
-    branches = [rung for rung in rungs if rung.trunk is not None and rung.trunk.member != "end"]
+    branches = [(rung, rung.trunk.member) for rung in rungs if rung.trunk is not None and rung.trunk.member != "end"]
     if branches:
         notes.append(_branch_note(branches, flop_unit(rungs)))
     if rungs[0].trunk is not None and rungs[0].tokens < rungs[0].cold_tokens:
@@ -166,16 +166,16 @@ def table_notes(rungs: Sequence[RungRecord]) -> list[str]:
     return [*notes, *taken, data_repetition(rungs)]
 
 
-def _branch_note(branches: Sequence[RungRecord], unit: FlopUnit) -> str:
-    names = join_names([rung.name for rung in branches])
+def _branch_note(branches: Sequence[tuple[RungRecord, str]], unit: FlopUnit) -> str:
+    names = join_names([rung.name for rung, _ in branches])
     them = "is a branch" if len(branches) == 1 else "are branches"
     how = {
         "decay": "finished by a decay of its own",
         "average": "the average of the trunk's last weights at that size, which cost no training",
         "none": "the trunk's weights as they are",
     }
-    text = f"{names} {them} off one constant-rate run, the trunk; each is {how[str(branches[0].trunk_member)]}"
-    cost = sum(rung.flops.branch for rung in branches)
+    text = f"{names} {them} off one constant-rate run, the trunk; each is {how[branches[0][1]]}"
+    cost = sum(rung.flops.branch for rung, _ in branches)
     return f"{text}. No later model inherits what that cost, {unit.text(cost)} in all." if cost else f"{text}."
 
 

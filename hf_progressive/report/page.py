@@ -88,11 +88,7 @@ class Page:
 
 
 def write_page(page: Page, folder: Path, stem: str) -> tuple[ReportPaths, dict[str, str]]:
-    """Write a report as `stem.html`, `stem.md` and `plots/*.png` in a folder; each is replaced whole.
-
-    Returns:
-        Where the files are, and the page's figures as SVG by their names.
-    """
+    """Write `stem.html`, `stem.md` and `plots/*.png`, each whole; return where, and the figures as SVG by name."""
     figures = _figures([*filter(None, [page.overview]), *_plots(page)])
     paths = {name: folder / "plots" / f"{name}.png" for name in figures}
     for name, path in paths.items():
@@ -127,13 +123,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def page_text(page: Page, svg: Mapping[str, str], *, refresh: int | None = None) -> str:
-    """Return a page as HTML.
-
-    Args:
-        page: The page.
-        svg: Its figures by their names; one that is missing is left out.
-        refresh: Seconds after which a browser is to look for a newer page; None where there will be none.
-    """
+    """Return a page as HTML, with those figures that are there, to be looked for anew after `refresh` seconds."""
     script = _script() if refresh is not None else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() if script else ""
     return _render("report.html.j2", page, svg=svg, refresh=refresh, script=script, digest=digest)

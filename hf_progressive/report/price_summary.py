@@ -1,7 +1,7 @@
 """A priced plan on one screen: `hf-progressive plan` prints it, and with `--full` the whole of `price_table`."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, duration, percent
@@ -14,6 +14,7 @@ SCREEN_LINES, SCREEN_COLUMNS = 40, 100
 _FEWEST_ROWS = 4  # of rungs, where notes leave no space for more
 _MOST_NOTES = 14
 _MUCH_VALIDATION = 0.2  # of training, above which the keys are named that make it less
+_WIDEST_NAME = 14
 _MORE = "--full shows the rest: exact counts, validation by rung, sharded memory, both ends of intervals."
 
 
@@ -33,13 +34,14 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _rung_table(record: Mapping[str, Any], most: int) -> Table:
-    rungs, unit, priced = record["rungs"], _unit(record), record["cluster"]["price"] is not None
+    rungs, priced = record["rungs"], record["cluster"]["price"] is not None
+    unit = FlopUnit.for_values([rung["cold"]["flops"] for rung in rungs])
     trunk, sparse = rungs[0]["trunk"] is not None, any(_active(rung) for rung in rungs)
     costs = ("tokens", unit.name, "hours", *(("$",) if priced else ()))
     header = ("rung", *(("until",) if trunk else ()), "params", *(("active",) if sparse else ()))
     rows = [
         (
-            _shortened(rung["name"]),
+            rung["name"] if len(rung["name"]) <= _WIDEST_NAME else f"{rung['name'][: _WIDEST_NAME - 1]}…",
             *((f"{rung['trunk']['until']:g}",) if trunk else ()),
             count(rung["parameters"]["total"]),
             *((count(rung["parameters"]["active"]),) if sparse else ()),
@@ -63,17 +65,9 @@ def _rung_table(record: Mapping[str, Any], most: int) -> Table:
     )
 
 
-def _unit(record: Mapping[str, Any]) -> FlopUnit:
-    return FlopUnit.for_values([rung["cold"]["flops"] for rung in record["rungs"]])
-
-
 def _active(rung: Mapping[str, Any]) -> bool:
     parameters = rung["parameters"]
     return bool(parameters["active"] != parameters["total"])
-
-
-def _shortened(name: str, most: int = 14) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _grown(rung: Mapping[str, Any], unit: FlopUnit, priced: bool) -> tuple[str, ...]:
@@ -102,7 +96,8 @@ def _least(value: float) -> str:
 
 def _family_table(record: Mapping[str, Any]) -> Table:
     family, cluster = record["family"], record["cluster"]
-    alone, priced, unit = family["last_alone"]["flops"], cluster["price"] is not None, _family_unit(record)
+    alone, priced = family["last_alone"]["flops"], cluster["price"] is not None
+    unit = FlopUnit.for_values([family["in_all"]["flops"]])
     rows = [
         (
             title,
@@ -120,10 +115,6 @@ def _family_table(record: Mapping[str, Any]) -> Table:
     return Table(
         header=(machine, unit.name, "time", *(("$",) if priced else ()), "of the last alone"), rows=tuple(rows)
     )
-
-
-def _family_unit(record: Mapping[str, Any]) -> FlopUnit:
-    return FlopUnit.for_values([record["family"]["in_all"]["flops"]])
 
 
 def _family_costs(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -189,16 +180,8 @@ def _last_model(record: Mapping[str, Any]) -> list[str]:
     said = f"The last by way of the others costs {cost['value']:.2f} times itself alone{interval}"
     if cost["basis"] != "law":
         return [f"{said}, by that η."]
-    law = cost["law"]
-    return [f"{said}, by a law of {law['observations']} runs of {_joined(law['studies'])}:", *_indented(cost["notes"])]
-
-
-def _joined(names: Sequence[str]) -> str:
-    return " and ".join(names)
-
-
-def _indented(notes: Sequence[str]) -> list[str]:
-    return [f"- {note}" for note in notes]
+    runs, studies = cost["law"]["observations"], " and ".join(cost["law"]["studies"])
+    return [f"{said}, by a law of {runs} runs of {studies}:", *(f"- {note}" for note in cost["notes"])]
 
 
 def _search(record: Mapping[str, Any]) -> list[str]:

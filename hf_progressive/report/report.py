@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from hf_progressive.report.ladder_page import write_ladder_report
+from hf_progressive.report.ladder_page import LivePage
 from hf_progressive.report.page import ReportPaths
 from hf_progressive.report.study_page import write_study_report
 
@@ -26,4 +26,4 @@ def write_report(folder: str | os.PathLike[str]) -> ReportPaths:
     PosixPath('runs/trunk_small/report.html')
     """
     is_study = (Path(folder) / "study.json").is_file()
-    return write_study_report(folder) if is_study else write_ladder_report(folder)
+    return write_study_report(folder) if is_study else LivePage(folder).write_all()

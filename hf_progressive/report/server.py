@@ -30,11 +30,7 @@ _IDLE_SECONDS = 60
 
 
 class ServedReport:
-    """The page of a folder as its records are now.
-
-    Args:
-        folder: The folder of a run or of a study.
-    """
+    """The page of a run's or a study's folder as its records are now."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder, self._is_study = Path(folder), (Path(folder) / "study.json").is_file()
@@ -139,12 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class ReportServer(ThreadingHTTPServer):
-    """Serves a report to this machine alone.
-
-    Args:
-        report: The report.
-        port: Where; 0 takes any that is free.
-    """
+    """Serves a report to this machine alone, at a port; 0 takes any that is free."""
 
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # elsewhere it would let two servers share a port

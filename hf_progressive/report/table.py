@@ -53,11 +53,7 @@ class Table:
         return "  ".join(parts).rstrip()
 
     def markdown(self, *, escape: bool = True) -> str:
-        """Return a pipe table, with the groups written into the column titles.
-
-        Args:
-            escape: Whether cells are text, to be shown as it is; otherwise they are Markdown already.
-        """
+        """Return a pipe table, with the groups written into the column titles; cells are Markdown unless `escape`."""
         over = [f"{title}:" if span > 1 and title else title for title, span in self.groups for _ in range(span)]
         pairs = zip(over or [""] * len(self.header), self.header, strict=True)
         rows = [[f"{words} {title}".strip() for words, title in pairs], *self.rows]
@@ -66,11 +62,7 @@ class Table:
         return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
     def html(self, caption: str = "") -> str:
-        """Return an HTML element; a group over several columns has the class `spanning`.
-
-        Args:
-            caption: What the table shows, for those who hear it; its title is seen above it.
-        """
+        """Return an HTML element, with a caption for those who hear it; a group over several columns is `spanning`."""
         groups = "".join(
             f'<th colspan="{span}" scope="colgroup"{_SPANNING if span > 1 else ""}>{html.escape(title)}</th>'
             if title

@@ -31,13 +31,7 @@ class Members:
 
 
 def members_of(recipe: str, end: TrainingSetup, plan: LadderPlan) -> Iterator[Members]:
-    """Yield the stages of a trunk with their members, as the trunk's settings state them.
-
-    Args:
-        recipe: The recipe.
-        end: How the rung trains that the trunk ends in.
-        plan: The trunk's sizes.
-    """
+    """Yield the stages of a trunk that ends in a rung's training, with the members that its settings state."""
     by_decay, by_average = _parts(plan, "decay"), _parts(plan, "average")
     for stage, decay, average in zip(end.initial.lineage, by_decay, by_average, strict=False):
         steps = stage.steps_on_trunk + decay.decay_steps

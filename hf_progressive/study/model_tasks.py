@@ -17,16 +17,11 @@ def model_tasks(
     title: Callable[[FinishedModel], str],
     averages: Iterable[AveragedModel] = (),
 ) -> list[Task]:
-    """Return the tasks that make models, with all that these come from.
+    """Return the tasks that make models, with all that these come from: each once and after those that it needs.
 
-    Args:
-        asked: The models; the first one's setup is trained first.
-        title: What people call a model.
-        averages: Averages along stages that are asked for, or that what is asked for comes from.
-
-    Returns:
-        Each task once and after those that it needs. In a setup the initial model comes first, the longest run, and
-        then the branches: those that something is grown from, and the others from the shortest.
+    The setup of the first model that is asked for is trained first. In a setup the initial model comes first, the
+    longest run, and then the branches: those that something is grown from, and the others from the shortest. Averages
+    are along stages that are asked for, or that what is asked for comes from.
     """
     setups: dict[str, dict[str, FinishedModel]] = {}
     for model in asked:

@@ -46,10 +46,6 @@ def crossing(child: Sequence[Point], target_bits_per_byte: float) -> Crossing:
     chosen that budget. Between two points the bits per byte are taken to be linear in log FLOPs. Below the smallest
     budget nothing is extrapolated: a target that is met there is met *at most* at its FLOPs.
 
-    Args:
-        child: Finished children of one recipe and seed, in any order.
-        target_bits_per_byte: What the baseline has after its whole budget.
-
     >>> points = [Point(fraction=f, flops=f, bits_per_byte=2 - math.log2(f)) for f in (0.25, 0.5, 1.0)]
     >>> round(crossing(points, 2.5).flops, 6)
     0.707107
@@ -66,13 +62,7 @@ def crossing(child: Sequence[Point], target_bits_per_byte: float) -> Crossing:
 def bits_per_byte_at(points: Sequence[Point], flops: float, *, beyond: float = 0.0) -> float | None:
     """Interpolate the bits per byte of finished models of one recipe and seed, linear in log FLOPs.
 
-    Args:
-        points: The models, in any order.
-        flops: Where.
-        beyond: Share by which `flops` may lie outside the points; the line through the nearest two goes on there.
-
-    Returns:
-        Bits per byte; None farther outside, and of a single model.
+    By the share `beyond` the line through the nearest two goes on outside of them; None farther out, and of one model.
 
     >>> points = [Point(fraction=f, flops=f, bits_per_byte=2 - math.log2(f)) for f in (0.25, 0.5, 1.0)]
     >>> bits_per_byte_at(points, 0.5), bits_per_byte_at(points, 1.1)
@@ -113,12 +103,7 @@ def target_of(cold: Sequence[Point]) -> Point:
 
 
 def transfer(child: Sequence[Point], cold: Sequence[Point], parent_flops: float) -> Transfer:
-    """Compare finished children with their finished baselines.
-
-    Args:
-        child: The children.
-        cold: The baselines; the one of the whole budget is the target.
-        parent_flops: FLOPs of everything that went into the parent.
+    """Compare finished children with the finished baseline of the whole budget.
 
     >>> cold = [Point(fraction=1.0, flops=100.0, bits_per_byte=2.0)]
     >>> child = [Point(fraction=f, flops=100 * f, bits_per_byte=3 - 2 * f) for f in (0.2, 0.5)]

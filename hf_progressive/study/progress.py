@@ -14,9 +14,6 @@ class Progress:
     """Says what was done and how long the rest will take.
 
     The time left goes by what the whole folder gained since this process began, other processes' work included.
-
-    Args:
-        folder: The study's files.
     """
 
     def __init__(self, folder: TaskFolder) -> None:

@@ -51,10 +51,7 @@ def with_best_rates(
 ) -> StudyConfig:
     """Return a study in which baselines and every recipe have the best of the rates that were tried.
 
-    Args:
-        config: The study.
-        tried: The rates; a recipe that none was tried on takes the first tried one's best.
-        result: Gives a task's result by its name.
+    A recipe that none was tried on takes the first tried one's best. `result` gives a task's result by its name.
 
     Raises:
         ValueError: Nothing came of any rate on some side.

@@ -65,11 +65,7 @@ class StudyResults:
 def complete_seeds(
     results: StudyResults, recipe: RecipeConfig, rung: str
 ) -> Iterator[tuple[int, list[Point], list[Point], FinishedModel]]:
-    """Yield the seeds whose children, with all that they come from, and baselines are finished.
-
-    Yields:
-        Seed, children, baselines, and the model that the children grew from.
-    """
+    """Yield seed, children, baselines and the children's parent, where these and their ancestors are finished."""
     for seed in results.plan.config.seeds:
         models = results.plan.children.get((recipe.name, rung, seed))
         child = results.points(models) if models else None

@@ -28,12 +28,7 @@ CarryOut = Callable[[Task], dict[str, Any]]
 
 
 class TaskFolder:
-    """The files of some tasks.
-
-    Args:
-        root: The folder.
-        tasks: The tasks, each after those that it needs anything of, in the order in which to take them.
-    """
+    """The files of some tasks, each of which stands after those that it needs anything of."""
 
     def __init__(self, root: Path, tasks: Sequence[Task]) -> None:
         self.root = root
@@ -78,11 +73,7 @@ class TaskFolder:
         return wait_lock(self.root / "locks" / ".settling.lock")
 
     def unfinished(self) -> list[Task]:
-        """Return what is still to be done, in order.
-
-        Returns:
-            Tasks without a result, and tasks whose files have gone though another of these needs them.
-        """
+        """Return tasks without a result, and those whose files have gone though another of these needs them."""
         found: list[Task] = []
         needed: set[str] = set()
         for task in reversed(self.tasks):
@@ -97,12 +88,7 @@ class TaskFolder:
         return found[::-1]
 
     def is_ready(self, task: Task, unfinished: Collection[str]) -> bool:
-        """Tell whether everything that a task goes on from is there, or will never be.
-
-        Args:
-            task: A task that is still to be done.
-            unfinished: Names of all that are.
-        """
+        """Tell whether everything that an unfinished task goes on from is there, or will never be."""
         return all(maker_of(path) not in unfinished for path in task.needs) and all(
             self.is_there(path) or maker_of(path) not in unfinished for path in task.uses
         )
@@ -140,12 +126,8 @@ def run_tasks(
 ) -> None:
     """Take one task after the other until none is left, beside any other process that does the same.
 
-    When it returns no process will delete anything of these tasks any more.
-
-    Args:
-        folder: The tasks' files.
-        carry_out: Does a task.
-        on_result: Called after each task that this process finished.
+    `on_result` is called after each that this process finished. When it returns no process will delete anything of
+    these tasks any more.
     """
     with folder.settling():  # under which all results are written, and all is deleted
         folder.remove_leftovers()

@@ -31,14 +31,8 @@ def trunk_end(
 ) -> TrainingSetup:
     """Return how the rung trains in which a trunk ends, with all stages before it as its lineage.
 
-    Args:
-        plan: The trunk's sizes and growths, the end last.
-        seed: The study's seed.
-        draw: Seed of the fresh weights, which the baseline begins from, too.
-        fingerprint: The corpus's.
-        first_block: The first block that the trunk reads, as its baseline does.
-        order: Seed of the order of the data.
-        width: The width to which `learning_rate_by_width` relates a stage's own.
+    The trunk reads from `first_block` on, in the order of the seed `order`, as the baseline does, which begins from
+    fresh weights of the same seed, `draw`. `learning_rate_by_width` relates a stage's width to `width`.
     """
     ladder, steps = plan.config, plan.rungs[-1].size.steps
     blocks_per_step = plan.rungs[-1].size.batch_tokens // ladder.model.context

@@ -63,11 +63,7 @@ class Worker:
         return self.train_model(task, task.work, title)
 
     def average(self, task: Task, averaged: AveragedModel) -> dict[str, Any]:
-        """Make an average of a stage's weights and measure it.
-
-        Returns:
-            The result: bits per byte, seconds.
-        """
+        """Make an average of a stage's weights and measure it."""
         began = time.monotonic()
         target, training = self.folder.path(averaged.final), averaged.stage.setup.training
         average_checkpoints([self.folder.path(path) for path in task.needs], target)
@@ -89,11 +85,7 @@ class Worker:
         }
 
     def corpus_in(self, order: int | None) -> Corpus:
-        """Return the corpus in an order; tokenizer, blocks and validation are the same for all.
-
-        Args:
-            order: Its seed; None for the corpus's own. A stream has one order only.
-        """
+        """Return the corpus in the order of a seed; None for its own, the only one of a stream."""
         train = self.corpus.train
         if not isinstance(train, TokenBlocks) or order is None:
             return self.corpus
@@ -101,11 +93,7 @@ class Worker:
         return dataclasses.replace(self.corpus, train=ordered)
 
     def make_initial_model(self, initial: InitialModel) -> dict[str, Any]:
-        """Make an initial model and, where Φ is on, its parent's estimates.
-
-        Returns:
-            The result: the growth's check, the estimates with their FLOPs, seconds.
-        """
+        """Make an initial model and, where Φ is on, its parent's estimates."""
         began = time.monotonic()
         init = self.folder.path(initial.init)
         result: dict[str, Any] = {"name": initial.name, "rung": initial.rung.name, "seed": initial.seed}
@@ -162,11 +150,7 @@ class Worker:
         return estimates
 
     def train_model(self, task: Task, model: FinishedModel, title: str) -> dict[str, Any]:
-        """Train a model to its end, from the newest checkpoint that it can go on from.
-
-        Returns:
-            The result: bits per byte, loss, tokens, FLOPs, the curve, what was read, seconds.
-        """
+        """Train a model to its end, from the newest checkpoint that it can go on from."""
         setup, initial = model.setup, model.initial
         flops_per_token = initial.rung.size.flops_per_token
         corpus = self.corpus_in(setup.order)

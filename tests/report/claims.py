@@ -47,6 +47,19 @@ class Claim:
         return None if self.when(facts) else "what it says besides does not hold"
 
 
+DEFINITIONS = (
+    Claim(
+        "Last-model cost: (all FLOPs that went into the parent + FLOPs to match) / FLOPs of the baseline, of the"
+        " largest member: below 1 it is cheaper to grow it than to train it."
+    ),
+    Claim("Saving: 1 − FLOPs to match / FLOPs of the baseline."),
+    Claim(
+        "At 1 the family up to where a model matches costs what that model costs from scratch; above 1 it costs less."
+    ),
+)
+"""What the pages of ladders and of studies both say their figures are."""
+
+
 def reads_as(said: str, true: float, scale: float = 1.0) -> bool:
     """Tell whether a number as written is the true one, rounded."""
     number, _, unit = said.replace(",", "").replace("−", "-").partition(" ")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from claims import SCALES, Claim, cell_fault
+from claims import DEFINITIONS, SCALES, Claim, cell_fault
 from study_facts import StudyFacts, interval
 
 WORDS = dict(enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight"), start=1))
@@ -73,14 +73,7 @@ CLAIMS = [
     Claim(
         "The last column is bits per byte of the longest child less its baseline's; below {zero} the child is better."
     ),
-    Claim(
-        "Last-model cost: (all FLOPs that went into the parent + FLOPs to match) / FLOPs of the baseline, of the"
-        " largest member: below 1 it is cheaper to grow it than to train it."
-    ),
-    Claim("Saving: 1 − FLOPs to match / FLOPs of the baseline."),
-    Claim(
-        "At 1 the family up to where a model matches costs what that model costs from scratch; above 1 it costs less."
-    ),
+    *DEFINITIONS,
     Claim("{unit_name:s}: 1 {unit_name:s} is {unit_size:s} floating-point operations."),
     # Tiles: title, value and note.
     *(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from claims import SCALES, Claim, cell_fault, faults, reads_as, split_sentences, take_apart
+from claims import DEFINITIONS, SCALES, Claim, cell_fault, faults, reads_as, split_sentences, take_apart
 from family_facts import family_facts, rung_facts
 from family_records import ORIGINS, Record, family, write_family
 from matplotlib.text import Text
@@ -107,14 +107,7 @@ FAMILY_CLAIMS = [
             ("{validation_scratch} on models from scratch", lambda f: f["validation_grown"] is None),
         )
     ),
-    Claim(
-        "Last-model cost: (all FLOPs that went into the parent + FLOPs to match) / FLOPs of the baseline, of the"
-        " largest member: below 1 it is cheaper to grow it than to train it."
-    ),
-    Claim("Saving: 1 − FLOPs to match / FLOPs of the baseline."),
-    Claim(
-        "At 1 the family up to where a model matches costs what that model costs from scratch; above 1 it costs less."
-    ),
+    *DEFINITIONS,
     # Tiles: title, value and note.
     Claim(
         "last-model cost: {last_model_cost}; {last_grown@unit} with all that {last:s} inherits, {last_cold} from"

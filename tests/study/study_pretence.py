@@ -1,6 +1,7 @@
 """Tasks that pretend: they write what a real one would leave, take no time, and give curves of known form."""
 
 import math
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hf_progressive.study.tasks import Task
 from hf_progressive.study.work import Worker
 
 SLOPE, LEVEL = 0.2, 2.0
+FORK = multiprocessing.get_context("fork")
 ESTIMATE_FLOPS = 1000.0
 
 HEAD_START = 0.55
@@ -104,3 +106,13 @@ def pretended_process(config: StudyConfig, root: Path, log: Path, pause: float, 
     patch = pytest.MonkeyPatch()
     pretend(patch, log, before)
     run_study(config, root)
+
+
+def run_in_two_processes(config: StudyConfig, root: Path, log: Path) -> None:
+    """Let two processes share a study, each task of which takes a moment."""
+    workers = [FORK.Process(target=pretended_process, args=(config, root, log, 0.02, None)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import study_pretence
 from ladder_fixtures import RUNGS
 from study_fixtures import study_config, study_mapping
-from study_pretence import pretend, pretended_process
+from study_pretence import pretend, run_in_two_processes
 from trunk_studies import THIN, trunk_study
 
 from hf_progressive import storage
@@ -21,7 +20,6 @@ from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.plan import plan_study
 from hf_progressive.study.run import run_study
 
-FORK = multiprocessing.get_context("fork")
 RATES = [1e-3, 2e-3, 4e-3]
 BEST = {"cold": 2e-3, "child": 4e-3}
 RECIPES: list[dict[str, Any]] = [
@@ -95,12 +93,7 @@ def test_two_processes_share_the_rates_and_what_follows(corpus_file: Path, tmp_p
     sweep = {"rates": RATES[:2], "recipes": ["tried"]}
     config = trunk_study(corpus_file, recipes=RECIPES, seeds=[0, 1], learning_rates=sweep)
     root, log = tmp_path / "study", tmp_path / "log"
-    workers = [FORK.Process(target=pretended_process, args=(config, root, log, 0.02, None)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    run_in_two_processes(config, root, log)
     lines = [line.split() for line in log.read_text().splitlines()]
     trained = [name for name, _ in lines if "-fresh-" not in name and "-grown-" not in name]
     record = storage.read_json(root / "study.json")

@@ -1,6 +1,5 @@
 """Processes that share a study's folder, are killed, and come back with another configuration."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -11,13 +10,12 @@ from typing import Any
 import pytest
 from ladder_fixtures import RUNGS
 from study_fixtures import study_config, study_mapping
-from study_pretence import pretend, pretended_process
+from study_pretence import FORK, pretend, pretended_process, run_in_two_processes
 
 from hf_progressive import storage
 from hf_progressive.config import StudyConfig
 from hf_progressive.study.run import run_study
 
-FORK = multiprocessing.get_context("fork")
 RECIPES: list[dict[str, Any]] = [
     {"name": "exact"},
     {"name": "Φ", "set": {"phi.ewc_lambda": 0.1}, "parent_recipe": "exact", "rungs": ["l2w24"], "seeds": [0]},
@@ -42,12 +40,7 @@ def wait_for(path: Path) -> None:
 
 def test_two_processes_do_every_task_once(corpus_file: Path, tmp_path: Path) -> None:
     config, root, log = three_rungs(corpus_file), tmp_path / "study", tmp_path / "log"
-    workers = [FORK.Process(target=pretended_process, args=(config, root, log, 0.02, None)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    run_in_two_processes(config, root, log)
     counts = done(log)
     assert set(counts.values()) == {1}
     record = storage.read_json(root / "study.json")
