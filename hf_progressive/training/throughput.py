@@ -4,24 +4,49 @@ Time is read where the run stops anyway, at logs, evaluations and checkpoints, s
 """
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from hf_progressive import storage
 from hf_progressive.distributed.accelerators import device_name, peak_flops, wait_for
+
+_NAME = "ThroughputMeter"  # among the states of callbacks in a checkpoint's trainer_state.json
+_NOTHING = {"seconds": 0.0, "evaluation": 0.0}
+
+
+def elapsed_at(checkpoint: Path | None) -> Mapping[str, float]:
+    """Return what a run had taken at a checkpoint, as `ThroughputMeter.elapsed` does; nothing where it is not told."""
+    if checkpoint is None:
+        return _NOTHING
+    state = storage.read_json(checkpoint / "trainer_state.json")
+    return {**_NOTHING, **state.get("stateful_callbacks", {}).get(_NAME, {})}
 
 
 class ThroughputMeter(TrainerCallback):
     """Divides a run's time into training, evaluation and saving.
 
     It must stand after the callbacks that decide when to log, to evaluate and to save. `step_tokens` are those of an
-    optimizer step over all processes, each of which trains on a device such as this one.
+    optimizer step over all processes, each of which trains on a device such as this one. `started` is when the run, or
+    what it goes on with, began, and `before` what it had taken until then.
     """
 
-    def __init__(self, *, step_tokens: int, flops_per_token: float, device: torch.device, processes: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        step_tokens: int,
+        flops_per_token: float,
+        device: torch.device,
+        processes: int = 1,
+        started: float | None = None,
+        before: Mapping[str, float] = _NOTHING,
+    ) -> None:
         self.step_tokens, self.flops_per_token = step_tokens, flops_per_token
         self.device, self.processes = device, processes
+        self.started, self.before = time.monotonic() if started is None else started, before
         self.seconds = {"training": 0.0, "evaluation": 0.0, "saving": 0.0}
         """Seconds by what they went into."""
         self._peak = peak_flops(device)
@@ -40,9 +65,11 @@ class ThroughputMeter(TrainerCallback):
         if control.should_log or control.should_evaluate or control.should_save:
             self._steps = state.global_step - self._first_step
             self._count("training")
+        self._keep(state, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._count("evaluation")
+        self._keep(state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._count("saving")
@@ -65,6 +92,11 @@ class ThroughputMeter(TrainerCallback):
         self._logged = (step, self.seconds["training"])
         return self._speed(step - before, self.seconds["training"] - seconds_before)
 
+    def elapsed(self) -> dict[str, float]:
+        """Return the run's `seconds`, and those of `evaluation`; of a stopped run, up to its checkpoint and since."""
+        evaluation = self.before["evaluation"] + self.seconds["evaluation"]
+        return {"seconds": self.before["seconds"] + time.monotonic() - self.started, "evaluation": evaluation}
+
     def summary(self) -> dict[str, Any]:
         """Return `tokens_per_second` and `mfu` (None where not known) of the run, `tokens`, `seconds` and the devices.
 
@@ -79,6 +111,10 @@ class ThroughputMeter(TrainerCallback):
             "device": device_name(self.device),
             "processes": self.processes,
         }
+
+    def _keep(self, state: Any, control: Any) -> None:
+        if control.should_save:
+            state.stateful_callbacks[_NAME] = self.elapsed()
 
     def _speed(self, steps: int, seconds: float) -> dict[str, float]:
         if steps <= 0 or seconds <= 0:

@@ -44,7 +44,7 @@ from hf_progressive.training.precision import (
     refuse_fp16_on_a_processor,
 )
 from hf_progressive.training.rewarm import RewarmNewEntries
-from hf_progressive.training.throughput import ThroughputMeter
+from hf_progressive.training.throughput import ThroughputMeter, elapsed_at
 from hf_progressive.training.trackers import tracked_apart
 from hf_progressive.training.trainable import restrict_run
 from hf_progressive.training.trainer import ProgressiveTrainer
@@ -159,7 +159,7 @@ class TrainingResult:
     """What the trainer logged along the way."""
 
     seconds: float
-    """Wall-clock seconds of this process's part of the training, validation included."""
+    """Wall-clock seconds, validation included; of a run that was stopped, up to its checkpoint and since."""
 
     evaluation_tokens: int = 0
     """Tokens of the validation part that were read, over all validation points; of a branch, over its own."""
@@ -324,8 +324,8 @@ def train_run(
     Raises:
         FloatingPointError: The loss is no longer finite.
     """
-    started = time.monotonic()
-    context = corpus.context
+    started, context = time.monotonic(), corpus.context
+    own = newest_complete_checkpoint(run.folder / "checkpoints")
     args = training_arguments(run, context)
     blocks_per_step = run.training.batch_tokens // context
     spaced = evenly_spaced(run.steps, run.training.checkpoints)
@@ -351,6 +351,8 @@ def train_run(
         flops_per_token=run.flops_per_token,
         device=trainer.args.device,
         processes=trainer.args.world_size,
+        started=started,
+        before=elapsed_at(own),
     )
     trainer.add_callback(meter)
     warmup, decay = run.schedule
@@ -364,7 +366,6 @@ def train_run(
         trainer.add_callback(KeepWeights(save, run.stable, run.steps - decay))
     for step, folder in run.kept_weights.items():
         trainer.add_callback(KeepWeights(trainer.save_pretrained_whole, folder, step))
-    own = newest_complete_checkpoint(run.folder / "checkpoints")
     checkpoint = own or run.branch_from
     if checkpoint is None:
         args.eval_on_start = True  # the curve's first point; a resumed run has it in its log already
@@ -372,18 +373,16 @@ def train_run(
         logger.info("%s: continues from %s", run.title, checkpoint.name)
     with blocks_of_one_size(trainer), tracked_apart(args):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, branches=own is None)
-        return _measure(run, corpus, trainer, meter, time.monotonic() - started), trainer
+        return _measure(run, corpus, trainer, meter), trainer
 
 
-def _measure(
-    run: TrainingRun, corpus: Corpus, trainer: ProgressiveTrainer, meter: ThroughputMeter, seconds: float
-) -> TrainingResult:
+def _measure(run: TrainingRun, corpus: Corpus, trainer: ProgressiveTrainer, meter: ThroughputMeter) -> TrainingResult:
     history: Sequence[dict[str, Any]] = trainer.state.log_history
     curve, (log, speeds) = run.curve(history, corpus), training_log(history)
     last = curve[-1]
     assert last["step"] == run.steps, f"the last validation was at step {last['step']} of {run.steps}"
     own = [point for point in curve if run.branch_from is None or point["step"] > step_of(run.branch_from)]
-    validated = len(own) * len(corpus.validation) * corpus.context
+    validated, elapsed = len(own) * len(corpus.validation) * corpus.context, meter.elapsed()
     return TrainingResult(
         loss=last["loss"],
         bits_per_byte=last["bits_per_byte"],
@@ -391,10 +390,10 @@ def _measure(
         flops=last["tokens"] * run.flops_per_token,
         curve=curve,
         training_log=log,
-        seconds=seconds,
+        seconds=elapsed["seconds"],
         evaluation_tokens=validated,
         evaluation_flops=validated * run.flops_per_token * FORWARD_SHARE,
         computed_in=describe(trainer),
-        evaluation_seconds=meter.seconds["evaluation"],
+        evaluation_seconds=elapsed["evaluation"],
         throughput={**meter.summary(), "log": speeds},
     )

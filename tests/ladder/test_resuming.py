@@ -17,6 +17,7 @@ from hf_progressive.config import LadderConfig, load_ladder_config
 from hf_progressive.ladder.rung_loop import run_ladder
 from hf_progressive.training import training_run
 from hf_progressive.training.checkpoints import newest_complete_checkpoint
+from hf_progressive.training.throughput import elapsed_at
 
 
 def test_a_ladder_s_record_that_a_kill_left_behind_is_caught_up(finished: Finished) -> None:
@@ -56,8 +57,23 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         run_ladder(config, tmp_path / "run")
     monkeypatch.undo()
+    newest = newest_complete_checkpoint(tmp_path / "run" / NAMES[0] / "checkpoints")
+    before = elapsed_at(newest)
+    assert before["seconds"] > before["evaluation"] > 0
+    # As if it had taken long until then.
+    monkeypatch.setattr(
+        training_run,
+        "elapsed_at",
+        lambda checkpoint: {"seconds": 900.0, "evaluation": 200.0} if checkpoint == newest else elapsed_at(checkpoint),
+    )
     run_ladder(config, tmp_path / "run")
     assert final_files(tmp_path / "run") == final_files(run)
+    first, second = (
+        storage.read_json(tmp_path / "run" / name / "final" / "rung.json")["seconds"] for name in NAMES[:2]
+    )
+    assert 700 < first["train"] < 900
+    assert 200 < first["evaluate"] < 300
+    assert second["train"] < 100  # each rung's own alone
 
 
 class _Told(TrainerCallback):

@@ -1,12 +1,13 @@
 """Tokens per second and utilisation of a run whose every step, evaluation and checkpoint takes a known time."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hf_progressive.training import throughput
-from hf_progressive.training.throughput import ThroughputMeter
+from hf_progressive.training.throughput import ThroughputMeter, elapsed_at
 
 STEP_SECONDS, EVALUATION_SECONDS, SAVE_SECONDS, STABLE_SECONDS = 2.0, 7.0, 11.0, 5.0
 
@@ -19,9 +20,10 @@ class Clock:
         return self.now
 
 
-def run(meter, clock, *, steps, first=0, log_at=(), evaluate_at=(), save_at=(), stable_at=None):
+def run(meter, clock, *, steps, first=0, log_at=(), evaluate_at=(), save_at=(), stable_at=None, kept=None):
     """Call what Trainer calls, in its order; return what was logged."""
-    state, control, logs = SimpleNamespace(global_step=first), SimpleNamespace(), {}
+    state, logs = SimpleNamespace(global_step=first, stateful_callbacks={} if kept is None else kept), {}
+    control = SimpleNamespace(should_log=False, should_evaluate=False, should_save=False)
     meter.on_train_begin(None, state, control)
     if 0 in evaluate_at and not first:
         clock.now += EVALUATION_SECONDS
@@ -55,8 +57,9 @@ def clock(monkeypatch):
     return clock
 
 
-def new_meter(processes=1):
-    return ThroughputMeter(step_tokens=512, flops_per_token=1e6, device=torch.device("cpu"), processes=processes)
+def new_meter(processes=1, **options):
+    device = torch.device("cpu")
+    return ThroughputMeter(step_tokens=512, flops_per_token=1e6, device=device, processes=processes, **options)
 
 
 @pytest.mark.parametrize("stable_at", [None, 3, 4])
@@ -93,3 +96,15 @@ def test_what_any_accelerator_was_given_counts_where_it_was_given(clock, monkeyp
     device = torch.device("mps")
     run(ThroughputMeter(step_tokens=512, flops_per_token=1e6, device=device), clock, steps=2, evaluate_at=[1])
     assert waited == [device] * 3  # before and after the evaluation, and at the end
+
+
+def test_a_run_that_went_on_has_taken_the_time_up_to_its_checkpoint_too(clock, tmp_path):
+    kept = {}
+    run(new_meter(), clock, steps=6, evaluate_at=(0, 6), save_at=(6,), kept=kept)
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": kept}))
+    meter = new_meter(started=clock.now - 3.0, before=elapsed_at(tmp_path))
+    run(meter, clock, steps=8, first=6, evaluate_at=(8,))
+    evaluation = 3 * EVALUATION_SECONDS
+    assert meter.elapsed() == pytest.approx({"seconds": 8 * STEP_SECONDS + evaluation + 3.0, "evaluation": evaluation})
+    (tmp_path / "trainer_state.json").write_text("{}")  # of an older version
+    assert elapsed_at(tmp_path) == elapsed_at(None) == {"seconds": 0.0, "evaluation": 0.0}
