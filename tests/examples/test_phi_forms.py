@@ -1,7 +1,9 @@
 """The comparison of Φ's forms with the best rate without it: what it chooses, what it says, a small run."""
 
 import json
+import math
 import runpy
+import statistics
 import sys
 from pathlib import Path
 
@@ -61,6 +63,17 @@ def test_both_families_step_alike():
     assert study.measured_rungs == gpt2.measured_rungs
     assert study.ladder.training == gpt2.ladder.training
     assert study.ladder.data == gpt2.ladder.data
+
+
+def test_the_evidence_has_the_record_s_table():
+    compared = json.loads((FOLDER / "compared.json").read_text())["compared"]
+    for row in compared:
+        differences = [a - b for a, b in zip(row["with_phi"], row["free"], strict=True)]
+        half = 4.30265273 * statistics.stdev(differences) / math.sqrt(3)  # t with two degrees of freedom
+        mean = statistics.fmean(differences)
+        assert (row["low"], row["high"]) == pytest.approx((mean - half, mean + half), abs=1e-7)
+    assert table(compared) in (FOLDER.parents[2] / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert sum(row["high"] < 0 for row in compared) == 0
 
 
 @pytest.mark.slow

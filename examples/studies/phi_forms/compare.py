@@ -1,6 +1,6 @@
 """Does Φ pay within a ladder, where both sides have the rate that suits them?
 
-Children of one parent train with and without Φ at three peak rates, on a step by depth and a step by width, for .2 and
+Children of one parent train with and without Φ at four peak rates, on a step by depth and a step by width, for .2 and
 for .4 of their budget from scratch. The first seed chooses: without Φ the best rate, for each form of Φ the best λ,
 source of Ω and rate. The other seeds tell: each choice is trained on them afresh, so that what is chosen is not judged
 by the luck that chose it. Everything is at equal tokens; Ω from the optimizer costs nothing, an estimate 3 % of the
@@ -9,8 +9,8 @@ shorter child. Started twice on one folder (OMP_NUM_THREADS=1), the two share th
     python examples/studies/phi_forms/compare.py --output-dir runs/phi_forms \
         --set 'ladder.data.files=[books-train.parquet]' 'ladder.data.validation_files=[books-validation.parquet]'
 
-`--plan` says how many tokens it takes, and trains nothing: about 96 M in all, some 200 minutes of one 2.5 GHz core
-(Llama 80, GPT-2 120); `--studies` names one family alone.
+`--plan` says how many tokens it takes, and trains nothing: some 130 M in all; Llama's half took 150 minutes of a core
+of a machine at other work. `--studies` names one family alone. compared.json, beside this file, has Llama's.
 """
 
 import argparse
@@ -164,6 +164,11 @@ class Comparison:
         write_json(self.root / "compared.json", {"compared": rows, "tried": list(self.tried_rows())})
 
 
+def signed(difference: float) -> str:
+    """Return a difference of bits per byte with its sign."""
+    return f"{difference:+.4f}".replace("-", "−")
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the comparison in Markdown."""
     lines = ["| family | child | share | without Φ, best rate | Φ, at its best | difference | 95 % |"]
@@ -171,9 +176,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         free = sum(row["free"]) / len(row["free"])
         phi = f"{row['form']}, Ω {row['kind']}, λ {row['weight']:g}, {row['rate']:g}"
-        ends = "–" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
+        ends = "–" if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}"
         where = f"| {row['family']} | {row['rung']} | {row['share']:g} | {free:.4f}, {row['free_rate']:g} "
-        lines.append(where + f"| {phi} | {row['difference']:+.4f} | {ends} |")
+        lines.append(where + f"| {phi} | {signed(row['difference'])} | {ends} |")
     return "\n".join(lines)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from hf_progressive.config import RecipeConfig, StudyConfig
 
 FREE, FORMS = "free", ("proximal", "gradient")
-RATES = (2e-3, 4e-3, 1e-3), (4e-3, 2e-3, 6e-3)
-"""Peak rates by step, of depth and of width; a wider child wants a higher one."""
+RATES = (2e-3, 4e-3, 1e-3, 5e-4), (4e-3, 2e-3, 6e-3, 1e-3)
+"""Peak rates by step, of depth and of width; the best is to lie between two others."""
 SCHEDULE = {"phi.schedule": "linear", "phi.until": 0.2}
 """λ falls to 0 by the end of the shorter child, which is the middle of the longer one."""
 
