@@ -108,7 +108,8 @@ class GrowthPlan:
                 raise ValueError(wrapper)
             more = f"; and {len(faults) - _FAULTS_TOLD} more" if len(faults) > _FAULTS_TOLD else ""
             told = "; ".join(faults[:_FAULTS_TOLD])
-            raise ValueError(f"{len(faults)} tensors do not fit the config: {told}{more}")
+            counted = "1 tensor does" if len(faults) == 1 else f"{len(faults)} tensors do"
+            raise ValueError(f"{counted} not fit the config: {told}{more}")
 
     def map_diagonal(self, mapping: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry the parent's diagonal Fisher information into the child's coordinates.

@@ -164,15 +164,22 @@ def finish_rotation(resumed: Path, limit: int | None) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes were writing, which never stands under a checkpoint's own name.
-
-    The folder is a Trainer's `output_dir`, or a rung's, in which no other process trains.
-    """
+    """Delete what killed processes were writing, anywhere in a rung's folder, in which no other process trains."""
     storage.remove_leftovers(folder)
     for place, folders, _ in os.walk(folder):
         if STAGING_NAME in folders:
             folders.remove(STAGING_NAME)
             shutil.rmtree(Path(place, STAGING_NAME), ignore_errors=True)
+
+
+def remove_checkpoint_leftovers(folder: Path) -> None:
+    """Delete what killed processes were writing of a Trainer's checkpoints, which never stands under their own names.
+
+    What else lies in its folder, an `output_dir` or a trial's, is not looked into.
+    """
+    checkpoints = [path.name for path in folder.glob("checkpoint-*")]
+    storage.remove_leftovers(folder, within=(*checkpoints, KEPT_PENALTY_NAME, PENALTY_NAME))
+    shutil.rmtree(folder / STAGING_NAME, ignore_errors=True)
 
 
 def keep_penalty(penalty: InheritancePenalty | LoraPenalty, folder: Path) -> None:

@@ -40,7 +40,7 @@ from hf_progressive.training.checkpoints import (
     finish_rotation,
     keep_penalty,
     newest_complete_checkpoint,
-    remove_leftovers,
+    remove_checkpoint_leftovers,
 )
 from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, WEIGHTS, FiniteWatch, scaled_to_nothing
 from hf_progressive.training.log_window import LogWindow
@@ -171,7 +171,8 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
                 Path(resume_from_checkpoint), self.penalty, weighted=weighted, branches=branches, reads=reads
             )
         if self.args.should_save:
-            remove_leftovers(Path(self.args.output_dir))
+            for folder in {self.args.output_dir, self._get_output_dir(trial)}:
+                remove_checkpoint_leftovers(Path(folder))
             if resume_from_checkpoint and not self.args.load_best_model_at_end:
                 finish_rotation(Path(resume_from_checkpoint), self.args.save_total_limit)
         self._watch, self._finite_until = FiniteWatch(self.accelerator), 0

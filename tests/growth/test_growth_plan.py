@@ -90,7 +90,7 @@ def test_every_fault_of_a_checkpoint_is_listed():
 def test_a_missing_head_of_an_untied_model_is_a_fault():
     parent = build(config_of("llama", **REST))
     keys = {name: shape for name, shape in shapes(parent).items() if name != "lm_head.weight"}
-    with pytest.raises(ValueError, match=r"^1 tensors do not fit the config: lm_head.weight is missing"):
+    with pytest.raises(ValueError, match=r"^1 tensor does not fit the config: lm_head.weight is missing"):
         plan_growth(parent.config, {"num_hidden_layers": 3}).check_source_keys(keys)
 
 

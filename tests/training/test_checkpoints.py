@@ -23,6 +23,7 @@ from transformers import GPT2LMHeadModel
 from hf_progressive.penalty import InheritancePenalty, load_saved_penalty, save_penalty
 from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.storage import is_complete, read_json
+from hf_progressive.storage.temporary_names import temporary_sibling
 from hf_progressive.training import trainer as trainer_module
 from hf_progressive.training.callbacks import KeepWeights
 from hf_progressive.training.checkpoints import STAGING_NAME, newest_complete_checkpoint, write_fresh
@@ -70,12 +71,18 @@ def test_a_checkpoint_is_complete_or_ignored(tmp_path):
         file.truncate(100)
     (tmp_path / "checkpoint-100").mkdir()
     (tmp_path / ".saving" / "checkpoint-7").mkdir(parents=True)
+    unfinished = temporary_sibling(tmp_path / "checkpoint-9" / "phi")
+    unfinished.mkdir()
+    others = tmp_path / "mine" / ".saving"  # of somebody who keeps more in this folder
+    others.mkdir(parents=True)
     assert newest_complete_checkpoint(tmp_path).name == "checkpoint-6"
     again = resumable_trainer(tmp_path)
     again.train(resume_from_checkpoint=True)
     assert is_complete(tmp_path / "checkpoint-8")
     assert is_complete(tmp_path / "checkpoint-9")
     assert not (tmp_path / ".saving").exists()
+    assert not unfinished.exists()
+    assert others.is_dir()
 
 
 def test_the_penalty_travels_with_the_checkpoint(tmp_path):
