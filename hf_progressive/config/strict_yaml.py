@@ -114,6 +114,8 @@ def parse_yaml(text: str) -> Any:
 def _marked(error: yaml.MarkedYAMLError) -> str:
     # Where and what, without the excerpt that PyYAML adds.
     mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
+    if str(problem).startswith("but ") and error.context:  # the rest of its sentence
+        problem = f"{error.context}, {problem}"
     where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
     return " ".join(f"{where}{problem}".split())
 

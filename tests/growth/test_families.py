@@ -50,7 +50,7 @@ def stock_parameters(config):
     ("model_type", "extra"), [(name, extra) for name, options in EXTRA_OPTIONS.items() for extra in options]
 )
 def test_the_table_names_what_the_stock_class_saves_in_order_and_shape(model_type, extra, tied):
-    config = config_of(model_type, width=24, heads=4, kv_heads=4 if model_type in ALL_HEADS else 2, head_dim=6,
+    config = config_of(model_type, width=32, heads=4, kv_heads=4 if model_type in ALL_HEADS else 2, head_dim=8,
                        tie_word_embeddings=tied, **extra)  # fmt: skip
     model, parameters = stock_parameters(config)
     family = family_of(config)

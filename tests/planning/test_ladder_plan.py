@@ -29,7 +29,7 @@ def test_an_embedding_has_a_row_for_every_token(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match=r"rung l2w32: vocab_size 100 is below the tokenizer's 320 entries"):
         plan_ladder(load_ladder_config("ladder_tiny", ["model.fields.vocab_size=100"]))
     gaps = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 999})
-    monkeypatch.setattr(ladder_plan, "read_tokenizer", lambda name, revision: gaps)
+    monkeypatch.setattr(ladder_plan, "load_tokenizer", lambda config, texts: gaps)
     plan = plan_ladder(load_ladder_config("ladder_tiny", ["data.tokenizer={name: gaps}"]))
     assert plan.rungs[0].config.vocab_size == 1000
 
