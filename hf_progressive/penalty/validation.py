@@ -79,7 +79,8 @@ def require_known(kind: str, names: Iterable[str], known: Iterable[str], where: 
     shown = []
     for name in unknown[:_NAMES_SHOWN]:
         nearest = difflib.get_close_matches(name, list(known), n=1)
-        shown.append(f"{name} (nearest: {nearest[0]})" if nearest else name)
+        told = name if name.isprintable() else repr(name)
+        shown.append(f"{told} (nearest: {nearest[0]})" if nearest else told)
     more = f" and {len(unknown) - _NAMES_SHOWN} more" if len(unknown) > _NAMES_SHOWN else ""
     raise ValueError(f"{kind} names parameters that {where} does not have: {', '.join(shown)}{more}")
 

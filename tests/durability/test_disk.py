@@ -109,7 +109,7 @@ def test_a_file_system_that_fails_otherwise(name: str, disk: Path, tmp_path: Pat
     code, lines = carry_out(name, tmp_path, raise_from(draw.randint(5, 40), errno.EDQUOT))
     assert code == EXIT_BAD_INPUT, lines
     assert "quota exceeded" in the_error(lines)
-    amid = 300 if name == "chain" else draw.randint(25, 40)  # earlier, all that is gone is made again
+    amid = {"chain": 300, "study": 120}.get(name, draw.randint(25, 40))  # earlier, all that is gone is made again
     code, lines = carry_out(name, tmp_path, vanish_at(amid))
     assert code == EXIT_BAD_INPUT, lines
     assert str(disk) in the_error(lines)
