@@ -216,3 +216,12 @@ def test_lineage_of_the_first_rung(run_dir: Path) -> None:
     assert lineage.child is not None
     assert lineage.child.name == "d5"
     assert [rung.name for rung in lineage.family] == NAMES
+
+
+def test_a_rung_whose_method_gives_the_function_up_does_not_start_from_its_parent_s(run: Path) -> None:
+    final = run / NAMES[-1] / "final"
+    exactly = prepare_publication(final, "org/tiny").card
+    growth = {**read_json(final / "rung.json")["growth"], "preserves_function": False}
+    change_record(final, growth=growth)
+    assert "| Started from | the parent's function: logits" in exactly
+    assert "| Started from | not the parent's function: logits" in prepare_publication(final, "org/tiny").card
