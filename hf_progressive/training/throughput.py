@@ -15,7 +15,7 @@ from hf_progressive import storage
 from hf_progressive.distributed.accelerators import device_name, peak_flops, wait_for
 
 _NAME = "ThroughputMeter"  # among the states of callbacks in a checkpoint's trainer_state.json
-_NOTHING = {"seconds": 0.0, "evaluation": 0.0}
+_NOTHING = {"seconds": 0.0, "evaluation_seconds": 0.0}
 
 
 def elapsed_at(checkpoint: Path | None) -> Mapping[str, float]:
@@ -93,9 +93,9 @@ class ThroughputMeter(TrainerCallback):
         return self._speed(step - before, self.seconds["training"] - seconds_before)
 
     def elapsed(self) -> dict[str, float]:
-        """Return the run's `seconds`, and those of `evaluation`; of a stopped run, up to its checkpoint and since."""
-        evaluation = self.before["evaluation"] + self.seconds["evaluation"]
-        return {"seconds": self.before["seconds"] + time.monotonic() - self.started, "evaluation": evaluation}
+        """Return the run's `seconds` and `evaluation_seconds`; of a stopped run, up to its checkpoint and since."""
+        evaluation = self.before["evaluation_seconds"] + self.seconds["evaluation"]
+        return {"seconds": self.before["seconds"] + time.monotonic() - self.started, "evaluation_seconds": evaluation}
 
     def summary(self) -> dict[str, Any]:
         """Return `tokens_per_second` and `mfu` (None where not known) of the run, `tokens`, `seconds` and the devices.

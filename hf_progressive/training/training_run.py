@@ -394,6 +394,6 @@ def _measure(run: TrainingRun, corpus: Corpus, trainer: ProgressiveTrainer, mete
         evaluation_tokens=validated,
         evaluation_flops=validated * run.flops_per_token * FORWARD_SHARE,
         computed_in=describe(trainer),
-        evaluation_seconds=elapsed["evaluation"],
+        evaluation_seconds=elapsed["evaluation_seconds"],
         throughput={**meter.summary(), "log": speeds},
     )

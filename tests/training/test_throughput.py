@@ -105,6 +105,8 @@ def test_a_run_that_went_on_has_taken_the_time_up_to_its_checkpoint_too(clock, t
     meter = new_meter(started=clock.now - 3.0, before=elapsed_at(tmp_path))
     run(meter, clock, steps=8, first=6, evaluate_at=(8,))
     evaluation = 3 * EVALUATION_SECONDS
-    assert meter.elapsed() == pytest.approx({"seconds": 8 * STEP_SECONDS + evaluation + 3.0, "evaluation": evaluation})
+    assert meter.elapsed() == pytest.approx(
+        {"seconds": 8 * STEP_SECONDS + evaluation + 3.0, "evaluation_seconds": evaluation}
+    )
     (tmp_path / "trainer_state.json").write_text("{}")  # of an older version
-    assert elapsed_at(tmp_path) == elapsed_at(None) == {"seconds": 0.0, "evaluation": 0.0}
+    assert elapsed_at(tmp_path) == elapsed_at(None) == {"seconds": 0.0, "evaluation_seconds": 0.0}
