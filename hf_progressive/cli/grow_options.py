@@ -15,7 +15,7 @@ growth methods (--method), whether they keep the function, and their papers:
   llama-pro           yes: a silent copy after each group of layers (LLaMA Pro, 2401.02415)
   upcycle             yes: a dense model's MLPs become experts (2212.05055); --drop: no (2502.19261)
   stack               no: the whole stack on top of itself (G_stack, 2405.15319)
-  interleave          no: every layer repeated in place (1710.10348)
+  interleave          no: every layer repeated in place (1710.10348, which has --repeats shared)
   solar               no: upper layers on lower ones, the middle twice (SOLAR, 2312.15166)
   shrink-pad-perturb  no: old weights shrunk, zeros, noise on all (2605.13405)
   pad, random         no: what the others are compared with
@@ -26,6 +26,7 @@ OPTION_HELP = {
     "depth_position": "where silent layers go: append, spread, or the parent's layers after which to put one each",
     "new_layers": "silent layers copy a neighbour, or are drawn: copy (default) or fresh",
     "depth_method": "a depth rule for any method: insert, llama-pro, stack, interleave or solar",
+    "repeats": "what repeated layers add: whole (default), or shared, a k-th each of what the one did",
     "init_std": "standard deviation of free new entries and of fresh layers",
     "free_scale": "the same as a share of their matrix's RMS",
     "new_scale": "standard deviation of new entries that exactness fixes; above 0 the function changes",

@@ -298,8 +298,8 @@ def plan_growth(
         target_config: The child's config, or a dict of the family's own config fields; what a dict does not name is
             kept, or derived where the family derives it. Not changed.
         method: A growth method; see `hf_progressive.growth.methods`.
-        **options: What the method leaves open: any of `depth_position`, `new_layers`, `depth_method`, `init_std`,
-            `free_scale`, `new_scale`, `noise`, `drop`, `uneven`, `shrink`, `perturb`, `new_moments` and
+        **options: What the method leaves open: any of `depth_position`, `new_layers`, `depth_method`, `repeats`,
+            `init_std`, `free_scale`, `new_scale`, `noise`, `drop`, `uneven`, `shrink`, `perturb`, `new_moments` and
             `vocab_multiple`; `GrowthOptions` in `hf_progressive.growth.options` says what each is.
 
     Returns:

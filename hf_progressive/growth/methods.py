@@ -25,7 +25,8 @@ alike. `tile` and `split` start every new unit from a trained one. Copies that a
 slowly, since it takes the size off a gradient, so `split` adds noise of its own; noise adds up to zero over the
 copies of a unit. A residual stream can only hold whole copies, since a norm weighs every channel alike; `split` fills
 the remainder as `exact` does. `stack`, `interleave` and `solar` give up the function for new layers that work from
-the start. `pad` and `random` are what the others are compared with.
+the start; under the option `repeats: shared` they give up less, and `interleave` then does what its paper does. `pad`
+and `random` are what the others are compared with.
 
 The option `depth_method` takes any depth rule for any method: `split` with `depth_method: stack` grows both axes by
 copies. `hf_progressive.growth.options` has all options; those that cost the function (`new_scale`, `shrink`,
@@ -109,17 +110,21 @@ class Method:
             method = replace(method, width=uneven_shares(self.width, options.uneven))
         if options.drop and not self.upcycles:
             raise ValueError(f"drop={options.drop:g} is for the method 'upcycle'; leave it out")
-        if options.depth_method is None:
-            return method
-        named = underscored(options.depth_method)
+        if options.depth_method is not None:
+            method = method._with_depth(options.depth_method)
+        if options.repeats != "whole" and method.keeps_depth:
+            told = "only stack, interleave and solar repeat layers; take one of them, or leave it out"
+            raise ValueError(f"repeats={options.repeats!r}: {told}")
+        return method
+
+    def _with_depth(self, depth_method: str) -> "Method":
+        named = underscored(depth_method)
         if named not in DEPTH_METHODS:
-            raise ValueError(
-                f"depth_method={options.depth_method!r} is not known; choose one of {', '.join(DEPTH_METHODS)}"
-            )
+            raise ValueError(f"depth_method={depth_method!r} is not known; choose one of {', '.join(DEPTH_METHODS)}")
         if not self.inherits:
-            raise ValueError(f"depth_method={options.depth_method!r}: {self.name!r} inherits no layers; leave it out")
+            raise ValueError(f"depth_method={depth_method!r}: {self.name!r} inherits no layers; leave it out")
         depth, keeps_depth = DEPTH_METHODS[named]
-        return replace(method, depth=depth, keeps_depth=keeps_depth)
+        return replace(self, depth=depth, keeps_depth=keeps_depth)
 
 
 DEPTH_METHODS: dict[str, tuple[DepthRule, bool]] = {

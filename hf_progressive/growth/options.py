@@ -10,10 +10,11 @@ from hf_progressive.config import strict_yaml
 DepthPosition = Literal["append", "spread"] | Sequence[int]
 NewLayers = Literal["copy", "fresh"]
 NewMoments = Literal["zero", "mean"]
+Repeats = Literal["whole", "shared"]
 
 _LARGEST = 1e6  # of any factor or deviation: far beyond it no weight is a number
 _LARGEST_MULTIPLE = 1 << 24  # entries, as many as the largest vocabulary
-_CHOICES = {"new_layers": ("copy", "fresh"), "new_moments": ("zero", "mean")}
+_CHOICES = {"new_layers": ("copy", "fresh"), "repeats": ("whole", "shared"), "new_moments": ("zero", "mean")}
 _AT_LEAST_ZERO = {
     "init_std": "None for initializer_range",
     "free_scale": "None for init_std",
@@ -44,6 +45,11 @@ class GrowthOptions:
     depth_method: str | None = None
     """A depth rule by name, in place of the method's own: `insert`, `llama_pro`, `stack`, `interleave` or `solar`. Any
     way to get wider goes with any way to get deeper."""
+
+    repeats: Repeats = "whole"
+    """What a layer that stands there k times adds to the residual stream: each time the `whole` of what it did, or
+    `shared`, a k-th each time, as a step of a differential equation becomes k steps of a k-th of its size (arXiv
+    1710.10348). The function changes less, for what the k copies add up to is about what the one did."""
 
     init_std: float | None = None
     """Standard deviation of free entries and of fresh layers; None takes the config's `initializer_range`."""

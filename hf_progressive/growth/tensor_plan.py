@@ -1,5 +1,6 @@
 """One tensor of the child: what it is made from, and how its weights and statistics follow from the parent's."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -204,6 +205,7 @@ def plan_tensors(
     """Plan every tensor of the child, in the order of the stock class's parameters."""
     std = getattr(target, family.init_field) if options.init_std is None else options.init_std
     groups = family.sizes(source).kv_heads, family.sizes(target).kv_heads
+    copies = Counter(layer.source for layer in layers if not layer.silent)
     layered = bool(family.layered_scores and getattr(source, family.layered_scores))
     for name, rule, layer in family.tensors(target):
         origin = LayerOrigin(None) if layer is None else layers[layer]
@@ -214,6 +216,9 @@ def plan_tensors(
         if origin.silent and family.closes_by_gain:
             # New channels that are written as zero and have a gain of zero would never learn.
             here = {**here, "residual": axes["residual"].filled("fresh")}
+        if options.repeats == "shared" and rule.closes and origin.source is not None:
+            share = 1 / copies[origin.source]
+            here = {**here, **{name: here[name].scaled(share, 1.0) for name in ("residual", "post_gain")}}
         dims = tuple(Dim(_stored(dim, here, *groups), dim.role) for dim in rule.dims)
         shape = tuple(dim.axis.size for dim in dims)
         fresh = rule.fresh(std, len(layers))

@@ -268,3 +268,44 @@ def test_tiled_units_stay_alike_unless_noise_tells_them_apart():
         train(child, 4, vocabulary=16)
         up = child.model.layers[0].mlp.up_proj.weight
         assert torch.allclose(up[:24], up[24:], rtol=1e-9) == alike
+
+
+@families
+@pytest.mark.parametrize("width", [16, 24])
+def test_layers_that_share_what_one_did_end_in_a_share_of_its_weights(model_type, width):
+    parent = build(config_of(model_type))
+    target = fields_of(model_type, layers=3, width=width, heads=width // 8, kv_heads=width // 8)
+    whole, _ = grow(parent, target, method="interleave")
+    shared, plan = grow(parent, target, method="interleave", repeats="shared")
+    closing = {
+        rule.name.format(layer=layer) for rule in family_of(parent.config).rules if rule.closes for layer in (0, 1)
+    }
+    for name, parameter in shared.named_parameters():
+        tensor, value, expected = plan.tensor(name), parameter, whole.get_parameter(name)
+        if name in closing:  # layers 0 and 1 are the parent's first; of entries that are new, nothing is shared
+            inherited = plan.tensor(tensor.kind.format(layer=0)).inherited()
+            value, expected = value[inherited] + tensor.offset, (expected[inherited] + tensor.offset) / 2
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+
+
+@first_families
+def test_layers_that_share_keep_function_and_gradients_the_nearer_the_less_each_adds(model_type):
+    parent = build(config_of(model_type))
+    names = {
+        rule.name.format(layer=layer) for rule in family_of(parent.config).rules if rule.closes for layer in (0, 1)
+    }
+    closing = [(name, parameter) for name, parameter in parent.named_parameters() if name in names]
+    for _, parameter in closing:  # so little is added to the residual stream that every copy reads nearly the same
+        parameter.data.mul_(1e-5)
+    target, tokens = fields_of(model_type, layers=4), tokens_for(parent.config)
+    child, plan = grow(parent, target, method="interleave", repeats="shared")
+    whole, _ = grow(parent, target, method="interleave")
+    for model in (parent, child):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+    carried = plan.map_gradient({name: parameter.grad for name, parameter in parent.named_parameters()})
+    assert closing
+    assert relative_difference(parent, child, tokens) < 1e-3 * relative_difference(parent, whole, tokens)
+    for name, _ in closing:
+        heir = name.replace(".1.", ".2.")  # the parent's second layer is the child's third and fourth
+        gradient = child.get_parameter(heir).grad
+        torch.testing.assert_close(gradient, carried[heir], rtol=1e-3, atol=1e-4 * gradient.abs().max().item())

@@ -180,3 +180,10 @@ def test_a_method_of_ones_own_takes_a_few_lines_and_is_exact(monkeypatch):
         assert plan.preserves_function
         with norms_in_full_precision(parent, child):
             assert relative_difference(parent, child, tokens_for(parent.config)) < 1e-12
+
+
+def test_a_share_of_repeated_layers_is_refused_where_none_is_repeated():
+    for method, options in (("exact", {}), ("llama_pro", {}), ("stack", {"depth_method": "insert"})):
+        with pytest.raises(ValueError, match=r"repeats='shared': only stack, interleave and solar repeat"):
+            method_named(method).with_options(GrowthOptions(repeats="shared", **options))
+    assert not method_named("exact").with_options(GrowthOptions(repeats="shared", depth_method="stack")).keeps_depth

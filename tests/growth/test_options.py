@@ -30,6 +30,7 @@ families = pytest.mark.parametrize("model_type", FIRST_FAMILIES)
         ({"depth_position": 3}, r"depth_position=3: expected 'append', 'spread' or a list"),
         ({"depth_position": ["0"]}, r"depth_position=\['0'\]: expected 'append', 'spread' or a list"),
         ({"new_layers": "zero"}, r"new_layers='zero': expected 'copy' or 'fresh'"),
+        ({"repeats": "half"}, r"repeats='half': expected 'whole' or 'shared'"),
         ({"new_moments": "old"}, r"new_moments='old': expected 'zero' or 'mean'"),
         ({"depth_method": ["stack"]}, r"depth_method=\['stack'\]: expected a name, or None"),
         ({"init_std": -1.0}, r"init_std=-1.0: expected a number ≥ 0"),
