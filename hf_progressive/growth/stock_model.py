@@ -5,10 +5,12 @@ import copy
 import logging
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -18,6 +20,8 @@ from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.float32_products import float32_products
 from hf_progressive.growth.reader import CheckpointReader, is_finite
 from hf_progressive.growth.source import locate_source
+from hf_progressive.hub.names import CONFIG_NAME
+from hf_progressive.storage import ReadingFromOutside
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +65,23 @@ def load_stock(
         # The file's own, not the configuration's: "auto" would round a float32 file under a bfloat16 configuration.
         floating = [spec.dtype for spec in specs if spec.dtype.is_floating_point]
         stored_in = min(floating, key=lambda each: torch.finfo(each).bits, default=dtype)
-        model = AutoModelForCausalLM.from_pretrained(located.folder, config=located.read_config(), dtype=dtype)
+        config = located.read_config()
+        with _config_told(str(located.folder)):
+            model = AutoModelForCausalLM.from_pretrained(located.folder, config=config, dtype=dtype)
         return model.to(device, dtype), stored_in
     # Some buffers, such as rotary frequencies, stay in float32 beside weights in float64.
     values = (value for value in (*source.parameters(), *source.buffers()) if value.is_floating_point())
     return source if all(value.dtype == dtype for value in values) else copy.deepcopy(source).to(dtype), source.dtype
+
+
+# Some configs are valid by themselves, and the stock class fails when it is built or run, with what comes to its mind.
+def _config_told(folder: str) -> ReadingFromOutside:
+    return ReadingFromOutside(
+        str(Path(folder, CONFIG_NAME)) if folder else "the model's config",
+        "the stock class does not run with it; correct it first",
+        also=(RuntimeError, NameError, ImportError, StrictDataclassError),
+        passing=(torch.OutOfMemoryError, torch.AcceleratorError),
+    )
 
 
 class KeepFloat64(TorchFunctionMode):
@@ -102,7 +118,8 @@ def _experts_one_by_one(model: PreTrainedModel) -> Iterator[None]:
 
 def stock_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Return the logits (length, V) of tokens (1, length) in float64; one that is not finite is a ValueError."""
-    with evaluation_mode(model), _experts_one_by_one(model), KeepFloat64():
+    told = _config_told(model.name_or_path)
+    with told, evaluation_mode(model), _experts_one_by_one(model), KeepFloat64():
         logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
     if not is_finite(logits):
         raise ValueError(f"the logits of {model.name_or_path or type(model).__name__} are not finite; it is damaged")

@@ -28,6 +28,7 @@ class ReadingFromOutside:
         what: The file, and what it is for.
         remedy: What to do.
         also: Further exceptions that the library has of its own.
+        passing: Kinds of those that are none of a value, and pass.
 
     >>> with ReadingFromOutside("config.json", "fetch it again"):
     ...     {}["model_type"]
@@ -36,8 +37,15 @@ class ReadingFromOutside:
     ValueError: config.json: not valid (KeyError: 'model_type'); fetch it again
     """
 
-    def __init__(self, what: str, remedy: str, *, also: tuple[type[Exception], ...] = ()):
-        self._what, self._remedy, self._also = what, remedy, also
+    def __init__(
+        self,
+        what: str,
+        remedy: str,
+        *,
+        also: tuple[type[Exception], ...] = (),
+        passing: tuple[type[Exception], ...] = (),
+    ):
+        self._what, self._remedy, self._also, self._passing = what, remedy, also, passing
 
     def __enter__(self) -> None:
         """Begin to read."""
@@ -46,7 +54,7 @@ class ReadingFromOutside:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Raise the ValueError in place of what was raised."""
-        if kind is None or error is None:
+        if kind is None or error is None or issubclass(kind, self._passing):
             return
         # Libraries in Rust (tokenizers) raise the bare class.
         if kind is Exception or issubclass(kind, (*_RAISED, *self._also)):

@@ -8,11 +8,12 @@ import weakref
 
 import pytest
 import torch
-from growth_checkpoints import gpt2, save
+from growth_checkpoints import gpt2, save, write_tensors
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_progressive.growth import GrowthCheck, grow_checkpoint, grow_model, stock_model, verify_growth
 from hf_progressive.growth import verify as verify_module
+from hf_progressive.growth.families import family_of
 from hf_progressive.growth.verify import TOLERANCES
 
 
@@ -141,6 +142,56 @@ def test_what_cannot_be_compared_is_refused(grown, options, text):
     with pytest.raises(ValueError, match=text) as raised:
         verify_growth(gpt2(), grown(), **options)
     assert "\n" not in str(raised.value)
+
+
+def logits_of_a_new_model(folder):
+    """What the stock class makes of a folder's config, by itself."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return model(torch.zeros(1, 8, dtype=torch.long), use_cache=False).logits
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20, "bos_token_id": 0,
+         "eos_token_id": 0, "max_position_embeddings": 8}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change"),
+    [
+        ("falcon", {"new_decoder_architecture": True, "parallel_attn": False}),  # fails when it runs: AttributeError
+        ("falcon", {"multi_query": False, "num_kv_heads": 1}),  # RuntimeError
+        ("falcon", {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1, "parallel_attn": False}),  # name
+        ("gpt_neox", {"hidden_act": "nope"}),  # when it is built: KeyError
+        ("gemma2", {"query_pre_attn_scalar": 0, "head_dim": 8, "num_key_value_heads": 2}),  # ZeroDivisionError
+        ("olmo3", {"sliding_window": None}),  # ValueError, which does not say whose
+    ],
+)
+def test_a_config_with_which_the_stock_class_itself_fails_is_named(tmp_path, model_type, change):
+    config = AutoConfig.for_model(model_type, **SMALL | change)
+    family = family_of(config)
+    tensors = {name: torch.ones(family.shape(rule, config)) for name, rule, _ in family.tensors(config)}
+    folder = tmp_path / "odd"
+    config.save_pretrained(folder)
+    write_tensors(folder, tensors)
+    with pytest.raises(Exception, match=".") as raised_by_stock:
+        logits_of_a_new_model(folder)
+
+    for run in (
+        lambda: verify_growth(folder, folder, max_length=8),
+        lambda: grow_checkpoint(folder, tmp_path / "child", {"num_hidden_layers": 2}),
+    ):
+        with pytest.raises(ValueError, match=r"odd/config.json: not valid \(.*; the stock class does not") as raised:
+            run()
+        assert str(raised_by_stock.value).splitlines()[0] in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "child").exists()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_what_a_device_raises_is_not_laid_to_the_config(monkeypatch, error):
+    mother = gpt2()
+    monkeypatch.setattr(mother, "forward", lambda **options: (_ for _ in ()).throw(error("of the device")))
+    with pytest.raises(error, match="of the device"):
+        stock_model.stock_logits(mother, torch.zeros(1, 4, dtype=torch.long))
 
 
 def test_a_folder_that_is_not_there_is_refused(parent, tmp_path):

@@ -44,6 +44,11 @@ def test_what_is_no_error_of_a_value_passes(raised):
     assert caught.value is raised
 
 
+def test_kinds_that_are_named_pass():
+    with pytest.raises(OwnError), ReadingFromOutside("a.json", "fetch it", also=(Exception,), passing=(OwnError,)):
+        raise OwnError
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
