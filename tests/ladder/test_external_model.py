@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ from transformers import (
 from hf_progressive import storage
 from hf_progressive.config import LadderConfig, load_ladder_config, strict_yaml
 from hf_progressive.data import train_tokenizer
+from hf_progressive.distributed.processes import current_processes
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.ladder import estimates as inheritance
+from hf_progressive.ladder import external_model
 from hf_progressive.ladder.rung_loop import run_ladder
 from hf_progressive.planning.cluster import Cluster
 from hf_progressive.planning.evidence import Evidence
@@ -258,3 +261,35 @@ def test_a_tied_head_that_was_trained_apart_is_found_before_anything_is_estimate
     with pytest.raises(ValueError, match=r"headed: lm_head.weight differs from .*tie_word_embeddings"):
         run_ladder(load_ladder_config(path, [rungs_from(source), "cold=none"]), tmp_path / "run")
     assert not (tmp_path / "run" / "start" / "final").exists()
+
+
+@pytest.mark.parametrize("replaced", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_model_that_another_process_replaces_while_it_is_taken_over_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: str
+) -> None:
+    tokenizer = train_tokenizer(["to be or not to be"], vocab_size=260, training_bytes=100)
+    source, copy_file = plain_checkpoint(tmp_path / "plain", tokenizer, "gpt2"), shutil.copyfile
+    held = (source / replaced).read_bytes()
+    other = held[:-1] + bytes([held[-1] ^ 1]) if replaced.endswith(".safetensors") else held + b"\n"
+
+    def copying(one: Path, two: Path) -> None:
+        copy_file(one, two)
+        if (source / replaced).read_bytes() == held:  # behind the first file, whichever that is
+            (tmp_path / "new").write_bytes(other)
+            (tmp_path / "new").replace(source / replaced)
+
+    monkeypatch.setattr(shutil, "copyfile", copying)
+    run = SimpleNamespace(
+        config=SimpleNamespace(rungs=[SimpleNamespace(source=str(source), revision=None)]),
+        state=current_processes(),
+        corpus=SimpleNamespace(tokenizer=tokenizer),
+    )
+    work: Any = SimpleNamespace(run=run, rung=SimpleNamespace(name="start"), trained=tmp_path / "run" / "start")
+    with pytest.raises(
+        ValueError, match=f"plain/{replaced}: changed while it was read; wait for its writer"
+    ) as caught:
+        external_model.copy(work)
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "run").iterdir()) == []
+    external_model.copy(work)  # once the writer is done
+    assert (work.trained / replaced).read_bytes() == other
