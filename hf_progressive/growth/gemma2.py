@@ -6,22 +6,18 @@ Gemma 3 has norms of queries and keys too, and other rotations in layers that sl
 from typing import Any
 
 from hf_progressive.growth.family_table import Family, WeightRule, linear, norm, reads, writes
-from hf_progressive.growth.llama import SIZE_FIELDS
+from hf_progressive.growth.llama import BLOCK, llama_like
 
-_BLOCK = "model.layers.{layer}."
-_EMBEDDING = "model.embed_tokens.weight"
 _BIAS = "attention_bias"
 _OFFSET = 1.0
 
 
 def _family(model_type: str, title: str, *query_norms: WeightRule, **options: Any) -> Family:
-    attention, mlp = _BLOCK + "self_attn.", _BLOCK + "mlp."
-    return Family(
-        model_type=model_type,
-        title=title,
-        size_fields=SIZE_FIELDS,
-        rules=(
-            WeightRule(_EMBEDDING, (reads("vocab"), writes("embedding"))),
+    attention, mlp = BLOCK + "self_attn.", BLOCK + "mlp."
+    return llama_like(
+        model_type,
+        title,
+        (
             *linear(attention + "q_proj", writes("query"), reads("normed"), bias=_BIAS),
             *linear(attention + "k_proj", writes("key"), reads("normed"), bias=_BIAS),
             *linear(attention + "v_proj", writes("value"), reads("normed"), bias=_BIAS),
@@ -30,21 +26,15 @@ def _family(model_type: str, title: str, *query_norms: WeightRule, **options: An
             *linear(mlp + "gate_proj", writes("mlp"), reads("normed"), bias=None),
             *linear(mlp + "up_proj", writes("mlp"), reads("normed"), bias=None),
             *linear(mlp + "down_proj", writes("residual"), reads("mlp"), bias=None),
-            *norm(_BLOCK + "input_layernorm", "gain", offset=_OFFSET),
-            *norm(_BLOCK + "post_attention_layernorm", "post_gain", offset=_OFFSET, closes=True),
-            *norm(_BLOCK + "pre_feedforward_layernorm", "gain", offset=_OFFSET),
-            *norm(_BLOCK + "post_feedforward_layernorm", "post_gain", offset=_OFFSET, closes=True),
+            *norm(BLOCK + "input_layernorm", "gain", offset=_OFFSET),
+            *norm(BLOCK + "post_attention_layernorm", "post_gain", offset=_OFFSET, closes=True),
+            *norm(BLOCK + "pre_feedforward_layernorm", "gain", offset=_OFFSET),
+            *norm(BLOCK + "post_feedforward_layernorm", "post_gain", offset=_OFFSET, closes=True),
             *norm("model.norm", "final_gain", offset=_OFFSET),
-            WeightRule("lm_head.weight", (writes("vocab"), reads("final")), tied_to=_EMBEDDING),
         ),
-        norm="rms",
-        eps_field="rms_norm_eps",
-        prefix="model.",
-        ignored=(_BLOCK + "self_attn.rotary_emb.inv_freq",),
         layer_fields=("layer_types",),
         scaled_scores=False,  # by query_pre_attn_scalar, whatever the head_dim
         head_dim_fields={"query_pre_attn_scalar": lambda head_dim: head_dim},
-        rotary=True,
         scaled_embedding=True,
         **options,
     )
@@ -54,7 +44,7 @@ GEMMA2 = _family("gemma2", "Gemma 2")
 GEMMA3_TEXT = _family(
     "gemma3_text",
     "Gemma 3 (text)",
-    *norm(_BLOCK + "self_attn.q_norm", "head_dim", offset=_OFFSET),
-    *norm(_BLOCK + "self_attn.k_norm", "head_dim", offset=_OFFSET),
+    *norm(BLOCK + "self_attn.q_norm", "head_dim", offset=_OFFSET),
+    *norm(BLOCK + "self_attn.k_norm", "head_dim", offset=_OFFSET),
     normed_queries=True,
 )

@@ -5,23 +5,19 @@ OLMo 3 has sliding windows in some layers.
 
 from typing import Any
 
-from hf_progressive.growth.family_table import Family, WeightRule, linear, norm, reads, writes
-from hf_progressive.growth.llama import SIZE_FIELDS
+from hf_progressive.growth.family_table import Family, linear, norm, reads, writes
+from hf_progressive.growth.llama import BLOCK, llama_like
 
-_BLOCK = "model.layers.{layer}."
-_ATTENTION = _BLOCK + "self_attn."
-_MLP = _BLOCK + "mlp."
-_EMBEDDING = "model.embed_tokens.weight"
+_ATTENTION = BLOCK + "self_attn."
+_MLP = BLOCK + "mlp."
 _BIAS = "attention_bias"
 
 
 def _family(model_type: str, title: str, **options: Any) -> Family:
-    return Family(
-        model_type=model_type,
-        title=title,
-        size_fields=SIZE_FIELDS,
-        rules=(
-            WeightRule(_EMBEDDING, (reads("vocab"), writes("embedding"))),
+    return llama_like(
+        model_type,
+        title,
+        (
             *linear(_ATTENTION + "q_proj", writes("query"), reads("residual"), bias=_BIAS),
             *linear(_ATTENTION + "k_proj", writes("key"), reads("residual"), bias=_BIAS),
             *linear(_ATTENTION + "v_proj", writes("value"), reads("residual"), bias=_BIAS),
@@ -31,16 +27,10 @@ def _family(model_type: str, title: str, **options: Any) -> Family:
             *linear(_MLP + "gate_proj", writes("mlp"), reads("residual"), bias=None),
             *linear(_MLP + "up_proj", writes("mlp"), reads("residual"), bias=None),
             *linear(_MLP + "down_proj", writes("residual"), reads("mlp"), bias=None),
-            *norm(_BLOCK + "post_attention_layernorm", "post_gain", closes=True),
-            *norm(_BLOCK + "post_feedforward_layernorm", "post_gain", closes=True),
+            *norm(BLOCK + "post_attention_layernorm", "post_gain", closes=True),
+            *norm(BLOCK + "post_feedforward_layernorm", "post_gain", closes=True),
             *norm("model.norm", "final_gain"),
-            WeightRule("lm_head.weight", (writes("vocab"), reads("final")), tied_to=_EMBEDDING),
         ),
-        norm="rms",
-        eps_field="rms_norm_eps",
-        prefix="model.",
-        ignored=(_ATTENTION + "rotary_emb.inv_freq",),
-        rotary=True,
         normed_queries="all_heads",
         **options,
     )
