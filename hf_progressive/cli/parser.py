@@ -177,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--price", type=float, metavar="DOLLARS", help="price of one accelerator for an hour")
     text = "measured transfer efficiency: ETA, or ETA LOW HIGH, or study.json files"
     add("--recipe-eta", nargs="+", metavar="ETA", help=text)
-    text = "propose where a trunk would grow at the least cost of its last model, by the studies of --recipe-eta"
+    text = "propose where a trunk of the rungs would grow at the least cost of the last, by the trunks of --recipe-eta"
     add("--search", action="store_true", help=text)
     add("--budget-dollars", type=numbers.not_negative, metavar="DOLLARS", help="what the run may cost")
     add("--budget-hours", type=numbers.positive, metavar="HOURS", help="what the run may take")

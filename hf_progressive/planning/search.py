@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Final
 
+from hf_progressive.config import RungConfig
 from hf_progressive.planning.ladder_plan import LadderPlan
 from hf_progressive.records.rung import LAYER_FIELDS, WIDTH_FIELDS
 from hf_progressive.records.study import RecipeRecord, StudyRecord
@@ -96,7 +97,10 @@ class Proposal:
     """FLOPs of the trunk, over those of its last model from scratch."""
 
     last_model_cost: float | None
-    """The cost; None where no measured recipe says it."""
+    """The cost, `takes` over `worth`; None where no measured recipe says it."""
+
+    worth: float | None = None
+    """The budget from scratch, as a share of the full one, that has the bits per byte of a trunk that grows so."""
 
     low: float | None = None
     """Lower end of an interval as wide as the nearest recipe's."""
@@ -176,19 +180,33 @@ class TrunkSearch:
     """Trunks through a ladder's rungs, compared by what their last model would cost."""
 
     plan: LadderPlan
-    """The ladder; its schedule is a trunk."""
+    """The ladder; of a chain, trunks through its rungs are compared."""
 
     trunks: tuple[MeasuredTrunk, ...]
     """What was measured."""
 
     def __post_init__(self) -> None:
-        if self.plan.config.schedule != "trunk":
-            raise ValueError("search: it proposes where a trunk grows; set schedule: trunk and an until for each rung")
+        if not self._smaller:
+            raise ValueError("search: a trunk grows from a smaller rung that it trains itself; name two rungs or more")
         if not self.trunks:
-            raise ValueError("search: no trunk with a last-model cost is in the studies; name some by --recipe-eta")
+            raise ValueError(
+                "search: it goes by trunks that were measured, and no study with one is named; give --recipe-eta"
+                " STUDY.json, such as examples/studies/trunk/study.json of the repository"
+            )
 
-    def as_configured(self) -> Proposal:
-        """Return what the configuration's own shares would cost."""
+    @property
+    def _smaller(self) -> tuple[RungConfig, ...]:
+        # The rungs that a trunk can pass through: it trains the first of them itself.
+        return tuple(rung for rung in self.plan.config.rungs[:-1] if rung.source is None)
+
+    @property
+    def _latest(self) -> float:
+        return 1 - self.plan.config.training_of(self.plan.config.rungs[-1].name).decay_fraction
+
+    def as_configured(self) -> Proposal | None:
+        """Return what the configuration's own shares would cost; None of a chain, which has none."""
+        if self.plan.config.schedule != "trunk":
+            return None
         own = [trunk for trunk in self.trunks if not self._changes(trunk)]
         return self._proposal({rung.name: rung.until or 1.0 for rung in self.plan.config.rungs[:-1]}, own)
 
@@ -198,9 +216,7 @@ class TrunkSearch:
         All choices among the smaller rungs are tried, with every rising sequence of shares in steps of a tenth that
         leaves the last rung its decay, and with the settings of every measured trunk.
         """
-        *smaller, last = self.plan.config.rungs
-        latest = 1 - self.plan.config.training_of(last.name).decay_fraction
-        shares = [step / _STEPS for step in range(1, _STEPS) if step / _STEPS <= latest + 1e-9]
+        shares = [step / _STEPS for step in range(1, _STEPS) if step / _STEPS <= self._latest + 1e-9]
         alike: list[list[MeasuredTrunk]] = []
         for trunk in self.trunks:
             same = next((group for group in alike if group[0].settings == trunk.settings), None)
@@ -209,7 +225,7 @@ class TrunkSearch:
             self._proposal(dict(zip((rung.name for rung in stages), until, strict=True)), group)
             for group in alike
             for count in sorted({trunk.shape.growths for trunk in group})
-            for stages in itertools.combinations(smaller, count)
+            for stages in itertools.combinations(self._smaller, count)
             for until in itertools.combinations(shares, count)
         )
         known = [(proposal.last_model_cost, proposal) for proposal in tried if proposal.last_model_cost is not None]
@@ -226,11 +242,13 @@ class TrunkSearch:
         if not _is_within(shape, [trunk.shape for trunk in alike]):
             return Proposal(until=until, takes=takes, last_model_cost=None)
         nearest = min(alike, key=lambda trunk: trunk.shape.distance(shape))
-        cost = takes / _interpolated(shape, alike)
+        worth = _interpolated(shape, alike)
+        cost = takes / worth
         return Proposal(
             until=until,
             takes=takes,
             last_model_cost=cost,
+            worth=worth,
             low=None if nearest.relative_low is None else cost * nearest.relative_low,
             high=None if nearest.relative_high is None else cost * nearest.relative_high,
             nearest=nearest.name,
@@ -253,11 +271,17 @@ class TrunkSearch:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
+        configured = self.as_configured()
+        begins = [self._shape({rung.name: self._latest}) for rung in self._smaller]
+        shapes = [dataclasses.asdict(trunk.shape) for trunk in self.trunks]
         return {
-            "as_configured": self.as_configured().to_dict(),
+            "as_configured": None if configured is None else configured.to_dict(),
             "best": [proposal.to_dict() for proposal in self.best()],
             "measured": [trunk.name for trunk in self.trunks],
             "families": sorted({trunk.family for trunk in self.trunks}),
+            "shapes": [shape for place, shape in enumerate(shapes) if shape not in shapes[:place]],
+            "begins": {name: [getattr(shape, name) for shape in begins] for name in ("depth", "width")},
+            "latest": self._latest,
         }
 
 
@@ -265,7 +289,7 @@ def search(plan: LadderPlan, studies: Sequence[StudyRecord]) -> TrunkSearch:
     """Prepare a search with the trunks that studies measured: of the ladder's family, if there are any.
 
     Raises:
-        ValueError: The ladder is no trunk, or no study measured one.
+        ValueError: The ladder has no smaller rung to grow from, or no study measured a trunk.
     """
     trunks = measured_trunks(studies)
     own = [trunk for trunk in trunks if trunk.family == plan.config.model.family]

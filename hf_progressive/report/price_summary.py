@@ -5,14 +5,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, duration, percent
-from hf_progressive.report.price_table import budget_lines, misfit_lines, starved_lines, unmatched_lines
+from hf_progressive.report.price_table import (
+    budget_lines,
+    misfit_lines,
+    nothing_alike,
+    starved_lines,
+    two_costs,
+    unmatched_lines,
+)
 from hf_progressive.report.table import Table
 
 SCREEN_LINES, SCREEN_COLUMNS = 40, 100
 """What the summary keeps within."""
 
 _FEWEST_ROWS = 4  # of rungs, where notes leave no space for more
-_MOST_NOTES = 14
+_MOST_NOTES = 14  # where rungs take the rest of the screen
 _MUCH_VALIDATION = 0.2  # of training, above which the keys are named that make it less
 _WIDEST_NAME = 14
 _MORE = "--full shows the rest: exact counts, validation by rung, sharded memory, both ends of intervals."
@@ -22,9 +29,11 @@ def price_summary(record: Mapping[str, Any]) -> str:
     """Return the prices of a ladder, as `LadderPrice.to_dict` returns them, on 40 lines of 100 columns at the most."""
     family = _family_table(record).plain().splitlines()
     notes = [line for note in _notes(record) for line in _wrapped(note)]
-    if len(notes) > _MOST_NOTES:
-        notes = [*notes[: _MOST_NOTES - 1], "  … (--full shows all)"]
-    around = len(family) + len(notes) + 6  # two lines of titles, two blank ones, a gap in the rows, the last line
+    around = len(family) + 6  # two lines of titles, two blank ones, a gap in the rows, the last line
+    most = max(_MOST_NOTES, SCREEN_LINES - around - len(record["rungs"]))
+    if len(notes) > most:
+        notes = [*notes[: most - 1], "  … (--full shows all)"]
+    around += len(notes)
     rungs = _rung_table(record, max(_FEWEST_ROWS, SCREEN_LINES - around)).plain().splitlines()
     return "\n".join([*rungs, "", *family, "", *notes, _MORE])
 
@@ -129,7 +138,8 @@ def _family_costs(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
         ("the last alone from scratch", family["last_alone"]),
     ]
     if last is not None:
-        costs.append(("the last by way of the others", family["last_model"]["expected"]))
+        basis = "the law" if last["basis"] == "law" else "that η"
+        costs.append((f"the last by way of the others, by {basis}", family["last_model"]["expected"]))
     return [
         *costs,
         ("this run, with its baselines", family["this_run"]),
@@ -138,7 +148,7 @@ def _family_costs(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
 
 
 def _notes(record: Mapping[str, Any]) -> list[str]:
-    fitting, priced = (_budget, misfit_lines, starved_lines), (unmatched_lines, _last_model, _evidence, _search)
+    fitting, priced = (_budget, misfit_lines, starved_lines), (unmatched_lines, _search, _last_model, _evidence)
     return [note for kind in (*fitting, *priced, _measured, _beside) for note in kind(record)]
 
 
@@ -181,21 +191,30 @@ def _last_model(record: Mapping[str, Any]) -> list[str]:
     if cost["basis"] != "law":
         return [f"{said}, by that η."]
     runs, studies = cost["law"]["observations"], " and ".join(cost["law"]["studies"])
-    return [f"{said}, by a law of {runs} runs of {studies}:", *(f"- {note}" for note in cost["notes"])]
+    return [f"{said}, by a law of {runs} runs of the study {studies}:", *(f"- {note}" for note in cost["notes"])]
 
 
 def _search(record: Mapping[str, Any]) -> list[str]:
     found = record.get("search")
     if found is None:
         return []
+    own = found["as_configured"]
     if not found["best"]:
-        return ["Where to grow: no shares of these rungs lie within what was measured."]
+        begin = "Where to grow: no cost is known" if own else "No cost is known of a trunk of these rungs"
+        return [f"{begin}: {nothing_alike(found)}.", *two_costs(record)]
     best = found["best"][0]
     stages = ", ".join(f"{name} until {until:.2g}" for name, until in best["until"].items())
     changes = "".join(f"; {key}={value}" for key, value in best["changes"].items())
-    cost = "" if best["last_model_cost"] is None else f", last-model cost {best['last_model_cost']:.2f}"
     others = len(found["best"]) - 1
-    return [f"Where to grow: {stages}{changes}{cost}; --full shows {others} more and where each was measured."]
+    more = f"--full shows {f'{others} more and where each' if others else 'where it'} was measured"
+    cost = f"last-model cost {best['last_model_cost']:.2f}; {more}."
+    if own is None:
+        last = record["rungs"][-1]["name"]
+        left_out = ", the other rungs left out" if len(best["until"]) + 1 < len(record["rungs"]) else ""
+        way = f"{stages}, then {last}{left_out}{changes}"
+        return [f"As a trunk (schedule: trunk) these rungs could be: {way}; {cost}", *two_costs(record)]
+    same = ", as configured" if best["until"] == own["until"] and not best["changes"] else ""
+    return [f"Where to grow: {stages}{same}{changes}; {cost}", *two_costs(record)]
 
 
 def _measured(record: Mapping[str, Any]) -> list[str]:

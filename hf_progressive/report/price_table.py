@@ -1,6 +1,6 @@
 """A priced plan as a table of plain text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_progressive.report.formatting import NOTHING
@@ -108,11 +108,11 @@ def _search(record: Mapping[str, Any]) -> list[str]:
     found = record.get("search")
     if found is None:
         return []
-    lines = [
-        f"where the trunk would grow, by {len(found['measured'])} measured trunks ({', '.join(found['families'])}):"
-    ]
-    entries = [("as configured", found["as_configured"]), *(("proposed", proposal) for proposal in found["best"])]
-    for title, proposal in entries:
+    trunk = "the trunk" if found["as_configured"] else "a trunk of these rungs"
+    measured = f"{len(found['measured'])} measured trunks ({', '.join(found['families'])})"
+    lines = [f"where {trunk} would grow, by {measured}:"]
+    entries = [("as configured", found["as_configured"])] if found["as_configured"] else []
+    for title, proposal in [*entries, *(("proposed", proposal) for proposal in found["best"])]:
         stages = ", ".join(f"{name} until {until:.2g}" for name, until in proposal["until"].items())
         cost = "no evidence: outside of what was measured"
         if proposal["last_model_cost"] is not None:
@@ -124,8 +124,51 @@ def _search(record: Mapping[str, Any]) -> list[str]:
         stages += f"; {changes}" if changes else ""
         lines.append(f"  {title}: {stages}: takes {proposal['takes']:.2f} of the last alone, {cost}")
     if not found["best"]:
-        lines.append("  no evidence for any shares of these rungs: none lies within what was measured")
-    return lines
+        lines.append(f"  no evidence for any shares of these rungs: {nothing_alike(found)}")
+    return [*lines, *(f"  {line}" for line in two_costs(record))]
+
+
+def two_costs(record: Mapping[str, Any]) -> list[str]:
+    """Say what the search's cost of the last model rests on, and the law's: a sentence each, none without a cost."""
+    found, law = record["search"], record["last_model"]
+    costs = [*found["best"], *([found["as_configured"]] if found["as_configured"] else [])]
+    known = next((proposal for proposal in costs if proposal["last_model_cost"] is not None), None)
+    if known is None:
+        return []
+    lines = [
+        f"{known['last_model_cost']:.2f}, of the search, is this trunk's own FLOPs, {known['takes']:.2f} of the last"
+        f" alone, over what {' and '.join(found['families'])} trunks that grew alike were worth, {known['worth']:.2f}"
+        " of a budget from scratch; the models' size is not in it."
+    ]
+    if law is None or law["basis"] != "law":
+        return lines
+    studies = " and ".join(law["law"]["studies"])
+    place = "where a trunk grows" if "trunk" in law["law"]["schedules"] else "a trunk"
+    return [
+        *lines,
+        f"{law['value']:.2f}, of the law, is what the runs of {studies} cost in all, carried to this size and budget;"
+        f" {place} is not in it. Compare ways to grow by the search, and doubt both costs as far as the law's interval"
+        " is wide.",
+    ]
+
+
+def nothing_alike(found: Mapping[str, Any]) -> str:
+    """Say how the trunks that a search could propose differ from those that were measured."""
+    depths, widths = (_span(found["begins"][key]) for key in ("depth", "width"))
+    measured = "; ".join(
+        f"{shape['depth']:.2g} and {shape['width']:.2g}, grown at"
+        f" {' and '.join(f'{share:.2g}' for share in sorted({shape['first'], shape['last']}))}"
+        for shape in found["shapes"]
+    )
+    return (
+        f"a trunk would begin at {depths} of the last rung's layers and {widths} of its width, and grow by"
+        f" {found['latest']:.2g} at the latest; measured ones began at {measured}"
+    )
+
+
+def _span(shares: Sequence[float]) -> str:
+    low, high = f"{min(shares):.2g}", f"{max(shares):.2g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _beside(record: Mapping[str, Any]) -> list[str]:

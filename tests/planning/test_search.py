@@ -1,5 +1,6 @@
 """Where a trunk would grow: costs worked out by hand, and silence outside of what was measured."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,11 @@ import pytest
 import yaml
 
 from hf_progressive import cli
-from hf_progressive.planning.search import Shape
-from hf_progressive.report import price_table
+from hf_progressive.config import RungConfig, load_ladder_config
+from hf_progressive.planning.ladder_plan import plan_ladder
+from hf_progressive.planning.search import Shape, search
+from hf_progressive.records.study import StudyRecord
+from hf_progressive.report import price_summary, price_table
 
 LLAMA = Path(__file__).parents[2] / "examples" / "studies" / "books_llama" / "study.json"
 WORTH = {"early": 0.95, "late": 0.75, "later": 0.6, "twice": 0.8}
@@ -41,6 +45,10 @@ def recipe(name: str, like: dict[str, Any]) -> dict[str, Any]:
         for layers, until in UNTIL[name]
     ]
     return like | {"name": name, "rungs": [step | {"last_model_cost": cost}], "trunk": stages}
+
+
+AS_CHAIN = ["schedule=chain", f"rungs={json.dumps([size(layers) for layers in (2, 4, 8)])}"]
+"""What makes a chain of the trunk's rungs."""
 
 
 @pytest.fixture
@@ -165,7 +173,7 @@ def test_a_narrower_beginning_is_no_shallower_one(capsys: pytest.CaptureFixture[
     narrow = [f"rungs.{place}.hidden_size=32" for place in (0, 1)]
     record = searched(capsys, ladder, "--recipe-eta", study, "--set", *narrow)
     assert record["search"]["best"] == []
-    assert "none lies within what was measured" in price_table(record)
+    assert "no evidence for any shares of these rungs: a trunk would begin at" in price_table(record)
 
 
 def test_the_last_rung_keeps_its_decay(capsys: pytest.CaptureFixture[str], ladder: str, study: str) -> None:
@@ -182,8 +190,9 @@ def test_unlike_trunks_are_farther_away() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "search: no trunk with a last-model cost is in the studies; name some by --recipe-eta"),
-        (("--recipe-eta", str(LLAMA)), "search: no trunk with a last-model cost is in the studies"),
+        ((), "search: it goes by trunks that were measured, and no study with one is named; give --recipe-eta STUDY"),
+        (("--recipe-eta", str(LLAMA)), "search: it goes by trunks that were measured, and no study with one is named"),
+        (("--set", f"rungs=[{json.dumps(size(8))}]"), "search: a trunk grows from a smaller rung"),
     ],
 )
 def test_a_search_without_evidence_is_refused(
@@ -193,6 +202,64 @@ def test_a_search_without_evidence_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_chain_has_no_shares(capsys: pytest.CaptureFixture[str], study: str) -> None:
-    assert cli.main(["plan", "ladder_tiny", "--search", "--recipe-eta", study]) == 2
-    assert "search: it proposes where a trunk grows; set schedule: trunk" in capsys.readouterr().err
+def test_rungs_of_a_chain_are_searched_as_those_of_a_trunk(
+    capsys: pytest.CaptureFixture[str], ladder: str, study: str
+) -> None:
+    as_trunk = searched(capsys, ladder, "--recipe-eta", study)["search"]
+    record = searched(capsys, ladder, "--recipe-eta", study, "--set", *AS_CHAIN)
+    found = record["search"]
+    assert found["as_configured"] is None
+    assert found["best"] == as_trunk["best"]
+    best = found["best"][0]
+    said = " ".join(price_summary(record).split())
+    assert "As a trunk (schedule: trunk) these rungs could be: l2 until 0.3, l4 until 0.6, then l8;" in said
+    once = found | {"best": [proposal for proposal in found["best"] if proposal["until"] == {"l4": 0.6}]}
+    said_of_once = " ".join(price_summary(record | {"search": once}).split())
+    assert "these rungs could be: l4 until 0.6, then l8, the other rungs left out; last-model" in said_of_once
+    assert f"last-model cost {best['last_model_cost']:.2f}; --full shows 3 more and where each was measured." in said
+    table = price_table(record)
+    assert "where a trunk of these rungs would grow" in table
+    assert "as configured: " not in table
+    assert table.count("proposed: ") == 4
+
+
+def test_a_first_rung_from_elsewhere_begins_no_trunk(ladder: str, study: str) -> None:
+    config = load_ladder_config(ladder, AS_CHAIN)
+    plan = plan_ladder(config)
+    own = dataclasses.replace(config, rungs=(RungConfig(name="l2", source="x"), *config.rungs[1:]))
+    found = search(dataclasses.replace(plan, config=own), [StudyRecord.read(study)]).best()
+    assert found
+    assert {name for proposal in found for name in proposal.until} == {"l4"}
+
+
+def test_each_cost_of_the_last_model_says_what_it_rests_on(
+    capsys: pytest.CaptureFixture[str], ladder: str, study: str
+) -> None:
+    record = searched(capsys, ladder, "--recipe-eta", study)
+    best, law = record["search"]["best"][0], record["last_model"]
+    assert best["worth"] == pytest.approx(WORTH["twice"])
+    assert best["last_model_cost"] != pytest.approx(law["value"])
+    summary, table = (" ".join(text.split()) for text in (price_summary(record), price_table(record)))
+    for said in (
+        f"{best['last_model_cost']:.2f}, of the search, is this trunk's own FLOPs, {best['takes']:.2f} of the last"
+        " alone, over what llama trunks that grew alike were worth, 0.80 of a budget from scratch",
+        f"{law['value']:.2f}, of the law, is what the runs of trunks cost in all, carried to this size and budget",
+    ):
+        assert said in summary
+        assert said in table
+    at = summary.index("Where to grow: l2 until 0.3, l4 until 0.6; last-model cost")
+    assert at < summary.index("The last by way of the others costs")  # no caveat of the law pushes it off the screen
+
+
+def test_where_nothing_is_alike_the_plan_says_how_the_rungs_differ(
+    capsys: pytest.CaptureFixture[str], ladder: str, study: str
+) -> None:
+    narrow = [f"rungs.{place}.hidden_size=32" for place in (0, 1)]
+    record = searched(capsys, ladder, "--recipe-eta", study, "--set", *narrow)
+    said = " ".join(price_summary(record).split())
+    assert (
+        "Where to grow: no cost is known: a trunk would begin at 0.25 to 0.5 of the last rung's layers and 0.5 of its"
+        " width, and grow by 0.6 at the latest; measured ones began at 0.5 and 1, grown at 0.4; 0.5 and 1, grown at"
+        " 0.6; 0.5 and 1, grown at 0.7; 0.25 and 1, grown at 0.3 and 0.6."
+    ) in said
+    assert "of the search" not in said
