@@ -175,12 +175,15 @@ def prepare_command(options: argparse.Namespace) -> Outcome:
 def run_ladder_command(options: argparse.Namespace) -> Outcome:
     """Train the ladder that the options name; `examples/run_ladder.py` runs the same."""
     from hf_progressive.config import load_ladder_config
+    from hf_progressive.distributed.processes import processes_not_started
     from hf_progressive.ladder.rung_loop import run_ladder
     from hf_progressive.records.ladder import read_run
     from hf_progressive.report import LivePage, results_table, write_report
 
     config = load_ladder_config(options.config, options.set)
     output_dir = Path(options.output_dir or Path("runs") / config.name)
+    if (alone := processes_not_started(os.environ)) is not None:
+        say(alone)
     with contextlib.ExitStack() as stack:
         publisher = None
         if config.publish is not None and is_main_process():

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed
@@ -12,6 +12,9 @@ from torch.distributed.distributed_c10d import Store, _get_default_store
 
 _LAST_COLLECTIVE_SECONDS = 0.5
 _SHORTEST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.01, 0.5
+_OF_ONE_AMONG_SEVERAL = ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""What torchrun and MPI tell a process that is not alone."""
+
 _DONE, _FAILED = "done", "failed: "
 
 _turns = itertools.count()
@@ -29,6 +32,24 @@ def current_processes() -> PartialState:
     would believe it is alone.
     """
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def processes_not_started(environment: Mapping[str, str]) -> str | None:
+    """Say so where `accelerate launch` was asked for several processes and started one.
+
+    That is what it does with `--cpu`, and with `distributed_type: NO` in its file: it tells its one process where the
+    first of several would be, and no rank.
+
+    Args:
+        environment: The process's, of variables' names to their values.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
+    if not launched or not environment.keys().isdisjoint(_OF_ONE_AMONG_SEVERAL):
+        return None
+    return (
+        "one process: `accelerate launch` starts no more with --cpu or distributed_type: NO, whatever its"
+        " --num_processes; add --multi_gpu, which takes the CPU where there is no GPU"
+    )
 
 
 @contextlib.contextmanager

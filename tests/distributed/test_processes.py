@@ -6,14 +6,18 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 import torch.distributed
 from accelerate import PartialState
+from environment import user_environment
 
+from hf_progressive import cli
 from hf_progressive.config import load_ladder_config
-from hf_progressive.distributed.processes import MainProcessFailedError, main_process_first
+from hf_progressive.distributed.processes import MainProcessFailedError, main_process_first, processes_not_started
 from hf_progressive.ladder import rung_loop, steps
 from hf_progressive.storage import durable
 from hf_progressive.training.checkpoints import check_checkpoint
@@ -144,3 +148,45 @@ def test_a_ladder_s_long_work_outlasts_its_collectives(tmp_path, monkeypatch):
 
     assert two_processes(work, tmp_path, timeout=limit) == [0, 0]
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
+
+
+ONE_OF_SEVERAL = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+"""What Accelerate's launcher tells the one process that it starts where several were asked for."""
+
+
+def test_processes_that_were_not_started_are_said(capsys, monkeypatch):
+    assert processes_not_started({}) is None
+    assert processes_not_started({"ACCELERATE_MIXED_PRECISION": "no"}) is None  # one was asked for
+    assert processes_not_started({"MASTER_ADDR": "10.0.0.1"}) is None  # no launcher of Accelerate's
+    for told in ("RANK", "OMPI_COMM_WORLD_SIZE"):
+        assert processes_not_started(ONE_OF_SEVERAL | {told: "1"}) is None
+    said = processes_not_started(ONE_OF_SEVERAL)
+    assert said.startswith("one process: `accelerate launch` starts no more with --cpu or distributed_type: NO")
+
+    def stopped(*args, **options):
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(rung_loop, "run_ladder", stopped)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ONE_OF_SEVERAL.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["ladder", "ladder_tiny"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == said
+
+
+@pytest.mark.slow
+def test_the_file_for_one_cpu_process_starts_two_when_told_so(request, tmp_path):
+    script = tmp_path / "who.py"
+    script.write_text(
+        "import os\nfrom hf_progressive.distributed.processes import current_processes, processes_not_started\n"
+        "print(current_processes().num_processes, processes_not_started(os.environ) is not None, flush=True)\n"
+    )
+    shipped = request.config.rootpath / "configs" / "accelerate" / "cpu.yaml"
+    environment = user_environment() | {"CUDA_VISIBLE_DEVICES": ""}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(shipped)]
+    for words, printed in (([], ["1 True"]), (["--multi_gpu", "--main_process_port", "0"], ["2 False"] * 2)):
+        command = [*launch, "--num_processes", "2", *words, str(script)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split("\n")[:-1] == printed
