@@ -220,7 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("folder", metavar="FOLDER", help="a rung's final/ folder, or the run folder of a family")
     add("--repo-id", required=True, metavar="ORG/NAME", help="for a family, with {name}: ORG/x-{name}")
     add("--private", action="store_true", help="keep the repositories from the public")
-    add("--license", help="the weights' licence, by its identifier on the Hub")
+    add("--license", help="the weights' licence, by its identifier on the Hub, such as apache-2.0")
     add("--language", nargs="+", default=[], help="languages of the data: ISO 639 codes, or code")
     add("--collection", metavar="TITLE", help="gather a family in a collection of this title")
     add("--dry-run", action="store_true", help="send nothing; list the files, and print the card")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hf_progressive.config.checks import require, require_in_range
+from hf_progressive.config.licence import require_licence
 from hf_progressive.config.ranges import Whole
 
 
@@ -38,7 +39,7 @@ class PublishConfig:
     """Keep repositories and collection from the public."""
 
     license: str | None = None
-    """Identifier of the weights' licence on the Hub; None says nothing about it."""
+    """Identifier of the weights' licence on the Hub, such as `apache-2.0`; None says nothing about it."""
 
     language: tuple[str, ...] = ()
     """ISO 639 codes of the languages in the data, or `code`."""
@@ -48,4 +49,5 @@ class PublishConfig:
 
     def __post_init__(self) -> None:
         require("{name}" in self.repo_id, f"repo_id: {self.repo_id!r} lacks {{name}}, which stands for a rung's name")
+        require_licence(self.license)
         require(self.repo_id.count("/") == 1, f"repo_id: {self.repo_id!r} is not of the form ORG/NAME")

@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import constants, get_token
 
 from hf_progressive.config.credentials import TOKEN
+from hf_progressive.config.licence import require_licence
 from hf_progressive.hub.names import CARD, GROWTH, PLOT, RECORD_NAME, RESULTS, RUNG_FILES
 from hf_progressive.publishing.card import evaluation_results, model_card
 from hf_progressive.publishing.lineage import Lineage
@@ -104,8 +105,10 @@ def prepare_publication(
 
     Raises:
         FileNotFoundError: The folder is no finished rung.
-        ValueError: A file is damaged or missing, holds an access token, or the repository's name is not ORG/NAME.
+        ValueError: A file is damaged or missing, holds an access token, the repository's name is not ORG/NAME, or the
+            licence no identifier of the Hub's.
     """
+    require_licence(license)
     folder = Path(rung_dir)
     lineage = Lineage.read(folder, repo_id)
     check_manifest(folder)

@@ -55,6 +55,11 @@ def test_hub_refuses(workshop: tuple[HubServer, Publisher], client: HubClient, r
     assert answer == "HubError: org/d4: HF_HUB_OFFLINE is set, and this needs the Hub; unset it"
 
 
+def test_a_licence_that_the_hub_does_not_know_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"license: 'Apache 2\.0' is no identifier .* did you mean 'apache-2\.0'\?"):
+        prepare_publication(tmp_path / "nowhere", "org/d4", license="Apache 2.0")
+
+
 @pytest.mark.parametrize("repo_id", ["d4", "a/b/c", "org/", "org/-d4", "org/d--4", "org/d4.git", "org/" + "d" * 99])
 def test_names_that_are_none(run_dir: Path, repo_id: str) -> None:
     with pytest.raises(ValueError, match="is no repository's name; give ORG/NAME"):
