@@ -236,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=numbers.whole, metavar="N", help=text)
     text = "precision of the weights (default: float32)"
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"), help=text)
-    add("--resume", metavar="FILE", help="JSON file of finished tasks, read if it exists")
+    add("--resume", metavar="FILE", help="JSON file of finished tasks, read if it exists; of one run at a time")
     return parser
 
 

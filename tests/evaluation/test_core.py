@@ -329,6 +329,27 @@ def test_a_file_without_tasks_is_refused(toy, tmp_path):
         evaluate_core(*toy, resume_file=file)
 
 
+def test_a_second_evaluation_keeps_off_the_file(toy, tmp_path, monkeypatch):
+    file = tmp_path / "core.json"
+    refused = []
+
+    def beside(model, tokenizer, task, **options):
+        if not refused:
+            with pytest.raises(
+                ValueError, match=r"core\.json: another evaluation is working with this file; wait"
+            ) as error:
+                evaluate_core(*toy, tasks=["winograd"], progress=False, resume_file=file)
+            refused.append(error)
+        return answer_task(model, tokenizer, task, **options)
+
+    monkeypatch.setattr(core, "answer_task", beside)
+    evaluate_core(*toy, tasks=["arc_easy", "jeopardy"], progress=False, resume_file=file)
+    assert refused
+    assert set(json.loads(file.read_text())["tasks"]) == {"arc_easy", "jeopardy"}
+    evaluate_core(*toy, tasks=["winograd"], progress=False, resume_file=file)  # the lock went with the first
+    assert set(json.loads(file.read_text())["tasks"]) == {"arc_easy", "jeopardy", "winograd"}
+
+
 SCRIPT = """
 import sys
 from accelerate import PartialState

@@ -19,6 +19,7 @@ Standard errors are binomial, √(a (1 − a) / n), and say how well n examples 
 independent; they do not cover the choice of few-shot examples or the seed a model was trained with.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -145,15 +146,16 @@ def evaluate_core(
         batch_size: Sequences in one forward pass, at most; None for as many as the device's memory allows. It does not
             change the answers, exact ties excepted.
         progress: Show a bar on stderr.
-        resume_file: JSON file of finished tasks: read if it exists, written after each task.
+        resume_file: JSON file of finished tasks: read if it exists, written after each task, for one evaluation at a
+            time.
 
     Returns:
         The score, a share, and each task's part in it; `.table()` shows them.
 
     Raises:
         FileNotFoundError: The bundle lacks a file it cannot do without.
-        ValueError: The bundle is malformed, a task is unknown, a number is out of range or the model's loss is not a
-            number.
+        ValueError: The bundle is malformed, a task is unknown, a number is out of range, the model's loss is not a
+            number, or another evaluation has the resume file.
 
     >>> result = evaluate_core(model, tokenizer, "eval_bundle", max_per_task=500)  # doctest: +SKIP
     >>> print(result.table())  # doctest: +SKIP
@@ -163,26 +165,28 @@ def evaluate_core(
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     chosen = bundle.select(tasks)
     state = current_processes()
-    with main_process_first(state):  # a digest reads the whole model
-        finished = FinishedTasks(resume_file) if resume_file is not None and state.is_main_process else None
-        digest = digest_model(model, tokenizer) if finished else ""
-
-    results = []
-    for task in chosen:
-        key = task_key(digest, task, max_per_task)
-        # What the main process finds in its file is what all of them go by.
-        (stored,) = broadcast_object_list([finished.find(task.label, key) if finished else None])
-        if stored is None:
-            answers = answer_task(
-                model, tokenizer, task, max_per_task=max_per_task, batch_size=batch_size, progress=progress
-            )
-            result = _summarize(task, answers)
-            if finished:
-                finished.record(task.label, key, asdict(result))
-        else:
-            logger.info("%s is finished already", task.label)
-            result = strict_yaml.build(TaskResult, stored, f"{resume_file}: tasks.{task.label}.result")
-        results.append(result)
+    results: list[TaskResult] = []
+    finished, digest = None, ""
+    with contextlib.ExitStack() as stack:
+        with main_process_first(state):  # a digest reads the whole model
+            if resume_file is not None and state.is_main_process:
+                finished = stack.enter_context(FinishedTasks.held(resume_file))
+                digest = digest_model(model, tokenizer)
+        for task in chosen:
+            key = task_key(digest, task, max_per_task)
+            # What the main process finds in its file is what all of them go by.
+            (stored,) = broadcast_object_list([finished.find(task.label, key) if finished else None])
+            if stored is None:
+                answers = answer_task(
+                    model, tokenizer, task, max_per_task=max_per_task, batch_size=batch_size, progress=progress
+                )
+                result = _summarize(task, answers)
+                if finished:
+                    finished.record(task.label, key, asdict(result))
+            else:
+                logger.info("%s is finished already", task.label)
+                result = strict_yaml.build(TaskResult, stored, f"{resume_file}: tasks.{task.label}.result")
+            results.append(result)
     return CoreResult(
         name=_name([result.label for result in results]),
         score=sum(result.centred for result in results) / len(results),

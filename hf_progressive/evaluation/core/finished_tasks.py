@@ -2,11 +2,16 @@
 
 One JSON file holds, for every finished task, its result and a key: a digest of all that the result depends on. A
 task whose key differs (other weights, another tokenizer, other data, another subsample) is evaluated again.
+
+One evaluation at a time has the file: each writes all that it has read and found, so that of two the first to write
+would lose its tasks. The lock lies beside it, `.NAME.lock`, and goes with the process that holds it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from transformers import PreTrainedModel
 
 from hf_progressive.evaluation.core.bundle import Task
 from hf_progressive.storage import read_json, write_json
+from hf_progressive.storage.locks import try_lock
 
 _FORMAT = 1
 """Counts up when the same inputs may give other results."""
@@ -28,6 +34,20 @@ class FinishedTasks:
         self._content = read_json(self.path) if self.path.exists() else {"tasks": {}}
         if not isinstance(self._content.get("tasks"), dict):
             raise ValueError(f'{self.path}: has no "tasks" table; delete it, or name another file to resume from')
+
+    @classmethod
+    @contextlib.contextmanager
+    def held(cls, path: str | os.PathLike[str]) -> Iterator["FinishedTasks"]:
+        """Keep a second evaluation out of the file, and read it.
+
+        Raises:
+            ValueError: Another process has the file.
+        """
+        path = Path(path)
+        with try_lock(path.with_name(f".{path.name}.lock")) as is_held:
+            if not is_held:
+                raise ValueError(f"{path}: another evaluation is working with this file; wait for it or name another")
+            yield cls(path)
 
     def find(self, label: str, key: str) -> dict[str, Any] | None:
         """Return the result stored for a task under that very key, if there is one."""
