@@ -349,7 +349,7 @@ def plan_growth(
         source_family=source_family,
         method=way.name,
         options=chosen,
-        changes=tuple(_changes(way, chosen, old, new)),
+        changes=tuple(_changes(way, chosen, old, new, family)),
         tensors=tuple(in_pieces(family, target, tensors, axes, layers, chosen, upcycling)),
         ignored_sources=tuple(source_family.ignored_names(source_config)),
         layers=tuple(layers),
@@ -357,13 +357,14 @@ def plan_growth(
     )
 
 
-def _changes(method: Method, options: GrowthOptions, old: Sizes, new: Sizes) -> Iterator[str]:
+def _changes(method: Method, options: GrowthOptions, old: Sizes, new: Sizes, family: Family) -> Iterator[str]:
     if not method.inherits:
         yield "nothing is inherited"
         return
     kept = replace(old, layers=new.layers)
     if not method.keeps_width and kept != new:
-        yield f"the method {method.name!r} does not keep the function of a wider model"
+        differing = (name for size, name in family.size_fields.items() if getattr(kept, size) != getattr(new, size))
+        yield f"the method {method.name!r} does not keep the function when it changes {', '.join(differing)}"
     if not method.keeps_depth and old.layers != new.layers:
         yield f"the order of layers of {options.depth_method or method.name!r} does not keep the function"
     if options.new_scale > 0 and replace(kept, vocab=new.vocab, positions=new.positions) != new:

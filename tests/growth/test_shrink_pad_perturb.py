@@ -82,11 +82,14 @@ def test_defaults_are_the_methods_and_options_go_with_any_method():
     parent = build(config_of("llama", **SMALL))
     plan = plan_growth(parent.config, fields_of("llama", **LARGE), method="shrink_pad_perturb")
     assert plan.changes == (
-        "the method 'shrink_pad_perturb' does not keep the function of a wider model",
+        "the method 'shrink_pad_perturb' does not keep the function when it changes hidden_size, num_attention_heads,"
+        " num_key_value_heads, intermediate_size",
         "old matrices are multiplied by 0.4",
         "matrices carry noise of 1 of a new model's",
     )
     assert plan.target_config.rms_norm_eps == parent.config.rms_norm_eps
+    units = plan_growth(parent.config, {"intermediate_size": 150}, method="shrink_pad_perturb")
+    assert units.changes[0].endswith("does not keep the function when it changes intermediate_size")
     same_size, plan = grow(parent, {}, method="exact", shrink=0.5, perturb=0.0)
     assert plan.changes == ("old matrices are multiplied by 0.5",)
     for name, value in same_size.named_parameters():
