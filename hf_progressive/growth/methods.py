@@ -25,8 +25,8 @@ alike. `tile` and `split` start every new unit from a trained one. Copies that a
 slowly, since it takes the size off a gradient, so `split` adds noise of its own; noise adds up to zero over the
 copies of a unit. A residual stream can only hold whole copies, since a norm weighs every channel alike; `split` fills
 the remainder as `exact` does. `stack`, `interleave` and `solar` give up the function for new layers that work from
-the start; under the option `repeats: shared` they give up less, and `interleave` then does what its paper does. `pad`
-and `random` are what the others are compared with.
+the start; under the option `repeats: shared` every copy adds a share of what the one layer did, which is what the
+paper of `interleave` does. `pad` and `random` are what the others are compared with.
 
 The option `depth_method` takes any depth rule for any method: `split` with `depth_method: stack` grows both axes by
 copies. `hf_progressive.growth.options` has all options; those that cost the function (`new_scale`, `shrink`,

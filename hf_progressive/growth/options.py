@@ -49,7 +49,7 @@ class GrowthOptions:
     repeats: Repeats = "whole"
     """What a layer that stands there k times adds to the residual stream: each time the `whole` of what it did, or
     `shared`, a k-th each time, as a step of a differential equation becomes k steps of a k-th of its size (arXiv
-    1710.10348). The function changes less, for what the k copies add up to is about what the one did."""
+    1710.10348). The less a layer adds to what it reads, the nearer `interleave` so keeps the function."""
 
     init_std: float | None = None
     """Standard deviation of free entries and of fresh layers; None takes the config's `initializer_range`."""

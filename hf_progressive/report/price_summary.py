@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, duration, percent
+from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, duration, join_names, percent
 from hf_progressive.report.price_table import (
     budget_lines,
     misfit_lines,
@@ -190,8 +190,9 @@ def _last_model(record: Mapping[str, Any]) -> list[str]:
     said = f"The last by way of the others costs {cost['value']:.2f} times itself alone{interval}"
     if cost["basis"] != "law":
         return [f"{said}, by that η."]
-    runs, studies = cost["law"]["observations"], " and ".join(cost["law"]["studies"])
-    return [f"{said}, by a law of {runs} runs of the study {studies}:", *(f"- {note}" for note in cost["notes"])]
+    runs, names = cost["law"]["observations"], cost["law"]["studies"]
+    studies = f"the {'study' if len(names) == 1 else 'studies'} {join_names(names)}"
+    return [f"{said}, by a law of {runs} runs of {studies}:", *(f"- {note}" for note in cost["notes"])]
 
 
 def _search(record: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,43 @@ def test_the_committed_studies_are_complete_and_name_no_place(name: str, config:
     assert record.complete
     assert load_study_config(ROOT / config) == strict_yaml.build(StudyConfig, record.config.to_dict())
     assert not re.search(r'"[^"]*/(home|work|tmp|root|shared)/', text)
+
+
+TRUNKS = ("trunk", "trunk_gpt2", "trunk_w32", "trunk_w32_20")
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_the_committed_studies_of_trunks_are_of_their_configs_at_the_rates_they_chose(name: str) -> None:
+    folder = ROOT / "examples" / "studies" / name
+    record, config = read_study(folder), load_study_config(folder / "study.yaml")
+    assert record.complete
+    assert not re.search(r'"[^"]*/(home|work|tmp|root|shared)/', (folder / "study.json").read_text())
+    ran = strict_yaml.build(StudyConfig, record.config.to_dict())
+    assert config.learning_rates is not None
+    for rate in (ran.ladder.training.learning_rate, *(recipe.set["training.learning_rate"] for recipe in ran.recipes)):
+        assert rate in config.learning_rates.rates
+    training = replace(config.ladder.training, learning_rate=ran.ladder.training.learning_rate)
+    recipes = [
+        replace(told, set={**told.set, "training.learning_rate": recipe.set["training.learning_rate"]})
+        for told, recipe in zip(config.recipes, ran.recipes, strict=True)
+    ]
+    assert replace(config, ladder=replace(config.ladder, training=training), recipes=tuple(recipes)) == ran
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_the_evidence_says_what_trunks_cost(name: str) -> None:
+    def short(value: float) -> str:
+        return f"{value:.2f}".removeprefix("0")
+
+    record = json.loads((ROOT / "examples" / "studies" / name / "study.json").read_text())
+    evidence = (ROOT / "docs/evidence.md").read_text()
+    for recipe in record["recipes"]:
+        (step,) = recipe["rungs"]
+        cost = step["last_model_cost"]
+        seeds = ", ".join(short(seed["value"]) for seed in cost["by_seed"])
+        bits = sum(seed["bits_per_byte"] for seed in cost["by_seed"]) / len(cost["by_seed"])
+        row = f"| {short(cost['value'])} | {short(cost['low'])} to {short(cost['high'])} | {seeds} | {bits:.4f} |"
+        assert row in evidence, recipe["name"]
 
 
 def test_the_readme_says_what_the_committed_study_says() -> None:
