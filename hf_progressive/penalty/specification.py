@@ -49,9 +49,8 @@ class InheritancePenalty:
     entry in `subspace` none in the γ term. `l2_sp` builds one with Ω = 1, `sum` one of several anchors.
 
     `bind` makes from it what computes: it reads and checks every tensor. `value`, `terms` and `add_gradient` bind for
-    the one call; whoever calls them in a loop should bind once. Where DeepSpeed ZeRO or FSDP2 divides the model among
-    processes, what is bound holds the shards of W₀ and Ω that belong to the process's own weights. To keep no full
-    copy anywhere, pass mappings that read from files.
+    the one call; in a loop bind once. Where DeepSpeed ZeRO or FSDP2 divides the model among processes, what is bound
+    holds the shards of W₀ and Ω of its own weights. To keep no full copy, pass mappings that read from files.
 
     Args:
         anchor: W₀: name → tensor of the parameter's shape. It must hold every name of the other two.
@@ -362,7 +361,8 @@ class InheritancePenalty:
         basis = self._read("subspace", names, shard.parameter, place.output)
         cut: tuple[int, ...] = ()
         if basis is not None:
-            basis = basis.detach().to(weights.device, working_dtype(weights.dtype))
+            # Laid out alike wherever it is from, a factorization or a file: a product's last bit depends on strides.
+            basis = basis.detach().to(weights.device, working_dtype(weights.dtype), copy=True).contiguous()
             if not shard.is_whole and place.output == 0:
                 basis = basis[rows_held(shard.start, shard.length, shape[1])].clone()
             elif not shard.is_whole:

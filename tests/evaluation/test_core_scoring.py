@@ -185,7 +185,10 @@ def test_a_head_that_is_not_a_module_is_scored_all_the_same():
     model = build_model("gpt2")
     expected = score_requests(model, varied_requests(), batch_size=4, reuse_prefixes=True)
     model.get_output_embeddings = lambda: None
-    assert score_requests(model, varied_requests(), batch_size=4, reuse_prefixes=True) == expected
+    scored = score_requests(model, varied_requests(), batch_size=4, reuse_prefixes=True)
+    for one, other in zip(expected, scored, strict=True):  # the last bit of a product depends on how it is cut, too
+        assert [score.loss for score in one] == pytest.approx([score.loss for score in other], abs=1e-9)
+        assert [(score.greedy, score.tied) for score in one] == [(score.greedy, score.tied) for score in other]
 
 
 def test_under_autocast_the_head_alone_keeps_float32():

@@ -59,12 +59,14 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     monkeypatch.undo()
     newest = newest_complete_checkpoint(tmp_path / "run" / NAMES[0] / "checkpoints")
     before = elapsed_at(newest)
-    assert before["seconds"] > before["evaluation"] > 0
+    assert before["seconds"] > before["evaluation_seconds"] > 0
     # As if it had taken long until then.
     monkeypatch.setattr(
         training_run,
         "elapsed_at",
-        lambda checkpoint: {"seconds": 900.0, "evaluation": 200.0} if checkpoint == newest else elapsed_at(checkpoint),
+        lambda checkpoint: (
+            {"seconds": 900.0, "evaluation_seconds": 200.0} if checkpoint == newest else elapsed_at(checkpoint)
+        ),
     )
     run_ladder(config, tmp_path / "run")
     assert final_files(tmp_path / "run") == final_files(run)
