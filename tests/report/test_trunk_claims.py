@@ -86,8 +86,8 @@ TRUNK_CLAIMS = [
         "budget from scratch that is worth it is extrapolated there, to {how_far:s} times the whole budget."
     ),
     Claim(
-        "The last model costs {of_shared} on seeds {shared:s}, which all recipes have, and {of_others} on seeds "
-        "{lacking:s}, which others lack."
+        "The last model costs {of_shared} on {shared:s}, which all recipes have, and {of_others} on {lacking:s}, "
+        "which others lack."
     ),
     Claim(TRIED + ".", lambda f: not f["failed_at"]),
     Claim(TRIED + "; training failed at {failed_at:s}."),

@@ -99,7 +99,7 @@ class TrunkFacts:
         ):
             if seeds:
                 costs = [self.seed(recipe, rung, seed)["cost"] for seed in seeds]
-                found |= {names: listed(seeds), mean: statistics.fmean(costs)}
+                found |= {names: f"seed{'s' * (len(seeds) > 1)} {listed(seeds)}", mean: statistics.fmean(costs)}
         return found
 
     def rates(self) -> dict[str, dict[float, float | None]]:
