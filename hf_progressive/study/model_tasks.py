@@ -5,7 +5,8 @@ the decay of each shorter one begins, and the shorter ones branch off there. Sin
 that step, a branch ends with the weights that it would have had by itself.
 """
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Collection, Iterable
 
 from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.study.models import AveragedModel, FinishedModel, InitialModel
@@ -16,12 +17,13 @@ def model_tasks(
     asked: Iterable[FinishedModel],
     title: Callable[[FinishedModel], str],
     averages: Iterable[AveragedModel] = (),
+    held: Collection[str] = (),
 ) -> list[Task]:
     """Return the tasks that make models, with all that these come from: each once and after those that it needs.
 
     The setup of the first model that is asked for is trained first. In a setup the initial model comes first, the
     longest run, and then the branches: those that something is grown from, and the others from the shortest. Averages
-    are along stages that are asked for, or that what is asked for comes from.
+    are along stages that are asked for, or that what is asked for comes from. Those named in `held` are for later.
     """
     setups: dict[str, dict[str, FinishedModel]] = {}
     for model in asked:
@@ -43,7 +45,7 @@ def model_tasks(
         longest = longest_of[average.stage.setup.name]
         needs = tuple(longest.checkpoint(step) for step in average.steps)
         tasks[average.name] = Task(name=average.name, needs=needs, work=average)
-    return connected(tasks.values())
+    return connected(dataclasses.replace(task, held=task.name in held) for task in tasks.values())
 
 
 def _initial_task(initial: InitialModel) -> Task:

@@ -212,6 +212,9 @@ class _Planner:
         swept, tried = list(self._swept()), list(self._tried())
         trials = [model for rate in tried for model in rate.models]
         tried_members = list(self._members_of(trials))
+        # The longest run tells which rate is best; the shorter ones, at the best alone, branch off what it left.
+        deciding = [rate.deciding for rate in tried]
+        later = {model.name for model in trials} - {model.name for model in deciding}
         labels = {models[0].setup.name: recipe for (recipe, _, _), models in reversed(children.items())}
         rates = {model.name: f"rate {rate:g}" for _, rate, model in swept}
         rates |= {
@@ -239,10 +242,11 @@ class _Planner:
                 [*trials, *(entry.decayed for entry in tried_members)],
                 title,
                 [entry.averaged for entry in tried_members],
+                held=later,
             ),
             tasks=model_tasks(
                 [
-                    *trials,
+                    *deciding,
                     *asked,
                     *(entry.decayed for entry in (*tried_members, *members)),
                     *(model for _, _, model in swept),
@@ -262,7 +266,6 @@ class _Planner:
             yield "child", rate, self.child(recipe, index, seed, rate).finished(share)
 
     def _tried(self) -> Iterator[TriedRate]:
-        # Every length at every rate: the decays cost less than training the best rate's again once it is known.
         config, sweep, seed = self.config, self.config.learning_rates, self.config.seeds[0]
         for rate in sweep.rates:
             index = self.indices[sweep.rung or config.measured_rungs[0]]

@@ -18,7 +18,7 @@ class Progress:
 
     def __init__(self, folder: TaskFolder) -> None:
         self._folder = folder
-        self._titled = [task for task in folder.tasks if task.title]
+        self._titled = [task for task in folder.tasks if task.title and not task.held]
         self._began = time.monotonic()
         self._left_at_start = self._flops_left()
 

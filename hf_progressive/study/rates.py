@@ -25,7 +25,12 @@ class TriedRate:
     """The peak."""
 
     models: list[FinishedModel]
-    """What is finished at it, the longest last: that one tells which rate is best."""
+    """Every length, the longest last: that one tells which rate is best, and the others follow at the best alone."""
+
+    @property
+    def deciding(self) -> FinishedModel:
+        """What tells how good the rate is."""
+        return self.models[-1]
 
 
 def at_rate(ladder: LadderConfig, learning_rate: float | None) -> LadderConfig:
@@ -60,7 +65,7 @@ def with_best_rates(
     for side in dict.fromkeys(rate.recipe for rate in tried):
         found, failed = {}, []
         for rate in (rate for rate in tried if rate.recipe == side):
-            given = result(rate.models[-1].name) or {}
+            given = result(rate.deciding.name) or {}
             if "bits_per_byte" in given:
                 found[rate.learning_rate] = given["bits_per_byte"]
             else:

@@ -85,7 +85,7 @@ def _swept(plan: StudyPlan) -> Iterator[tuple[Literal["cold", "child"], str | No
     for kind, rate, model in plan.swept:
         yield kind, None, rate, model
     for tried in plan.tried:
-        yield "cold" if tried.recipe is None else "child", tried.recipe, tried.learning_rate, tried.models[-1]
+        yield "cold" if tried.recipe is None else "child", tried.recipe, tried.learning_rate, tried.deciding
 
 
 def _recipe_record(results: StudyResults, recipe: RecipeConfig) -> RecipeRecord:
@@ -173,7 +173,9 @@ def _failures(results: StudyResults) -> list[FailedTask]:
 def _costs(results: StudyResults) -> StudyCosts:
     # What the study itself spent: steps that several runs share once; estimates once per initial model.
     training = estimates = seconds = sweep = 0.0
-    swept = {model.name for _, _, model in results.plan.swept} | {task.name for task in results.plan.rate_tasks}
+    swept = {model.name for _, _, model in results.plan.swept} | {
+        task.name for task in results.plan.rate_tasks if not task.held
+    }
     for task in results.plan.tasks:
         result = results.result(task.name)
         if result is None or "failed" in result:

@@ -77,6 +77,8 @@ class TaskFolder:
         found: list[Task] = []
         needed: set[str] = set()
         for task in reversed(self.tasks):
+            if task.held:
+                continue
             for_others = needed.intersection(task.makes)
             if self.result(task.name) is None:
                 undone = not task.only_if_needed or bool(for_others)
@@ -97,7 +99,8 @@ class TaskFolder:
         """Delete what no task needs or uses any more."""
         unfinished = self.unfinished()
         names = {task.name for task in unfinished}
-        kept = {tuple(path.split("/")[:2]) for task in unfinished for path in (*task.needs, *task.uses)}
+        held = [task for task in self.tasks if task.held and self.result(task.name) is None]
+        kept = {tuple(path.split("/")[:2]) for task in (*unfinished, *held) for path in (*task.needs, *task.uses)}
         for task in self.tasks:
             folder = self.path(task.name)
             if task.name in names or not folder.exists():

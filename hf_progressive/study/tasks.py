@@ -28,6 +28,9 @@ class Task:
     only_if_needed: bool = False
     """Done for the tasks that need it alone: without one that is still to be done it may stay undone."""
 
+    held: bool = False
+    """Not done among these tasks; what it needs and uses is kept for those who may do it later."""
+
     title: str = ""
     """What people call it; empty for what passes without a line."""
 

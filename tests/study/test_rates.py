@@ -170,13 +170,24 @@ def test_an_average_of_too_few_steps_is_refused(corpus_file: Path) -> None:
         plan_study(config, "corpus")
 
 
-def test_costs_of_trying_rates_hold_every_length_and_stage(
+def test_shorter_lengths_are_trained_at_the_best_rate_alone(
     rates_matter: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     config = trunk_study(corpus_file, recipes=RECIPES[:1], seeds=[0], learning_rates={"rates": RATES})
     costs = run_study(config, tmp_path / "study")["costs"]
-    # Of a single seed everything is trained in order to choose the rates.
-    assert costs["learning_rates_flops"] == costs["training_flops"] > 0
+    results = [storage.read_json(path) for path in (tmp_path / "study" / "results").glob("*-f*.json")]
+    baselines = [result for result in results if "-cold-" in result["name"]]
+    budget = max(result["tokens"] for result in baselines)
+    assert sorted(result["learning_rate"] for result in baselines if result["tokens"] == budget) == RATES
+    # They branch off the run that was tried, whose checkpoints were kept until the best was known.
+    shorter = [result for result in baselines if result["tokens"] < budget]
+    assert len(shorter) == len(config.cold_fractions) - 1
+    assert all(result["learning_rate"] == BEST["cold"] and result["branched_at"] > 0 for result in shorter)
+    # Of a single seed all but what came last, these and the recipe's shorter one, is trained to choose the rates.
+    last = [line.split()[0] for line in rates_matter.read_text().splitlines()][-len(shorter) - 1 :]
+    spent = sum(result["flops"]["spent"] for result in results if result["name"] in last)
+    assert costs["learning_rates_flops"] == costs["training_flops"] - spent > 0
+    assert not any((tmp_path / "study" / "weights").iterdir())
 
 
 def test_a_failed_rate_is_an_end_of_those_tried(
@@ -204,9 +215,11 @@ def test_nothing_is_claimed_while_rates_are_being_tried(rates_matter: Path, corp
     config = trunk_study(corpus_file, seeds=[0, 1], learning_rates={"rates": RATES})
     written: list[dict[str, Any]] = []
     run_study(config, tmp_path / "study", on_record=written.append)
-    chosen = next(n for n, record in enumerate(written) if record["headline"]["rungs"])
-    assert all(record["config"]["ladder"]["training"]["learning_rate"] == 3e-3 for record in written[:chosen])
-    assert written[chosen]["config"]["ladder"]["training"]["learning_rate"] == BEST["cold"]
+    rates = [record["config"]["ladder"]["training"]["learning_rate"] for record in written]
+    chosen = rates.index(BEST["cold"])
+    assert rates == [3e-3] * chosen + [BEST["cold"]] * (len(rates) - chosen)
+    assert not any(record["headline"]["rungs"] for record in written[:chosen])
+    assert written[-1]["headline"]["rungs"]
     # A study that goes on does not take back what its record said.
     again: list[dict[str, Any]] = []
     run_study(config, tmp_path / "study", on_record=again.append)
