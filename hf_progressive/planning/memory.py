@@ -80,7 +80,7 @@ def _through_one_expert(experts: Any, hidden: Tensor, chosen: Tensor, weights: T
     return weighted.reshape(*chosen.shape, -1).sum(1).to(hidden.dtype)
 
 
-def sequence_bytes(config: PretrainedConfig, training: TrainingConfig, *, context: int, on_gpu: bool = True) -> int:
+def sequence_bytes(config: PretrainedConfig, training: TrainingConfig, *, context: int, on_gpu: bool) -> int:
     """Return `activation_bytes` in a ladder's precision; on a GPU, `training.precision: auto` means bfloat16."""
     chosen = on_gpu and training.precision == "auto" and not training.arguments.get("fp16")
     bf16 = training.arguments.get("bf16", chosen or training.precision == "bfloat16")
@@ -111,8 +111,8 @@ def training_bytes(
     per_sequence: int,
     with_penalty: bool,
     with_fisher: bool,
+    of_muon: int,
     shards: int = 1,
-    of_muon: int = 0,
     rewarm_new: bool = False,
 ) -> int:
     """Return the bytes that one accelerator holds while a model trains in float32 or under autocast.
@@ -122,7 +122,8 @@ def training_bytes(
     re-warmed. Bases of subspaces, buffers of the communication and the fragmentation of memory are not counted: leave
     a tenth. With ZeRO-3 and FSDP2, `shards` processes share the state.
 
-    >>> training_bytes(1000, sequences=2, per_sequence=50, with_penalty=True, with_fisher=True, shards=4)
+    >>> state = {"with_penalty": True, "with_fisher": True, "of_muon": 0}
+    >>> training_bytes(1000, sequences=2, per_sequence=50, shards=4, **state)
     6100
     """
     state = _WEIGHT + _GRADIENT
@@ -140,13 +141,14 @@ def disk_bytes(
     baseline: bool,
     stable: bool,
     with_fisher: bool,
-    of_muon: int = 0,
-    stable_moments: bool = False,
-    initial_moments: bool = False,
+    of_muon: int,
+    stable_moments: bool,
+    initial_moments: bool,
 ) -> int:
     """Return the bytes that a rung leaves in its run folder, but for bases of subspaces and what is small.
 
-    >>> disk_bytes(1000, baseline=False, stable=False, with_fisher=True)
+    >>> moments = {"of_muon": 0, "stable_moments": False, "initial_moments": False}
+    >>> disk_bytes(1000, baseline=False, stable=False, with_fisher=True, **moments)
     36000
     """
     kept = _TRAINER_CHECKPOINTS * checkpoint_bytes(parameters, of_muon=of_muon)
@@ -162,7 +164,7 @@ def saved_bytes(
     checkpoints: int,
     stable: bool,
     with_fisher: bool,
-    of_muon: int = 0,
+    of_muon: int,
     averaged: int = 0,
     stable_moments: bool = False,
     initial_moments: bool = False,
@@ -172,9 +174,10 @@ def saved_bytes(
     A trunk's rung may write besides: weights that its member is an `averaged` one of, but for its last ones, which are
     the stable ones; and the optimizer's state with its stable and its grown weights.
 
-    >>> saved_bytes(1000, checkpoints=4, stable=True, with_fisher=False)
+    >>> saved_bytes(1000, checkpoints=4, stable=True, with_fisher=False, of_muon=0)
     60000
-    >>> saved_bytes(1000, checkpoints=4, stable=True, with_fisher=False, averaged=5, stable_moments=True)
+    >>> stable = {"stable": True, "stable_moments": True}
+    >>> saved_bytes(1000, checkpoints=4, **stable, with_fisher=False, of_muon=0, averaged=5)
     84000
     """
     weights = _WEIGHT * ((3 if stable else 2) + max(0, averaged - 1))  # initial, final, and those before the decay

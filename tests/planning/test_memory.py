@@ -1,5 +1,7 @@
 """Bytes that training holds, against tensors that really exist and a run that was really made."""
 
+import inspect
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -10,6 +12,8 @@ from hf_progressive.planning.memory import (
     checkpoint_bytes,
     disk_bytes,
     muon_parameters,
+    saved_bytes,
+    sequence_bytes,
     training_bytes,
 )
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
@@ -57,7 +61,7 @@ def test_activations_are_those_of_a_real_batch(model_type, bf16):
 
 
 def test_the_state_is_16_bytes_a_parameter_and_8_with_a_penalty():
-    sizes = {"sequences": 0, "per_sequence": 1, "with_fisher": True}
+    sizes = {"sequences": 0, "per_sequence": 1, "with_fisher": True, "of_muon": 0}
     assert training_bytes(10, with_penalty=False, **sizes) == 160
     assert training_bytes(10, with_penalty=True, **sizes) == 240
     assert training_bytes(10, with_penalty=False, rewarm_new=True, **sizes) == 210
@@ -84,7 +88,24 @@ def test_muon_keeps_half_of_what_adam_does_for_its_matrices(tmp_path):
 
 
 def test_kept_moments_of_a_trunk_take_disk() -> None:
-    kept = {"baseline": False, "stable": True, "with_fisher": False}
-    assert disk_bytes(10, **kept, stable_moments=True) - disk_bytes(10, **kept) == 80
-    assert disk_bytes(10, **kept, stable_moments=True, initial_moments=True) - disk_bytes(10, **kept) == 160
-    assert disk_bytes(10, **kept, of_muon=4, stable_moments=True) - disk_bytes(10, **kept, of_muon=4) == 64
+    def moments(**written):
+        moments = {"of_muon": 0, "stable_moments": False, "initial_moments": False} | written
+        return disk_bytes(10, baseline=False, stable=True, with_fisher=False, **moments)
+
+    assert moments(stable_moments=True) - moments() == 80
+    assert moments(stable_moments=True, initial_moments=True) - moments() == 160
+    assert moments(of_muon=4, stable_moments=True) - moments(of_muon=4) == 64
+
+
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        (sequence_bytes, {"on_gpu"}),
+        (training_bytes, {"of_muon"}),
+        (disk_bytes, {"of_muon", "stable_moments", "initial_moments"}),
+        (saved_bytes, {"of_muon"}),
+    ],
+)
+def test_what_changes_a_count_is_said_by_whoever_counts(count, options):
+    parameters = inspect.signature(count).parameters
+    assert {name for name in options if parameters[name].default is not inspect.Parameter.empty} == set()
