@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
+from hf_progressive.growth.divisors import unusable_value
 from hf_progressive.growth.unmerged import ADAPTER_NAME, refuse_adapter
 from hf_progressive.hub.fetch import locate_files
 from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME
@@ -65,6 +66,8 @@ class GrowthSource:
             config.to_json_string()  # some values are looked at only where it is written
         if hasattr(config, "auto_map"):  # of the stock classes: the code beside it stays behind
             del config.auto_map
+        if fault := unusable_value(config):
+            raise ValueError(f"{path}: {fault}")
         padding, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
         if isinstance(padding, int) and isinstance(rows, int) and padding >= rows:
             raise ValueError(

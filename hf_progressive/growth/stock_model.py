@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_progressive.distributed.batching import release_memory
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.float32_products import float32_products
+from hf_progressive.growth.divisors import unusable_value
 from hf_progressive.growth.reader import CheckpointReader, is_finite
 from hf_progressive.growth.source import locate_source
 from hf_progressive.hub.names import CONFIG_NAME
@@ -122,5 +123,6 @@ def stock_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     with told, evaluation_mode(model), _experts_one_by_one(model), KeepFloat64():
         logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
     if not is_finite(logits):
-        raise ValueError(f"the logits of {model.name_or_path or type(model).__name__} are not finite; it is damaged")
+        name, fault = model.name_or_path or type(model).__name__, unusable_value(model.config)
+        raise ValueError(f"{name}: {fault}" if fault else f"the logits of {name} are not finite; it is damaged")
     return logits[0].double()

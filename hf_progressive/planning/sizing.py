@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig, strict_yaml
 from hf_progressive.config.model import RUNG_KEYS
 from hf_progressive.config.ranges import shown
+from hf_progressive.growth.divisors import unusable_value
 from hf_progressive.growth.families import FAMILIES, family_of, field_advice
 from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.growth.target import (
@@ -147,9 +148,12 @@ def rung_model_config(model: ModelConfig, rung: RungConfig, *, vocab_size: int) 
             f"leave it out, or give that many or more"
         )
     try:
-        return config_class(**fields)
+        config: PretrainedConfig = config_class(**fields)
     except StrictDataclassError as error:
         raise ValueError(f"rung {rung.name}: {in_words(error)}") from error
+    if fault := unusable_value(config):
+        raise ValueError(f"rung {rung.name}: {fault}")
+    return config
 
 
 def larger_model_config(model: ModelConfig, rung: RungConfig, before: PretrainedConfig) -> PretrainedConfig:

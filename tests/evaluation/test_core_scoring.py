@@ -217,6 +217,15 @@ def test_a_broken_model_is_refused():
         score_requests(model, varied_requests(), batch_size=4, reuse_prefixes=True)
 
 
+def test_a_config_by_which_every_loss_is_nan_is_named():
+    model = build_model("granite, scaled logits")
+    model.config.logits_scaling = 0.0
+    with pytest.raises(
+        ValueError, match="is not a number; logits_scaling: expected a finite number other than 0, got"
+    ):
+        score_requests(model, varied_requests(), batch_size=4, reuse_prefixes=True)
+
+
 def test_float64_is_only_used_on_the_host(monkeypatch):
     """MPS has none."""
     model, requests, calls = build_model("gpt2"), varied_requests(), []

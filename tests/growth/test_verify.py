@@ -161,7 +161,6 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "v
         ("falcon", {"multi_query": False, "num_kv_heads": 1}),  # RuntimeError
         ("falcon", {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1, "parallel_attn": False}),  # name
         ("gpt_neox", {"hidden_act": "nope"}),  # when it is built: KeyError
-        ("gemma2", {"query_pre_attn_scalar": 0, "head_dim": 8, "num_key_value_heads": 2}),  # ZeroDivisionError
         ("olmo3", {"sliding_window": None}),  # ValueError, which does not say whose
     ],
 )

@@ -189,6 +189,10 @@ MISTAKES = {
         {"depth": 31_000_001, "head_dim": 20},
         r"rung d31000001: n_layer is 31,000,001; 10,000 are the most that is planned",
     ),
+    "division by zero": (
+        {"family": "granite", "depth": 3, "head_dim": 32, "fields": {"logits_scaling": 0.0}},
+        r"rung d3: logits_scaling: expected a finite number other than 0, got 0.0; with it no logit is finite",
+    ),
     "unknown family": (
         {"family": "lama", "depth": 1},
         r"model.family: 'lama' is not a family; did you mean 'llama'\?",

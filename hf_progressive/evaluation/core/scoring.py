@@ -29,6 +29,7 @@ from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.evaluation.core.forward import encode_prefixes, logits_at
 from hf_progressive.evaluation.core.prompts import Request, Row, common_prefix
+from hf_progressive.growth.divisors import unusable_value
 
 _SHORTEST_SHARED_PREFIX = 16
 """Tokens that must be saved in an example before encoding what its options share is worth another forward pass."""
@@ -203,7 +204,8 @@ class _Scorer:
         targets = targets.to(logits.device)
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")  # (scored tokens,)
         if losses.isnan().any():
-            raise ValueError("the model's loss is not a number; its weights are damaged or its dtype overflows")
+            fault = unusable_value(self._model.config) or "its weights are damaged or its dtype overflows"
+            raise ValueError(f"the model's loss is not a number; {fault}")
         highest = logits.amax(dim=-1)
         level = logits.gather(-1, targets[:, None]).squeeze(-1) == highest
         shared = level & ((logits == highest[:, None]).sum(dim=-1) > 1)
