@@ -1,3 +1,5 @@
+import ast
+import builtins
 import importlib
 import os
 import re
@@ -23,6 +25,17 @@ SHOWN = {"README.md", "docs/api.md", "docs/core.md"}
 
 def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=name)
+def test_programs_on_a_page_import_the_classes_that_they_name(page: Path) -> None:
+    programs = [ast.parse(block.code) for block in blocks_of(page) if block.language == "python"]
+    nodes = [node for program in programs for node in ast.walk(program)]
+    bound = {*dir(builtins)} | {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+    bound |= {alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    assert {node.id for node in names if node.id[0].isupper()} <= bound
 
 
 @pytest.mark.slow
