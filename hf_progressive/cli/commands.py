@@ -202,6 +202,8 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
                 publisher(run)
 
         results = run_ladder(config, output_dir, on_record=on_record, on_progress=lambda _: page.write())
+        if publisher is not None:
+            publisher.catch_up(output_dir)
     if is_main_process():
         write_report(output_dir)
         show(results_table(read_run(output_dir).rungs), options)

@@ -39,6 +39,11 @@ class FamilyPublisher:
             self._last.cancel()  # it has not begun, and what follows covers it
         self._last = self._executor.submit(self._publish, Path(run_dir))
 
+    def catch_up(self, run_dir: str | os.PathLike[str]) -> None:
+        """Publish a run that had been finished before, so that nothing was recorded of it now."""
+        if self._last is None:
+            self(run_dir)
+
     def _publish(self, run_dir: Path) -> None:
         try:
             addresses = publish_family(run_dir, self._pattern, **self._options)

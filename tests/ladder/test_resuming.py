@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,9 +13,10 @@ from ladder_fixtures import NAMES, Finished
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hf_progressive import storage
+from hf_progressive import cli, storage
 from hf_progressive.config import LadderConfig, load_ladder_config
 from hf_progressive.ladder.rung_loop import run_ladder
+from hf_progressive.publishing import follow
 from hf_progressive.training import training_run
 from hf_progressive.training.checkpoints import newest_complete_checkpoint
 from hf_progressive.training.throughput import elapsed_at
@@ -159,3 +161,17 @@ def test_a_finished_run_is_not_run_again(finished: Finished) -> None:
     again = run_ladder(load_ladder_config(path), run)
     assert [result.record for result in again] == [result.record for result in results]
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*.safetensors")} == before
+
+
+def test_a_finished_run_is_published_when_it_is_told_to_only_then(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run, _ = finished
+    copy = shutil.copytree(run, tmp_path / "run")
+    published: list[tuple[Path, str]] = []
+    monkeypatch.setattr(follow, "publish_family", lambda run, pattern, **_: published.append((run, pattern)) or [])
+    command = ["ladder", str(path), "--output-dir", str(copy)]
+    assert cli.main(command) == 0
+    assert published == []
+    assert cli.main([*command, "--set", "publish.repo_id=me/sums-{name}"]) == 0
+    assert published == [(copy, "me/sums-{name}")]
