@@ -25,6 +25,7 @@ from hf_progressive.growth.exactness import grow_axes
 from hf_progressive.growth.expert_pieces import in_pieces
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.family_table import AxisName, Family, Sizes
+from hf_progressive.growth.fitting import describe_misfit
 from hf_progressive.growth.layers import LayerOrigin, follow_layers
 from hf_progressive.growth.methods import Method, method_named
 from hf_progressive.growth.mixtures import MIXTURES
@@ -33,11 +34,9 @@ from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.growth.positions import keep_rotation
 from hf_progressive.growth.target import complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
-from hf_progressive.growth.unmerged import describe_wrapper
 from hf_progressive.growth.upcycle import as_mixture, refuse_without_copies, upcycling_of, with_choice
 
 _FACTORS_TOLD = 8  # along an axis, in a plan's summary
-_FAULTS_TOLD = 12
 
 
 @dataclass(frozen=True)
@@ -87,29 +86,8 @@ class GrowthPlan:
 
     def check_source_keys(self, keys_with_shapes: Mapping[str, Sequence[int]]) -> None:
         """Raise unless a checkpoint, by its files' names and shapes, holds exactly the parent's tensors."""
-        family = self.source_family
-        expected = dict(family.stored(self.source_config))
-        found: dict[str, tuple[int, ...]] = {}
-        faults = []
-        for key, shape in keys_with_shapes.items():
-            name = family.canonical_name(key)
-            if name in self.ignored_sources:
-                continue
-            if name in found:
-                faults.append(f"{name} is there twice, with and without the prefix {family.prefix!r}")
-            elif name not in expected:
-                faults.append(f"{key} is not a tensor of {family.model_type}")
-            elif tuple(shape) != expected[name]:
-                faults.append(f"{key} has shape {tuple(shape)}, the config says {expected[name]}")
-            found[name] = tuple(shape)
-        faults += [f"{name} is missing" for name in expected if name not in found]
-        if faults:
-            if wrapper := describe_wrapper(keys_with_shapes):
-                raise ValueError(wrapper)
-            more = f"; and {len(faults) - _FAULTS_TOLD} more" if len(faults) > _FAULTS_TOLD else ""
-            told = "; ".join(faults[:_FAULTS_TOLD])
-            counted = "1 tensor does" if len(faults) == 1 else f"{len(faults)} tensors do"
-            raise ValueError(f"{counted} not fit the config: {told}{more}")
+        if misfit := describe_misfit(self.source_family, self.source_config, keys_with_shapes):
+            raise ValueError(misfit)
 
     def map_diagonal(self, mapping: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry the parent's diagonal Fisher information into the child's coordinates.

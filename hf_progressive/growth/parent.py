@@ -27,6 +27,8 @@ class ModelTensors:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._state: dict[str, Tensor] = model.state_dict()
+        self.origin = type(model).__name__
+        """Where the tensors are: the model's class."""
         self.specs = {name: TensorSpec(shape=tuple(t.shape), dtype=t.dtype) for name, t in self._state.items()}
         """Shape and dtype of every tensor, by name."""
 
@@ -44,7 +46,10 @@ class ParentTensors:
     def __init__(self, plan: GrowthPlan, tensors: CheckpointReader | ModelTensors) -> None:
         family = plan.source_family
         self._tensors = PublishedTensors(family, plan.source_config, tensors)
-        plan.check_source_keys({key: spec.shape for key, spec in self._tensors.specs.items()})
+        try:
+            plan.check_source_keys({key: spec.shape for key, spec in self._tensors.specs.items()})
+        except ValueError as error:
+            raise ValueError(f"{tensors.origin}: {error}") from None
         names = {key: family.canonical_name(key) for key in self._tensors.specs}
         self._plan = plan
         self._keys = {name: key for key, name in names.items() if name not in plan.ignored_sources}

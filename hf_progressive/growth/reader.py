@@ -89,6 +89,8 @@ class CheckpointReader:
         shards, weight_map = _find_weight_files(self.folder)
         self.files = [*shards, INDEX_NAME] if weight_map else shards
         """Names of the files read."""
+        self.origin = str(self.folder / self.files[-1])
+        """Where the tensors are: the weights' file, or the index of several."""
         self.specs: dict[str, TensorSpec] = {}
         """Shape and dtype of every tensor, by name, in the order of the files."""
         self._file_of: dict[str, str] = {}

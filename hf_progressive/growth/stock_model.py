@@ -4,7 +4,7 @@ import contextlib
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -19,8 +19,11 @@ from hf_progressive.distributed.batching import release_memory
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.float32_products import float32_products
 from hf_progressive.growth.divisors import unusable_value
+from hf_progressive.growth.expert_pieces import PublishedTensors
+from hf_progressive.growth.families import family_of
+from hf_progressive.growth.fitting import counted, describe_misfit
 from hf_progressive.growth.reader import CheckpointReader, is_finite
-from hf_progressive.growth.source import locate_source
+from hf_progressive.growth.source import GrowthSource, locate_source
 from hf_progressive.hub.names import CONFIG_NAME
 from hf_progressive.storage import ReadingFromOutside
 
@@ -53,6 +56,19 @@ def accelerator() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and not wants_cpu else "cpu")
 
 
+def readable(
+    source: str | os.PathLike[str], revision: str | None = None
+) -> tuple[GrowthSource, Any, CheckpointReader]:
+    """Find a checkpoint, its config and its weights; a ValueError if one is damaged, or they differ."""
+    located = locate_source(source, revision)
+    reader, config = CheckpointReader(located.folder), located.read_config()
+    with _config_told(str(located.folder)):
+        misfit = _misfit(config, reader)
+    if misfit:
+        raise ValueError(f"{reader.origin}: {misfit}")
+    return located, config, reader
+
+
 def load_stock(
     source: ModelSource, dtype: torch.dtype, device: torch.device, revision: str | None
 ) -> tuple[PreTrainedModel, torch.dtype]:
@@ -61,18 +77,42 @@ def load_stock(
     One that is not in memory yet goes on the device.
     """
     if not isinstance(source, PreTrainedModel):
-        located = locate_source(source, revision)
-        specs = CheckpointReader(located.folder).specs.values()  # says what is wrong with weights that are damaged
+        located, config, reader = readable(source, revision)
         # The file's own, not the configuration's: "auto" would round a float32 file under a bfloat16 configuration.
-        floating = [spec.dtype for spec in specs if spec.dtype.is_floating_point]
+        floating = [spec.dtype for spec in reader.specs.values() if spec.dtype.is_floating_point]
         stored_in = min(floating, key=lambda each: torch.finfo(each).bits, default=dtype)
-        config = located.read_config()
         with _config_told(str(located.folder)):
-            model = AutoModelForCausalLM.from_pretrained(located.folder, config=config, dtype=dtype)
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                located.folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        _require_whole(loaded, reader.origin)
         return model.to(device, dtype), stored_in
     # Some buffers, such as rotary frequencies, stay in float32 beside weights in float64.
     values = (value for value in (*source.parameters(), *source.buffers()) if value.is_floating_point())
     return source if all(value.dtype == dtype for value in values) else copy.deepcopy(source).to(dtype), source.dtype
+
+
+# By the family's table, before anything is loaded; None of a family that growth does not know.
+def _misfit(config: Any, reader: CheckpointReader) -> str | None:
+    try:
+        family = family_of(config)
+    except ValueError:
+        return None
+    specs = PublishedTensors(family, config, reader).specs
+    return describe_misfit(family, config, {name: spec.shape for name, spec in specs.items()})
+
+
+# The stock class draws at random what a file lacks, and leaves out what it does not know.
+def _require_whole(loaded: Mapping[str, Any], where: str) -> None:
+    faults = [f"{name} is missing" for name in sorted(loaded["missing_keys"])]
+    faults += [
+        f"{name} has shape {tuple(shape)}, the config says {tuple(expected)}"
+        for name, shape, expected in sorted(loaded["mismatched_keys"])
+    ]
+    if faults:
+        raise ValueError(f"{where}: {counted(faults)}")
+    if unknown := sorted(loaded["unexpected_keys"]):
+        logger.warning("%s: %d tensors unknown to the class are left out, %s first", where, len(unknown), unknown[0])
 
 
 # Some configs are valid by themselves, and the stock class fails when it is built or run, with what comes to its mind.

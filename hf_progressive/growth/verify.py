@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from hf_progressive.distributed.batching import release_memory
 from hf_progressive.growth.added_tokens import tokenizer_of
 from hf_progressive.growth.source import locate_source
-from hf_progressive.growth.stock_model import ModelSource, load_stock, stock_logits, where_it_fits
+from hf_progressive.growth.stock_model import ModelSource, load_stock, readable, stock_logits, where_it_fits
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """The largest difference of logits, in units of the largest logit, that counts as rounding. float64 and float32 are
@@ -119,9 +119,9 @@ def verify_growth(
 
     Raises:
         FileNotFoundError: There is no such folder or repository.
-        ValueError: `dtype` is neither of the two, a count is not positive, a checkpoint is damaged, the grown model
-            knows fewer tokens or has a shorter context than its parent, logits are not finite, or there is a text
-            and no tokenizer beside the parent, or no token in it.
+        ValueError: `dtype` is neither of the two, a count not positive, a checkpoint is damaged or not of its config,
+            the grown model knows fewer tokens or has a shorter context than its parent, logits are not finite, or
+            there is a text and no tokenizer beside the parent, or no token in it.
         torch.OutOfMemoryError: Beside a model in memory, the logits do not fit on its device.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -160,6 +160,9 @@ def compare_logits(
     for name, count in (("sequences", sequences), ("max_length", max_length)):
         if count < 1:
             raise ValueError(f"{name} is {count}; at least 1 is needed to compare anything")
+    for model, commit in ((source, revision), (grown, None)):  # what cannot be compared is said before it is loaded
+        if not isinstance(model, PreTrainedModel):
+            readable(model, commit)
     compare = functools.partial(
         _compare,
         source,
