@@ -63,6 +63,7 @@ from hf_progressive.growth.nanochat import NANOCHAT
 from hf_progressive.growth.olmo2 import OLMO2, OLMO3
 from hf_progressive.growth.opt import OPT
 from hf_progressive.growth.phi3 import PHI3
+from hf_progressive.growth.unmerged import refuse_quantized
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -104,13 +105,7 @@ def family_of(config: Any) -> Family:
             f"model_type {config.model_type!r} cannot be grown; families known: {', '.join(known)}; add one with"
             " register_family"
         )
-    if (quantization := getattr(config, "quantization_config", None)) is not None:
-        if "gguf" in str(quantization).lower():
-            raise ValueError(
-                "a model loaded from GGUF holds quantized blocks and cannot be grown; load it with"
-                " quantization_config=GgufConfig(dequantize=True), del model.config.quantization_config, and grow that"
-            )
-        raise ValueError("a quantized checkpoint cannot be grown; dequantize it first, or take the original")
+    refuse_quantized(config, "grown")
     family.refuse_unsupported(config)
     return family
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_progressive.config.ranges import shown
 from hf_progressive.distributed.batching import release_memory
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.float32_products import float32_products
@@ -24,6 +25,7 @@ from hf_progressive.growth.families import family_of
 from hf_progressive.growth.fitting import counted, describe_misfit
 from hf_progressive.growth.reader import CheckpointReader, is_finite
 from hf_progressive.growth.source import GrowthSource, locate_source
+from hf_progressive.growth.unmerged import refuse_quantized
 from hf_progressive.hub.names import CONFIG_NAME
 from hf_progressive.storage import ReadingFromOutside
 
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 ModelSource: TypeAlias = str | os.PathLike[str] | PreTrainedModel
 """A local folder, a Hub id or a model in memory."""
 
+_AT_HAND = ("sdpa", "eager")  # of attention
 _PRODUCTS = (Tensor.__matmul__, Tensor.matmul, torch.matmul)
 _Found = TypeVar("_Found")
 
@@ -61,7 +64,12 @@ def readable(
 ) -> tuple[GrowthSource, Any, CheckpointReader]:
     """Find a checkpoint, its config and its weights; a ValueError if one is damaged, or they differ."""
     located = locate_source(source, revision)
-    reader, config = CheckpointReader(located.folder), located.read_config()
+    config = located.read_config()
+    try:
+        refuse_quantized(config, "verified")
+    except ValueError as error:
+        raise ValueError(f"{located.folder / CONFIG_NAME}: quantization_config: {error}") from None
+    reader = CheckpointReader(located.folder)
     with _config_told(str(located.folder)):
         misfit = _misfit(config, reader)
     if misfit:
@@ -81,6 +89,7 @@ def load_stock(
         # The file's own, not the configuration's: "auto" would round a float32 file under a bfloat16 configuration.
         floating = [spec.dtype for spec in reader.specs.values() if spec.dtype.is_floating_point]
         stored_in = min(floating, key=lambda each: torch.finfo(each).bits, default=dtype)
+        _choose_kernels(config, located.folder / CONFIG_NAME)
         with _config_told(str(located.folder)):
             model, loaded = AutoModelForCausalLM.from_pretrained(
                 located.folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
@@ -90,6 +99,17 @@ def load_stock(
     # Some buffers, such as rotary frequencies, stay in float32 beside weights in float64.
     values = (value for value in (*source.parameters(), *source.buffers()) if value.is_floating_point())
     return source if all(value.dtype == dtype for value in values) else copy.deepcopy(source).to(dtype), source.dtype
+
+
+# What config.json chooses is for speed, may be of an accelerator that is not at hand, and may come from the Hub by a
+# client that waits long for it.
+def _choose_kernels(config: Any, path: Path) -> None:
+    chosen = config._attn_implementation
+    if chosen not in (None, *_AT_HAND):
+        logger.warning("%s: attention by %s is compared as torch computes it, in sdpa or eager", path, shown(chosen))
+    if chosen != "eager":
+        config._attn_implementation = None  # sdpa, or eager where the class has no other
+    config._experts_implementation = None
 
 
 # By the family's table, before anything is loaded; None of a family that growth does not know.

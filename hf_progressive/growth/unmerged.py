@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hf_progressive.storage import read_json
 
@@ -34,6 +35,18 @@ def refuse_adapter(folder: Path) -> None:
             f" from_pretrained(..., gguf_file={path.name!r}, quantization_config=GgufConfig(dequantize=True)) loads,"
             " saved without its quantization_config"
         )
+
+
+def refuse_quantized(config: Any, deed: str) -> None:
+    """Raise a ValueError for a config of quantized weights, with which a deed (grown, verified) cannot be done."""
+    if (quantization := getattr(config, "quantization_config", None)) is None:
+        return
+    if "gguf" in str(quantization).lower():
+        raise ValueError(
+            f"a model loaded from GGUF holds quantized blocks and cannot be {deed}; load it with"
+            f" quantization_config=GgufConfig(dequantize=True), del model.config.quantization_config, and take that"
+        )
+    raise ValueError(f"a quantized checkpoint cannot be {deed}; dequantize it first, or take the original")
 
 
 def describe_wrapper(names: Iterable[str]) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive import storage
+from hf_progressive.config.ranges import shown
 from hf_progressive.data import Corpus, token_byte_lengths
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.evaluation.bits_per_byte import bits_per_byte
@@ -62,6 +63,11 @@ def _require_fitting(origin: Origin) -> None:
     # What growth would refuse is refused before anything is measured and estimated: weights that are not those of the
     # config, or a head that the config ties and that was trained apart.
     config = origin.checkpoint.read_config()
+    if (attention := config._attn_implementation) not in (None, "sdpa", "eager"):
+        raise ValueError(
+            f"{origin}: config.json chooses the attention {shown(attention)}, which may not be at hand where a ladder"
+            " runs; take that field out of it, and torch's own is used"
+        )
     try:
         ParentTensors(plan_growth(config, config), CheckpointReader(origin.folder))
     except ValueError as error:

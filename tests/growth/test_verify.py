@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 from growth_checkpoints import gpt2, save, write_tensors
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
 
 from hf_progressive.growth import GrowthCheck, grow_checkpoint, grow_model, stock_model, verify_growth
 from hf_progressive.growth import verify as verify_module
@@ -183,6 +183,49 @@ def test_a_config_with_which_the_stock_class_itself_fails_is_named(tmp_path, mod
         assert str(raised_by_stock.value).splitlines()[0] in str(raised.value)
         assert "\n" not in str(raised.value)
     assert not (tmp_path / "child").exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize(
+    "chosen",
+    ["flash_attention_2", "flex_attention", "kernels-community/flash-attn", "nobody/nothing", "nope", {"": "x"}, []],
+)
+def test_attention_that_is_not_at_hand_is_compared_in_one_that_is(parent, tmp_path, monkeypatch, caplog, key, chosen):
+    def asked(*arguments, **options):
+        raise AssertionError("a kernel was looked for")
+
+    monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", asked)
+    monkeypatch.setattr(modeling_utils, "is_kernels_available", lambda: True)
+    shutil.copytree(parent, tmp_path / "odd")
+    path = tmp_path / "odd" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: chosen, "experts_implementation": "nope"}))
+    assert verify_growth(tmp_path / "odd", parent) == verify_growth(parent, parent)
+    assert f"{path}: attention by " in caplog.text
+    assert grow_checkpoint(tmp_path / "odd", tmp_path / "child", {"n_layer": 4}).verification.preserved
+    assert key not in json.loads((tmp_path / "child/config.json").read_text())
+
+
+@pytest.mark.parametrize("chosen", ["eager", "sdpa"])
+def test_attention_that_is_at_hand_is_not_spoken_of(tmp_path, caplog, chosen):
+    config = AutoConfig.for_model("gemma2", **SMALL, head_dim=8, num_key_value_heads=2, intermediate_size=24)
+    folder = save(AutoModelForCausalLM.from_config(config), tmp_path / "gemma")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": chosen}))  # Gemma 2 has no sdpa
+    assert verify_growth(folder, folder).preserved
+    assert "attention by" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "block",
+    [{}, {"quant_method": "nope"}, {"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes"}],
+)
+def test_a_quantized_checkpoint_is_not_compared(parent, tmp_path, block):
+    shutil.copytree(parent, tmp_path / "odd")
+    path = tmp_path / "odd" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": block}))
+    for pair in ((parent, tmp_path / "odd"), (tmp_path / "odd", parent)):
+        with pytest.raises(ValueError, match="odd/config.json: quantization_config: a quantized checkpoint cannot be"):
+            verify_growth(*pair)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])

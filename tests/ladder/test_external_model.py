@@ -1,5 +1,6 @@
 """A ladder that begins with a model trained elsewhere: what is taken over, what follows from it, what is refused."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,6 +262,26 @@ def test_a_tied_head_that_was_trained_apart_is_found_before_anything_is_estimate
     with pytest.raises(ValueError, match=r"headed: lm_head.weight differs from .*tie_word_embeddings"):
         run_ladder(load_ladder_config(path, [rungs_from(source), "cold=none"]), tmp_path / "run")
     assert not (tmp_path / "run" / "start" / "final").exists()
+
+
+@pytest.mark.parametrize("chosen", ["flash_attention_2", "kernels-community/flash-attn", "sdpa"])
+def test_attention_that_may_not_be_at_hand_is_refused_before_anything_is_copied(tmp_path: Path, chosen: str) -> None:
+    tokenizer = train_tokenizer(["to be or not to be"], vocab_size=260, training_bytes=100)
+    source = plain_checkpoint(tmp_path / "plain", tokenizer, "gpt2")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"attn_implementation": chosen}))
+    run = SimpleNamespace(
+        config=SimpleNamespace(rungs=[SimpleNamespace(source=str(source), revision=None)]),
+        state=current_processes(),
+        corpus=SimpleNamespace(tokenizer=tokenizer),
+    )
+    work: Any = SimpleNamespace(run=run, rung=SimpleNamespace(name="start"), trained=tmp_path / "run" / "start")
+    if chosen == "sdpa":
+        external_model.copy(work)
+        return
+    with pytest.raises(ValueError, match=f"plain: config.json chooses the attention '{chosen}', which may not be at"):
+        external_model.copy(work)
+    assert not (tmp_path / "run" / "start").exists()
 
 
 @pytest.mark.parametrize("replaced", ["config.json", "model.safetensors", "tokenizer.json"])
