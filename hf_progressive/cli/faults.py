@@ -6,11 +6,13 @@ _REPORT = "This is a fault of hf-progressive, not of yours: report it with what 
 _EXPECTED = (ValueError, OSError, FloatingPointError)  # are told in one line
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether a device's memory did not suffice."""
+def memory_shortage(error: Exception) -> str | None:
+    """Say which memory did not suffice, an accelerator's or the machine's; None if that is not what the error is."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError)
+    from hf_progressive.distributed.batching import cpu_shortage
+
+    return str(error) if isinstance(error, torch.OutOfMemoryError) else cpu_shortage(error)
 
 
 class FaultNoted:
@@ -24,5 +26,5 @@ class FaultNoted:
     ) -> None:
         if not isinstance(error, Exception) or isinstance(error, _EXPECTED):
             return
-        if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+        if not (isinstance(error, RuntimeError | MemoryError) and memory_shortage(error)):
             error.add_note(_REPORT)

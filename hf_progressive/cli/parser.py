@@ -29,7 +29,7 @@ from hf_progressive.cli.commands import (
     say,
 )
 from hf_progressive.cli.doctor import doctor_command
-from hf_progressive.cli.faults import FaultNoted, is_out_of_memory
+from hf_progressive.cli.faults import FaultNoted, memory_shortage
 from hf_progressive.cli.grow_options import METHODS_HELP, add_option_flags
 from hf_progressive.cli.shown_text import ShownFormatter, show_traceback
 from hf_progressive.config.credentials import without_tokens
@@ -255,10 +255,11 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
             return _fail(error, EXIT_BAD_INPUT)
         except FloatingPointError as error:
             return _fail(error, EXIT_CHECK_FAILED, _AFTER_DIVERGENCE)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not (shortage := memory_shortage(error)):
                 raise
-            return _fail(error, EXIT_CHECK_FAILED, _AFTER_MEMORY)
+            remedy = "" if isinstance(error, MemoryError) else _AFTER_MEMORY
+            return _fail(type(error)(shortage), EXIT_CHECK_FAILED, remedy)
         except KeyboardInterrupt:
             if is_main_process():
                 say("hf-progressive: stopped; the same command goes on from what was saved")

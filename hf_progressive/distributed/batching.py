@@ -1,7 +1,9 @@
 """Batches as large as a device's memory allows, and smaller ones where it turns out not to suffice."""
 
+import errno
 import gc
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -21,6 +23,25 @@ _MOST_TOKENS = 2**18
 
 _USED_SHARE = 0.5
 """Share of the free memory that a batch is meant to take; what the count leaves out has the rest."""
+
+
+_ASKED = re.compile(r"DefaultCPUAllocator: .*memory: you tried to allocate (\d+) bytes")
+"""What torch says where the CPU's memory does not suffice, by a bare RuntimeError."""
+
+
+def cpu_shortage(error: BaseException) -> str | None:
+    """Say that the machine's memory did not suffice, and for how much if that is known; None of any other error.
+
+    >>> cpu_shortage(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."))
+    "the machine's memory does not suffice: 4,096 bytes more were asked for"
+    """
+    if asked := _ASKED.search(str(error)) if isinstance(error, RuntimeError) else None:
+        return f"the machine's memory does not suffice: {int(asked[1]):,} bytes more were asked for"
+    if isinstance(error, MemoryError):
+        return str(error) or "the machine's memory does not suffice"
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return "the machine's memory does not suffice"
+    return None
 
 
 def token_budget(device: torch.device, bytes_per_token: int, *, on_cpu: int) -> int:

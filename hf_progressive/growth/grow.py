@@ -163,6 +163,7 @@ def grow_checkpoint(
         ValueError: The parent is damaged, holds NaN, needs remote code or does not fit its config; the target is
             not one that it can grow into; the optimizer's state is not Adam's or Muon's for this parent; or there are
             no logits to be lowered, or no text to do so by.
+        MemoryError: The CPU's memory does not suffice to compare the models; leave the check out.
         OSError: The disk is full or cannot be written.
     """
     started = time.monotonic()

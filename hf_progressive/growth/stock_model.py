@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive.config.ranges import shown
-from hf_progressive.distributed.batching import release_memory
+from hf_progressive.distributed.batching import cpu_shortage, release_memory
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.float32_products import float32_products
 from hf_progressive.growth.divisors import unusable_value
@@ -40,9 +40,13 @@ _Found = TypeVar("_Found")
 
 
 def where_it_fits(measure: Callable[[torch.device], _Found], what: str) -> _Found:
-    """Measure on the accelerator if there is one, on the CPU where its memory is too small, in exact products."""
+    """Measure on the accelerator if there is one, on the CPU where its memory is too small, in exact products.
+
+    Raises:
+        MemoryError: That of the CPU is too small as well.
+    """
     device = accelerator()
-    with float32_products(tf32=False):
+    with float32_products(tf32=False), _shortage_told(f"to load and run {what}"):
         try:
             return measure(device)
         except torch.OutOfMemoryError:
@@ -51,6 +55,17 @@ def where_it_fits(measure: Callable[[torch.device], _Found], what: str) -> _Foun
         release_memory()
         logger.info("not enough memory for %s on %s; measuring on the CPU", what, device)
         return measure(torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def _shortage_told(to_do_what: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not (shortage := cpu_shortage(error)):
+            raise
+        remedy = "grow without the check (--no-verify, verify=False), or take a machine with more memory"
+        raise MemoryError(f"{shortage} {to_do_what}; {remedy}" if to_do_what else shortage) from error
 
 
 def accelerator() -> torch.device:
@@ -136,13 +151,16 @@ def _require_whole(loaded: Mapping[str, Any], where: str) -> None:
 
 
 # Some configs are valid by themselves, and the stock class fails when it is built or run, with what comes to its mind.
-def _config_told(folder: str) -> ReadingFromOutside:
-    return ReadingFromOutside(
+@contextlib.contextmanager
+def _config_told(folder: str) -> Iterator[None]:
+    told = ReadingFromOutside(
         str(Path(folder, CONFIG_NAME)) if folder else "the model's config",
         "the stock class does not run with it; correct it first",
         also=(RuntimeError, NameError, ImportError, StrictDataclassError),
         passing=(torch.OutOfMemoryError, torch.AcceleratorError),
     )
+    with told, _shortage_told():
+        yield
 
 
 class KeepFloat64(TorchFunctionMode):

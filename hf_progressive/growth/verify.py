@@ -122,6 +122,7 @@ def verify_growth(
         ValueError: `dtype` is neither of the two, a count not positive, a checkpoint is damaged or not of its config,
             the grown model knows fewer tokens or has a shorter context than its parent, logits are not finite, or
             there is a text and no tokenizer beside the parent, or no token in it.
+        MemoryError: The CPU's memory does not suffice for the models.
         torch.OutOfMemoryError: Beside a model in memory, the logits do not fit on its device.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel

@@ -28,6 +28,14 @@ def test_memory_that_does_not_suffice_is_one_line_with_a_remedy(capsys: pytest.C
     )
 
 
+def test_the_machines_memory_is_told_likewise(capsys: pytest.CaptureFixture[str]) -> None:
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
+    assert cli.execute(raising(error), argparse.Namespace(json=False)) == cli.EXIT_CHECK_FAILED
+    assert capsys.readouterr().err.startswith(
+        "hf-progressive: error: the machine's memory does not suffice: 4,096 bytes more were asked for; of a ladder,"
+    )
+
+
 def test_after_divergence_a_lower_rate_is_proposed(capsys: pytest.CaptureFixture[str]) -> None:
     error = FloatingPointError("step 3: the loss is not finite")
     assert cli.execute(raising(error), argparse.Namespace(json=False)) == cli.EXIT_CHECK_FAILED

@@ -1,6 +1,7 @@
 """The check of a growth against a comparison written out in the test, and its own limits."""
 
 import copy
+import errno
 import json
 import os
 import shutil
@@ -9,8 +10,10 @@ import weakref
 import pytest
 import torch
 from growth_checkpoints import gpt2, save, write_tensors
-from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, modeling_utils
 
+from hf_progressive import cli
+from hf_progressive.distributed.batching import cpu_shortage
 from hf_progressive.growth import GrowthCheck, grow_checkpoint, grow_model, stock_model, verify_growth
 from hf_progressive.growth import verify as verify_module
 from hf_progressive.growth.families import family_of
@@ -234,6 +237,51 @@ def test_what_a_device_raises_is_not_laid_to_the_config(monkeypatch, error):
     monkeypatch.setattr(mother, "forward", lambda **options: (_ for _ in ()).throw(error("of the device")))
     with pytest.raises(error, match="of the device"):
         stock_model.stock_logits(mother, torch.zeros(1, 4, dtype=torch.long))
+
+
+ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "429496729600 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (RuntimeError(ALLOCATOR), ": 429,496,729,600 bytes more were asked for"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 64 bytes."), ": 64 bytes more"),
+        (MemoryError(), " to load and run both models"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), " to load and run both models"),
+    ],
+)
+@pytest.mark.parametrize("where", ["from_pretrained", "forward"])
+def test_memory_that_does_not_suffice_is_not_laid_to_the_config(
+    parent, tmp_path, monkeypatch, capsys, where, error, asked
+):
+    def fail(*arguments, **options):
+        raise error
+
+    owner = stock_model.AutoModelForCausalLM if where == "from_pretrained" else GPT2LMHeadModel
+    monkeypatch.setattr(owner, where, fail)
+    remedy = r" to load and run both models; grow without the check \(--no-verify, verify=False\), or take a machine"
+    for run in (
+        lambda: verify_growth(parent, parent),
+        lambda: grow_checkpoint(parent, tmp_path / "c", {"n_layer": 3}),
+    ):
+        with pytest.raises(MemoryError, match=f"^the machine's memory does not suffice.*{remedy}") as raised:
+            run()
+        assert asked in str(raised.value)
+    assert not (tmp_path / "c").exists()
+    assert cli.main(["verify", str(parent), str(parent)]) == cli.EXIT_CHECK_FAILED
+    assert capsys.readouterr().err.splitlines()[-1] == f"hf-progressive: error: {raised.value}"
+
+
+def test_what_torch_raises_where_there_is_no_memory_is_known():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 46, dtype=torch.float32)
+    assert cpu_shortage(raised.value) == (
+        f"the machine's memory does not suffice: {1 << 48:,} bytes more were asked for"
+    )
 
 
 def test_a_folder_that_is_not_there_is_refused(parent, tmp_path):
