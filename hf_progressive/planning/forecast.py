@@ -10,6 +10,7 @@ from hf_progressive.planning.observations import Observation, observed
 from hf_progressive.records.study import StudyRecord
 
 _NOTHING_KNOWN = 10.0  # upper over lower end: from here on an interval decides nothing that anyone would buy by
+_NAMES = {"parameters": "size", "tokens_per_parameter": "tokens per parameter", "growth": "growth factor"}
 _FAR = 2.0  # times the largest size measured: from here on a prediction is called extrapolated
 
 
@@ -94,7 +95,15 @@ def forecast(studies: Sequence[StudyRecord], plan: LadderPlan) -> Forecast | Non
         parameters=last.parameters.total,
         tokens_per_parameter=at["tokens_per_parameter"],
         growth=at["growth"],
-        notes=(*_width(cost), *notes, *_distances(law, at), *_unfitted(law), *_seeds_alone(law), *_bounds(found)),
+        notes=(
+            *_width(cost),
+            *notes,
+            *_distances(law, at),
+            *_unfitted(law),
+            *_doubtful(law),
+            *_seeds_alone(law),
+            *_bounds(found),
+        ),
     )
 
 
@@ -147,9 +156,20 @@ def _bounds(found: Sequence[Observation]) -> list[str]:
     return notes
 
 
+def _doubtful(law: Law) -> list[str]:
+    found = [
+        f"{_NAMES[name]}, {law.exponents[name]:.2g}"
+        + ("" if (error := law.standard_errors[name]) is None else f" with a standard error of {error:.2g}")
+        for name in law.doubtful
+    ]
+    if not found:
+        return []
+    verb = "it counts" if len(found) == 1 else "they count"
+    return [f"not told from 0: the exponent of {' and of '.join(found)}; {verb} in the interval alone"]
+
+
 def _unfitted(law: Law) -> list[str]:
-    names = {"parameters": "size", "tokens_per_parameter": "tokens per parameter", "growth": "growth factor"}
-    missing = [names[name] for name in law.left_out]
+    missing = [_NAMES[name] for name in law.left_out]
     if not missing:
         return []
     return [

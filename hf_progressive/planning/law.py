@@ -14,6 +14,8 @@ interval is of its seeds, which `Law.of_seeds` says.
 
 Few studies tell several of these apart. An exponent is fitted where its quantity was measured at enough values, far
 enough apart; otherwise it is 0, and the interval of a prediction is as wide as if it had been fitted to what there is.
+An exponent that cannot be told from 0 makes the interval as wide as its own doubt, but counts as 0 in the expected
+value: three decades away a slope that is chance would make half of the price of it, or twice.
 
 This module imports neither torch nor transformers.
 """
@@ -101,6 +103,9 @@ class Law:
     standard_errors: dict[str, float | None]
     """Theirs; None where no degrees of freedom are left."""
 
+    expected: dict[str, float]
+    """The exponents that count in an expected value: fitted without those that cannot be told from 0."""
+
     left_out: dict[str, str]
     """Why an exponent was not fitted."""
 
@@ -139,13 +144,14 @@ class Law:
         at = {"parameters": parameters, "tokens_per_parameter": tokens_per_parameter, "growth": growth}
         shift = {name: math.log(at[name]) - self.centre[name] for name in VARIABLES}
         fitted = [name for name in VARIABLES if self.exponents[name] is not None]
-        mean = self.intercept + sum((self.exponents[name] or 0.0) * shift[name] for name in VARIABLES)
+        mean = self.intercept + sum(exponent * shift[name] for name, exponent in self.expected.items())
+        middle = self.intercept + sum((self.exponents[name] or 0.0) * shift[name] for name in VARIABLES)
         low = high = None
         if self.noise is not None:
             row = np.array([1.0, *(shift[name] for name in fitted)])
             unfitted = sum(shift[name] ** 2 / self._spread(name) for name in VARIABLES if name not in fitted)
             half = self._half_width(float(row @ self.covariance @ row), unfitted)
-            low, high = self._response(mean - half), self._response(mean + half)
+            low, high = self._response(min(middle - half, mean)), self._response(max(middle + half, mean))
         largest = max(observation.parameters for observation in self.observations)
         return Prediction(value=self._response(mean), low=low, high=high, factor=parameters / largest)
 
@@ -172,6 +178,13 @@ class Law:
     def _response(self, value: float) -> float:
         return math.exp(min(value, 700.0)) if self.response == "last_model_cost" else value
 
+    @property
+    def doubtful(self) -> list[str]:
+        """Exponents that were fitted and cannot be told from 0."""
+        return [
+            name for name, exponent in self.exponents.items() if exponent is not None and name not in self.expected
+        ]
+
     def held_out(self) -> HeldOut | None:
         """Predict the largest size from the others; None where there is one size only."""
         largest = max(observation.parameters for observation in self.observations)
@@ -196,6 +209,7 @@ class Law:
             "a": self.intercept,
             "exponents": dict(self.exponents),
             "standard_errors": dict(self.standard_errors),
+            "counted": dict(self.expected),
             "left_out": dict(self.left_out),
             "noise": self.noise,
             "degrees_of_freedom": self.degrees,
@@ -270,6 +284,7 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
     within = sum(float(((seeds - seeds.mean()) ** 2).sum()) for seeds in scattered)
     seed_noise = math.sqrt(within / seed_degrees) if seed_degrees else 0.0
     per_step = len(steps) / sum(1 / len(seeds) for seeds in steps)
+    expected = _told_from_zero({name: logs[name] - centre[name] for name in fitted}, values)
     of_seeds = degrees == 0 and seed_degrees > 0
     noise = math.sqrt(float(residuals @ residuals) / degrees) if degrees else None
     if of_seeds:
@@ -285,6 +300,7 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
         standard_errors={
             name: None if noise is None or name not in errors else noise * errors[name] for name in VARIABLES
         },
+        expected=expected,
         left_out=left_out,
         steps=len(steps),
         noise=noise,
@@ -295,6 +311,27 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
         seeds_per_step=per_step,
         covariance=covariance,
     )
+
+
+def _told_from_zero(columns: dict[str, Any], values: Any) -> dict[str, float]:
+    # Fits exponents, and again without the least certain one as long as its 95 % interval holds 0. Columns and values
+    # are of the same steps; columns have a mean of 0.
+    while columns:
+        design = np.stack([np.ones(len(values)), *columns.values()], axis=1)
+        covariance = np.linalg.inv(design.T @ design)
+        coefficients = covariance @ design.T @ values
+        residuals = values - design @ coefficients
+        degrees = len(values) - len(coefficients)
+        if degrees == 0:
+            return {}
+        noise = math.sqrt(float(residuals @ residuals) / degrees)
+        found = dict(zip(columns, coefficients[1:].tolist(), strict=True))
+        doubts = dict(zip(columns, (noise * np.sqrt(np.diagonal(covariance)[1:])).tolist(), strict=True))
+        least = min(columns, key=lambda name: abs(found[name]) - t_quantile(degrees) * doubts[name])
+        if abs(found[least]) > t_quantile(degrees) * doubts[least]:
+            return found
+        columns = {name: column for name, column in columns.items() if name != least}
+    return {}
 
 
 def _by_step(observations: Sequence[Observation]) -> list[list[Observation]]:

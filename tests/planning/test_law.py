@@ -68,8 +68,10 @@ def test_a_straight_line_through_three_sizes_by_hand():
     # Four times the middle size lies 2 l away: variance s² (1 + 1/3 + (2 l)² / (2 l²)); t of one degree is 12.7062.
     found = law.predict(parameters=4_000_000, tokens_per_parameter=12, growth=4)
     half = 12.7062 * deviation * math.sqrt(1 + 1 / 3 + 2)
-    assert math.log(found.low) == pytest.approx(math.log(found.value) - half)
-    assert math.log(found.high) == pytest.approx(math.log(found.value) + half)
+    line = math.log(A) + B * math.log(4)
+    assert math.log(found.low) == pytest.approx(line - half)
+    assert math.log(found.high) == pytest.approx(line + half)
+    assert found.value == pytest.approx(A)  # of one degree of freedom the slope cannot be told from 0
 
 
 def test_one_size_gives_its_mean_and_an_interval_that_widens_with_the_distance():
@@ -169,3 +171,40 @@ def test_the_committed_studies_are_read_and_none_counts_twice():
     assert law.to_dict()["measured"]["parameters"] == [373_760, 525_096]
     assert law.exponents["parameters"] is None  # sizes a factor 1.4 apart
     assert law.held_out().inside
+
+
+def test_an_exponent_that_may_be_0_widens_the_interval_and_leaves_the_expected_value():
+    # Four sizes whose noise is larger than what size does: of the slope's doubt, by hand, 2·√(Σ r² / 2 / Σ x²).
+    sizes, noises = (500_000, 1_000_000, 2_000_000, 4_000_000), (0.2, -0.25, 0.1, -0.05)
+    noisy = [measured(size, noise=noise) for size, noise in zip(sizes, noises, strict=True)]
+    law = fit(noisy)
+    logs = [math.log(item.last_model_cost) for item in noisy]
+    places, mean = [(2 * place - 3) * math.log(2) / 2 for place in range(4)], sum(logs) / 4
+    slope = sum(x * y for x, y in zip(places, logs, strict=True)) / sum(x * x for x in places)
+    left = sum((y - mean - slope * x) ** 2 for x, y in zip(places, logs, strict=True))
+    doubt = math.sqrt(left / 2 / sum(x * x for x in places))
+    assert abs(slope) < 4.3027 * doubt
+    assert (law.expected, law.doubtful) == ({}, ["parameters"])
+    assert law.exponents["parameters"] == pytest.approx(slope)
+    assert law.standard_errors["parameters"] == pytest.approx(doubt)
+    # Far away: the mean of what was measured, in an interval of the line and of its doubt.
+    found = law.predict(parameters=1e9, tokens_per_parameter=12, growth=4)
+    far = math.log(1000) - sum(math.log(size / 1e6) for size in sizes) / 4
+    half = 4.3027 * math.sqrt(left / 2 * (1 + 1 / 4) + (doubt * far) ** 2)
+    assert math.log(found.value) == pytest.approx(mean)
+    assert math.log(found.low) == pytest.approx(mean + slope * far - half)
+    assert math.log(found.high) == pytest.approx(mean + slope * far + half)
+
+
+def test_of_two_exponents_the_one_that_is_told_from_0_counts_alone():
+    noises = (0.01, -0.02, 0.015, -0.01, 0.02, -0.015, 0.005, -0.01, 0.015, 0.0, -0.02, 0.01)
+    law = fit(
+        [
+            measured(item.parameters, item.tokens_per_parameter, noise=noise + 0.07 * math.log(item.parameters / 1e6))
+            for item, noise in zip(GRID, noises, strict=True)
+        ]
+    )  # the noise takes away what size does
+    assert law.expected.keys() == {"tokens_per_parameter"}
+    assert law.doubtful == ["parameters"]
+    assert law.expected["tokens_per_parameter"] == pytest.approx(C, abs=0.05)
+    assert law.to_dict()["counted"] == law.expected
