@@ -152,8 +152,11 @@ def all_facts(study: dict[str, Any], facts: StudyFacts, text: str) -> Iterator[d
 
 
 def duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.1f} s" if seconds < 59.95 else f"{minutes // 60} h {minutes % 60} min"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    if seconds < 3599.5:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    return f"{round(seconds / 60) // 60} h {round(seconds / 60) % 60} min"
 
 
 def phi_facts(facts: StudyFacts) -> Iterator[dict[str, Any]]:

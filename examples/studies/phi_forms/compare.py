@@ -9,8 +9,9 @@ shorter child. Started twice on one folder (OMP_NUM_THREADS=1), the two share th
     python examples/studies/phi_forms/compare.py --output-dir runs/phi_forms \
         --set 'ladder.data.files=[books-train.parquet]' 'ladder.data.validation_files=[books-validation.parquet]'
 
-`--plan` says how many tokens it takes, and trains nothing: some 130 M in all; Llama's half took 150 minutes of a core
-of a machine at other work. `--studies` names one family alone. compared.json, beside this file, has Llama's.
+`--plan` says how many tokens it takes, and trains nothing: some 86 M in all. Llama's part, three quarters of them,
+took 150 minutes of a core of a machine at other work, GPT-2's 80. `--studies` names one family alone. compared.json
+has both.
 """
 
 import argparse
