@@ -3,8 +3,9 @@
     python examples/interoperability/users_tools.py --into docs/tools.md --gguf-converter FILE
 
 A small parent with random weights is grown in width and depth, and each tool's logits are compared with those of the
-stock class in float32. Every tool runs in a process of its own; one that is not installed, or fails, has
-a line that says so. What is installed decides which tools are tried:
+stock class in float32. Every tool runs in a process of its own. Where it fails, or is further off than LIMIT, it is
+tried on the parent too, which growth has no part in. tools.json, beside this file, has what the page is made of. What
+is installed decides which tools are tried:
 
     pip install ctranslate2 onnxruntime onnx onnxscript peft mergekit lm-eval
 
@@ -29,26 +30,47 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+         "max_position_embeddings": 64, "tie_word_embeddings": False}  # fmt: skip
+LARGE = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 96}
+GROUPED, MORE_GROUPED = {**SMALL, "num_key_value_heads": 2}, {**LARGE, "num_key_value_heads": 3}
+WINDOW = {"sliding_window": 16, "query_pre_attn_scalar": 8, "head_dim": 8, "tie_word_embeddings": True}
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpt2": (
         {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_ctx": 64},
         {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 96},
     ),
-    **{
-        family: (
-            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-             "head_dim": 8, "intermediate_size": 64, "max_position_embeddings": 64, "tie_word_embeddings": False},
-            {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
-             "intermediate_size": 96},
-        )
-        for family in ("llama", "qwen3")
-    },
+    "gpt_neox": (SMALL, LARGE),
+    "llama": (GROUPED, MORE_GROUPED),
+    "mistral": (GROUPED, MORE_GROUPED),
+    "qwen2": (GROUPED, MORE_GROUPED),
+    "qwen3": ({**GROUPED, "head_dim": 8}, MORE_GROUPED),
+    "gemma2": ({**GROUPED, **WINDOW}, MORE_GROUPED),
+    "gemma3_text": ({**GROUPED, **WINDOW}, MORE_GROUPED),
+    "olmo2": (
+        GROUPED,  # its norm of keys is over all key/value heads, which stay
+        {**LARGE, "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2},
+    ),
+    "phi3": (GROUPED, MORE_GROUPED),
+    "mixtral": ({**GROUPED, "num_local_experts": 4}, MORE_GROUPED),
+    "qwen3_moe": (
+        {**GROUPED, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+         "norm_topk_prob": True},
+        MORE_GROUPED,
+    ),
 }  # fmt: skip
 """Sizes of the parent, and of the child."""
 
+Outcome = dict[str, Any]
+"""Largest `difference` of logits, of one log-likelihood for lm-evaluation-harness, at a `scale`; or what is `said`."""
+
 VOCABULARY, LENGTH = 300, 24
+LIMIT = 1e-3
+"""Share of the scale from which on a difference is no rounding."""
 PAGE_WIDTH = 125
 MARK = "figure: "
+ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
+RECORD = Path(__file__).with_name("tools.json")
 CONVERT = """
 import os, runpy, sys
 sys.argv = sys.argv[1:]
@@ -61,7 +83,7 @@ TEXTS = ["the rung grows from the rung below, and what it knows it keeps", "a wo
 
 
 def build(family: str, folder: Path) -> Path:
-    """Write a parent with its tokenizer and grow it; returns the child's folder."""
+    """Write a parent with its tokenizer, folder/parent, and grow it; returns the child's folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -93,15 +115,30 @@ def stock(folder: Path) -> tuple[Any, Any, Any]:
         return model, tokens, model(input_ids=tokens).logits[0]
 
 
-def compared(found: Any, expected: Any) -> str:
+def compared(found: Any, expected: Any) -> Outcome:
     """Say how far two sets of logits are apart."""
     import torch
 
     difference = (torch.as_tensor(found).double() - expected.double()).abs().max().item()
-    return f"max \\|Δlogit\\| {difference:.1e} at a scale of {expected.abs().max().item():.2g}"
+    return {"difference": difference, "scale": expected.abs().max().item()}
 
 
-def ctranslate2(folder: Path, work: Path) -> str:
+def run_program(arguments: list[str]) -> None:
+    """Run Python with arguments; where that fails, its last error is this one's message."""
+    ran = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if ran.returncode:
+        raise RuntimeError(reason_in(ran.stderr))
+
+
+def reason_in(printed: str) -> str:
+    """Return the line of what a failed program printed that names its error, without colours and temporary folders."""
+    lines = re.sub(r"\x1b\[\d*m", "", printed).strip().splitlines()
+    named = [line for line in lines if ERROR.match(line)]
+    line = (named or lines or ["no reason given"])[-1].removeprefix("RuntimeError: ")
+    return re.sub(r"\S*/(grown|parent)\b", "CHECKPOINT", line.partition(" (supported configurations")[0])[:160]
+
+
+def ctranslate2(folder: Path, work: Path) -> Outcome:
     """Convert for CTranslate2 and compare."""
     import numpy as np
     from ctranslate2 import Generator
@@ -115,7 +152,7 @@ def ctranslate2(folder: Path, work: Path) -> str:
     return compared(logits, expected)
 
 
-def onnxruntime(folder: Path, work: Path) -> str:
+def onnxruntime(folder: Path, work: Path) -> Outcome:
     """Export with torch's exporter and compare in ONNX Runtime."""
     import torch
     from onnxruntime import InferenceSession
@@ -136,7 +173,7 @@ def onnxruntime(folder: Path, work: Path) -> str:
     return compared(logits[0], expected)
 
 
-def peft(folder: Path, work: Path) -> str:
+def peft(folder: Path, work: Path) -> Outcome:
     """Put an adapter on, move it, merge it, save and load the result."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -152,7 +189,7 @@ def peft(folder: Path, work: Path) -> str:
         return compared(merged(input_ids=tokens).logits[0], expected)
 
 
-def mergekit(folder: Path, work: Path) -> str:
+def mergekit(folder: Path, work: Path) -> Outcome:
     """Merge the checkpoint with a copy of itself, half and half."""
     _, _, expected = stock(folder)
     shutil.copytree(folder, work / "copy")  # mergekit refuses one model twice
@@ -162,12 +199,11 @@ def mergekit(folder: Path, work: Path) -> str:
         "dtype": "float32",
     }
     (work / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
-    program = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(work / "recipe.yaml"), str(work / "merged")]
-    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+    run_program(["-m", "mergekit.scripts.run_yaml", str(work / "recipe.yaml"), str(work / "merged")])
     return compared(stock(work / "merged")[2], expected)
 
 
-def lm_eval(folder: Path, work: Path) -> str:
+def lm_eval(folder: Path, work: Path) -> Outcome:
     """Let lm-evaluation-harness score a continuation, and compare with the stock class."""
     import torch
     from lm_eval.api.instance import Instance
@@ -184,21 +220,19 @@ def lm_eval(folder: Path, work: Path) -> str:
     with torch.no_grad():
         log_p = model(input_ids=torch.tensor([first + rest])).logits[0].log_softmax(-1)
     expected = sum(log_p[len(first) - 1 + i, token].item() for i, token in enumerate(rest))
-    return f"log-likelihood {found:.4f}, the stock class has {expected:.4f}"
+    return {"difference": abs(found - expected), "scale": abs(expected)}
 
 
-def gguf(folder: Path, work: Path) -> str:
+def gguf(folder: Path, work: Path) -> Outcome:
     """Convert with llama.cpp's script and read the result back with Transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
     converter = os.environ["GGUF_CONVERTER"]
     options = [str(folder), "--outtype", "f32", "--outfile", str(work / "model.gguf")]
-    ran = subprocess.run([sys.executable, "-c", CONVERT, converter, *options], capture_output=True, text=True)
-    if ran.returncode:
-        raise RuntimeError((ran.stderr.strip().splitlines() or ["no reason given"])[-1])
+    run_program(["-c", CONVERT, converter, *options])
     if other := misread(work / "model.gguf"):
-        return f"converts; Transformers reads it {other}"
+        return {"said": f"converts; Transformers reads it {other}"}
     _, tokens, expected = stock(folder)
     model = AutoModelForCausalLM.from_pretrained(work, gguf_file="model.gguf", dtype=torch.float32)
     with torch.no_grad():
@@ -223,7 +257,7 @@ def misread(path: Path) -> str:
     return ""
 
 
-TOOLS: dict[str, tuple[Callable[[Path, Path], str], str]] = {
+TOOLS: dict[str, tuple[Callable[[Path, Path], Outcome], str]] = {
     "CTranslate2": (ctranslate2, "ctranslate2"),
     "ONNX Runtime": (onnxruntime, "onnxruntime"),
     "PEFT, merged": (peft, "peft"),
@@ -234,63 +268,109 @@ TOOLS: dict[str, tuple[Callable[[Path, Path], str], str]] = {
 """Each tool's function, and its package."""
 
 
-def outcomes(tool: str, folders: list[Path]) -> list[str]:
+def outcomes(tool: str, folders: list[Path]) -> list[Outcome]:
     """Run a tool on checkpoints in a process of its own; returns each one's figure, or why there is none."""
     package = TOOLS[tool][1]
     try:
         version(package)
     except PackageNotFoundError:
-        return ["not installed"] * len(folders)
+        return [{"said": "not installed"}] * len(folders)
     if package == "gguf" and "GGUF_CONVERTER" not in os.environ:
-        return ["not tried: no --gguf-converter"] * len(folders)
-    found: list[str] = []
+        return [{"said": "not tried: no --gguf-converter"}] * len(folders)
+    found: list[Outcome] = []
     while len(found) < len(folders):  # after a failure the others go on in a new process
         rest = [str(folder) for folder in folders[len(found) :]]
         command = [sys.executable, __file__, "--tool", tool, "--folders", *rest]
         ran = subprocess.run(command, capture_output=True, text=True)
-        found += [line.removeprefix(MARK) for line in ran.stdout.splitlines() if line.startswith(MARK)]
+        found += [json.loads(line.removeprefix(MARK)) for line in ran.stdout.splitlines() if line.startswith(MARK)]
         if ran.returncode:
-            reason = (ran.stderr.strip().splitlines() or ["no reason given"])[-1]
-            found.append(f"fails: {reason[:160].replace('|', '/')}")
+            found.append({"said": f"fails: {reason_in(ran.stderr)}"})
     return found
 
 
-def table(results: dict[str, dict[str, str]]) -> str:
-    """Write the results, by tool and family, as a page."""
-    families = list(next(iter(results.values())))
-    lines = ["| tool | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
-    for tool, found in results.items():
-        name = tool
-        with contextlib.suppress(PackageNotFoundError):
-            name = f"{tool} {version(TOOLS[tool][1])}"
-        lines.append(f"| {name} | " + " | ".join(found.values()) + " |")
-    return "\n".join(lines) + "\n"
+def close(outcome: Outcome) -> bool:
+    """Tell whether a tool computed what the stock class does."""
+    return "difference" in outcome and outcome["difference"] <= LIMIT * outcome["scale"]
 
 
-def page(results: dict[str, dict[str, str]]) -> str:
+def measure(tool: str, grown: dict[str, Path]) -> dict[str, Outcome]:
+    """Run a tool on the grown checkpoint of each family, and on the parents of those that it cannot take."""
+    results = dict(zip(grown, outcomes(tool, [*grown.values()]), strict=True))
+    astray = [family for family, outcome in results.items() if not close(outcome)]
+    parents = outcomes(tool, [grown[family].parent / "parent" for family in astray])
+    for family, parent in zip(astray, parents, strict=True):
+        results[family] = {**results[family], "parent": parent}
+    return results
+
+
+def figure(outcome: Outcome) -> str:
+    """Write a figure, or what is said instead."""
+    if "said" in outcome:
+        return str(outcome["said"])
+    return f"{outcome['difference']:.1e} at {outcome['scale']:.2g}"
+
+
+def page(record: dict[str, Any]) -> str:
     """Write the whole page."""
+    versions, results = record["versions"], record["results"]
+    names = [f"{tool} {versions[tool]}" if tool in versions else tool for tool in results]
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    notes: dict[str, str] = {}
+    for family in next(iter(results.values())):
+        cells = [family]
+        for found in results.values():
+            outcome = found[family]
+            if close(outcome):
+                cells.append(figure(outcome))
+                continue
+            parent = outcome.get("parent", {"said": "was not tried"})
+            alike = figure(parent) == figure(outcome)
+            note = f"{figure(outcome)}; the parent{' alike' if alike else f': {figure(parent)}'}"
+            cells.append(f"({notes.setdefault(note, str(len(notes) + 1))})")
+        lines.append("| " + " | ".join(cells) + " |")
     return (
         "# Grown checkpoints in other tools\n\n"
         "<!-- Made by `python examples/interoperability/users_tools.py`. -->\n\n"
-        "A small parent of each family, with random weights, was grown in width and depth, and taken through\n"
-        "each tool. Logits are compared with those of the stock class in float32"
-        f" (Transformers {version('transformers')}).\n\n" + table(results) + about_gguf(results)
+        + textwrap.fill(
+            "A small parent of each family, with random weights, was grown in width and depth, and taken through each"
+            " tool. A figure is the largest difference of a logit from the stock class's in float32 (Transformers"
+            f" {versions['transformers']}), and how large logits are; for lm-evaluation-harness, of one"
+            " continuation's log-likelihood. What a number in brackets stands for is below the table, with what the"
+            " same tool makes of the parent, which was not grown.",
+            PAGE_WIDTH,
+            break_on_hyphens=False,
+        )
+        + "\n\n"
+        + "\n".join(lines)
+        + "\n\n"
+        + "".join(f"{number}. {note}\n" for note, number in notes.items())
+        + about_gguf(versions)
     )
 
 
-def about_gguf(results: dict[str, dict[str, str]]) -> str:
+def about_gguf(versions: dict[str, str]) -> str:
     """Write what stands below the table, where the GGUF converter was tried."""
-    if not (converter := os.environ.get("GGUF_CONVERTER")) or "GGUF converter" not in results:
+    if "llama-cpp-python" not in versions:
         return ""
-    found = re.search(r"llama_cpp_python-([\d.]+)", converter)
     text = (
         "llama.cpp's converter is no package of its own; the source package of `llama-cpp-python`"
-        f"{f' ({found[1]})' if found else ''} has it. It knows tokenizers by a digest and refuses one's own, so that"
+        f" ({versions['llama-cpp-python']}) has it. It knows tokenizers by a digest and refuses one's own, so that"
         " it was told GPT-2's way of cutting words. What it writes is read back by Transformers' reader of GGUF. Where"
         " that takes another size than the file's, it refuses the weights then; the file has the right one, and"
         " growth has no part in it."
     )
     return "\n" + textwrap.fill(text, PAGE_WIDTH, break_on_hyphens=False) + "\n"
+
+
+def installed(tools: list[str]) -> dict[str, str]:
+    """Return the versions of tools and of what they are compared by."""
+    found = {"transformers": version("transformers")}
+    for tool in tools:
+        with contextlib.suppress(PackageNotFoundError):
+            found[tool] = version(TOOLS[tool][1])
+    if of_converter := re.search(r"llama_cpp_python-([\d.]+)", os.environ.get("GGUF_CONVERTER", "")):
+        found["llama-cpp-python"] = of_converter[1]
+    return found
 
 
 def main() -> None:
@@ -306,7 +386,7 @@ def main() -> None:
     if options.tool:
         for checkpoint in options.folders:
             with tempfile.TemporaryDirectory() as work:
-                print(MARK + TOOLS[options.tool][0](checkpoint, Path(work)), flush=True)
+                print(MARK + json.dumps(TOOLS[options.tool][0](checkpoint, Path(work))), flush=True)
         return
     if options.into and {*options.families, *options.tools} != {*FAMILIES, *TOOLS}:
         parser.error("--into writes the whole page: leave out --families and --tools")
@@ -314,13 +394,17 @@ def main() -> None:
         os.environ["GGUF_CONVERTER"] = options.gguf_converter
     with tempfile.TemporaryDirectory() as folder:
         grown = {family: build(family, Path(folder) / family) for family in options.families}
-        results: dict[str, dict[str, str]] = {}
+        results: dict[str, dict[str, Outcome]] = {}
         for tool in options.tools:
-            results[tool] = dict(zip(grown, outcomes(tool, [*grown.values()]), strict=True))
-            print(table({tool: results[tool]}).splitlines()[-1], file=sys.stderr, flush=True)
+            results[tool] = measure(tool, grown)
+            print(
+                f"{tool}: {', '.join(f'{name} {figure(of)}' for name, of in results[tool].items())}", file=sys.stderr
+            )
+    record = {"versions": installed(options.tools), "results": results}
     if options.into:
-        options.into.write_text(page(results), encoding="utf-8")
-    print(json.dumps(results))
+        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        options.into.write_text(page(record), encoding="utf-8")
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":
