@@ -9,10 +9,8 @@ is installed decides which tools are tried:
 
     pip install ctranslate2 onnxruntime onnx onnxscript peft mergekit lm-eval
 
-The GGUF converter is no package: `--gguf-converter` names llama.cpp's `convert_hf_to_gguf.py`, which the sdist
-of `llama-cpp-python` holds under `vendor/llama.cpp`. It knows tokenizers by a digest of what they make of a text, and
-refuses those of one's own: it is told here that it has GPT-2's way of cutting words. What it writes is read back by
-Transformers, after a look at whether that takes the file's sizes for the model's.
+The GGUF converter is no package: `--gguf-converter` names llama.cpp's `convert_hf_to_gguf.py`, which the sdist of
+`llama-cpp-python` holds under `vendor/llama.cpp`. What is done for it the page's last paragraph says.
 """
 
 import argparse
@@ -36,28 +34,19 @@ LARGE = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "i
 GROUPED, MORE_GROUPED = {**SMALL, "num_key_value_heads": 2}, {**LARGE, "num_key_value_heads": 3}
 WINDOW = {"sliding_window": 16, "query_pre_attn_scalar": 8, "head_dim": 8, "tie_word_embeddings": True}
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "gpt2": (
-        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_ctx": 64},
-        {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 96},
-    ),
+    "gpt2": ({"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_ctx": 64},
+             {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 96}),
     "gpt_neox": (SMALL, LARGE),
-    "llama": (GROUPED, MORE_GROUPED),
-    "mistral": (GROUPED, MORE_GROUPED),
-    "qwen2": (GROUPED, MORE_GROUPED),
+    **dict.fromkeys(("llama", "mistral", "qwen2"), (GROUPED, MORE_GROUPED)),
     "qwen3": ({**GROUPED, "head_dim": 8}, MORE_GROUPED),
     "gemma2": ({**GROUPED, **WINDOW}, MORE_GROUPED),
     "gemma3_text": ({**GROUPED, **WINDOW}, MORE_GROUPED),
-    "olmo2": (
-        GROUPED,  # its norm of keys is over all key/value heads, which stay
-        {**LARGE, "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2},
-    ),
+    # OLMo 2's norm of keys is over all key/value heads, which stay.
+    "olmo2": (GROUPED, {**LARGE, "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2}),
     "phi3": (GROUPED, MORE_GROUPED),
     "mixtral": ({**GROUPED, "num_local_experts": 4}, MORE_GROUPED),
-    "qwen3_moe": (
-        {**GROUPED, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-         "norm_topk_prob": True},
-        MORE_GROUPED,
-    ),
+    "qwen3_moe": ({**GROUPED, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+                   "norm_topk_prob": True}, MORE_GROUPED),
 }  # fmt: skip
 """Sizes of the parent, and of the child."""
 
@@ -355,9 +344,8 @@ def about_gguf(versions: dict[str, str]) -> str:
     text = (
         "llama.cpp's converter is no package of its own; the source package of `llama-cpp-python`"
         f" ({versions['llama-cpp-python']}) has it. It knows tokenizers by a digest and refuses one's own, so that"
-        " it was told GPT-2's way of cutting words. What it writes is read back by Transformers' reader of GGUF. Where"
-        " that takes another size than the file's, it refuses the weights then; the file has the right one, and"
-        " growth has no part in it."
+        " it was told GPT-2's way of cutting words. What it writes is read back by Transformers' reader of GGUF."
+        " Where that takes another size than the file's, it refuses the weights; the file has the right one."
     )
     return "\n" + textwrap.fill(text, PAGE_WIDTH, break_on_hyphens=False) + "\n"
 
