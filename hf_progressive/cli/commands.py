@@ -305,15 +305,14 @@ def _preview_rung(folder: str, repo_id: str, **described: Any) -> "list[Publicat
 
 def core_command(options: argparse.Namespace) -> Outcome:
     """Evaluate a model on CORE."""
-    from transformers import AutoModelForCausalLM
-
     from hf_progressive.data.tokenizer import read_tokenizer
     from hf_progressive.distributed.processes import current_processes
     from hf_progressive.evaluation.core.evaluate import evaluate_core
+    from hf_progressive.growth.stock_model import load_whole
 
     state = current_processes()
     try:
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype)
+        model = load_whole(options.model, options.dtype)
     except OSError as error:
         raise OSError(f"{options.model}: {error}") from error
     result = evaluate_core(

@@ -116,6 +116,22 @@ def load_stock(
     return source if all(value.dtype == dtype for value in values) else copy.deepcopy(source).to(dtype), source.dtype
 
 
+def load_whole(place: str, dtype: torch.dtype | str) -> PreTrainedModel:
+    """Return a model of a folder or of the Hub as the stock class loads it, on the CPU.
+
+    Raises:
+        ValueError: Its weights are not its config's, of which the stock class draws at random what is missing; or the
+            class does not run with the config.
+        OSError: There is none at that place.
+    """
+    with _config_told(place):
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    _require_whole(loaded, place)
+    return model
+
+
 # What config.json chooses is for speed, may be of an accelerator that is not at hand, and may come from the Hub by a
 # client that waits long for it.
 def _choose_kernels(config: Any, path: Path) -> None:

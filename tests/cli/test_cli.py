@@ -172,6 +172,24 @@ def test_bad_input_is_one_line_and_exit_code_two(
     assert not (tmp_path / "child").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_layer": 3}, "parent: 12 tensors do not fit the config: transformer.h.2.attn.c_attn.bias is missing; "),
+        ({"n_positions": 32}, "transformer.wpe.weight has shape (16, 16), the config says (32, 16)"),
+        ({"_attn_implementation": "flash_attention_2"}, "the stock class does not run with it; correct it first"),
+    ],
+)
+def test_core_scores_no_layers_drawn_at_random(
+    parent: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], message: str
+) -> None:
+    path = parent / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert cli.main(["core", str(parent), "--bundle", "/nowhere"]) == cli.EXIT_BAD_INPUT
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-progressive: error:")]
+    assert message in line
+
+
 def test_an_unknown_option_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["plan", "ladder_tiny", "--outputdir", "x"])
