@@ -276,17 +276,15 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
         else:
             left_out[name] = reason
     scattered = [np.array([_value(seed, response) for seed in seeds]) for seeds in steps]
-    design, values = np.stack(columns, axis=1), np.array([float(seeds.mean()) for seeds in scattered])
-    covariance = np.linalg.inv(design.T @ design)
-    coefficients = covariance @ design.T @ values
-    residuals = values - design @ coefficients
+    values = np.array([float(seeds.mean()) for seeds in scattered])
+    coefficients, covariance, squares = _least_squares(columns, values)
     degrees, seed_degrees = len(values) - len(coefficients), len(observations) - len(steps)
     within = sum(float(((seeds - seeds.mean()) ** 2).sum()) for seeds in scattered)
     seed_noise = math.sqrt(within / seed_degrees) if seed_degrees else 0.0
     per_step = len(steps) / sum(1 / len(seeds) for seeds in steps)
     expected = _told_from_zero({name: logs[name] - centre[name] for name in fitted}, values)
     of_seeds = degrees == 0 and seed_degrees > 0
-    noise = math.sqrt(float(residuals @ residuals) / degrees) if degrees else None
+    noise = math.sqrt(squares / degrees) if degrees else None
     if of_seeds:
         degrees, noise = seed_degrees, seed_noise / math.sqrt(per_step)
     found = {name: float(coefficients[1 + place]) for place, name in enumerate(fitted)}
@@ -313,18 +311,24 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
     )
 
 
+def _least_squares(columns: Sequence[Any], values: Any) -> tuple[Any, Any, float]:
+    # Coefficients, their covariance in units of the noise's variance, and the sum of squared residuals.
+    design = np.stack(columns, axis=1)
+    covariance = np.linalg.inv(design.T @ design)
+    coefficients = covariance @ design.T @ values
+    residuals = values - design @ coefficients
+    return coefficients, covariance, float(residuals @ residuals)
+
+
 def _told_from_zero(columns: dict[str, Any], values: Any) -> dict[str, float]:
     # Fits exponents, and again without the least certain one as long as its 95 % interval holds 0. Columns and values
     # are of the same steps; columns have a mean of 0.
     while columns:
-        design = np.stack([np.ones(len(values)), *columns.values()], axis=1)
-        covariance = np.linalg.inv(design.T @ design)
-        coefficients = covariance @ design.T @ values
-        residuals = values - design @ coefficients
+        coefficients, covariance, squares = _least_squares([np.ones(len(values)), *columns.values()], values)
         degrees = len(values) - len(coefficients)
         if degrees == 0:
             return {}
-        noise = math.sqrt(float(residuals @ residuals) / degrees)
+        noise = math.sqrt(squares / degrees)
         found = dict(zip(columns, coefficients[1:].tolist(), strict=True))
         doubts = dict(zip(columns, (noise * np.sqrt(np.diagonal(covariance)[1:])).tolist(), strict=True))
         least = min(columns, key=lambda name: abs(found[name]) - t_quantile(degrees) * doubts[name])
