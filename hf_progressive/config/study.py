@@ -93,26 +93,34 @@ class RecipeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRatesConfig:
-    """Sweeps of peak learning rates on one rung and the first seed."""
+    """Sweeps of peak learning rates on one rung."""
 
     rates: tuple[LearningRate, ...] = ()
     """Rates of the baseline and of trunks, before anything else: each side then takes its best one on all seeds, the
     baseline that of its whole budget, a recipe that of its longest."""
 
+    seeds: tuple[_StudySeed, ...] | None = None
+    """Seeds on which these `rates` are tried; the best of a side has the lowest mean, and none on which training
+    failed is taken. None tries the first."""
+
     recipes: tuple[str, ...] | None = None
     """Recipes that are tried at these `rates`; the others take the first one's best. None tries all."""
 
     cold: tuple[LearningRate, ...] = ()
-    """Rates of the baseline, each on its whole budget."""
+    """Rates of the baseline, each on its whole budget of the first seed."""
 
     child: tuple[LearningRate, ...] = ()
-    """Rates of the headline recipe's child, each finished at the recipe's `parent_fraction`."""
+    """Rates of the headline recipe's child, each finished at the recipe's `parent_fraction`, of the first seed."""
 
     rung: str | None = None
     """The rung; None takes the first that is measured."""
 
     def __post_init__(self) -> None:
         require_in_range(self)
+        if self.seeds is not None:
+            require(bool(self.rates), "learning_rates.seeds: no rates are tried on them; list learning_rates.rates")
+            distinct = 0 < len(self.seeds) == len(set(self.seeds))
+            require(distinct, "learning_rates.seeds: give distinct seeds, or leave it out to try the first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +201,10 @@ class StudyConfig:
                     f"learning_rates.rates: the last rung of recipe {recipe.name!r} has a rate of its own, which none "
                     "of these would change; leave out inherited_learning_rate and the rung's training.learning_rate",
                 )
+        for seed in sweep.seeds or ():
+            require(
+                seed in self.seeds, f"learning_rates.seeds: {seed} is none of the study's seeds, {list(self.seeds)}"
+            )
         for name in sweep.recipes or ():
             require(name in names, f"learning_rates.recipes: there is no recipe {name!r}; {_nearest(name, names)}")
 
@@ -248,6 +260,11 @@ class StudyConfig:
     def _check_rung(self, name: str, where: str) -> None:
         known, kind = self.measured_rungs, "rung" if self.of_trunks else "grown rung"
         require(name in known, f"{where}: {name!r} is no {kind}; {_nearest(name, known)}")
+
+    @property
+    def seeds_of_rates(self) -> tuple[int, ...]:
+        """The seeds on which `learning_rates.rates` are tried."""
+        return self.learning_rates.seeds or self.seeds[:1]
 
     @property
     def of_trunks(self) -> bool:

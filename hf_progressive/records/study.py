@@ -111,6 +111,9 @@ class SweptRate(Record):
     recipe: str | None = None
     """The child's recipe; None for a baseline, and for the headline's."""
 
+    seed: Count | None = None
+    """The seed; None is the study's first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Headline(Record):
@@ -321,6 +324,11 @@ class StudyRecord(Record):
     def rates_tried(self) -> tuple[float, ...]:
         """The peak learning rates of which every side takes its best before anything else; none where it does not."""
         return tuple(self.config.others.get("learning_rates", {}).get("rates", ()))
+
+    @property
+    def seeds_of_rates(self) -> tuple[int, ...]:
+        """The seeds on which they were tried."""
+        return tuple(self.config.others.get("learning_rates", {}).get("seeds") or self.config.seeds[:1])
 
     @property
     def chooses_rates(self) -> bool:

@@ -1,7 +1,8 @@
 """Peak learning rates that a study tried on its baseline and its recipes, and where the best of each lies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from hf_progressive.records.study import FinishedRun, StudyRecord
@@ -20,13 +21,16 @@ class TriedSide:
     """The rung on which they were tried."""
 
     finished: dict[float, float]
-    """Bits per byte, by rate."""
+    """Bits per byte, by rate, the mean over the seeds."""
 
     failed: tuple[float, ...]
-    """Rates at which training failed."""
+    """Rates at which training failed, on one seed or more."""
+
+    done: int
+    """How many training runs are done, failed ones among them."""
 
     pending: int
-    """How many are not done yet."""
+    """How many are not done yet; their rates are in neither list."""
 
     @property
     def best(self) -> float | None:
@@ -50,19 +54,37 @@ def end_of_range(best: float, tried: Sequence[float]) -> End | None:
     return "lowest" if best == min(tried) else "highest"
 
 
+def means_and_failed(by_rate: Mapping[float, Sequence[float | None]]) -> tuple[dict[float, float], list[float]]:
+    """Return each rate's mean over its seeds, and the rates at which training failed on one seed or more, there None.
+
+    >>> means_and_failed({1e-3: [2.0, 2.5], 2e-3: [1.9, None]})
+    ({0.001: 2.25}, [0.002])
+    """
+    found = {rate: [bits for bits in seeds if bits is not None] for rate, seeds in by_rate.items()}
+    whole = {rate: fmean(bits) for rate, bits in found.items() if len(bits) == len(by_rate[rate])}
+    return whole, [rate for rate in by_rate if rate not in whole]
+
+
 def tried_sides(study: StudyRecord) -> list[TriedSide]:
     """Return the sides on which a study tried rates in order to choose among them; none where it did not."""
     rows = [row for row in study.learning_rates if study.rates_tried and (row.kind == "cold" or row.recipe)]
     sides = []
     for recipe in dict.fromkeys(row.recipe for row in rows):
         own = [row for row in rows if row.recipe == recipe]
-        done = [(row.learning_rate, row.point) for row in own if row.point is not None]
+        done = [row for row in own if row.point is not None]
+        pending = {row.learning_rate for row in own if row.point is None}
+        by_rate: dict[float, list[float | None]] = {}
+        for row in (row for row in done if row.learning_rate not in pending):
+            bits = row.point.bits_per_byte if isinstance(row.point, FinishedRun) else None
+            by_rate.setdefault(row.learning_rate, []).append(bits)
+        finished, failed = means_and_failed(by_rate)
         sides.append(
             TriedSide(
                 recipe=recipe,
                 rung=own[0].rung,
-                finished={rate: point.bits_per_byte for rate, point in done if isinstance(point, FinishedRun)},
-                failed=tuple(rate for rate, point in done if not isinstance(point, FinishedRun)),
+                finished=finished,
+                failed=tuple(failed),
+                done=len(done),
                 pending=len(own) - len(done),
             )
         )

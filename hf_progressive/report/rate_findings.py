@@ -13,7 +13,7 @@ def rate_sentences(study: StudyRecord) -> list[str]:
     if not sides:
         return _swept(study)
     if study.chooses_rates:
-        done = sum(len(side.finished) + len(side.failed) for side in sides)
+        done = sum(side.done for side in sides)
         return [
             f"{done} of {done + sum(side.pending for side in sides)} training runs that try peak learning rates are "
             "finished; costs follow when each side has its best."
@@ -45,15 +45,23 @@ def _not_tried(study: StudyRecord, sides: list[TriedSide]) -> list[str]:
 
 
 def _chosen(study: StudyRecord) -> str:
-    cost, first = study.last_model_cost, study.config.seeds[0]
-    others = [seed.value for seed in cost.by_seed if seed.seed != first] if cost else []
+    cost, chosen = study.last_model_cost, study.seeds_of_rates
+    others = [seed.value for seed in cost.by_seed if seed.seed not in chosen] if cost else []
+    one = len(chosen) == 1
     without = ""
     if others:
         seeds = "seed" if len(others) == 1 else "seeds"
-        without = f"; without it the last model costs {fmean(others):.2f} ({in_words(len(others))} {seeds})"
+        it = "it" if one else "them"
+        without = f"; without {it} the last model costs {fmean(others):.2f} ({in_words(len(others))} {seeds})"
+    on = "seed" if one else "seeds"
+    if not one or chosen[0] != study.config.seeds[0]:
+        on = f"{on} {join_names([str(seed) for seed in chosen])}"
+    else:
+        on = f"the first {on}"
+    counts = "that seed counts" if one else "by their means, and these count"
     return (
-        "Peak learning rates were chosen on the first seed, by the validation documents that everything is measured "
-        f"on; that seed counts in the means and intervals like the others{without}."
+        f"Peak learning rates were chosen on {on}, by the validation documents that everything is measured on; "
+        f"{counts} in the means and intervals like the others{without}."
     )
 
 

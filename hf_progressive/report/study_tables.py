@@ -117,15 +117,17 @@ def _difference(point: Difference | None) -> str:
 def rates_table(study: StudyRecord) -> Table:
     """Lay out the sweep of learning rates, a row per training run."""
     best = {side.recipe: side.best for side in tried_sides(study) if not side.pending}
+    several = len(study.seeds_of_rates) > 1
     rows = tuple(
         (
             f"{row.recipe or row.kind} {row.rung}",
             f"{row.learning_rate:g}",
+            *((str(row.seed),) if several else ()),
             f"{row.point.bits_per_byte:.4f}" if isinstance(row.point, FinishedRun) else "training failed",
             *(("best",) if best.get(row.recipe) == row.learning_rate else ("",) if study.rates_tried else ()),
         )
         for row in study.learning_rates
         if row.point is not None
     )
-    header = ("model", "peak rate", "bits per byte", *(("",) if study.rates_tried else ()))
-    return Table(header=header, rows=rows)
+    header = ("model", "peak rate", *(("seed",) if several else ()), "bits per byte")
+    return Table(header=(*header, *(("",) if study.rates_tried else ())), rows=rows)

@@ -1,6 +1,7 @@
 """The whole of a study, laid out before any compute: who needs which models, and in which order they are trained."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -266,32 +267,33 @@ class _Planner:
             yield "child", rate, self.child(recipe, index, seed, rate).finished(share)
 
     def _tried(self) -> Iterator[TriedRate]:
-        config, sweep, seed = self.config, self.config.learning_rates, self.config.seeds[0]
-        for rate in sweep.rates:
-            index = self.indices[sweep.rung or config.measured_rungs[0]]
-            models = [self.cold(index, seed, rate).finished(fraction) for fraction in config.cold_fractions]
-            yield TriedRate(recipe=None, learning_rate=rate, models=models[: config.cold_fractions.index(1.0) + 1])
-        for recipe in config.recipes:
-            if sweep.recipes is not None and recipe.name not in sweep.recipes:
-                continue
-            index = self.indices[sweep.rung or config.rungs_of(recipe)[0]]
+        config, sweep = self.config, self.config.learning_rates
+        recipes = [recipe for recipe in config.recipes if sweep.recipes is None or recipe.name in sweep.recipes]
+        for seed in config.seeds_of_rates:
             for rate in sweep.rates:
-                setup = self.child(recipe, index, seed, rate)
-                models = [setup.finished(fraction) for fraction in config.fractions_of(recipe)]
-                yield TriedRate(recipe=recipe.name, learning_rate=rate, models=models)
+                index = self.indices[sweep.rung or config.measured_rungs[0]]
+                models = [self.cold(index, seed, rate).finished(fraction) for fraction in config.cold_fractions]
+                models = models[: config.cold_fractions.index(1.0) + 1]
+                yield TriedRate(recipe=None, learning_rate=rate, seed=seed, models=models)
+            for recipe in recipes:
+                index = self.indices[sweep.rung or config.rungs_of(recipe)[0]]
+                for rate in sweep.rates:
+                    setup = self.child(recipe, index, seed, rate)
+                    models = [setup.finished(fraction) for fraction in config.fractions_of(recipe)]
+                    yield TriedRate(recipe=recipe.name, learning_rate=rate, seed=seed, models=models)
 
     def _members_of(self, trials: list[FinishedModel]) -> Iterator[Members]:
         # The members of stages at every rate that is tried: a stage whose members came later would be trained again.
-        sweep, seed = self.config.learning_rates, self.config.seeds[0]
+        config = self.config
         stages = {stage.name for model in trials for stage in model.initial.lineage}
-        for recipe in (recipe for recipe in self.config.recipes if recipe.members):
+        with_members = [recipe for recipe in config.recipes if recipe.members]
+        for recipe, seed in itertools.product(with_members, config.seeds_of_rates):
             if recipe.seeds is not None and seed not in recipe.seeds:
                 continue
-            for end in self.config.rungs_of(recipe):
-                for rate in sweep.rates:
-                    setup = self.child(recipe, self.indices[end], seed, rate)
-                    found = self._members(recipe, end, setup)
-                    yield from (entry for entry in found if entry.stage.name in stages)
+            for end, rate in itertools.product(config.rungs_of(recipe), config.learning_rates.rates):
+                setup = self.child(recipe, self.indices[end], seed, rate)
+                found = self._members(recipe, end, setup)
+                yield from (entry for entry in found if entry.stage.name in stages)
 
     def _members(self, recipe: RecipeConfig, end: str, setup: TrainingSetup) -> list[Members]:
         try:

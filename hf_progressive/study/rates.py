@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
-from hf_progressive.records.tried_rates import end_of_range
+from hf_progressive.records.tried_rates import end_of_range, means_and_failed
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.training.muon import muon_peak
 
@@ -16,13 +16,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TriedRate:
-    """One rate on one side."""
+    """One rate on one side and one seed."""
 
     recipe: str | None
     """The recipe; None for the baseline."""
 
     learning_rate: float
     """The peak."""
+
+    seed: int
+    """The seed."""
 
     models: list[FinishedModel]
     """Every length, the longest last: that one tells which rate is best, and the others follow at the best alone."""
@@ -56,20 +59,19 @@ def with_best_rates(
 ) -> StudyConfig:
     """Return a study in which baselines and every recipe have the best of the rates that were tried.
 
-    A recipe that none was tried on takes the first tried one's best. `result` gives a task's result by its name.
+    The best of a side has the lowest mean over the seeds on which it was tried. A recipe that none was tried on takes
+    the first tried one's best. `result` gives a task's result by its name.
 
     Raises:
-        ValueError: Nothing came of any rate on some side.
+        ValueError: On some side training failed at every rate, on one seed or more.
     """
     best: dict[str | None, float] = {}
     for side in dict.fromkeys(rate.recipe for rate in tried):
-        found, failed = {}, []
+        by_rate: dict[float, list[float | None]] = {}
         for rate in (rate for rate in tried if rate.recipe == side):
             given = result(rate.deciding.name) or {}
-            if "bits_per_byte" in given:
-                found[rate.learning_rate] = given["bits_per_byte"]
-            else:
-                failed.append(rate.learning_rate)
+            by_rate.setdefault(rate.learning_rate, []).append(given.get("bits_per_byte"))
+        found, failed = means_and_failed(by_rate)
         name = "the baseline" if side is None else f"recipe {side!r}"
         if not found:
             raise ValueError(f"learning_rates.rates: training failed at every rate of {name}; try lower ones")
@@ -77,7 +79,9 @@ def with_best_rates(
         at_end = end_of_range(best[side], [*found, *failed]) is not None
         note = ", which is the end of what was tried: widen learning_rates.rates" * at_end
         note += f"; training failed at {_listed(failed)}" if failed else ""
-        logger.info("%s: of the rates %s the best is %g%s", name, _listed(found), best[side], note)
+        count = len(next(iter(by_rate.values())))
+        over = f" in the mean over {count} seeds" if count > 1 else ""
+        logger.info("%s: of the rates %s the best is %g%s%s", name, _listed(found), best[side], over, note)
     first = next((side for side in best if side is not None), None)
     recipes = tuple(_at_rate(config, recipe, best.get(recipe.name, best[first])) for recipe in config.recipes)
     return dataclasses.replace(config, ladder=at_rate(config.ladder, best[None]), recipes=recipes)

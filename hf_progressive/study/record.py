@@ -57,7 +57,12 @@ def study_record(
         recipes=tuple(recipes),
         learning_rates=tuple(
             SweptRate(
-                kind=kind, rung=model.initial.rung.name, learning_rate=rate, point=results.record(model), recipe=recipe
+                kind=kind,
+                rung=model.initial.rung.name,
+                learning_rate=rate,
+                point=results.record(model),
+                recipe=recipe,
+                seed=model.initial.seed,
             )
             for kind, recipe, rate, model in _swept(plan)
         ),

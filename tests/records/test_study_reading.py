@@ -11,7 +11,7 @@ from hf_progressive.config.renamed import RENAMED
 from hf_progressive.records.study import FailedRun, StudyRecord, read_study
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
-LATER = {"last_model_cost": None, "trunk": [], "by_share": [], "recipe": None, "members": []}
+LATER = {"last_model_cost": None, "trunk": [], "by_share": [], "recipe": None, "members": [], "seed": None}
 """Keys that came later, and their defaults."""
 OLD_NAMES = {new: old for old, new in RENAMED.items()}
 

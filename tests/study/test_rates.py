@@ -80,6 +80,57 @@ def test_each_side_takes_its_best_rate_on_all_seeds(rates_matter: Path, corpus_f
     assert len(trained) == len(set(trained)) == record["runs"]
 
 
+def test_rates_are_chosen_by_their_mean_over_the_seeds_told(
+    monkeypatch: pytest.MonkeyPatch, corpus_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Bits per byte by seed and rate: the first seed alone would choose 1e-3, and a mean that leaves failures out 4e-3.
+    made_up = {0: {1e-3: 1.0, 2e-3: 1.1, 4e-3: 0.5}, 2: {1e-3: 2.0, 2e-3: 1.6, 4e-3: 0.0}}
+    monkeypatch.setattr(
+        study_pretence,
+        "bits_per_byte",
+        lambda model: made_up.get(model.initial.seed, {}).get(model.setup.learning_rate, 1.0),
+    )
+
+    def diverge(name: str) -> None:
+        if name in at_highest:
+            raise FloatingPointError("step 3: the loss is nan")
+
+    sweep = {"rates": RATES, "recipes": ["tried"], "seeds": [0, 2]}
+    config = trunk_study(corpus_file, recipes=RECIPES, seeds=[0, 1, 2], learning_rates=sweep)
+    data = prepare_corpus(config.ladder.data, config.ladder.model.context, tmp_path / "d")
+    tried = plan_study(config, data.fingerprint).tried
+    at_highest = {rate.deciding.name for rate in tried if rate.seed == 2 and rate.learning_rate == 4e-3}
+    assert len(at_highest) == 2
+    pretend(monkeypatch, tmp_path / "log", diverge)
+    with caplog.at_level("INFO", "hf_progressive.study.rates"):
+        record = run_study(config, tmp_path / "study")
+    assert [message for message in caplog.messages if message.startswith("the baseline")] == [
+        "the baseline: of the rates 0.001, 0.002 the best is 0.002 in the mean over 2 seeds; training failed at 0.004"
+    ]
+    assert record["config"]["ladder"]["training"]["learning_rate"] == 2e-3
+    assert {recipe["overrides"]["training.learning_rate"] for recipe in record["recipes"]} == {2e-3}
+    rows = [(row["seed"], row["kind"], row["learning_rate"]) for row in record["learning_rates"]]
+    assert rows == [(seed, kind, rate) for seed in (0, 2) for kind in ("cold", "child") for rate in RATES]
+    # What was tried on either seed is what the study goes on with: nothing is trained twice.
+    done = [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
+    trained = [name for name in done if "-fresh-" not in name and "-grown-" not in name]
+    assert len(trained) == len(set(trained)) == record["runs"] - len(at_highest)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        ({"rates": RATES, "seeds": [0, 7]}, "seeds: 7 is none of the study's seeds"),
+        ({"rates": RATES, "seeds": [0, 0]}, "seeds: give distinct seeds"),
+        ({"rates": RATES, "seeds": []}, "seeds: give distinct seeds"),
+        ({"cold": RATES, "seeds": [0]}, "seeds: no rates are tried on them"),
+    ],
+)
+def test_seeds_of_rates_that_mean_nothing_are_refused(corpus_file: Path, sweep: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"learning_rates.{said}"):
+        trunk_study(corpus_file, learning_rates=sweep)
+
+
 def test_a_study_set_to_its_best_rates_has_the_models_that_were_tried(corpus_file: Path) -> None:
     tried = plan_study(trunk_study(corpus_file, learning_rates={"rates": RATES}), "corpus").tried
     for rate in RATES:

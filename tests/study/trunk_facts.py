@@ -102,14 +102,37 @@ class TrunkFacts:
                 found |= {names: f"seed{'s' * (len(seeds) > 1)} {listed(seeds)}", mean: statistics.fmean(costs)}
         return found
 
+    def choice(self, step: Record) -> Record:
+        """On which seeds rates were chosen, and the mean cost of a step over the others."""
+        seeds = self.study["config"]["seeds"]
+        chosen = self.study["config"].get("learning_rates", {}).get("seeds") or seeds[:1]
+        pairs = zip(step["seed_names"], step["costs"], strict=True)
+        others = [cost for seed, cost in pairs if seed not in chosen]
+        many = len(chosen) > 1
+        count = {0: "", 1: "one seed", 2: "two seeds", 3: "three seeds", 5: "five seeds"}
+        return {
+            "chosen": f"seeds {listed(chosen)}" if many else "the first seed",
+            "these": "by their means, and these count" if many else "that seed counts",
+            "them": "them" if many else "it",
+            "others": count[len(others)],
+            "without": statistics.fmean(others) if others else None,
+        }
+
     def rates(self) -> dict[str, dict[float, float | None]]:
-        """Bits per byte of every rate that was tried, by side; None where training failed."""
-        tried: dict[str, dict[float, float | None]] = {}
+        """Bits per byte of every rate that was tried on all seeds, by side: the mean; None where training failed."""
+        tried: dict[str, dict[float, list[Record | None]]] = {}
         for row in self.study["learning_rates"]:
-            if row["point"] is not None and (row["kind"] == "cold" or row["recipe"]):
+            if row["kind"] == "cold" or row["recipe"]:
                 side = f"recipe “{row['recipe']}”" if row["recipe"] else "the baseline"
-                tried.setdefault(side, {})[row["learning_rate"]] = row["point"].get("bits_per_byte")
-        return tried
+                tried.setdefault(side, {}).setdefault(row["learning_rate"], []).append(row["point"])
+        found: dict[str, dict[float, float | None]] = {}
+        for side, by_rate in tried.items():
+            for rate, points in by_rate.items():
+                bits = [point["bits_per_byte"] for point in points if point and "bits_per_byte" in point]
+                if None not in points:
+                    whole = len(bits) == len(points)
+                    found.setdefault(side, {})[rate] = statistics.fmean(bits) if whole else None
+        return found
 
 
 def listed(seeds: list[int]) -> str:
