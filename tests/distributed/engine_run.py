@@ -1,8 +1,6 @@
 """One short training of a tiny GPT-2 with Φ, on whatever engine it is launched with; leaves what the tests compare."""
 
-import argparse
 import json
-import shutil
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +12,6 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
-from hf_progressive.distributed.processes import leave_processes
 from hf_progressive.penalty import InheritancePenalty, LoraPenalty
 from hf_progressive.training.parent_divergence import ParentDivergence
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
@@ -180,42 +177,3 @@ def train(output, *, batch, accumulation, form="phi", resume=False, fsdp=False, 
     if rank == 0:
         trained = {name: t.clone() for name, t in state.items() if form != "lora" or "lora_" in name}
         save_file(trained, output / "weights.safetensors")
-
-
-def main():
-    """Train with and, where it matters, without accumulation, then again from the checkpoint in the middle."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--fsdp", action="store_true")
-    parser.add_argument("--on-device", action="store_true", help="train on the accelerator")
-    parser.add_argument("--muon", action="store_true", help="train with Muon beside AdamW")
-    parser.add_argument("--proximal", action="store_true", help="let Φ act after the optimizer's step")
-    parser.add_argument("--forms", action="store_true", help="hold LoRA's products, and predictions")
-    options = parser.parse_args()
-    common = {"fsdp": options.fsdp, "use_cpu": not options.on_device, **(MUON if options.muon else {})}
-    if options.proximal:
-        common |= PROXIMAL
-    if options.forms:
-        train_forms(options.output, **common)
-        return
-    train(options.output / "plain", batch=4, accumulation=1, save_strategy="steps", save_steps=2, **common)
-    if not options.proximal:  # which happens after the accumulation
-        train(options.output / "accumulated", batch=2, accumulation=2, **common)
-    resumed = options.output / "resumed"
-    if PartialState().is_main_process:
-        shutil.copytree(options.output / "plain" / "checkpoint-2", resumed / "checkpoint-2")
-    PartialState().wait_for_everyone()
-    train(resumed, batch=4, accumulation=1, resume=True, **common)
-    leave_processes()
-
-
-def train_forms(output, **common):
-    """Train under the other forms, with and without accumulation."""
-    for form in ("lora", "divergence"):
-        train(output / f"{form}-plain", batch=4, accumulation=1, form=form, **DAMPED, **common)
-        train(output / f"{form}-accumulated", batch=2, accumulation=2, form=form, **DAMPED, **common)
-    leave_processes()
-
-
-if __name__ == "__main__":
-    main()

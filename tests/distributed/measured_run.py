@@ -1,16 +1,14 @@
 """One measurement of a checkpoint, without training before it, on whatever engine it is launched with."""
 
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import engine_run
 from accelerate import PartialState
 
 from hf_progressive.config import TrainingConfig
 from hf_progressive.data.blocks import as_block
-from hf_progressive.distributed.processes import leave_processes
 from hf_progressive.training import measurement
 from hf_progressive.training.training_run import TrainingRun
 
@@ -29,15 +27,13 @@ def measure(folder, checkpoint):
     return found
 
 
-def arguments_then_pretence(*args, build=measurement.training_arguments):
+def pretend_after_arguments():
     """Arguments choose the processes' backend, which is a CPU's; the trainer then finds an accelerator."""
-    arguments = build(*args)
-    engine_run.pretend_to_be_on_an_accelerator()
-    return arguments
+    build = measurement.training_arguments
 
+    def arguments_then_pretence(*args):
+        arguments = build(*args)
+        engine_run.pretend_to_be_on_an_accelerator()
+        return arguments
 
-if __name__ == "__main__":
-    if "--fsdp" in sys.argv:
-        measurement.training_arguments = arguments_then_pretence
-    measure(Path(sys.argv[1]), Path(sys.argv[1]) / "checkpoint")
-    leave_processes()
+    return mock.patch.object(measurement, "training_arguments", arguments_then_pretence)

@@ -1,17 +1,12 @@
 """A short training of a grown layer alone, on whatever engine it is launched with; leaves the weights."""
 
-import argparse
 import json
-import shutil
-from pathlib import Path
 
-from accelerate import PartialState
 from engine_run import Blocks, build_model, pretend_to_be_on_an_accelerator
 from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel
 
 from hf_progressive import frozen_after_growth, grow_checkpoint
-from hf_progressive.distributed.processes import leave_processes
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 
@@ -38,22 +33,3 @@ def train(child, output, *, batch, resume=False, fsdp=False, **changes):
         kind = {"engine": str(trainer.accelerator.distributed_type), "processes": arguments.world_size}
         (output / "result-0.json").write_text(json.dumps(kind))
         save_file({name: tensor.clone() for name, tensor in state.items()}, output / "weights.safetensors")
-
-
-def main():
-    """Train, then again from the checkpoint in the middle."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--fsdp", action="store_true")
-    options = parser.parse_args()
-    child, resumed = options.output / "child", options.output / "resumed"
-    train(child, options.output / "plain", batch=4, fsdp=options.fsdp, save_strategy="steps", save_steps=2)
-    if PartialState().is_main_process:
-        shutil.copytree(options.output / "plain" / "checkpoint-2", resumed / "checkpoint-2")
-    PartialState().wait_for_everyone()
-    train(child, resumed, batch=4, fsdp=options.fsdp, resume=True)
-    leave_processes()
-
-
-if __name__ == "__main__":
-    main()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import engine_run
+import engine_works
 import measured_run
 import new_layer_run
 import pytest
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
-SCRIPT = Path(engine_run.__file__)
+SCRIPT = Path(engine_works.__file__)
 
 ENGINES = {
     # config → the engine that must have run, whether it divides the anchor
@@ -24,6 +25,9 @@ ENGINES = {
     "deepspeed_zero3": ("DistributedType.DEEPSPEED", True),
     "fsdp2": ("DistributedType.FSDP", True),
 }
+WORKS = {engine: ["measured", "phi", "proximal", "lora", "divergence"] for engine in ENGINES}
+WORKS["ddp"] += ["muon"]
+WORKS["fsdp2"] += ["muon", "new_layer"]
 COMPARED = ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/grad_ratio", "phi/lambda")
 
 
@@ -40,12 +44,12 @@ def read(folder):
     return result, load_file(folder / "weights.safetensors")
 
 
-def launch(engine, folder, *options, script=SCRIPT):
+def launch(engine, folder, works):
     """Two CPU processes with the engine's own configuration; only what a CPU cannot do is overridden."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{engine}.yaml"),
         "--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0",
-        str(script), str(folder), *options,
+        str(SCRIPT), str(folder), *works,
     ]  # fmt: skip
     if engine == "fsdp2":
         command.append("--fsdp")
@@ -54,46 +58,73 @@ def launch(engine, folder, *options, script=SCRIPT):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=[] if name == "ddp" else [pytest.mark.slow]) for name in ENGINES]
-)
-def test_two_processes_train_as_one(engine, alone, tmp_path):
+@pytest.fixture(scope="module", params=ENGINES)
+def launched(request, tmp_path_factory):
+    """An engine, and the folder with all that its two processes did in one launch."""
+    engine = request.param
+    for needed in ("peft", *(["deepspeed"] if engine.startswith("deepspeed") else [])):
+        pytest.importorskip(needed)
+    folder = tmp_path_factory.mktemp(engine)
+    engine_run.build_model().save_pretrained(folder / "measured" / "checkpoint")
+    if "new_layer" in WORKS[engine]:
+        new_layer_run.grow(folder / "new_layer")
+    launch(engine, folder, WORKS[engine])
+    return engine, folder
+
+
+def test_two_processes_train_as_one(alone, tmp_path):
     """8 × 1 on one process, 4 × 1 and 2 × 2 on two: loss, gradient norm, Φ and weights to float32 rounding."""
-    if engine.startswith("deepspeed"):
-        pytest.importorskip("deepspeed")
-    launch(engine, tmp_path)
+    launch("ddp", tmp_path, ["phi"])
+    assert_trained_as_one("ddp", tmp_path / "phi", alone)
+
+
+@pytest.mark.slow
+def test_two_processes_of_any_engine_train_as_one(launched, alone):
+    engine, folder = launched
+    assert_trained_as_one(engine, folder / "phi", alone)
+
+
+def assert_trained_as_one(engine, folder, alone):
     expected, expected_weights = alone
     kind, divides = ENGINES[engine]
     for case in ("plain", "accumulated"):
-        result, weights = read(tmp_path / case)
+        result, weights = read(folder / case)
         assert (result["engine"], result["processes"]) == (kind, 2)
         for key in COMPARED:
             assert result[key] == pytest.approx(expected[key], rel=2e-6, abs=1e-7), (case, key)
         torch.testing.assert_close(weights, expected_weights, rtol=0, atol=2e-6)
-        ranks = [json.loads((tmp_path / case / f"result-{rank}.json").read_text()) for rank in (0, 1)]
+        ranks = [json.loads((folder / case / f"result-{rank}.json").read_text()) for rank in (0, 1)]
         assert_memory(ranks, expected, divides=divides)
-    _, weights = read(tmp_path / "plain")
-    _, resumed = read(tmp_path / "resumed")
+    assert_resumed(folder)
+
+
+def assert_resumed(folder):
+    """From the middle, to the same bits."""
+    _, weights = read(folder / "plain")
+    _, resumed = read(folder / "resumed")
     torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
 
 
+@pytest.fixture(scope="module")
+def alone_proximal(tmp_path_factory):
+    """One process, Φ after the optimizer's step."""
+    folder = tmp_path_factory.mktemp("proximal")
+    engine_run.train(folder, batch=8, accumulation=1, **engine_run.PROXIMAL)
+    return read(folder)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_take_the_proximal_step_as_one(engine, tmp_path):
+def test_two_processes_take_the_proximal_step_as_one(launched, alone_proximal):
     """Two groups of parameters, one without weight decay: ZeRO steps its master weights group by group."""
-    if engine.startswith("deepspeed"):
-        pytest.importorskip("deepspeed")
-    engine_run.train(tmp_path / "alone", batch=8, accumulation=1, **engine_run.PROXIMAL)
-    launch(engine, tmp_path, "--proximal")
-    expected, expected_weights = read(tmp_path / "alone")
+    engine, folder = launched
+    expected, expected_weights = alone_proximal
     assert expected["phi/moved_ratio"][0] > 0.2
-    result, weights = read(tmp_path / "plain")
+    result, weights = read(folder / "proximal" / "plain")
     assert (result["engine"], result["processes"]) == (ENGINES[engine][0], 2)
     for key in ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/moved_ratio", "phi/lambda"):
         assert result[key] == pytest.approx(expected[key], rel=5e-6, abs=1e-7), key
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=2e-6)
-    _, resumed = read(tmp_path / "resumed")
-    torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
+    assert_resumed(folder / "proximal")
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +137,14 @@ def alone_by_form(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_hold_adapters_and_predictions_as_one(engine, alone_by_form, tmp_path):
+def test_two_processes_hold_adapters_and_predictions_as_one(launched, alone_by_form):
     """Also where the parent is loaded under ZeRO-3, or by one process for all under FSDP2."""
-    pytest.importorskip("peft")
-    if engine.startswith("deepspeed"):
-        pytest.importorskip("deepspeed")
-    launch(engine, tmp_path, "--forms")
+    engine, folder = launched
     for form, (expected, expected_weights) in alone_by_form.items():
         of_form = ("phi/ewc", "phi/grad_ratio") if form == "lora" else ("phi/divergence",)
         assert max(expected[of_form[0]]) > 0.1
         for case in ("plain", "accumulated"):
-            result, weights = read(tmp_path / f"{form}-{case}")
+            result, weights = read(folder / form / case)
             assert (result["engine"], result["processes"]) == (ENGINES[engine][0], 2)
             for key in ("loss", "grad_norm", *of_form):
                 assert result[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), (form, case, key)
@@ -125,51 +152,44 @@ def test_two_processes_hold_adapters_and_predictions_as_one(engine, alone_by_for
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_two_processes_train_with_muon_as_one(engine, tmp_path):
+@pytest.mark.parametrize("launched", [engine for engine in ENGINES if "muon" in WORKS[engine]], indirect=True)
+def test_two_processes_train_with_muon_as_one(launched, tmp_path):
     """GPT-2's fused matrices, sharded across their parts: weights to rounding, resumed ones to the bit."""
+    engine, folder = launched
     engine_run.train(tmp_path / "alone", batch=8, accumulation=1, **engine_run.MUON)
-    launch(engine, tmp_path, "--muon")
     expected, expected_weights = read(tmp_path / "alone")
     for case in ("plain", "accumulated"):
-        result, weights = read(tmp_path / case)
+        result, weights = read(folder / "muon" / case)
         assert (result["engine"], result["processes"]) == (ENGINES[engine][0], 2)
         for key in COMPARED:
             assert result[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), (case, key)
         torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-5)
-    _, weights = read(tmp_path / "plain")
-    _, resumed = read(tmp_path / "resumed")
-    torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
+    assert_resumed(folder / "muon")
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_new_layer_alone_as_one(tmp_path):
+@pytest.mark.parametrize("launched", [engine for engine in ENGINES if "new_layer" in WORKS[engine]], indirect=True)
+def test_two_processes_train_a_new_layer_alone_as_one(launched, tmp_path):
     """Under FSDP 2, which divides what is frozen too: old layers keep their bits, and resuming those of the new."""
-    new_layer_run.grow(tmp_path)
-    new_layer_run.train(tmp_path / "child", tmp_path / "alone", batch=8)
-    launch("fsdp2", tmp_path, script=new_layer_run.__file__)
+    engine, folder = launched
+    child = folder / "new_layer" / "child"
+    new_layer_run.train(child, tmp_path / "alone", batch=8)
     _, expected = read(tmp_path / "alone")
-    result, weights = read(tmp_path / "plain")
-    assert (result["engine"], result["processes"]) == (ENGINES["fsdp2"][0], 2)
-    for name, tensor in load_file(tmp_path / "child" / "model.safetensors").items():
+    result, weights = read(folder / "new_layer" / "plain")
+    assert (result["engine"], result["processes"]) == (ENGINES[engine][0], 2)
+    for name, tensor in load_file(child / "model.safetensors").items():
         assert torch.equal(tensor, weights[name]) != name.startswith("transformer.h.2."), name
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-5)
-    _, resumed = read(tmp_path / "resumed")
-    torch.testing.assert_close(resumed, weights, rtol=0, atol=0)
+    assert_resumed(folder / "new_layer")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_measure_a_checkpoint_as_one(engine, tmp_path):
+def test_two_processes_measure_a_checkpoint_as_one(launched, tmp_path):
     """As a member by average is, with a trainer that has not trained."""
-    if engine.startswith("deepspeed"):
-        pytest.importorskip("deepspeed")
-    checkpoint = tmp_path / "checkpoint"
-    engine_run.build_model().save_pretrained(checkpoint)
-    expected = measured_run.measure(tmp_path, checkpoint)
-    launch(engine, tmp_path, script=Path(measured_run.__file__))
+    _, folder = launched
+    expected = measured_run.measure(tmp_path, folder / "measured" / "checkpoint")
     for rank in (0, 1):
-        found = json.loads((tmp_path / f"measured-{rank}.json").read_text())
+        found = json.loads((folder / "measured" / f"measured-{rank}.json").read_text())
         assert found["loss"] == pytest.approx(expected.loss, rel=1e-6)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 TESTS = Path(__file__).parents[1]
 CONFIGS = TESTS.parent / "configs" / "accelerate"
-SCRIPT = TESTS / "distributed" / "engine_run.py"
+SCRIPT = TESTS / "distributed" / "engine_works.py"
 COMPARED = ("loss", "grad_norm", "phi/ewc", "phi/subspace", "phi/grad_ratio", "phi/lambda")
 TIMEOUT_SECONDS = 90
 ENGINES = {
@@ -54,7 +54,7 @@ def test_an_engine_on_one_device_trains_as_a_process_alone(engine, cuda, tmp_pat
     launch = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{engine}.yaml"),
         "--num_processes", "1", "--mixed_precision", "no", "--main_process_port", "0",
-        str(SCRIPT), str(tmp_path), "--on-device",
+        str(SCRIPT), str(tmp_path), "phi", "--on-device",
     ]  # fmt: skip
     divided = started(launch)
     alone = started([sys.executable, "-c", ALONE, str(SCRIPT.parent), str(tmp_path / "alone")])
@@ -63,11 +63,11 @@ def test_an_engine_on_one_device_trains_as_a_process_alone(engine, cuda, tmp_pat
     expected, expected_weights = read(tmp_path / "alone")
     assert expected["engine"] == "DistributedType.NO"
     for case in ("plain", "accumulated"):
-        result, weights = read(tmp_path / case)
+        result, weights = read(tmp_path / "phi" / case)
         assert (result["engine"], result["processes"]) == (ENGINES[engine], 1)
         for key in COMPARED:
             assert result[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), (case, key)
         torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-5)
-    _, weights = read(tmp_path / "plain")
-    _, resumed = read(tmp_path / "resumed")
+    _, weights = read(tmp_path / "phi" / "plain")
+    _, resumed = read(tmp_path / "phi" / "resumed")
     torch.testing.assert_close(resumed, weights, rtol=0, atol=1e-6)
