@@ -58,6 +58,11 @@ def divide(model):
     return fully_shard(model, mesh=mesh)
 
 
+def in_two_processes(work, folder):
+    """Each forked from this one, which has imported everything."""
+    multiprocessing.start_processes(work, (str(folder),), nprocs=WORLD, start_method="fork")
+
+
 def estimate_in_process(rank, folder):
     """What each process does; the first leaves what the tests read."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
@@ -129,7 +134,7 @@ def estimate_under_zero(rank, folder):
 @pytest.mark.slow
 def test_zero_3_estimates_what_one_process_does(tmp_path):
     pytest.importorskip("deepspeed")
-    multiprocessing.spawn(estimate_under_zero, (str(tmp_path),), nprocs=WORLD)
+    in_two_processes(estimate_under_zero, tmp_path)
     results = torch.load(tmp_path / "results.pt")
     for name in CONFIGS:
         model = build(name).float()
@@ -146,7 +151,7 @@ def test_zero_3_estimates_what_one_process_does(tmp_path):
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(estimate_in_process, (str(folder),), nprocs=WORLD)
+    in_two_processes(estimate_in_process, folder)
     return folder, torch.load(folder / "results.pt")
 
 
