@@ -49,6 +49,7 @@ def arguments(parents: Path, run: Path, revision: str | None, *options: str) -> 
     return [str(parents / "ladder.yaml"), "--output-dir", str(run), "--json", "--set", *settings]
 
 
+@pytest.mark.slow
 def test_a_ladder_goes_on_from_a_published_rung(
     parents: Path, published: tuple[HubServer, str], client: HubClient, tmp_path: Path
 ) -> None:

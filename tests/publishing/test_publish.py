@@ -208,10 +208,11 @@ def test_faults_are_survived(
     [
         ({}, 0, [("status", "POST", "/v1/xorbs/", {}), ("cut", "POST", "/v2/shards", {})]),
         (LFS, 0, [("cut", "PUT", "/storage/", {"after_bytes": 20_000}), ("status", "POST", "/lfs/objects", {})]),
-        (
+        pytest.param(
             LFS,
             100_000,
             [("cut", "PUT", "/storage/.*/2", {"after_bytes": 20_000}), ("status", "POST", "/complete", {})],
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["xet", "lfs", "lfs in parts"],
@@ -240,6 +241,7 @@ def _assert_published(server: HubServer, final: Path, repo_id: str) -> None:
     assert server.storage.repository(repo_id)["tags"][expected.tag] == server.storage.head(repo_id)
 
 
+@pytest.mark.slow
 def test_killed_upload_leaves_the_old_state_and_is_finished_later(
     server: HubServer, client: HubClient, run_dir: Path
 ) -> None:
