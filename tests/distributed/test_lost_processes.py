@@ -39,7 +39,7 @@ def two_processes(work: Work, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for one in processes:
         one.start()
     for one in processes:
-        one.join(timeout=40)
+        one.join(timeout=120)
     codes = [one.exitcode for one in processes]
     for one in processes:
         one.kill()

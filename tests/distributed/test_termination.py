@@ -45,7 +45,7 @@ def told(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)  # from the launcher and to the whole group: twice is no more than once
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
 
@@ -57,7 +57,7 @@ def test_it_ends_in_order(tmp_path: Path) -> None:
 def test_it_ends_soon_where_python_waits(tmp_path: Path) -> None:
     began = time.monotonic()
     assert told(start(WAITS_IN_C)) == (EXIT_CODE, "", "")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 def test_it_ends_at_once_while_modules_are_imported(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_it_ends_at_once_while_modules_are_imported(tmp_path: Path) -> None:
 
 def test_a_childs_end_is_not_its_parents() -> None:
     process = start(HAS_A_CHILD)
-    assert process.communicate(timeout=20) == ("went on\n", "")
+    assert process.communicate(timeout=120) == ("went on\n", "")
     assert process.returncode == 0
 
 
@@ -80,4 +80,4 @@ def test_where_the_signal_has_a_meaning_already_it_keeps_it(meaning: str) -> Non
         assert signal.getsignal(signal.SIGTERM) is {meaning}
     signal.signal(signal.SIGTERM, signal.SIG_DFL)"""
     process = start(body)
-    assert process.communicate(timeout=20) == ("went on\n", "")
+    assert process.communicate(timeout=120) == ("went on\n", "")
