@@ -99,7 +99,7 @@ def test_a_step_is_its_micro_batches_and_one_step_of_the_optimizer():
 
 
 def test_a_plan_is_measured_on_this_machine_and_leaves_nothing_behind(capsys, tmp_path):
-    words = ["plan", "ladder_tiny", "--measure", "1", "--output-dir", str(tmp_path / "run"), "--json"]
+    words = ["plan", "ladder_tiny", "--measure", "30", "--output-dir", str(tmp_path / "run"), "--json"]
     assert cli.main(words) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert os.listdir(tmp_path) == []
