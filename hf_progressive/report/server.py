@@ -17,6 +17,7 @@ from hf_progressive.records.run_progress import PROGRESS_NAME, read_progress
 from hf_progressive.records.study import read_study
 from hf_progressive.report.ladder_page import ladder_report
 from hf_progressive.report.page import Page, draw_figures, page_text
+from hf_progressive.report.report import holds_study
 from hf_progressive.report.speed_tables import PLAN_NAME
 from hf_progressive.report.study_page import study_report
 
@@ -33,7 +34,7 @@ class ServedReport:
     """The page of a run's or a study's folder as its records are now."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder, self._is_study = Path(folder), (Path(folder) / "study.json").is_file()
+        self._folder, self._is_study = Path(folder), holds_study(folder)
         self._lock = threading.Lock()
         self._seen: object = None
         self._drawn: object = None

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from hf_progressive.records.study import StudyRecord, read_study
+from hf_progressive.report.report import holds_study
 from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_tables import phi_table, steps_table
 from hf_progressive.storage import atomic_file, visible
@@ -29,6 +30,10 @@ def study_section(study: StudyRecord) -> str:
 def write_section(study_dir: str | os.PathLike[str], document: str | os.PathLike[str]) -> None:
     """Put a study's result into a document, in place of what stands between its two marks."""
     path = Path(document)
+    if not holds_study(study_dir):
+        raise ValueError(
+            f"{study_dir}: holds a ladder, and a document takes the result of a study; give a study's folder"
+        )
     section, text = visible(study_section(read_study(Path(study_dir)))), path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)

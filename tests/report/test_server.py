@@ -152,7 +152,7 @@ def test_a_port_that_is_taken_is_one_line(server: Any, capsys: pytest.CaptureFix
         assert cli.main(["report", str(folder), *arguments]) == 2
         assert capsys.readouterr().err.startswith(f"hf-progressive: error: {line}")
     assert cli.main(["report", str(folder / "none"), "--serve"]) == 2
-    assert "none: holds no ladder.json" in capsys.readouterr().err
+    assert "none: is no folder; " in capsys.readouterr().err
 
 
 # Tests that a shell runs in the background are born deaf to it, and so would their children be.

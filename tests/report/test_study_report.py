@@ -84,6 +84,29 @@ def test_the_result_replaces_what_stands_between_the_marks(
     assert document.read_text() == "<!-- study: begin -->\nno end\n"
 
 
+NEITHER = (
+    "{folder}: holds neither a ladder's record (ladder.json) nor a study's (study.json); give a folder that"
+    " `hf-progressive ladder` or `hf-progressive study` wrote"
+)
+BEGUN = "{folder}: its study has no record yet; `hf-progressive study` writes study.json once the corpus is ready"
+
+
+@pytest.mark.parametrize("options", [[], ["--serve", "--port", "0"], ["--into", "document.md"]])
+@pytest.mark.parametrize(("file", "said"), [("notes.txt", NEITHER), ("study.yaml", BEGUN)])
+def test_a_folder_without_a_record_is_told_both_kinds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, said: str, options: list[str]
+) -> None:
+    (tmp_path / file).touch()
+    assert cli.main(["report", str(tmp_path), *options]) == 2
+    assert capsys.readouterr().err == f"hf-progressive: error: {said.format(folder=tmp_path)}\n"
+
+
+def test_a_ladder_goes_into_no_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ladder.json").touch()
+    assert cli.main(["report", str(tmp_path), "--into", str(tmp_path / "page.md")]) == 2
+    assert f"{tmp_path}: holds a ladder, and a document takes the result of a study" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "config"),
     [
