@@ -12,6 +12,7 @@ from hf_progressive.config.ranges import shown
 
 _HOLDS: dict[str, Callable[[float], bool]] = {
     "above 0": lambda number: number > 0,
+    "above 0, and not 1": lambda number: number > 0 and number != 1,
     "other than 0": lambda number: number != 0,
     "of 0 or more": lambda number: number >= 0,
 }
@@ -27,7 +28,11 @@ _ROTATIONS = {
     "linear": {"factor": "other than 0"},
     "proportional": {"factor": "other than 0"},
     "llama3": dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor"), "other than 0"),
-    "yarn": {"factor": "other than 0", "original_max_position_embeddings": "above 0"},
+    "yarn": {
+        "rope_theta": "above 0, and not 1",  # its logarithm
+        "factor": "other than 0",
+        "original_max_position_embeddings": "above 0",
+    },
     "longrope": {
         "short_factor": "other than 0",
         "long_factor": "other than 0",

@@ -102,8 +102,8 @@ def family_of(config: Any) -> Family:
     family = known.get(config.model_type)
     if family is None:
         raise ValueError(
-            f"model_type {config.model_type!r} cannot be grown; families known: {', '.join(known)}; add one with"
-            " register_family"
+            f"model_type {config.model_type!r} cannot be grown; families known: {', '.join(known)}; add one from"
+            " Python with register_family"
         )
     refuse_quantized(config, "grown")
     family.refuse_unsupported(config)

@@ -222,7 +222,8 @@ def method_named(name: str) -> Method:
     if known is None:
         near = difflib.get_close_matches(underscored(name), METHODS, n=1)
         meant = f"did you mean {near[0]!r}? There are" if near else "choose one of"
-        raise ValueError(f"growth method {name!r} is not known; {meant} {', '.join(METHODS)}")
+        own = "" if near else "; add one from Python with register_method"
+        raise ValueError(f"growth method {name!r} is not known; {meant} {', '.join(METHODS)}{own}")
     return known
 
 

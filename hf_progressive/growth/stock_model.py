@@ -13,7 +13,7 @@ from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hf_progressive.config.ranges import shown
 from hf_progressive.distributed.batching import cpu_shortage, release_memory
@@ -125,8 +125,10 @@ def load_whole(place: str, dtype: torch.dtype | str) -> PreTrainedModel:
         OSError: There is none at that place.
     """
     with _config_told(place):
+        config = AutoConfig.from_pretrained(place)
+        _choose_kernels(config, place)
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     _require_whole(loaded, place)
     return model
@@ -134,10 +136,10 @@ def load_whole(place: str, dtype: torch.dtype | str) -> PreTrainedModel:
 
 # What config.json chooses is for speed, may be of an accelerator that is not at hand, and may come from the Hub by a
 # client that waits long for it.
-def _choose_kernels(config: Any, path: Path) -> None:
+def _choose_kernels(config: Any, where: str | Path) -> None:
     chosen = config._attn_implementation
     if chosen not in (None, *_AT_HAND):
-        logger.warning("%s: attention by %s is compared as torch computes it, in sdpa or eager", path, shown(chosen))
+        logger.warning("%s: attention by %s runs as torch computes it, in sdpa or eager", where, shown(chosen))
     if chosen != "eager":
         config._attn_implementation = None  # sdpa, or eager where the class has no other
     config._experts_implementation = None

@@ -36,6 +36,7 @@ NAMED = [
     ("llama", {"rope_parameters": LLAMA3 | {"factor": 0.0}}, "factor"),
     ("llama", {"rope_parameters": LLAMA3 | {"low_freq_factor": 0.0}}, "low_freq_factor"),
     ("llama", {"rope_parameters": YARN | {"factor": 0.0}}, "factor"),
+    ("llama", {"rope_parameters": YARN | {"rope_theta": 1.0}}, "rope_theta"),
     (
         "llama",
         {"rope_parameters": YARN | {"original_max_position_embeddings": -4}},

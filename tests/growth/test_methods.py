@@ -141,6 +141,8 @@ def test_a_method_of_a_depth_rule_alone_is_that_depth_method_of_exact():
 def test_an_unknown_method_is_refused_with_those_known():
     with pytest.raises(ValueError, match=r"growth method 'exat' is not known; did you mean 'exact'\? There are ex"):
         method_named("exat")
+    with pytest.raises(ValueError, match=r"choose one of exact, .*upcycle; add one from Python with register_method$"):
+        method_named("my_own")
 
 
 def test_a_name_is_taken_once():
