@@ -177,7 +177,7 @@ def test_bad_input_is_one_line_and_exit_code_two(
     [
         ({"n_layer": 3}, "parent: 12 tensors do not fit the config: transformer.h.2.attn.c_attn.bias is missing; "),
         ({"n_positions": 32}, "transformer.wpe.weight has shape (16, 16), the config says (32, 16)"),
-        ({"_attn_implementation": "flash_attention_2"}, "the stock class does not run with it; correct it first"),
+        ({"activation_function": "nope"}, "the stock class does not run with it; correct it first"),
     ],
 )
 def test_core_scores_no_layers_drawn_at_random(
