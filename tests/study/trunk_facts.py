@@ -109,7 +109,7 @@ class TrunkFacts:
         pairs = zip(step["seed_names"], step["costs"], strict=True)
         others = [cost for seed, cost in pairs if seed not in chosen]
         many = len(chosen) > 1
-        count = {0: "", 1: "one seed", 2: "two seeds", 3: "three seeds", 5: "five seeds"}
+        count = {0: "", 1: "one seed", 2: "two seeds", 3: "three seeds", 4: "four seeds", 5: "five seeds"}
         return {
             "chosen": f"seeds {listed(chosen)}" if many else "the first seed",
             "these": "by their means, and these count" if many else "that seed counts",
