@@ -17,9 +17,9 @@ The variants run in turn in one process, `--rounds` times, every second round in
 within a round, and the median over rounds is printed with the least and the largest, of the clock and of the
 processor's time: so a machine that is busy for a while slows both sides of a ratio. `cores_of_others` says how busy
 it was. Before the rounds a tiny model is grown, which loads every library. Before its clock starts, each variant
-reads its inputs, so that all of them find these in memory, and writes a file half as large again and deletes it: a
-virtual machine may have given its free memory back to the host, and whoever uses it first would pay for it. Peak
-memory is that of one more run, in a process of its own.
+reads its inputs, so that all of them find these in memory, and writes a file four times as large and deletes it: a
+virtual machine may have given its free memory back to the host, and whoever uses it first would pay for it, growth most,
+which needs memory for tensors beside that for its files. Peak memory is that of one more run, in a process of its own.
 
 On a machine that does other work as well, for the two ratios to a copy alone:
 
@@ -218,7 +218,7 @@ def run_variant(variant: str, folder: Path, target: dict[str, int]) -> dict[str,
         "hashed_copy": lambda: hashed_copy(folder / "parent", folder / "grown", output),
         "in_memory": lambda: grow_in_memory(folder / "parent", output, target),
     }
-    use_memory(folder, folder_bytes(folder / "grown") * 3 // 2)
+    use_memory(folder, folder_bytes(folder / "grown") * 4)
     for name in ("parent", "grown"):
         sync_folder(folder / name)  # and not all of the machine, which may be at work on other things
         read_through(folder / name)
@@ -284,7 +284,7 @@ def measure(folder: Path, gigabytes: float, width: int, rounds: int, variants: l
     """Run all variants.
 
     Args:
-        folder: A folder whose disk has three times the size free.
+        folder: A folder whose disk has eight times the size free.
         gigabytes: Size of the child.
         width: `n_embd` of the child.
         rounds: Runs of each variant.
