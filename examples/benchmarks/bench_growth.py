@@ -18,8 +18,9 @@ within a round, and the median over rounds is printed with the least and the lar
 processor's time: so a machine that is busy for a while slows both sides of a ratio. `cores_of_others` says how busy
 it was. Before the rounds a tiny model is grown, which loads every library. Before its clock starts, each variant
 reads its inputs, so that all of them find these in memory, and writes a file four times as large and deletes it: a
-virtual machine may have given its free memory back to the host, and whoever uses it first would pay for it, growth most,
-which needs memory for tensors beside that for its files. Peak memory is that of one more run, in a process of its own.
+virtual machine may have given its free memory back to the host, and whoever uses it first would pay for it: growth
+above all, which needs memory for tensors beside that for files. Peak memory is that of one more run, in a process of
+its own.
 
 On a machine that does other work as well, for the two ratios to a copy alone:
 

@@ -1,6 +1,7 @@
 """Memory that tensors leave to one another: used again when a tensor is written, and not before."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,29 @@ def test_no_more_is_kept_than_allowed():
     lent = [memory.empty((10,), torch.float64).data_ptr() for _ in range(2)]
     assert lent[0] == tensors[0].data_ptr()
     assert lent[1] != tensors[1].data_ptr()
+
+
+def test_a_large_tensor_asks_for_huge_pages_and_a_small_one_does_not():
+    # Linux says of every stretch of memory what was asked for: "hg" are huge pages.
+    memory = ReusedMemory(0)
+    large, small = memory.empty((3 << 20,), torch.float16), memory.empty((1 << 18,), torch.float32)
+    large.fill_(1.0)
+    assert large.sum(dtype=torch.float64) == 3 << 20
+    asked = "hg" in _flags_of(large.data_ptr())
+    assert asked == Path("/sys/kernel/mm/transparent_hugepage").exists()
+    assert "hg" not in _flags_of(small.data_ptr())
+
+
+def _flags_of(address: int) -> list[str]:
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if "-" in first:
+            low, high = (int(end, 16) for end in first.split("-"))
+            inside = low <= address < high
+        elif inside and first == "VmFlags:":
+            return rest
+    raise AssertionError(f"no memory is mapped at {address:#x}")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
