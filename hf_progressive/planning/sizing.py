@@ -83,8 +83,9 @@ def dial_fields(model_type: str) -> DialFields:
     """
     known_families = FAMILIES | MIXTURES
     if model_type not in known_families:
-        nearest = strict_yaml.nearest(model_type, known_families)
-        raise ValueError(f"model.family: {model_type!r} is not a family; {nearest}")
+        advice = strict_yaml.nearest(model_type, known_families)
+        own = "" if advice.startswith("did you mean") else "; add one from Python with register_family"
+        raise ValueError(f"model.family: {model_type!r} is not a family; {advice}{own}")
     family = known_families[model_type]
     own = CONFIG_MAPPING[model_type]()
     names, known = family.size_fields, {field.name for field in dataclasses.fields(own)}

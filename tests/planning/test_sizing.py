@@ -195,7 +195,11 @@ MISTAKES = {
     ),
     "unknown family": (
         {"family": "lama", "depth": 1},
-        r"model.family: 'lama' is not a family; did you mean 'llama'\?",
+        r"model.family: 'lama' is not a family; did you mean 'llama'\?$",
+    ),
+    "a family of one's own": (
+        {"family": "my_own", "depth": 1},
+        r"model.family: 'my_own' is not a family; known: .*, smollm3.*; add one from Python with register_family$",
     ),
     "uneven groups": (
         {"family": "llama", "depth": 3, "head_dim": 32, "fields": {"num_key_value_heads": 2}},
