@@ -107,7 +107,7 @@ class LearningRatesConfig:
     """Recipes that are tried at these `rates`; the others take the first one's best. None tries all."""
 
     cold: tuple[LearningRate, ...] = ()
-    """Rates of the baseline, each on its whole budget of the first seed."""
+    """Rates of the baseline, each on its whole budget of the first seed; beside `rates` they are not chosen from."""
 
     child: tuple[LearningRate, ...] = ()
     """Rates of the headline recipe's child, each finished at the recipe's `parent_fraction`, of the first seed."""

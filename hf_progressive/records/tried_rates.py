@@ -26,6 +26,12 @@ class TriedSide:
     failed: tuple[float, ...]
     """Rates at which training failed, on one seed or more."""
 
+    beside: dict[float, float]
+    """Rates that the study does not choose from, tried on the first seed: bits per byte above `best` on that seed."""
+
+    beside_failed: tuple[float, ...]
+    """Rates of that kind at which training failed."""
+
     done: int
     """How many training runs are done, failed ones among them."""
 
@@ -40,7 +46,8 @@ class TriedSide:
     @property
     def end(self) -> End | None:
         """At which end of those tried the best lies, if at one."""
-        return None if self.best is None else end_of_range(self.best, [*self.finished, *self.failed])
+        tried = [*self.finished, *self.failed, *self.beside, *self.beside_failed]
+        return None if self.best is None else end_of_range(self.best, tried)
 
 
 def end_of_range(best: float, tried: Sequence[float]) -> End | None:
@@ -73,19 +80,40 @@ def tried_sides(study: StudyRecord) -> list[TriedSide]:
         own = [row for row in rows if row.recipe == recipe]
         done = [row for row in own if row.point is not None]
         pending = {row.learning_rate for row in own if row.point is None}
-        by_rate: dict[float, list[float | None]] = {}
+        by_rate: dict[float, dict[int, float | None]] = {}
         for row in (row for row in done if row.learning_rate not in pending):
             bits = row.point.bits_per_byte if isinstance(row.point, FinishedRun) else None
-            by_rate.setdefault(row.learning_rate, []).append(bits)
-        finished, failed = means_and_failed(by_rate)
+            seed = study.config.seeds[0] if row.seed is None else row.seed
+            by_rate.setdefault(row.learning_rate, {})[seed] = bits
+        chosen_from = {rate: by_rate.pop(rate) for rate in study.rates_tried if rate in by_rate}
+        finished, failed = means_and_failed({rate: [*bits.values()] for rate, bits in chosen_from.items()})
+        best = min(finished, key=lambda rate: finished[rate], default=None)
+        beside, beside_failed = _beside(by_rate, {} if best is None else chosen_from[best])
         sides.append(
             TriedSide(
                 recipe=recipe,
                 rung=own[0].rung,
                 finished=finished,
                 failed=tuple(failed),
+                beside=beside,
+                beside_failed=tuple(beside_failed),
                 done=len(done),
                 pending=len(own) - len(done),
             )
         )
     return sides
+
+
+# Each of these has the first seed alone: it stands against that seed's best, and not against means over several.
+def _beside(
+    others: Mapping[float, Mapping[int, float | None]], best: Mapping[int, float | None]
+) -> tuple[dict[float, float], list[float]]:
+    above, failed = {}, []
+    for rate, by_seed in others.items():
+        for seed, bits in by_seed.items():
+            reference = best.get(seed)
+            if bits is None:
+                failed.append(rate)
+            elif reference is not None:
+                above[rate] = bits - reference
+    return above, failed

@@ -18,7 +18,8 @@ def rate_sentences(study: StudyRecord) -> list[str]:
             f"{done} of {done + sum(side.pending for side in sides)} training runs that try peak learning rates are "
             "finished; costs follow when each side has its best."
         ]
-    return [*map(_side, sides), *_not_tried(study, sides), _chosen(study), *_at_an_end(sides)]
+    beside = [sentence for side in sides for sentence in _beside(study, side)]
+    return [*map(_side, sides), *beside, *_not_tried(study, sides), _chosen(study), *_at_an_end(sides)]
 
 
 def side_name(recipe: str | None) -> str:
@@ -32,6 +33,21 @@ def _side(side: TriedSide) -> str:
     failed = ", ".join(f"{rate:g}" for rate in sorted(side.failed))
     note = f"; training failed at {failed}" if side.failed and side.finished else ""
     return f"Of the peak learning rates tried for {side_name(side.recipe)} on {side.rung} ({rates}) {best}{note}."
+
+
+def _beside(study: StudyRecord, side: TriedSide) -> list[str]:
+    # Rates that were tried and not chosen from: a better one says that the cost is measured against too weak a side.
+    found = []
+    for rate, above in sorted(side.beside.items()):
+        how = (
+            f"{significant(abs(above), 2)} bits per byte {'worse' if above > 0 else 'better'}" if above else "the same"
+        )
+        found.append(f"{rate:g} is {how}")
+    found += [f"at {rate:g} training failed" for rate in sorted(side.beside_failed)]
+    if not found:
+        return []
+    name, seed = side_name(side.recipe), study.config.seeds[0]
+    return [f"Tried for {name} beside them, on seed {seed} alone and not chosen from: {'; '.join(found)}."]
 
 
 def _not_tried(study: StudyRecord, sides: list[TriedSide]) -> list[str]:

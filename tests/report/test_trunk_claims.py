@@ -52,6 +52,12 @@ PRETENDED: dict[str, dict[str, Any]] = {
         "seeds": [0, 1, 2],
         "learning_rates": {"rates": RATES, "seeds": [0, 2]},
     },
+    "rates beside those to choose from": {
+        "recipes": [STACKED],
+        "seeds": [0, 1],
+        "learning_rates": {"rates": RATES[1:], "seeds": [0, 1], "cold": [1e-3, 1.8e-3, 3.3e-3, 8e-3]},
+        "fails": 8e-3,
+    },
     "rates on all seeds": {"recipes": [STACKED], "seeds": [0, 1], "learning_rates": {"rates": RATES, "seeds": [0, 1]}},
 }
 PENDING = "rates being tried"
@@ -101,6 +107,10 @@ TRUNK_CLAIMS = [
     ),
     Claim(TRIED + ".", lambda f: not f["failed_at"]),
     Claim(TRIED + "; training failed at {failed_at:s}."),
+    Claim(
+        "Tried for {side:s} beside them, on seed {first_seed:s} alone and not chosen from: {beside:s}.",
+        lambda f: bool(f["beside"]),
+    ),
     Claim(CHOSEN + "; without {them:s} the last model costs {without} ({others:s})."),
     Claim(CHOSEN + ".", lambda f: not f["others"]),
     Claim(
@@ -210,7 +220,6 @@ def page_faults(study: dict[str, Any], folder: Path) -> list[str]:
 def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
     study, last = facts.study, facts.last
     recipe, size = study["headline"]["recipe"], facts.sizes[last]
-    rates = facts.rates()
     to_try = len(study["learning_rates"])
     tried = sum(row["point"] is not None for row in study["learning_rates"])
     step = facts.step(recipe, last) if tried == to_try else None
@@ -240,6 +249,7 @@ def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
         "unit_name": f"{unit[1]}FLOP",
         "unit_size": unit[2],
         "zero": 0.0,
+        "first_seed": f"{study['config']['seeds'][0]}",
         "seeds": 0,
     }
     if step is not None:
@@ -257,23 +267,10 @@ def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
         common |= facts.choice(step) | facts.costs_by_sharing(recipe, last)
         all_costs = [other["cost"] for name in facts.recipes if (other := facts.step(name, last)) is not None]
         common |= {"recipe_count": WORDS[len(all_costs)], "cheapest": step["cost"] == min(all_costs)}
-    sides = [side_facts(side, some) for side, some in rates.items() if tried == to_try and some]
+    sides = [facts.side(side) for side, some in facts.rates().items() if tried == to_try and some]
     at_end = "; ".join(side["end"] for side in sides if side["end"])
     for side in sides or [{}]:
         yield common | side | {"rung": last, "at_end": at_end or None}
-
-
-def side_facts(side: str, tried: dict[float, float | None]) -> dict[str, Any]:
-    finished = {rate: bits for rate, bits in tried.items() if bits is not None}
-    best = min(finished, key=finished.__getitem__)
-    end = "lowest" if best == min(tried) else "highest" if best == max(tried) else None
-    return {
-        "side": side,
-        "best": best,
-        "rates": ", ".join(f"{rate:g}" for rate in sorted(tried)),
-        "failed_at": ", ".join(f"{rate:g}" for rate in sorted(set(tried) - set(finished))),
-        "end": end and f"{side} ({best:g}, the {end})",
-    }
 
 
 def table_faults(header: list[str], rows: list[list[str]], facts: TrunkFacts) -> Iterator[str]:
@@ -332,7 +329,7 @@ def table_faults(header: list[str], rows: list[list[str]], facts: TrunkFacts) ->
                 point = points.get(int(title.removesuffix(" %")))
                 yield cell_fault(cell, point and point["bits_per_byte"])
     elif header[0] == "model":
-        best = {side: side_facts(side, some)["best"] for side, some in facts.rates().items()}
+        best = {side: facts.side(side)["best"] for side, some in facts.rates().items() if some}
         done_rows = [row for row in facts.study["learning_rates"] if row["point"] is not None]
         pending = {row["recipe"] for row in facts.study["learning_rates"] if row["point"] is None}
         for row, swept in zip(rows, done_rows, strict=True):

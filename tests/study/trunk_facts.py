@@ -119,20 +119,64 @@ class TrunkFacts:
         }
 
     def rates(self) -> dict[str, dict[float, float | None]]:
-        """Bits per byte of every rate that was tried on all seeds, by side: the mean; None where training failed."""
+        """Bits per byte of every rate to choose from, by side: the mean over seeds; None where training failed."""
+        return {
+            side: {
+                rate: None if any("failed" in point for point in points) else statistics.fmean(bits_of(points))
+                for rate, points in by_rate.items()
+                if rate in self.to_choose_from and None not in points
+            }
+            for side, by_rate in self.tried().items()
+        }
+
+    @property
+    def to_choose_from(self) -> list[float]:
+        """The rates that a study chooses from."""
+        found: list[float] = self.study["config"].get("learning_rates", {}).get("rates") or []
+        return found
+
+    def tried(self) -> dict[str, dict[float, list[Record | None]]]:
+        """What came of every rate, by side, in the order of the seeds."""
         tried: dict[str, dict[float, list[Record | None]]] = {}
         for row in self.study["learning_rates"]:
             if row["kind"] == "cold" or row["recipe"]:
                 side = f"recipe “{row['recipe']}”" if row["recipe"] else "the baseline"
                 tried.setdefault(side, {}).setdefault(row["learning_rate"], []).append(row["point"])
-        found: dict[str, dict[float, float | None]] = {}
-        for side, by_rate in tried.items():
-            for rate, points in by_rate.items():
-                bits = [point["bits_per_byte"] for point in points if point and "bits_per_byte" in point]
-                if None not in points:
-                    whole = len(bits) == len(points)
-                    found.setdefault(side, {})[rate] = statistics.fmean(bits) if whole else None
-        return found
+        return tried
+
+    def side(self, side: str) -> Record:
+        """What the rates of one side say."""
+        tried, choices = self.tried()[side], self.rates()[side]
+        finished = {rate: bits for rate, bits in choices.items() if bits is not None}
+        best = min(finished, key=finished.__getitem__)
+        others = sorted(rate for rate in tried if rate not in self.to_choose_from)
+        ends = {min([*choices, *others]): "lowest", max([*choices, *others]): "highest"} if tried else {}
+        return {
+            "side": side,
+            "best": best,
+            "rates": ", ".join(f"{rate:g}" for rate in sorted(choices)),
+            "failed_at": ", ".join(f"{rate:g}" for rate in sorted(set(choices) - set(finished))),
+            "end": f"{side} ({best:g}, the {ends[best]})" if best in ends else None,
+            "beside": "; ".join(against(rate, tried[rate][0], tried[best][0]) for rate in others) or None,
+        }
+
+
+def against(rate: float, point: Record | None, best: Record | None) -> str:
+    """How a rate does against the best on the same seed."""
+    assert point is not None
+    assert best is not None
+    if "failed" in point:
+        return f"at {rate:g} training failed"
+    above = point["bits_per_byte"] - best["bits_per_byte"]
+    size = abs(above)
+    return (
+        f"{rate:g} is {size:.{1 - math.floor(math.log10(size))}f} bits per byte {'worse' if above > 0 else 'better'}"
+    )
+
+
+def bits_of(points: list[Record | None]) -> list[float]:
+    """Bits per byte of models, all of them finished."""
+    return [point["bits_per_byte"] for point in points if point]
 
 
 def listed(seeds: list[int]) -> str:
