@@ -186,6 +186,8 @@ def cold_comparison(lineage: Lineage) -> str:
     text += f" It reached the baseline's figure after {unit.text(rung.flops_to_match)}"
     if rung.saving is not None:
         text += f", {percent(rung.saving)} less" if rung.saving >= 0 else f", {percent(-rung.saving)} more"
+    if rung.gap_bits_per_byte is not None and rung.gap_bits_per_byte > 0:
+        text += f", and left it again: these weights are {rung.gap_bits_per_byte:.4f} bits per byte above"
     if rung.eta is None:
         return f"{text}."
     before = "the trunk before it" if rung.trunk is not None else "its parent, ancestors included,"

@@ -161,6 +161,14 @@ def _certainty(run: Run, grown: Sequence[RungRecord]) -> tuple[str, ...]:
             f"A match is read between two validation points, at most {percent(max(grid))} of the baseline's FLOPs "
             f"apart."
         )
+    left = [rung for rung in grown if rung.flops_to_match is not None and (rung.gap_bits_per_byte or 0) > 0]
+    if left:
+        gaps = span([rung.gap_bits_per_byte or 0 for rung in left], lambda gap: decimals(gap, 4))
+        ended = "matched its baseline and ended" if len(left) == 1 else "matched their baselines and ended"
+        sentences.append(
+            f"{join_names([rung.name for rung in left])} {ended} {gaps} bits per byte above: what is said of a match "
+            "does not hold of the finished model."
+        )
     rates = _learning_rates(run)
     if rates and any(rung.cold is not None for rung in grown):
         sentences.append(rates)

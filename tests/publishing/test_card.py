@@ -98,6 +98,15 @@ def test_card_of_a_matched_rung(run_dir: Path) -> None:
         assert phrase in card.text
 
 
+def test_a_model_that_left_its_match_again_says_so(run: Path) -> None:
+    final = run / "d5" / "final"
+    before = prepare_publication(final, "org/tiny-d5").card
+    assert "left it again" not in before
+    change_record(final, gap_bits_per_byte=0.0123)
+    text = prepare_publication(final, "org/tiny-d5").card
+    assert "53 % less, and left it again: these weights are 0.0123 bits per byte above. All that had gone" in text
+
+
 def test_what_was_not_measured_is_left_out(run: Path) -> None:
     final = run / "d5" / "final"
     unmeasured = ("cold", "flops_to_match", "gap_bits_per_byte", "saving", "eta", "phi", "growth")

@@ -24,6 +24,7 @@ def test_a_matched_family_states_its_saving_and_the_price_of_its_last_member(run
     assert found.explanation.endswith("For whoever wants only l6w112, growing does not pay.")
     assert [tile.value for tile in found.tiles][2:] == ["0.67, 0.62", "1"]
     assert found.unfinished is None
+    assert not [sentence for sentence in found.certainty if "above" in sentence]
 
 
 def test_a_family_cheaper_than_its_last_member_says_so(run, records):
@@ -50,6 +51,22 @@ def test_an_unmatched_rung_is_named_with_what_it_lacks(run, records):
     assert "l6w112 ended 0.0140 bits per byte short, after 66 % of the baseline's FLOPs." in found.explanation
     assert "So no saving can be stated for the family." in found.explanation
     assert [tile.value for tile in found.tiles] == ["–", "–", "0.67", "1"]
+
+
+@pytest.mark.parametrize(
+    ("behind", "said"),
+    [
+        ([1], "l6w96 matched its baseline and ended 0.0250 bits per byte above: "),
+        ([1, 2], "l6w96 and l6w112 matched their baselines and ended 0.0250 to 0.0500 bits per byte above: "),
+    ],
+)
+def test_a_rung_that_matched_and_got_worse_is_told_of(run, records, behind, said):
+    told = "what is said of a match does not hold of the finished model."
+    made = records()
+    for place in behind:
+        worse = made[place]["cold"]["bits_per_byte"] + 0.025 * place
+        made[place] |= {"bits_per_byte": worse, "gap_bits_per_byte": 0.025 * place}
+    assert f"{said}{told}" in findings_of(run, made).certainty
 
 
 @pytest.mark.parametrize(
