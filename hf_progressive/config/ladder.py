@@ -236,7 +236,10 @@ def find_config(path: str | os.PathLike[str]) -> Path:
     if (given / "ladder.yaml").is_file():
         raise FileNotFoundError(f"{path}: is a run folder; its configuration is {given / 'ladder.yaml'}")
     if given.is_dir():
-        raise FileNotFoundError(f"{path}: is a folder; give a YAML file")
+        raise FileNotFoundError(f"{path or '.'}: is a folder; give a YAML file")
+    if given.exists() or given.is_symlink():
+        kind = "is no file with a text in it" if given.exists() else "is a link that leads to no file"
+        raise FileNotFoundError(f"{path}: {kind}; give a YAML file")
     beside = [str(file) for file in given.parent.glob("*.y*ml")] if given.parent.is_dir() else []
     if near := difflib.get_close_matches(str(given), [*beside, *shipped], n=1):
         raise FileNotFoundError(f"{path}: no such file; did you mean {near[0]}?")

@@ -26,7 +26,7 @@ def shown(value: object) -> str:
 def shown_key(key: object) -> str:
     """Return a key as a dotted path has it; one that would not be a part of a line, as a message repeats it."""
     text = str(key)
-    return text if text.isprintable() and len(text) <= _LONGEST_SHOWN else shown(key)
+    return text if text and text.isprintable() and len(text) <= _LONGEST_SHOWN else shown(key)
 
 
 def require_finite(value: Any, path: str) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,9 @@ from hf_progressive.config.renamed import current_path, with_current_names
 
 _MOST_VALUES = 100_000
 """Values of a configuration, those of aliases counted where they are used."""
+
+_MOST_BYTES = 1 << 20
+"""Size of a configuration's file; reading takes half a second for it, and for ever where a corpus is given instead."""
 
 _MOST_LEVELS = 100
 _TOO_DEEP = "is nested too deeply for a configuration"
@@ -66,6 +70,8 @@ def _construct_mapping(loader: _PlainLoader, node: yaml.MappingNode) -> dict[Any
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise ValueError(f"line {line}: a key is a list or a mapping; keys are text")
+        if key_node.tag.endswith(":merge"):
+            raise ValueError(f"line {line}: keys are not merged by <<; write them out")
         key = loader.construct_object(key_node, deep=True)
         if key in mapping:
             raise ValueError(f"line {line}: the key {key!r} is given twice; keep one")
@@ -73,7 +79,23 @@ def _construct_mapping(loader: _PlainLoader, node: yaml.MappingNode) -> dict[Any
     return mapping
 
 
+def _construct_scalar(loader: _PlainLoader, node: yaml.ScalarNode) -> Any:
+    kind = node.tag.rpartition(":")[2]
+    try:
+        value = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+        if isinstance(value, str):
+            value.encode()  # half of a surrogate pair is no text
+    except (ValueError, LookupError):
+        line, form = node.start_mark.line + 1, _FORMS[_SCALARS[kind]]
+        raise ValueError(f"line {line}: {shown(node.value)} cannot be read as {form}") from None
+    return value
+
+
+_SCALARS: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
+
 _PlainLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+for _name in _SCALARS:
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_name}", _construct_scalar)
 
 
 def _values_in(node: yaml.Node | None, known: dict[int, int]) -> int:
@@ -81,9 +103,11 @@ def _values_in(node: yaml.Node | None, known: dict[int, int]) -> int:
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = 1  # while it is counted: a node within itself, which is refused later
+        known[id(node)] = 0  # while it is counted
         parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
         known[id(node)] = 1 + sum(_values_in(part, known) for part in parts)
+    elif known[id(node)] == 0:
+        raise ValueError(f"line {node.start_mark.line + 1}: an alias stands for what it is in; write the value out")
     return known[id(node)]
 
 
@@ -105,7 +129,7 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"not valid YAML: {_marked(error)}") from error
-    except (yaml.YAMLError, IndexError) as error:  # an IndexError: a number's tag on an empty text
+    except yaml.YAMLError as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
@@ -123,13 +147,20 @@ def _marked(error: yaml.MarkedYAMLError) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping, and no key twice, to plain values under the names that keys have now."""
     try:
-        value = with_current_names(parse_yaml(path.read_text(encoding="utf-8")))
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; give the path of a YAML configuration") from None
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"{path}: is larger than {_MOST_BYTES:,} bytes, which no configuration is; give a YAML file")
+    try:
+        value = with_current_names(parse_yaml(content.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8, at its byte {error.start + 1:,}; save it as UTF-8 text") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(value, dict):
-        found = "nothing" if value is None else f"a {type(value).__name__}"
+        found = "nothing" if value is None else _FORMS.get(type(value), "a list")
         raise ValueError(f"{path}: holds {found}, expected a mapping of keys to values")
     return value
 
@@ -177,7 +208,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
 
 
 def _list_index(node: list[Any], key: str, path: str, item: str) -> int:
-    if not key.isdigit() or int(key) >= len(node):
+    if not re.fullmatch(r"[0-9]{1,9}", key) or int(key) >= len(node):
         raise ValueError(f"override {item!r}: {path} needs an index from 0 to {len(node) - 1}")
     return int(key)
 

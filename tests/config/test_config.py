@@ -55,11 +55,14 @@ def test_a_file_that_is_not_there_is_looked_for_near_by(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     write(tmp_path, MINIMAL)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "round.yaml").symlink_to("round.yaml")
     for given, message in (
         ("ladder.yml", r"ladder\.yml: no such file; did you mean ladder\.yaml\?"),
         ("laddertiny", r"laddertiny: no such file; did you mean ladder_tiny\?"),
         (str(tmp_path), r"is a run folder; its configuration is .*ladder\.yaml"),
         ("empty", "empty: is a folder; give a YAML file"),
+        ("round.yaml", "round.yaml: is a link that leads to no file; give a YAML file"),
+        ("/dev/null", "/dev/null: is no file with a text in it; give a YAML file"),
     ):
         with pytest.raises(FileNotFoundError, match=message):
             find_config(given)
@@ -134,6 +137,10 @@ def test_overrides_reach_nested_keys_and_list_items(tmp_path: Path) -> None:
         ("data.tokenizer.vocab_size=256", r"data\.tokenizer\.vocab_size: expected 257 to 10,000,000, got 256"),
         ("phi.gamma", r"override 'phi\.gamma': expected key\.path=value"),
         ("rungs.7.n_layer=3", r"override .*: rungs\.7 needs an index from 0 to 1"),
+        ("rungs.²=d2", r"override .*: rungs\.² needs an index from 0 to 1"),
+        ("..=1", r"yaml: '': unknown key; known: cold"),
+        ("phi.=1", r"phi\.'': unknown key; known: apply"),
+        ("seed=&x [*x]", r"override of seed: line 1: an alias stands for what it is in"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(tmp_path: Path, override: str, message: str) -> None:

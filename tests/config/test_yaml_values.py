@@ -18,11 +18,15 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: !!python/object:os.system x", "could not determine a constructor"),
         ("a: !!set {1, 2}", "could not determine a constructor"),
         ("a: !!binary x", "could not determine a constructor"),
-        ("a: !!int ''", "not valid YAML"),
-        ("a: !!float zz", "could not convert string to float"),
-        ("a: &x [*x]", "unconstructable recursive node"),
-        ("a: " + "9" * 5000, "4300 digits"),
-        ("<<: 1", "could not determine a constructor"),
+        ("a: !!int ''", "line 1: '' cannot be read as a whole number"),
+        ("a: !!float zz", "line 1: 'zz' cannot be read as a number"),
+        ("b: 1\na: !!bool zz", "line 2: 'zz' cannot be read as true or false"),
+        ('a: "\\ud800"', r"line 1: .* cannot be read as text"),
+        ("a: &x [*x]", "line 1: an alias stands for what it is in; write the value out"),
+        ("&x [*x]", "line 1: an alias stands for what it is in; write the value out"),
+        ("&x {a: *x}", "line 1: an alias stands for what it is in; write the value out"),
+        ("a: " + "9" * 5000, r"line 1: '9+\.\.\. cannot be read as a whole number"),
+        ("b: &x {c: 1}\na:\n  <<: *x", "line 3: keys are not merged by <<; write them out"),
         ("{b: " * 5000, "nested too deeply"),
         (BOMB, r"holds 1,234,567,909 values, aliases written out; 100,000 are the most"),
         ("a: 1\n--- \nb: 2", "expected a single document"),
@@ -38,6 +42,24 @@ def test_what_is_no_plain_value_is_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=f"override of a: .*{message}") as caught:
         apply_overrides({}, [f"a={text}"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: sümmen".encode("latin-1"), "is not UTF-8, at its byte 8; save it as UTF-8 text"),
+        ("name: x".encode("utf-16"), "is not UTF-8, at its byte 1; save it as UTF-8 text"),
+        (b'{"text": "a corpus"}\n' * 100_000, "is larger than 1,048,576 bytes, which no configuration is"),
+        (b"hello", "holds text, expected a mapping of keys to values"),
+        (b"3", "holds a whole number, expected a mapping of keys to values"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_at_once(tmp_path, content, message):
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_yaml(path)
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_date_is_the_text_it_is_written_as():
