@@ -2,15 +2,36 @@
 
 import types
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from hf_progressive.config import strict_yaml
+from hf_progressive.config.ranges import shown
+
+LONGEST_NAME = 100
+"""Characters of a name that a folder, and a repository on the Hub, is called by."""
 
 
 def require(condition: bool, message: str) -> None:
     """Raise a `ValueError` with a message (the field, its value, what would be right) unless a condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def require_folder_name(name: str) -> None:
+    """Raise unless a run or a study can have this name, which is its folder's."""
+    plain = name.strip() == name != "" and name.isprintable() and not name.startswith(".")
+    require(
+        plain and "/" not in name and "\\" not in name and len(name) <= LONGEST_NAME,
+        f"name: {shown(name)} cannot name a folder; leave out '/', '\\', blanks at its ends and a '.' in front, and"
+        f" take {LONGEST_NAME} characters at the most",
+    )
+
+
+def require_distinct(name: str, values: Sequence[Any]) -> None:
+    """Raise if a list names something twice."""
+    twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
+    require(twice is None, f"{name}: {twice!r} is given twice; list each once")
 
 
 def require_in_range(config: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from hf_progressive.config import strict_yaml
 from hf_progressive.config.after_training import CoreConfig, PublishConfig
-from hf_progressive.config.checks import require, require_in_range
+from hf_progressive.config.checks import require, require_distinct, require_folder_name, require_in_range
 from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.data import DataConfig
 from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
@@ -19,7 +19,9 @@ from hf_progressive.config.phi import PhiConfig
 from hf_progressive.config.ranges import Seed
 from hf_progressive.config.training import TrainingConfig
 from hf_progressive.config.trunk import TrunkConfig
-from hf_progressive.storage import require_plain_name
+
+_OF_THE_RUN = {"data", "plots", "ladder.yaml", "ladder.json", "progress.json", "report.html", "report.md"}
+"""What stands beside the rungs in a run folder."""
 
 _NO_SHARES = "without effect in a trunk, whose rungs train up to their until; leave it out"
 _NO_PARENT = "without effect in a trunk, which always grows from the weights before a decay; leave it out"
@@ -74,7 +76,7 @@ class LadderConfig:
     def __post_init__(self) -> None:
         refuse_credentials(self.to_dict())
         require_in_range(self)
-        require_plain_name(self.name, "name")
+        require_folder_name(self.name)
         require(len(self.rungs) > 0, "rungs: the list is empty; name at least one rung")
         problems = list(dict.fromkeys(self._problems()))  # rungs share what the ladder says
         require(not problems, "; ".join(problems))
@@ -84,6 +86,11 @@ class LadderConfig:
         for name in dict.fromkeys(names):
             if names.count(name) > 1:
                 yield f"rungs: the name {name!r} is given to {names.count(name)} rungs"
+        for index, name in enumerate(names):
+            if name in _OF_THE_RUN:
+                yield f"rungs.{index}.name: {name!r} is what the run itself writes beside its rungs; choose another"
+        if self.rungs[0].family not in (None, self.model.family):
+            yield f"rungs.0.family: of the first rung it is model.family, {self.model.family!r}; change that instead"
         for rung in self.rungs[1:]:
             if rung.source is not None:
                 yield f"rungs: {rung.name} has a source, but only the first rung can be taken over"
@@ -92,6 +99,8 @@ class LadderConfig:
                 f"growth.parent: {self.growth.parent!r} needs parents trained here, but {self.rungs[0].name} has a"
                 f" source; take 'final'"
             )
+        if not isinstance(self.cold, str):
+            require_distinct("cold", self.cold)
         for name in () if isinstance(self.cold, str) else self.cold:
             if name not in names[1:]:
                 yield f"cold: {name!r} is no grown rung; {strict_yaml.nearest(name, names[1:])}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from hf_progressive.config import strict_yaml
-from hf_progressive.config.checks import require, require_in_range
+from hf_progressive.config.checks import LONGEST_NAME, require, require_in_range
 from hf_progressive.config.ranges import NotNegative, PositiveFraction, Range, Whole, shown
 
 RUNG_SECTIONS = ("training", "growth", "phi")
@@ -15,7 +15,7 @@ RUNG_SECTIONS = ("training", "growth", "phi")
 RUNG_KEYS = ("name", "depth", "family", "source", "revision", "until", *RUNG_SECTIONS)
 """Keys of a rung that are no fields of its model's configuration."""
 
-_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME_PATTERN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ class RungConfig:
     def __post_init__(self) -> None:
         require(
             _NAME_PATTERN.fullmatch(self.name) is not None,
-            f"name: {self.name!r} cannot name a folder; use letters, digits, '.', '_' and '-'",
+            f"name: {shown(self.name)} cannot name a folder; use letters, digits, '.', '_' and '-', {LONGEST_NAME} at"
+            " the most",
         )
         require_in_range(self)
         require(
@@ -105,12 +106,12 @@ class RungConfig:
     def from_yaml(cls, value: Any, path: str) -> "RungConfig":
         """Read a rung: `d11`, `{depth: 11, …}`, `{name: …, n_layer: …, …}` or `{name: …, source: …, revision: …}`."""
         if isinstance(value, str):
-            match = re.fullmatch(r"d(\d+)", value)
+            match = re.fullmatch(r"d([0-9]{1,30})", value)
             require(
                 match is not None, f"{path}: {value!r} is no depth; write d11, or a mapping with a name and fields"
             )
             assert match is not None
-            return cls(name=value, depth=int(match[1]))
+            return cls(name=value, depth=strict_yaml.convert(Whole, int(match[1]), path))
         require(isinstance(value, Mapping), f"{path}: expected d11 or a mapping, got {shown(value)}")
         fields = {str(key): item for key, item in value.items()}
         texts = dict.fromkeys(("name", "source", "revision", "family"), str)

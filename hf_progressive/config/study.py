@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import yaml
 
 from hf_progressive.config import strict_yaml
-from hf_progressive.config.checks import require, require_in_range
+from hf_progressive.config.checks import require, require_distinct, require_folder_name, require_in_range
 from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.ladder import LadderConfig, find_config, merged, plain
 from hf_progressive.config.model import RungConfig
 from hf_progressive.config.ranges import LearningRate, Range, shown
-from hf_progressive.storage import require_plain_name
 
 _Budget = Annotated[float, Range(0, 2, above=True)]
 _StudySeed = Annotated[int, Range(0, 2_000_000)]  # times 1,000, and the ladder's: NumPy's seeds end at 2³² − 1
@@ -70,8 +69,12 @@ class RecipeConfig:
         require_in_range(self)
         for name, listed in (("rungs", self.rungs), ("seeds", self.seeds)):
             require(listed is None or len(listed) > 0, f"{name}: the list is empty; leave it out to measure all")
-        for key in self.set:
+            require_distinct(name, listed or ())
+        for key, value in self.set.items():
             section = key.partition(".")[0]
+            if key in _RECIPE_SECTIONS and isinstance(value, dict) and value:
+                first = next(iter(value))
+                raise ValueError(f"set.{key}: its keys are set one by one; write {key}.{first}: {shown(value[first])}")
             require(
                 section in _RECIPE_SECTIONS and "." in key,
                 f"set.{key}: a recipe changes keys below {', '.join(_RECIPE_SECTIONS)} alone; "
@@ -117,10 +120,12 @@ class LearningRatesConfig:
 
     def __post_init__(self) -> None:
         require_in_range(self)
-        if self.seeds is not None:
-            require(bool(self.rates), "learning_rates.seeds: no rates are tried on them; list learning_rates.rates")
-            distinct = 0 < len(self.seeds) == len(set(self.seeds))
-            require(distinct, "learning_rates.seeds: give distinct seeds, or leave it out to try the first")
+        for name in ("rates", "seeds", "recipes", "cold", "child"):
+            require_distinct(name, getattr(self, name) or ())
+        for name, which in (("seeds", "the first"), ("recipes", "all")):
+            listed = getattr(self, name)
+            require(listed is None or bool(self.rates), f"{name}: no rates are tried on them; list `rates` too")
+            require(listed is None or len(listed) > 0, f"{name}: the list is empty; leave it out to try {which}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +161,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         require_in_range(self)
-        require_plain_name(self.name, "name")
+        require_folder_name(self.name)
         require(
             len(self.ladder.rungs) > 1 or self.of_trunks,
             "ladder.rungs: a study needs two rungs or more, unless all of its recipes are trunks",
@@ -213,7 +218,11 @@ class StudyConfig:
         require(
             recipe.parent_recipe is None or recipe.parent_recipe in above,
             f"{where}.parent_recipe: no recipe above is named {recipe.parent_recipe!r}; "
-            f"{_nearest(recipe.parent_recipe, above)}",
+            f"{_nearest(recipe.parent_recipe, above) if above else 'none stands above the first; leave it out'}",
+        )
+        require(
+            recipe.parent_recipe is None or not self.recipe(recipe.parent_recipe).trunk,
+            f"{where}.parent_recipe: {recipe.parent_recipe!r} is a trunk, whose models are no parents; name a chain",
         )
         for name in recipe.rungs or ():
             self._check_rung(name, f"{where}.rungs")
@@ -314,8 +323,12 @@ class StudyConfig:
 
 
 def _overridden(ladder: dict[str, Any], changes: dict[str, Any]) -> LadderConfig:
-    items = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in changes.items()]
+    items = [f"{key}={_in_yaml(value)}" for key, value in changes.items()]
     return strict_yaml.build(LadderConfig, strict_yaml.apply_overrides(ladder, items))
+
+
+def _in_yaml(value: Any) -> str:
+    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()
 
 
 def _check_fractions(name: str, fractions: tuple[float, ...]) -> None:

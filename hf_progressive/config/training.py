@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from hf_progressive.config import strict_yaml
 from hf_progressive.config.checks import require, require_in_range
-from hf_progressive.config.ranges import Fraction, LearningRate, NotNegative, Positive, Range, Whole
+from hf_progressive.config.ranges import Fraction, LearningRate, NotNegative, Range, Whole
 
 CALLED_HERE = {
     **dict.fromkeys(("lr", "peak_lr", "max_lr"), "learning_rate"),
@@ -40,7 +40,7 @@ _Beta = Annotated[float, Range(0, 1, below=True)]
 class TrainingConfig:
     """How every rung, and every baseline, trains."""
 
-    tokens_per_parameter: Positive = 8.0
+    tokens_per_parameter: Annotated[float, Range(0, 1_000_000, above=True)] = 8.0
     """Tokens of a cold run's full budget, per parameter."""
 
     budget_parameters: Literal["scaling", "non_embedding", "total"] = "scaling"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from hf_progressive.config import LadderConfig, RecipeConfig, StudyConfig
 from hf_progressive.planning.ladder_plan import LadderPlan, RungPlan, plan_ladder
-from hf_progressive.planning.preflight import frozen_without_moment
+from hf_progressive.planning.preflight import find_problems, frozen_without_moment
 from hf_progressive.study.members import Members, members_of
 from hf_progressive.study.model_tasks import model_tasks
 from hf_progressive.study.models import FinishedModel, InitialModel, TrainingSetup
@@ -93,10 +93,13 @@ class _Planner:
         self.first_blocks = self._first_blocks()
 
     def _planned(self, recipe: RecipeConfig) -> LadderPlan:
-        if all(key.startswith("phi.") or key == "training.inherited_learning_rate" for key in recipe.set):
-            return self.ladder  # neither changes sizes or growth
+        ladder = self.ladders[recipe.name]
         try:
-            return plan_ladder(self.ladders[recipe.name])
+            if all(key.startswith("phi.") or key == "training.inherited_learning_rate" for key in recipe.set):
+                if problems := find_problems(ladder):
+                    raise ValueError("; ".join(problems))
+                return self.ladder  # neither changes sizes or growth
+            return plan_ladder(ladder)
         except ValueError as error:
             raise ValueError(f"recipe {recipe.name!r}: {error}") from None
 

@@ -72,6 +72,21 @@ def test_a_base_may_give_a_key_under_its_old_name_and_the_study_under_its_new_on
         ),
         ({"recipes": [{"name": "a", "set": {"phi.lamda": 1}}]}, r"recipes.0.set.phi.lamda: unknown key"),
         (
+            {"recipes": [{"name": "a", "set": {"phi": {"gamma": 1}}}]},
+            r"recipes.0.set.phi: its keys are set one by one; write phi.gamma: 1$",
+        ),
+        ({"recipes": [{"name": "a", "set": {"phi.gamma.x": 1}}]}, r"override 'phi.gamma.x=1': phi.gamma is a single"),
+        ({"recipes": [{"name": "a", "seeds": [0, 0]}]}, "recipes.0.seeds: 0 is given twice; list each once"),
+        ({"recipes": [{"name": "a", "rungs": ["l2w16", "l2w16"]}]}, "recipes.0.rungs: 'l2w16' is given twice"),
+        ({"recipes": [{"name": "a", "parent_recipe": "a"}]}, "named 'a'; none stands above the first; leave it out"),
+        ({"learning_rates": {"cold": [1e-3, 0.001]}}, r"learning_rates.cold: 0.001 is given twice; list each once"),
+        ({"learning_rates": {"seeds": [0]}}, "learning_rates.seeds: no rates are tried on them; list `rates` too"),
+        ({"learning_rates": {"recipes": ["exact"]}}, "learning_rates.recipes: no rates are tried on them"),
+        (
+            {"learning_rates": {"rates": [1.0], "recipes": []}},
+            "learning_rates.recipes: the list is empty; leave it out",
+        ),
+        (
             {"recipes": [{"name": "a", "set": {"training.tokens_per_parameter": 1}}]},
             "tokens_per_parameter: it sizes the baseline too; change the ladder instead",
         ),

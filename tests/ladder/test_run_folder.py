@@ -1,15 +1,18 @@
 """A run folder is one run's: which configurations it continues, and who may work in it."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
-from ladder_fixtures import write_ladder
+from ladder_fixtures import NAMES, Finished, write_ladder
 
 from hf_progressive import storage
 from hf_progressive.config import LadderConfig, load_ladder_config
 from hf_progressive.distributed.processes import current_processes
 from hf_progressive.ladder.run_folder import claim, exclusive
+from hf_progressive.records.run_progress import PROGRESS_NAME
+from hf_progressive.report import write_report
 
 
 @pytest.fixture
@@ -71,6 +74,18 @@ def test_whoever_holds_the_folder_removes_what_killed_runs_left(tmp_path: Path) 
     with exclusive(tmp_path, ["l1", "l2"], current_processes()):
         assert not any((tmp_path / name).exists() for name in leftovers)
         assert all((tmp_path / name).exists() for name in kept)
+
+
+def test_no_rung_has_the_name_of_what_the_run_writes(finished: Finished, tmp_path: Path) -> None:
+    path, run, _ = finished
+    shutil.copytree(run, tmp_path / "run")
+    write_report(tmp_path / "run")
+    visible = {entry.name for entry in (tmp_path / "run").iterdir() if not entry.name.startswith(".")}
+    taken = {*visible, PROGRESS_NAME} - {*NAMES}
+    assert {"data", "plots", "ladder.json", "report.html"} <= taken
+    for name in taken:
+        with pytest.raises(ValueError, match=rf"rungs\.0\.name: '{name}' is what the run itself writes"):
+            load_ladder_config(path, [f"rungs.0.name={name}"])
 
 
 def test_another_number_of_processes_is_told(

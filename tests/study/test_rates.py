@@ -121,8 +121,8 @@ def test_rates_are_chosen_by_their_mean_over_the_seeds_told(
     ("sweep", "said"),
     [
         ({"rates": RATES, "seeds": [0, 7]}, "seeds: 7 is none of the study's seeds"),
-        ({"rates": RATES, "seeds": [0, 0]}, "seeds: give distinct seeds"),
-        ({"rates": RATES, "seeds": []}, "seeds: give distinct seeds"),
+        ({"rates": RATES, "seeds": [0, 0]}, "seeds: 0 is given twice; list each once"),
+        ({"rates": RATES, "seeds": []}, "seeds: the list is empty; leave it out to try the first"),
         ({"cold": RATES, "seeds": [0]}, "seeds: no rates are tried on them"),
     ],
 )

@@ -187,3 +187,37 @@ def test_lengths_of_as_many_steps_are_refused_before_anything_is_trained(corpus_
 def test_a_recipe_that_measures_nothing_is_refused(key: str, corpus_file: Path) -> None:
     with pytest.raises(ValueError, match=rf"{key}: the list is empty; leave it out to measure all"):
         planned(corpus_file, recipes=[{"name": "nothing", key: []}])
+
+
+@pytest.mark.parametrize(
+    ("phi", "training", "message"),
+    [
+        (
+            {"phi.fisher.kind": "optimizer"},
+            {"optimizer": "muon"},
+            "recipe 'EWC': phi.fisher.kind: optimizer reads sec",
+        ),
+        (
+            {"phi.fisher.kind": "optimizer"},
+            {"arguments": {"optim": "sgd"}},
+            "recipe 'EWC': phi.fisher.kind: optimizer",
+        ),
+    ],
+)
+def test_a_penalty_that_cannot_be_estimated_is_refused_before_anything_trains(
+    corpus_file: Path, phi: dict[str, Any], training: dict[str, Any], message: str
+) -> None:
+    ladder = {**study_mapping(corpus_file)["ladder"], "rungs": RUNGS}
+    ladder["training"] = {**ladder["training"], **training}
+    recipes = [{"name": "exact"}, {"name": "EWC", "set": {"phi.ewc_lambda": 0.1, **phi}, "parent_recipe": "exact"}]
+    with pytest.raises(ValueError, match=message):
+        plan_study(study_config(corpus_file, ladder=ladder, recipes=recipes), "corpus")
+
+
+def test_a_trunk_is_no_parent_of_a_chain(corpus_file: Path) -> None:
+    stage = {"name": "thin", "n_layer": 1, "n_embd": 8, "n_head": 1, "until": 0.1}
+    recipes = [{"name": "trunk", "trunk": [stage]}, {"name": "chain", "parent_recipe": "trunk"}]
+    with pytest.raises(
+        ValueError, match=r"recipes\.1\.parent_recipe: 'trunk' is a trunk, whose models are no parents"
+    ):
+        planned(corpus_file, recipes=recipes)
