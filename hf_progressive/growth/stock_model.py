@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 ModelSource: TypeAlias = str | os.PathLike[str] | PreTrainedModel
 """A local folder, a Hub id or a model in memory."""
 
-_AT_HAND = ("sdpa", "eager")  # of attention
+TORCH_ATTENTION = (None, "sdpa", "eager")
+"""What a config may choose of attention that is at hand wherever torch is; the first leaves it to the class."""
+
 _PRODUCTS = (Tensor.__matmul__, Tensor.matmul, torch.matmul)
 _Found = TypeVar("_Found")
 
@@ -138,7 +140,7 @@ def load_whole(place: str, dtype: torch.dtype | str) -> PreTrainedModel:
 # client that waits long for it.
 def _choose_kernels(config: Any, where: str | Path) -> None:
     chosen = config._attn_implementation
-    if chosen not in (None, *_AT_HAND):
+    if chosen not in TORCH_ATTENTION:
         logger.warning("%s: attention by %s runs as torch computes it, in sdpa or eager", where, shown(chosen))
     if chosen != "eager":
         config._attn_implementation = None  # sdpa, or eager where the class has no other

@@ -16,7 +16,8 @@ from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.growth import plan_growth
 from hf_progressive.growth.parent import ParentTensors
 from hf_progressive.growth.reader import CheckpointReader
-from hf_progressive.hub.names import RECORD_NAME
+from hf_progressive.growth.stock_model import TORCH_ATTENTION
+from hf_progressive.hub.names import CONFIG_NAME, RECORD_NAME
 from hf_progressive.ladder.record_builder import origin_record
 from hf_progressive.ladder.rung_work import RungWork
 from hf_progressive.planning.ladder_plan import LadderPlan
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 _ORDER = ("fingerprint", "block_tokens", "shuffle_seed")
 """What must be equal for two corpora to hold the same blocks in the same order."""
+
+_ATTENTION = {"attn_implementation", "_attn_implementation"}
+"""The names under which a config.json may choose how attention is computed."""
 
 
 def copy(work: RungWork) -> None:
@@ -43,31 +47,33 @@ def copy(work: RungWork) -> None:
 
 def _copy_files(origin: Origin, folder: Path, tokenizer: Any) -> None:
     # Checked against what is known of them. Nothing is linked: the source belongs to somebody else, or to the Hub's
-    # cache. The record stays behind, and the corpus's tokenizer goes along where the model has none of its own.
+    # cache. The record stays behind, so does a choice of attention other than torch's: no rung trains with another.
+    # The corpus's tokenizer goes along where the model has none of its own.
     stamps = origin.checkpoint.stamps()
     names = [name for name in origin.files() if name != RECORD_NAME]
     if not any(name.startswith("model") and name.endswith(".safetensors") for name in names):
         raise ValueError(f"{origin}: has no safetensors weights; convert it, or take another")
-    _require_fitting(origin)
+    config = origin.checkpoint.read_config()
+    _require_fitting(origin, config)
     digests: dict[str, str | None] = {**origin.checkpoint.digest(names)}
     with storage.atomic_folder(folder, overwrite=True, sha256=digests) as temporary:
         for name in names:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(origin.folder / name, temporary / name)
         origin.checkpoint.require_unchanged(stamps)
+        if config._attn_implementation not in TORCH_ATTENTION:
+            chosen = shown(config._attn_implementation)
+            logger.warning("%s: attention by %s runs as torch computes it, in sdpa or eager", origin, chosen)
+            held = storage.read_json(temporary / CONFIG_NAME)
+            storage.write_json(temporary / CONFIG_NAME, {key: held[key] for key in held if key not in _ATTENTION})
+            del digests[CONFIG_NAME]
         if origin.read_tokenizer() is None:
             tokenizer.save_pretrained(temporary)
 
 
-def _require_fitting(origin: Origin) -> None:
+def _require_fitting(origin: Origin, config: Any) -> None:
     # What growth would refuse is refused before anything is measured and estimated: weights that are not those of the
     # config, or a head that the config ties and that was trained apart.
-    config = origin.checkpoint.read_config()
-    if (attention := config._attn_implementation) not in (None, "sdpa", "eager"):
-        raise ValueError(
-            f"{origin}: config.json chooses the attention {shown(attention)}, which may not be at hand where a ladder"
-            " runs; take that field out of it, and torch's own is used"
-        )
     try:
         ParentTensors(plan_growth(config, config), CheckpointReader(origin.folder))
     except ValueError as error:

@@ -368,7 +368,7 @@ def _sizes(config: LadderConfig, origin: Origin | None, problems: list[str]) -> 
             elif not continued:
                 before = rung_model_config(model, rung, vocab_size=vocab_size)
             elif before is None and origin is not None:
-                before = origin.checkpoint.read_config()
+                before = origin.read_config()
             elif before is not None:
                 before = larger_model_config(model, rung, before)
             assert before is not None

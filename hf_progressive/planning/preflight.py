@@ -312,7 +312,7 @@ def find_origin(
 
 
 def _check_architecture(origin: Origin, model: ModelConfig) -> None:
-    config = origin.checkpoint.read_config()
+    config = origin.read_config()
     if config.model_type != model.family:
         raise ValueError(f"{origin} is a {config.model_type}, model.family is {model.family!r}; set it to that")
     positions = config.max_position_embeddings
@@ -332,7 +332,7 @@ def _check_tokenizer(origin: Origin, named: TokenizerConfig) -> None:
             f"{origin} has another tokenizer than data.tokenizer.name {named.name!r}; leave that out to take the"
             f" rung's own"
         )
-    needed, rows = vocabulary_size(tokenizer), origin.checkpoint.read_config().vocab_size
+    needed, rows = vocabulary_size(tokenizer), origin.read_config().vocab_size
     if needed > rows:
         raise ValueError(
             f"{origin} has a vocabulary of {rows}, the tokenizer needs {needed}; grow it first:"

@@ -264,24 +264,35 @@ def test_a_tied_head_that_was_trained_apart_is_found_before_anything_is_estimate
     assert not (tmp_path / "run" / "start" / "final").exists()
 
 
-@pytest.mark.parametrize("chosen", ["flash_attention_2", "kernels-community/flash-attn", "sdpa"])
-def test_attention_that_may_not_be_at_hand_is_refused_before_anything_is_copied(tmp_path: Path, chosen: str) -> None:
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("chosen", ["flash_attention_2", "kernels-community/flash-attn", "eager"])
+def test_attention_that_may_not_be_at_hand_is_left_to_torch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, chosen: str, key: str
+) -> None:
     tokenizer = train_tokenizer(["to be or not to be"], vocab_size=260, training_bytes=100)
     source = plain_checkpoint(tmp_path / "plain", tokenizer, "gpt2")
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"attn_implementation": chosen}))
+    held = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(held | {key: chosen}))
+    mapping = {
+        "model": {"family": "gpt2", "context": 32},
+        "rungs": [{"name": "start", "source": str(source)}, {"name": "l2", "n_layer": 2, "n_embd": 16, "n_head": 2}],
+        "training": {"batch_tokens": 256},
+    }
+    plan = plan_ladder(strict_yaml.build(LadderConfig, mapping))
+    assert plan.rungs[0].size.parameters.total == GPT2LMHeadModel(GPT2Config(**held)).num_parameters()
     run = SimpleNamespace(
         config=SimpleNamespace(rungs=[SimpleNamespace(source=str(source), revision=None)]),
         state=current_processes(),
         corpus=SimpleNamespace(tokenizer=tokenizer),
     )
     work: Any = SimpleNamespace(run=run, rung=SimpleNamespace(name="start"), trained=tmp_path / "run" / "start")
-    if chosen == "sdpa":
-        external_model.copy(work)
-        return
-    with pytest.raises(ValueError, match=f"plain: config.json chooses the attention '{chosen}', which may not be at"):
-        external_model.copy(work)
-    assert not (tmp_path / "run" / "start").exists()
+    external_model.copy(work)
+    storage.check_manifest(work.trained)
+    foreign = chosen != "eager"
+    assert storage.read_json(work.trained / "config.json") == (held if foreign else held | {key: chosen})
+    assert (f"plain: attention by '{chosen}' runs as torch computes it" in caplog.text) == foreign
+    model = AutoModelForCausalLM.from_pretrained(work.trained)  # with the foreign one, an error on this machine
+    assert model.config._attn_implementation == ("sdpa" if foreign else "eager")
 
 
 @pytest.mark.parametrize("replaced", ["config.json", "model.safetensors", "tokenizer.json"])
