@@ -26,7 +26,6 @@ types: $(STAMP)
 
 # Not --quiet, which hides warnings from --strict, too.
 docs: $(STAMP)  ## the documentation as a site, in site/; a warning is an error
-	$(BIN)/python docs/make_reference.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: $(STAMP)
