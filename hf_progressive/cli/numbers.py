@@ -20,4 +20,4 @@ def number(hint: Any) -> Callable[[str], Any]:
 
 
 whole, seed = number(ranges.Whole), number(ranges.Seed)
-positive, not_negative = number(ranges.Positive), number(ranges.NotNegative)
+positive = number(ranges.Positive)

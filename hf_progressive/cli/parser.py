@@ -179,7 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--recipe-eta", nargs="+", metavar="ETA", help=text)
     text = "propose where a trunk of the rungs would grow at the least cost of the last, by the trunks of --recipe-eta"
     add("--search", action="store_true", help=text)
-    add("--budget-dollars", type=numbers.not_negative, metavar="DOLLARS", help="what the run may cost")
+    add("--budget-dollars", type=numbers.positive, metavar="DOLLARS", help="what the run may cost")
     add("--budget-hours", type=numbers.positive, metavar="HOURS", help="what the run may take")
     add("--cores", type=int, metavar="N", help="cores of the machine that trains, to tokenize a stream")
     add("--full", action="store_true", help="print all there is to say, in wide tables, and not what fits a screen")

@@ -23,6 +23,7 @@ _AT_LEAST_ZERO = {
     "shrink": "None for the method's own",
     "perturb": "None for the method's own",
 }
+_NUMBERS = {*_AT_LEAST_ZERO, "drop", "uneven"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,15 @@ class GrowthOptions:
         for name in values:
             if name not in known:
                 raise ValueError(f"{name}: unknown option; {strict_yaml.nearest(name, known)}")
-        return cls(**values)
+        return cls(**{name: _number(value) if name in _NUMBERS else value for name, value in values.items()})
+
+
+def _number(value: Any) -> Any:
+    # YAML takes 1e-3 for text.
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _is_number(value: object) -> bool:

@@ -30,6 +30,11 @@ NO_SIZES = {
         ("dtype", "torch_dtype"),
         "the weights' dtype is no size; grow takes --dtype, grow_checkpoint dtype=, and a ladder trains in float32",
     ),
+    **dict.fromkeys(
+        ("return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder"),
+        "it says how a model is called, which whoever calls it says",
+    ),
+    **dict.fromkeys(("id2label", "label2id", "num_labels", "problem_type"), "a causal language model has no labels"),
     "architectures": "the class follows from the model_type",
     "transformers_version": "it is that of the Transformers that write the config",
 }
@@ -133,7 +138,7 @@ def _refuse_rope_key(source: Any, name: str) -> None:
 def _built(config_class: type[Any], values: Mapping[str, Any]) -> Any:
     try:
         return config_class.from_dict(dict(values))
-    except (ValueError, TypeError, StrictDataclassError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError) as error:
         raise ValueError(f"not a valid {config_class.__name__}: {in_words(error)}") from None
 
 
@@ -143,9 +148,22 @@ def in_words(error: Exception) -> str:
     >>> in_words(ValueError("Class validation error for validator 'validate_it':\n    ValueError: 3 is too few."))
     '3 is too few.'
     """
-    return _CHECK.sub("", " ".join(str(error).split()))
+    text = _CHECK.sub("", " ".join(str(error).split()))
+    spelt = next((match[1] for match in _NUMBER_AS_TEXT.finditer(text) if _is_number(match[1])), None)
+    # Of a field with several types, which it has, and not what each of them says of the value.
+    text = re.sub(r"<class '(\w+)'>", r"\1", text.partition(". Errors: ")[0])
+    return text if spelt is None else f"{text}; write 1.0e-8 for 1e-8, which YAML takes for text"
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_NUMBER_AS_TEXT = re.compile(r"expected float, got str \(value: '([^']*)'\)")
 _CHECK = re.compile(r"(?:Class validation|Validation) error for (?:validator|field) '\w+': \w+Error: ")
 
 

@@ -28,6 +28,7 @@ from hf_progressive.growth.target import (
     complete_target,
     in_words,
 )
+from hf_progressive.storage import ReadingFromOutside
 from hf_progressive.training.flops import flops_per_token, meta_model, unused_by_a_token
 
 
@@ -150,7 +151,7 @@ def rung_model_config(model: ModelConfig, rung: RungConfig, *, vocab_size: int) 
         )
     try:
         config: PretrainedConfig = config_class(**fields)
-    except StrictDataclassError as error:
+    except (StrictDataclassError, AttributeError, TypeError, LookupError) as error:
         raise ValueError(f"rung {rung.name}: {in_words(error)}") from error
     if fault := unusable_value(config):
         raise ValueError(f"rung {rung.name}: {fault}")
@@ -349,13 +350,18 @@ def size_rung(name: str, config: PretrainedConfig, training: TrainingConfig, con
     >>> size.tokens == 8 * count_parameters(config).scaling
     True
     """
-    parameters = count_parameters(config)
+    with ReadingFromOutside(
+        f"rung {name}",
+        "the stock class cannot be built with its fields; correct them",
+        also=(RuntimeError, NameError, ImportError),
+    ):
+        parameters, flops = count_parameters(config), flops_per_token(config, context)
     tokens = round(training.tokens_per_parameter * getattr(parameters, training.budget_parameters))
     return RungSize(
         name=name,
         config=config,
         parameters=parameters,
-        flops_per_token=flops_per_token(config, context),
+        flops_per_token=flops,
         steps=max(1, round(tokens / training.batch_tokens)),
         batch_tokens=training.batch_tokens,
     )

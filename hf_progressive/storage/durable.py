@@ -74,8 +74,14 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path that becomes `path`, flushed to the disk, when the block ends without an error."""
+    """Yield a temporary path that becomes `path`, flushed to the disk, when the block ends without an error.
+
+    Raises:
+        FileExistsError: `path` is a folder, or a device.
+    """
     target = Path(path)
+    if target.exists() and not target.is_file():  # a device, too, would be replaced by the rename
+        raise FileExistsError(f"{target}: is {'a folder' if target.is_dir() else 'no file'}; give the name of a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(target)
     try:
@@ -105,7 +111,9 @@ def atomic_folder(
         FileExistsError: `path` exists and `overwrite` is not set, or it is not a folder.
         OSError: The disk is full or not writable; what was at `path` is there still.
     """
-    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    target = Path(os.path.realpath(path) if Path(path).is_symlink() else path)
+    if target.is_symlink():
+        raise FileExistsError(f"{target}: is a link that leads back to itself; choose another folder")
     remove_unfinished(target)
     if target.exists() and not (overwrite and target.is_dir()):
         raise _exists_already(target)

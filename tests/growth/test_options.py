@@ -42,6 +42,8 @@ families = pytest.mark.parametrize("model_type", FIRST_FAMILIES)
         ({"shrink": True}, r"shrink=True: expected a number ≥ 0, or None for the method's own"),
         ({"perturb": float("inf")}, r"perturb=inf: expected a number ≥ 0"),
         ({"uneven": 1.0}, r"uneven=1.0: expected a number ≥ 0 and < 1"),
+        ({"noise": "-1e-3"}, r"noise=-0.001: expected a number ≥ 0"),
+        ({"drop": "1e1"}, r"drop=10.0: expected a share of hidden units"),
         ({"vocab_multiple": 0}, r"vocab_multiple=0: expected a number ≥ 1"),
         ({"nois": 0.1}, r"^nois: unknown option; did you mean 'noise'\?"),
     ],
@@ -49,6 +51,10 @@ families = pytest.mark.parametrize("model_type", FIRST_FAMILIES)
 def test_options_out_of_range_or_unknown_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         GrowthOptions.of(options)
+
+
+def test_a_number_that_yaml_takes_for_text_is_one():
+    assert GrowthOptions.of({"init_std": "1e-2", "uneven": "5e-1"}) == GrowthOptions(init_std=0.01, uneven=0.5)
 
 
 def standard_deviations(parent, target, **options):

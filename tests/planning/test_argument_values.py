@@ -119,7 +119,7 @@ def test_plan_refuses_numbers_that_no_model_has(changes, message, capsys):
     "words",
     [
         *(["plan", "c", f"--budget-hours={value}"] for value in ("0", "nan", "-1", "1e400")),
-        *(["plan", "c", f"--budget-dollars={value}"] for value in ("nan", "-1", "inf", "x")),
+        *(["plan", "c", f"--budget-dollars={value}"] for value in ("0", "nan", "-1", "inf", "x")),
         *(["grow", "a", "b", f"--seed={value}"] for value in ("-1", "1" * 40, "9" * 5000, "1.5")),
         *(["verify", "a", "b", f"--sequences={value}"] for value in ("0", "1000000000000")),
         *(["core", "a", "--bundle", "b", f"--max-per-task={value}"] for value in ("0", "-1")),

@@ -169,6 +169,22 @@ MISTAKES = {
         {"depth": 1, "fields": {"activation_function": 3}},
         r"rung d1: Field 'activation_function' expected str, got int \(value: 3\)",
     ),
+    "a number that YAML takes for text": (
+        {"depth": 1, "fields": {"layer_norm_epsilon": "1e-5"}},
+        r"'layer_norm_epsilon' expected float, got str \(value: '1e-5'\); write 1\.0e-8 for 1e-8, which YAML",
+    ),
+    "wrong for a field of several types": (
+        {"depth": 1, "fields": {"bos_token_id": "x"}},
+        r"'bos_token_id' with value 'x' doesn't match any type in \(int, NoneType\)$",
+    ),
+    "labels": (
+        {"depth": 1, "fields": {"id2label": 3}},
+        r"model.fields: id2label: a causal language model has no labels; leave it out",
+    ),
+    "how a model is called": (
+        {"depth": 1, "fields": {"return_dict": False}},
+        r"model.fields: return_dict: it says how a model is called, which whoever calls it says; leave it out",
+    ),
     "context twice": (
         {"depth": 1, "fields": {"n_positions": 128}},
         r"model.fields: n_positions is decided by model.context; leave it out",
@@ -213,3 +229,9 @@ def test_mistakes_are_named_in_one_line(case, message):
     with pytest.raises(ValueError, match=message) as caught:
         build(**case)
     assert "\n" not in str(caught.value)
+
+
+def test_a_field_that_the_stock_class_cannot_be_built_with_is_named():
+    config = build(depth=1, fields={"activation_function": "nope"})
+    with pytest.raises(ValueError, match=r"^rung d1: not valid \(KeyError: 'nope'\); the stock class cannot be built"):
+        size_rung("d1", config, TrainingConfig())

@@ -47,6 +47,27 @@ def test_sha256_agrees_with_the_system(tmp_path):
     assert sha256_file(tmp_path / "empty") == EMPTY_SHA256
 
 
+@pytest.mark.parametrize(("name", "kind"), [("folder", "a folder"), ("pipe", "no file")])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, name, kind):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(FileExistsError, match=f"{name}: is {kind}; give the name of a file"),
+        atomic_file(tmp_path / name),
+    ):
+        raise AssertionError
+    assert (tmp_path / "folder").is_dir()
+    assert (tmp_path / "pipe").is_fifo()
+    assert names(tmp_path) == ["folder", "pipe"]
+
+
+def test_a_link_that_leads_back_to_itself_is_no_place_for_a_folder(tmp_path):
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    with pytest.raises(FileExistsError, match="round: is a link that leads back to itself; choose another folder"):
+        fill(tmp_path / "round")
+    assert names(tmp_path) == ["round"]
+
+
 def test_a_file_is_replaced_only_when_the_block_succeeds(tmp_path):
     target = tmp_path / "new" / "file"
     with atomic_file(target) as temporary:
