@@ -37,11 +37,16 @@ def require_distinct(name: str, values: Sequence[Any]) -> None:
 def require_in_range(config: Any) -> None:
     """Raise unless every number of a configuration is one, finite, and in the range that its field's type declares.
 
-    What is read from YAML is so already; this holds for what is built in Python, too.
+    What is read from YAML is so already; this holds for what is built in Python, too. An empty text, which would be
+    the working directory where it names a file, is refused as well.
     """
     for name, hint in strict_yaml.type_hints(config.__class__).items():
+        value = getattr(config, name)
+        require(
+            value != "" and not (isinstance(value, tuple) and "" in value), f"{name}: a text is empty; leave it out"
+        )
         if _has_range(hint):
-            strict_yaml.convert(hint, getattr(config, name), name, exact=True)
+            strict_yaml.convert(hint, value, name, exact=True)
 
 
 def _has_range(hint: Any) -> bool:

@@ -215,7 +215,10 @@ def _resolve(config: DataConfig, patterns: tuple[str, ...], key: str) -> list[st
         else:
             anchor = Path(path.anchor)
             relative = str(path.relative_to(anchor)) if path.is_absolute() else pattern
-            found = sorted(p for p in anchor.glob(relative) if p.is_file()) if relative else []
+            try:
+                found = sorted(p for p in anchor.glob(relative) if p.is_file()) if relative else []
+            except ValueError as error:
+                raise ValueError(f"data.{key}: {pattern}: {error}") from error
         if not found:
             wanted = f" named *{', *'.join(LOCAL_SUFFIXES[config.source])}" if path.is_dir() else ""
             raise FileNotFoundError(f"data.{key}: {pattern} matches no file{wanted}; give an existing path or pattern")
@@ -246,7 +249,11 @@ def _load(config: DataConfig, files: tuple[str, ...], *, streaming: bool, key: s
     if config.source == "text":
         options["sample_by"] = "document"
     with _reading(config, key):
-        builder = reading_text_alone(datasets.load_dataset_builder(config.source, **options), config.text_column)
+        try:
+            found = datasets.load_dataset_builder(config.source, **options)
+        except (RuntimeError, LookupError) as error:  # a dataset that is a script, a name of slashes
+            raise ValueError(str(error)) from error
+        builder = reading_text_alone(found, config.text_column)
         if not streaming:
             builder.download_and_prepare()
     splits = None if streaming else builder.info.splits

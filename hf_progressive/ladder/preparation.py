@@ -11,6 +11,7 @@ from hf_progressive.config import LadderConfig
 from hf_progressive.data import Corpus, TokenStream, prepare_corpus
 from hf_progressive.data.ahead import write_ahead
 from hf_progressive.ladder.external_model import starting_behind
+from hf_progressive.ladder.run_folder import make_run_folder
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.storage.full_disk import FullDiskNamed
 
@@ -68,6 +69,7 @@ def prepare_ladder(
     plan = plan_ladder(config)
     folder = Path(output_dir) / CORPUS_NAME
     data = dataclasses.replace(config.corpus, prepared=None)
+    make_run_folder(Path(output_dir))
     with FullDiskNamed(folder):
         corpus = prepare_corpus(data, config.model.context, folder, num_proc=num_proc)
         wanted = starting_behind(plan, corpus).corpus_blocks * corpus.context

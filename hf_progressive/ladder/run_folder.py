@@ -39,7 +39,7 @@ def exclusive(folder: Path, rungs: Iterable[str], state: PartialState) -> Iterat
     with contextlib.ExitStack() as stack:
         with main_process_first(state):
             if state.is_main_process:
-                _make(folder)
+                make_run_folder(folder)
                 if not stack.enter_context(try_lock(folder / ".lock")):
                     raise ValueError(f"{folder}: another run is working in this folder; wait for it or choose another")
                 storage.remove_leftovers(folder, within=("plots",))
@@ -48,7 +48,8 @@ def exclusive(folder: Path, rungs: Iterable[str], state: PartialState) -> Iterat
         yield
 
 
-def _make(folder: Path) -> None:
+def make_run_folder(folder: Path) -> None:
+    """Make a folder to run in, or say in one line why there can be none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -152,7 +152,10 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["publish", "PARENT", "--repo-id", "me/it", "--collection", "It"], "--collection: gathers a family; give"),
         (["plan", "study_tiny"], "study_tiny.yaml: is a study's configuration; `hf-progressive study` runs it"),
         (["study", "ladder_tiny"], "ladder_tiny.yaml: is a ladder's configuration; `hf-progressive ladder` runs it"),
-        (["ladder", "ladder_tiny", "--output-dir", "FILE"], "cannot be a run folder (it is a file); choose a folder"),
+        *(
+            ([command, config, "--output-dir", "FILE"], "cannot be a run folder (it is a file); choose a folder")
+            for command, config in (("ladder", "ladder_tiny"), ("prepare", "ladder_tiny"), ("study", "study_tiny"))
+        ),
         (["publish", "RUN", "--repo-id", "me/it"], "is a run of several rungs; give ORG/x-{name}, or RUN/NAME/final"),
         (["core", "/nowhere", "--bundle", "/nowhere"], "/nowhere: "),
         (["core", "PARENT", "--bundle", "/nowhere"], "parent: holds no tokenizer; save the model's own there"),

@@ -133,6 +133,8 @@ MISTAKES = {
         {"source": "nobody/nothing"},
         r"data.source: cannot read 'nobody/nothing': Couldn't reach 'nobody/nothing' on the Hub .*",
     ),
+    "nothing but slashes": ({"source": "//"}, r"data.source: cannot read '//': list index out of range"),
+    "stars that are no pattern": ({"source": "json", "files": ("**a",)}, r"data.files: \*\*a: Invalid pattern: .*"),
 }
 
 
