@@ -110,31 +110,65 @@ def test_texts_of_ones_own_are_read_up_to_a_length(tmp_path, suffix):
     assert list(read_texts(path, len(texts[0]) + 1)) == texts[:2]
 
 
-def test_the_log_tells_of_french_what_the_record_has():
-    record = json.loads((FOLDER / "results" / "pareto_fr.json").read_text())
-    by_form = {}
-    for each in record["rows"]:
-        by_form.setdefault(each["form"], []).append(each)
-    free, parent = by_form["free"], by_form["parent"]
+def french_rows(seeds):
+    """The record's rows of some seeds, by way and strength."""
+    record, found = json.loads((FOLDER / "results" / "pareto_fr.json").read_text()), {}
+    for row in record["rows"]:
+        if row["seed"] in seeds:
+            found.setdefault((row["form"], row["strength"]), []).append(row)
+    return found
 
-    def short(number):
-        return f"{number:.3f}".replace("0.", ".", 1).replace("-", "−")
 
-    expected = {}
-    for form, rows in by_form.items():
-        gains = [(a["old"] + a["new"] - b["old"] - b["new"]) / 2 for a, b in zip(free, rows, strict=True)]
-        kept = [(a["old"] - b["old"]) / (a["old"] - c["old"]) for a, b, c in zip(free, rows, parent, strict=True)]
-        error = QUANTILES[len(rows)] * statistics.stdev(gains) / math.sqrt(len(rows))
-        losses = [f"{statistics.fmean(row[domain] for row in rows):.3f}" for domain in ("old", "new")]
-        expected[form] = [
-            *losses,
-            f"{short(statistics.fmean(gains))} ± {short(error)}",
-            f"{statistics.fmean(kept):.0%}",
-        ]
-    section = (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8").partition("on natural French?")[2]
+def gains(rows, way):
+    return [(a["old"] + a["new"] - b["old"] - b["new"]) / 2 for a, b in zip(rows["free", 0.0], rows[way], strict=True)]
+
+
+def best_strengths(rows):
+    """Of every form the way whose mean gain is the largest."""
+    means = {way: statistics.fmean(gains(rows, way)) for way in rows}
+    forms = dict.fromkeys(form for form, _ in rows)
+    return [max((way for way in rows if way[0] == form), key=means.__getitem__) for form in forms]
+
+
+def in_log(rows, way):
+    """What the log says of a way: both losses, the gain with its interval, and what is kept."""
+    own, free, parent = rows[way], rows["free", 0.0], rows["parent", 0.0]
+    kept = [(a["old"] - b["old"]) / (a["old"] - c["old"]) for a, b, c in zip(free, own, parent, strict=True)]
+    losses = [f"{statistics.fmean(row[domain] for row in own):.3f}" for domain in ("old", "new")]
+    return [*losses, gain_in_log(rows, way), f"{statistics.fmean(kept):.0%}"]
+
+
+def gain_in_log(rows, way):
+    found = gains(rows, way)
+    error = QUANTILES[len(found)] * statistics.stdev(found) / math.sqrt(len(found))
+    signs = [f"{number:.3f}".replace("0.", ".", 1).replace("-", "−") for number in (statistics.fmean(found), error)]
+    return " ± ".join(signs)
+
+
+def table_of_log(title):
+    section = (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8").partition(f". {title}\n")[2]
     lines = [line.split("|")[1:-1] for line in section.partition("\n## ")[0].splitlines() if line[:1] == "|"]
-    told = {cells[0].strip(): [cell.strip().replace(" %", "%") for cell in cells[2:]] for cells in lines[2:]}
-    assert told == expected
+    cells = [[cell.strip().replace(" %", "%") for cell in line] for line in lines[2:]]
+    return {(form, float(strength or 0)): rest for form, strength, *rest in cells}
+
+
+def test_the_log_tells_of_french_what_the_record_has():
+    rows = french_rows(range(3))
+    told = table_of_log("Does it hold on natural French?")
+    assert {form for form, _ in told} == {form for form, _ in rows}
+    assert told == {way: in_log(rows, way) for way in told}
+
+
+def test_the_log_tells_of_the_best_strengths_on_french_what_the_record_has():
+    rows = french_rows(range(5))
+    chosen = {form: (form, strength) for form, strength in best_strengths(french_rows(range(2)))}
+    others = french_rows(range(2, 5))
+    told = table_of_log("And on French with each way at the best of three strengths?")
+    assert told == {
+        way: [*in_log(rows, way), f"{gain_in_log(others, chosen[way[0]])} ({chosen[way[0]][1]:g})"]
+        for way in best_strengths(rows)
+        if way[0] not in ("free", "parent")
+    }
 
 
 @pytest.mark.slow
