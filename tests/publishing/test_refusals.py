@@ -16,7 +16,7 @@ from hub_server import HubServer
 
 from hf_progressive import cli
 from hf_progressive.publishing import prepare_publication, publish_family
-from hf_progressive.storage import write_manifest
+from hf_progressive.storage import read_json, write_manifest
 
 run_dir, server, client = hub_fixtures.run_dir, hub_fixtures.server, hub_fixtures.client
 workshop = hub_fixtures.workshop
@@ -187,3 +187,50 @@ print("trained on")
     ]
     assert 1 <= len(warnings) <= 2  # the one that had begun, and the last
     assert warnings[0].endswith(f"finish it with: hf-progressive publish {run_dir} --repo-id 'other/{{name}}'")
+
+
+CATCH_UP = """
+import sys
+from hf_progressive.config import PublishConfig
+from hf_progressive.publishing import FamilyPublisher
+for line in sys.stdin:
+    with FamilyPublisher(PublishConfig(repo_id="org/{name}", license=line.strip())) as publisher:
+        publisher.catch_up(sys.argv[1])
+    print("done", flush=True)
+"""
+
+
+def test_the_hub_is_asked_about_a_published_run_only_where_something_has_changed(
+    server: HubServer, client: HubClient, run_dir: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    with client.start(sys.executable, "-c", CATCH_UP, str(run)) as process:
+
+        def asked(license: str) -> int:
+            before = len(server.requests)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            print(license, file=process.stdin, flush=True)
+            assert process.stdout.readline() == "done\n"
+            return len(server.requests) - before
+
+        assert asked("mit") > 0
+        published = run / "published.json"
+        assert read_json(published)["addresses"] == [f"{server.endpoint}/org/{name}" for name in NAMES]
+        assert asked("mit") == 0
+        assert asked("apache-2.0") > 0
+        assert b"license: apache-2.0" in server.storage.files("org/d4")["README.md"]
+        assert asked("apache-2.0") == 0
+        manifest = run / "d6" / "final" / "manifest.json"
+        manifest.write_text(manifest.read_text() + "\n")
+        assert asked("apache-2.0") > 0
+        server.inject("status", "POST", "/commit/", times=1, status=403)
+        assert asked("mit") > 0  # in vain
+        assert not published.exists()
+        published.write_text("{")
+        assert asked("mit") > 0
+        assert asked("mit") == 0
+        head = server.storage.head("org/d4")
+        published.unlink()
+        assert asked("mit") > 0
+        assert server.storage.head("org/d4") == head
