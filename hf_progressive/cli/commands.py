@@ -244,7 +244,7 @@ def report_command(options: argparse.Namespace) -> Outcome:
         return _serve(options.run_dir, options.port)
     if options.port is not None:
         raise ValueError("--port: is of --serve; give both, or neither")
-    if options.into:
+    if options.into is not None:
         write_section(options.run_dir, options.into)
         say(f"result of {options.run_dir} written into {options.into}")
         return EXIT_DONE, {"document": options.into}

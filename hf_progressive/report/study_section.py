@@ -34,7 +34,11 @@ def write_section(study_dir: str | os.PathLike[str], document: str | os.PathLike
         raise ValueError(
             f"{study_dir}: holds a ladder, and a document takes the result of a study; give a study's folder"
         )
-    section, text = visible(study_section(read_study(Path(study_dir)))), path.read_text(encoding="utf-8")
+    section = visible(study_section(read_study(Path(study_dir))))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not UTF-8; give a text file with the marks") from None
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:

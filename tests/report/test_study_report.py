@@ -82,6 +82,11 @@ def test_the_result_replaces_what_stands_between_the_marks(
     assert cli.main(["report", str(folder), "--into", str(document)]) == 2
     assert f"{document}: has no line <!-- study: end -->" in capsys.readouterr().err
     assert document.read_text() == "<!-- study: begin -->\nno end\n"
+    document.write_bytes(b"\xff\xfe")
+    assert cli.main(["report", str(folder), "--into", str(document)]) == 2
+    assert f"{document}: is not UTF-8; give a text file with the marks" in capsys.readouterr().err
+    assert document.read_bytes() == b"\xff\xfe"
+    assert cli.main(["report", str(folder), "--into", ""]) == 2  # an unset variable, say
 
 
 NEITHER = (
