@@ -309,7 +309,9 @@ def core_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.distributed.processes import current_processes
     from hf_progressive.evaluation.core.evaluate import evaluate_core
     from hf_progressive.growth.stock_model import load_whole
+    from hf_progressive.hub.fetch import require_place
 
+    require_place(options.model)
     state = current_processes()
     try:
         model = load_whole(options.model, options.dtype)

@@ -57,15 +57,25 @@ def locate_files(source: str, patterns: Sequence[str], *, revision: str | None =
         if revision is not None:
             raise ValueError(f"{source}: a local folder has no revision {revision!r}; leave the revision out")
         return Path(source), None
-    if Path(source).is_file():
-        raise NotADirectoryError(f"{source}: is a file; give the folder that holds it")
-    if not is_repo_id(source):
-        raise FileNotFoundError(f"{source}: no such folder, and no name on the Hub (ORG/NAME)")
+    require_place(source)
     try:
         folder = fetch_files(source, patterns, revision=revision)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; and there is no folder {source} here") from None
     return folder, folder.name
+
+
+def require_place(source: str) -> None:
+    """Refuse what is neither a folder here nor a name that a repository on the Hub can have.
+
+    Raises:
+        FileNotFoundError: It is neither.
+        NotADirectoryError: It is a file.
+    """
+    if Path(source).is_file():
+        raise NotADirectoryError(f"{source}: is a file; give the folder that holds it")
+    if not Path(source).is_dir() and not is_repo_id(source):
+        raise FileNotFoundError(f"{source}: no such folder, and no name on the Hub (ORG/NAME)")
 
 
 _NAMES_IN_THE_CACHE = ("etag", "x-linked-etag", "x-repo-commit")

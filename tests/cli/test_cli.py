@@ -157,7 +157,8 @@ def test_verify_fails_with_one_where_the_function_changed(
             for command, config in (("ladder", "ladder_tiny"), ("prepare", "ladder_tiny"), ("study", "study_tiny"))
         ),
         (["publish", "RUN", "--repo-id", "me/it"], "is a run of several rungs; give ORG/x-{name}, or RUN/NAME/final"),
-        (["core", "/nowhere", "--bundle", "/nowhere"], "/nowhere: "),
+        (["core", "/nowhere", "--bundle", "/nowhere"], "/nowhere: no such folder, and no name on the Hub (ORG/NAME)"),
+        (["core", __file__, "--bundle", "/nowhere"], "test_cli.py: is a file; give the folder that holds it"),
         (["core", "PARENT", "--bundle", "/nowhere"], "parent: holds no tokenizer; save the model's own there"),
     ],
 )
