@@ -130,7 +130,16 @@ def test_the_committed_studies_are_complete_and_name_no_place(name: str, config:
     assert not re.search(r'"[^"]*/(home|work|tmp|root|shared)/', text)
 
 
-TRUNKS = ("trunk", "trunk_gpt2", "trunk_gpt2_w32_20", "trunk_l16w32", "trunk_w24", "trunk_w32", "trunk_w32_20")
+TRUNKS = (
+    "trunk",
+    "trunk_gpt2",
+    "trunk_gpt2_l16w32",
+    "trunk_gpt2_w32_20",
+    "trunk_l16w32",
+    "trunk_w24",
+    "trunk_w32",
+    "trunk_w32_20",
+)
 
 
 @pytest.mark.parametrize("name", TRUNKS)
