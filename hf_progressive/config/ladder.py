@@ -20,7 +20,16 @@ from hf_progressive.config.ranges import Seed
 from hf_progressive.config.training import TrainingConfig
 from hf_progressive.config.trunk import TrunkConfig
 
-_OF_THE_RUN = {"data", "plots", "ladder.yaml", "ladder.json", "progress.json", "report.html", "report.md"}
+_OF_THE_RUN = {
+    "data",
+    "plots",
+    "ladder.yaml",
+    "ladder.json",
+    "progress.json",
+    "published.json",
+    "report.html",
+    "report.md",
+}
 """What stands beside the rungs in a run folder."""
 
 _NO_SHARES = "without effect in a trunk, whose rungs train up to their until; leave it out"

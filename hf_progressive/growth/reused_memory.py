@@ -8,7 +8,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-_LARGE = 1 << 22  # from here on in huge pages: growth into 1 GB has a fifth of the page faults
+_LARGE = 1 << 22  # from here on in huge pages, of which the system has to provide fewer
 
 
 class ReusedMemory:
