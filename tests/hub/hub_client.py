@@ -65,6 +65,7 @@ class HubClient:
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # `datasets` counts at an address of its own, away from HF_ENDPOINT
         }
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:

@@ -1,5 +1,7 @@
 """What is fetched comes whole, after a failure that passes too; what cannot be fetched is said in one line."""
 
+from pathlib import Path
+
 import hub_fixtures
 from hub_client import HubClient
 from hub_server import HubServer
@@ -16,6 +18,20 @@ for name in ("org/none", "org/gated", "org/hidden", "./none"):
     except FileNotFoundError as error:
         print(error)
 """
+
+COUNTED = """
+import sys
+import datasets.load
+asked = []
+datasets.load.get_session = lambda: asked.append("counts the download")
+datasets.load_dataset("text", data_files=sys.argv[1], split="train")
+print(asked)
+"""
+
+
+def test_a_client_asks_no_other_server_than_its_hub(client: HubClient, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a line\n")
+    assert client.python(COUNTED, str(tmp_path / "text.txt")).stdout == "[]\n"
 
 
 def test_a_download_goes_on_after_a_failure_that_passes(server: HubServer, client: HubClient) -> None:
