@@ -169,6 +169,12 @@ class StudyConfig:
         require(self.ladder.schedule == "chain", "ladder.schedule: a study's trunks are its recipes'; leave it out")
         source = self.ladder.rungs[0].source
         require(source is None, f"ladder.rungs.0: a study trains its first rung itself; leave out source {source!r}")
+        for section, reason in {"core": "scores no model on CORE", "publish": "publishes no model"}.items():
+            require(
+                getattr(self.ladder, section) is None,
+                f"ladder.{section}: without effect in a study, which {reason}; leave it out, or write"
+                f" `{section}: null` where the base has it",
+            )
         require(len(self.recipes) > 0, "recipes: the list is empty; name at least one")
         require(len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds), "seeds: give distinct seeds")
         _check_fractions("cold_fractions", self.cold_fractions)

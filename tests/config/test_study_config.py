@@ -43,9 +43,12 @@ def test_a_ladder_stands_on_its_base_and_overrides_go_last(tmp_path: Path) -> No
     assert config.ladder.training.batch_tokens == 512  # the base's
     assert config.ladder.phi.gamma == 0.25
     assert config.seeds == (7,)
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "rungs": ["d2", "d3"]}))
-    beside = load_study_config(write(tmp_path, {"ladder": {"base": "mine.yaml"}, "recipes": [{"name": "x"}]}))
+    own = {"name": "mine", "rungs": ["d2", "d3"], "publish": {"repo_id": "org/x-{name}"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(own))
+    ladder = {"base": "mine.yaml", "publish": None}
+    beside = load_study_config(write(tmp_path, {"ladder": ladder, "recipes": [{"name": "x"}]}))
     assert beside.ladder.name == "mine"
+    assert beside.ladder.publish is None
 
 
 def test_a_base_may_give_a_key_under_its_old_name_and_the_study_under_its_new_one(tmp_path: Path) -> None:
@@ -119,6 +122,14 @@ def test_a_base_may_give_a_key_under_its_old_name_and_the_study_under_its_new_on
         ({"learning_rates": {"cold": [0.0]}}, r"learning_rates\.cold\.0: expected above 0, at most 1,000, got 0\.0"),
         ({"learning_rates": {"rung": "x"}}, "learning_rates.rung: 'x' is no grown rung"),
         ({"ladder": {"rungs": ["d2"]}}, "ladder.rungs: a study needs two rungs or more"),
+        (
+            {"ladder": {"rungs": ["d2", "d3"], "publish": {"repo_id": "org/x-{name}"}}},
+            "ladder.publish: without effect in a study, which publishes no model; leave it out, or write `publish:",
+        ),
+        (
+            {"ladder": {"rungs": ["d2", "d3"], "core": {"bundle": "core"}}},
+            "ladder.core: without effect in a study, which scores no model on CORE; leave it out, or write `core:",
+        ),
         ({"ladder": {"base": "nothing_of_the_kind"}}, "nothing_of_the_kind: no such file"),
         ({"ladder": {"base": 3}}, "ladder.base: expected the path or name of a ladder's configuration, got 3"),
     ],
