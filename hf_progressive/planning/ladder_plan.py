@@ -356,10 +356,11 @@ def _raise_all(problems: list[str]) -> None:
 
 
 def _sizes(config: LadderConfig, origin: Origin | None, problems: list[str]) -> Iterator[RungSize]:
-    # Every rung's size; what is wrong with a rung is added to the problems.
+    # Every rung's size; what is wrong is added to the problems, once of rungs that share it (by `model.fields`).
     model, continued = config.model, origin is not None
     vocab_size = _vocabulary_size(model, config.data.tokenizer) if origin is None else 0
     before: PretrainedConfig | None = None
+    faults: dict[str, list[str]] = {}
     for rung in config.rungs:
         try:
             if before is not None and rung.family not in (None, model.family):
@@ -374,7 +375,11 @@ def _sizes(config: LadderConfig, origin: Origin | None, problems: list[str]) -> 
             assert before is not None
             yield size_rung(rung.name, before, config.training_of(rung.name), model.context)
         except ValueError as error:
-            problems.append(str(error))
+            fault = str(error).removeprefix(f"rung {rung.name}: ")
+            faults.setdefault(fault, []).extend([] if fault == str(error) else [rung.name])
+    for fault, names in faults.items():
+        where = f"rung{'s' * (len(names) > 1)} {', '.join(names)}: " if names else ""
+        problems.append(f"{where}{fault}")
 
 
 def _vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:

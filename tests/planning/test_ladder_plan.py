@@ -25,8 +25,31 @@ def test_all_failures_are_reported_at_once(tmp_path: Path) -> None:
         plan_ladder(config)
 
 
+@pytest.mark.parametrize(
+    ("field", "fault"),
+    [
+        ("resid_pdrop=2.0", "resid_pdrop: expected 0 to 1, got 2.0"),
+        ("n_inner=x", "Field 'n_inner' with value 'x' doesn't match any type in (int, NoneType)"),
+        ("vocab_size=0", "vocab_size is 0; give a whole number of 1 or more"),
+        (
+            "activation_function=nope",
+            "not valid (KeyError: 'nope'); the stock class cannot be built with its fields; correct them",
+        ),
+    ],
+)
+def test_a_fault_that_rungs_share_is_told_once(field: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=r"^rungs? ") as raised:
+        plan_ladder(load_ladder_config("ladder_tiny", [f"model.fields.{field}"]))
+    assert str(raised.value) == f"rungs l2w32, l3w32, l3w48: {fault}"
+    with pytest.raises(ValueError, match=r"^rungs? ") as raised:
+        plan_ladder(load_ladder_config("ladder_tiny", [f"rungs.1.{field}", "rungs.2.n_head=5"]))
+    assert str(raised.value) == (
+        f"rung l3w32: {fault}; rung l3w48: n_head 5 does not divide n_embd 48; make the width a multiple of the heads"
+    )
+
+
 def test_an_embedding_has_a_row_for_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"rung l2w32: vocab_size 100 is below the tokenizer's 320 entries"):
+    with pytest.raises(ValueError, match=r"rungs l2w32, .*: vocab_size 100 is below the tokenizer's 320 entries"):
         plan_ladder(load_ladder_config("ladder_tiny", ["model.fields.vocab_size=100"]))
     gaps = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 999})
     monkeypatch.setattr(ladder_plan, "load_tokenizer", lambda config, texts: gaps)
