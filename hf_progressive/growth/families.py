@@ -170,35 +170,59 @@ def _faults(family: Family) -> Iterator[str]:
     if type(default) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         yield f"transformers has no causal language model for a {type(default).__name__}"
         return
-    unknown = {axis for rule in family.rules for dim in rule.dims for axis in dim.axes} - {*get_args(AxisName)}
-    misnamed = [(f"the axis {axis!r}", str(axis), get_args(AxisName)) for axis in sorted(unknown)]
-    misnamed += [(f"norm {family.norm!r}", family.norm, get_args(Norm))] if family.norm not in get_args(Norm) else []
-    if misnamed:
-        yield from (f"{what} is not known; {nearest(name, known)}" for what, name, known in misnamed)
+    if misnamed := list(_misnamed(family)):
+        yield from misnamed
         return
+    wrong = list(_wrong_fields(family, default))
+    yield from wrong
+    if family.norm != "rms" and any("post_gain" in dim.axes for rule in family.rules for dim in rule.dims):
+        yield "post_gain: a norm behind attention or MLP is exact for an RMS norm with a gain alone"
+    if not any(rule.per_layer for rule in family.rules):
+        yield "no tensor has {layer} in its name"
+    elif not wrong:
+        for config in _small_configs(family, default):
+            yield from _differences(family, config)
+
+
+# Axes and a norm that no table knows.
+def _misnamed(family: Family) -> Iterator[str]:
+    unknown = {axis for rule in family.rules for dim in rule.dims for axis in dim.axes} - {*get_args(AxisName)}
+    yield from (
+        f"the axis {axis!r} is not known; {nearest(str(axis), get_args(AxisName))}" for axis in sorted(unknown)
+    )
+    if family.norm not in get_args(Norm):
+        yield f"norm {family.norm!r} is not known; {nearest(family.norm, get_args(Norm))}"
+
+
+# Fields that the config does not have, and sizes that are not sizes or are missing.
+def _wrong_fields(family: Family, default: Any) -> Iterator[str]:
     conditions = {rule.when for rule in family.rules if isinstance(rule.when, str) and rule.when}
-    own = {entry.name for entry in fields(type(default))} | set(type(default).attribute_map)
     named = {*family.size_fields.values(), *family.layer_fields, *family.neutral_fields, *conditions}
     named |= {family.eps_field, family.alibi, family.init_field, *family.repeats, *family.dropouts}
     named -= {family.size_fields.get("head_dim"), ""}  # a config without head_dim divides the width by the heads
+    own = _own_fields(default)
     yield from (f"{name} is not a field of {type(default).__name__}" for name in sorted(named - own))
     sizes = [entry.name for entry in fields(Sizes)]
     yield from (f"size_fields: {name} is not one of {', '.join(sizes)}" for name in family.size_fields.keys() - sizes)
     needed = ("width", "layers", "heads", "mlp", "vocab", "positions")
     yield from (f"size_fields: {name} is missing" for name in needed if name not in family.size_fields)
-    if family.norm != "rms" and any("post_gain" in dim.axes for rule in family.rules for dim in rule.dims):
-        yield "post_gain: a norm behind attention or MLP is exact for an RMS norm with a gain alone"
-    if not any(rule.per_layer for rule in family.rules):
-        yield "no tensor has {layer} in its name"
-    elif named <= own and set(needed) <= family.size_fields.keys() <= set(sizes):
-        small = {field: _SMALL[name] for name, field in family.size_fields.items() if field in own}
-        general = {entry.name for entry in fields(PreTrainedConfig)} | {"use_cache"}
-        general |= family.unsupported.keys() | family.required.keys()
-        switches = [name for name in own - general if isinstance(getattr(default, name), bool)]
-        for tied in (True, False):
-            for switched in ({}, *({name: not getattr(default, name)} for name in sorted(switches))):
-                options = small | _TOKENS | switched | {"tie_word_embeddings": tied}
-                yield from _differences(family, AutoConfig.for_model(family.model_type, **options))
+
+
+def _own_fields(config: Any) -> set[str]:
+    return {entry.name for entry in fields(type(config))} | set(type(config).attribute_map)
+
+
+# Small configs, tied and not, with each of the class's switches in turn set the other way.
+def _small_configs(family: Family, default: Any) -> Iterator[Any]:
+    own = _own_fields(default)
+    small = {field: _SMALL[name] for name, field in family.size_fields.items() if field in own}
+    general = {entry.name for entry in fields(PreTrainedConfig)} | {"use_cache"}
+    general |= family.unsupported.keys() | family.required.keys()
+    switches = [name for name in own - general if isinstance(getattr(default, name), bool)]
+    for tied in (True, False):
+        for switched in ({}, *({name: not getattr(default, name)} for name in sorted(switches))):
+            options = small | _TOKENS | switched | {"tie_word_embeddings": tied}
+            yield AutoConfig.for_model(family.model_type, **options)
 
 
 def _differences(family: Family, config: Any) -> Iterator[str]:

@@ -261,34 +261,20 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
     firsts = [seeds[0] for seeds in steps]
     logs = {name: np.log([float(getattr(item, name)) for item in firsts]) for name in VARIABLES}
     centre = {name: float(column.mean()) for name, column in logs.items()}
-    columns = [np.ones(len(steps))]
-    fitted: list[str] = []
-    left_out: dict[str, str] = {}
-    for name in VARIABLES:
-        reason = _too_few(name, [getattr(item, name) for item in firsts])
-        candidate = [*columns, logs[name] - centre[name]]
-        if reason is None and len(steps) <= len(candidate):
-            reason = f"{len(steps)} steps are too few for another exponent"
-        if reason is None and not _independent(candidate):
-            reason = "it changed together with what stands before it, and cannot be told from that"
-        if reason is None:
-            columns, fitted = candidate, [*fitted, name]
-        else:
-            left_out[name] = reason
+    columns, left_out = _fitted_columns(firsts, {name: logs[name] - centre[name] for name in VARIABLES})
     scattered = [np.array([_value(seed, response) for seed in seeds]) for seeds in steps]
     values = np.array([float(seeds.mean()) for seeds in scattered])
-    coefficients, covariance, squares = _least_squares(columns, values)
+    coefficients, covariance, squares = _least_squares([np.ones(len(steps)), *columns.values()], values)
     degrees, seed_degrees = len(values) - len(coefficients), len(observations) - len(steps)
     within = sum(float(((seeds - seeds.mean()) ** 2).sum()) for seeds in scattered)
     seed_noise = math.sqrt(within / seed_degrees) if seed_degrees else 0.0
     per_step = len(steps) / sum(1 / len(seeds) for seeds in steps)
-    expected = _told_from_zero({name: logs[name] - centre[name] for name in fitted}, values)
     of_seeds = degrees == 0 and seed_degrees > 0
     noise = math.sqrt(squares / degrees) if degrees else None
     if of_seeds:
         degrees, noise = seed_degrees, seed_noise / math.sqrt(per_step)
-    found = {name: float(coefficients[1 + place]) for place, name in enumerate(fitted)}
-    errors = {name: math.sqrt(float(covariance[1 + place, 1 + place])) for place, name in enumerate(fitted)}
+    found = dict(zip(columns, coefficients[1:].tolist(), strict=True))
+    errors = dict(zip(columns, np.sqrt(np.diag(covariance))[1:].tolist(), strict=True))
     return Law(
         response=response,
         observations=tuple(observations),
@@ -298,7 +284,7 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
         standard_errors={
             name: None if noise is None or name not in errors else noise * errors[name] for name in VARIABLES
         },
-        expected=expected,
+        expected=_told_from_zero(columns, values),
         left_out=left_out,
         steps=len(steps),
         noise=noise,
@@ -309,6 +295,23 @@ def fit(observations: Sequence[Observation], response: Response = "last_model_co
         seeds_per_step=per_step,
         covariance=covariance,
     )
+
+
+def _fitted_columns(steps: Sequence[Observation], columns: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    # The variables whose exponents these steps can tell apart, and why the others are left out.
+    fitted: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name, column in columns.items():
+        design = [np.ones(len(steps)), *fitted.values(), column]
+        if reason := _too_few(name, [getattr(item, name) for item in steps]):
+            left_out[name] = reason
+        elif len(steps) <= len(design):
+            left_out[name] = f"{len(steps)} steps are too few for another exponent"
+        elif not _independent(design):
+            left_out[name] = "it changed together with what stands before it, and cannot be told from that"
+        else:
+            fitted[name] = column
+    return fitted, left_out
 
 
 def _least_squares(columns: Sequence[Any], values: Any) -> tuple[Any, Any, float]:

@@ -96,6 +96,14 @@ def test_what_changed_together_is_not_told_apart():
     assert "changed together with" in law.left_out["growth"]
 
 
+def test_an_exponent_needs_a_step_more_than_there_are_coefficients():
+    shapes = ((500_000, 12.0, 2.0), (1_000_000, 20.0, 4.0), (2_000_000, 12.0, 4.0), (2_000_000, 20.0, 2.0))
+    law = fit([measured(*shape) for shape in shapes])
+    assert law.exponents["growth"] is None
+    assert law.left_out == {"growth": "4 steps are too few for another exponent"}
+    assert fit([measured(*shape) for shape in (*shapes, (500_000, 20.0, 4.0))]).left_out == {}
+
+
 def test_few_observations_have_no_interval():
     law = fit([measured(1_000_000)])
     found = law.predict(parameters=1e6, tokens_per_parameter=12, growth=4)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROW_INCHES = 0.26
+_RING: dict[str, Any] = {"ms": 8, "mec": INK, "mfc": "none", "mew": 1.2, "zorder": 5}  # around a point
 
 
 def draw_matches(study: StudyRecord) -> "Figure":
@@ -34,55 +35,61 @@ def draw_matches(study: StudyRecord) -> "Figure":
 
 
 def _draw_step(axes: "Axes", study: StudyRecord, rung: StepOutcome, unit: FlopUnit) -> None:
-    name, child = rung.child, study.headline_recipe
-    outcome = next(row for row in child.rungs if row.child == name)
-    # A trunk's ends are shown at all that went into them, on whose right the baselines have the same bits per byte.
-    before = {seed.seed: seed.c_parent if child.trunk else 0.0 for seed in outcome.by_seed}
-    groups = ((COLD, "from scratch" if child.trunk else "cold", study.cold), (INHERITED, "grown", child.points))
-    for colour, label, entries in groups:
-        curves = [
-            [replace(p, flops=p.flops + before[runs.seed] * (label == "grown")) for p in runs.finished]
-            for runs in entries
-            if runs.rung == name and runs.seed in before
-        ]
-        for points in curves:
-            flops, heights = [p.flops / unit.size for p in points], [p.bits_per_byte for p in points]
-            axes.plot(flops, heights, MARKERS[colour], color=colour, markersize=2.5)
-        mean = [(x / unit.size, y) for x, y in _mean_curve(curves)]
-        style: dict[str, Any] = {"color": colour, "linestyle": LINES[colour], "linewidth": 1.8}
-        axes.plot([x for x, _ in mean], [y for _, y in mean], label=label, **style)
-    paired = [runs for runs in study.cold if runs.rung == name and runs.seed in before]
-    whole = [run.bits_per_byte for runs in paired for run in runs.finished if run.fraction == 1]
-    axes.axhline(fmean(whole), color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
-    ring: dict[str, Any] = {"ms": 8, "mec": INK, "mfc": "none", "mew": 1.2, "zorder": 5}
-    for seed in () if child.trunk else outcome.by_seed:
-        if seed.c_child is not None:
-            marker = "<" if seed.reached == "at_most" else "o"
-            axes.plot(seed.c_child / unit.size, _target(study, name, seed.seed), marker, **ring)
-    cost = outcome.known_cost
-    if child.trunk and cost is not None:
-        _draw_worth(axes, cost, unit, ring)
+    child = study.headline_recipe
+    step = next(row for row in child.rungs if row.child == rung.child)
+    _draw_finished(axes, study, step, unit)
+    result = _draw_worth(axes, step.known_cost, unit) if child.trunk else _draw_reached(axes, study, rung, step, unit)
     axes.set_xscale("log")
     _plain_log_ticks(axes)
     axes.grid(axis="y")
-    saving = "not matched by every seed" if rung.saving is None else f"saves {percent(rung.saving)}"
-    prefix = "at least: " if rung.at_least else ""
-    if child.trunk:
-        prefix, saving = "", "not compared" if cost is None else f"last-model cost {cost.value:.2f}"
     path = [stage.name for stage in child.trunk] or [rung.parent]
-    panel_title(axes, " → ".join([*path, name]), prefix + saving, INHERITED)
+    panel_title(axes, " → ".join([*path, rung.child]), result, INHERITED)
     axes.legend(loc="upper right" if child.trunk else "lower left", fontsize=7.5)
 
 
-def _draw_worth(axes: "Axes", cost: LastModelCost, unit: FlopUnit, ring: Mapping[str, Any]) -> None:
-    # A line from what a seed's trunk took to the budget from scratch that is worth it.
+def _draw_finished(axes: "Axes", study: StudyRecord, step: RecipeStep, unit: FlopUnit) -> None:
+    # The finished models of each side with their mean, and where the baselines end.
+    child = study.headline_recipe
+    # A trunk's ends are shown at all that went into them, on whose right the baselines have the same bits per byte.
+    before = {seed.seed: seed.c_parent if child.trunk else 0.0 for seed in step.by_seed}
+    sides = study.cold, child.points
+    cold, grown = ([runs for runs in side if runs.rung == step.child and runs.seed in before] for side in sides)
+    ends = [[replace(run, flops=run.flops + before[runs.seed]) for run in runs.finished] for runs in grown]
+    _draw_side(axes, [runs.finished for runs in cold], unit, COLD, "from scratch" if child.trunk else "cold")
+    _draw_side(axes, ends, unit, INHERITED, "grown")
+    whole = [run.bits_per_byte for runs in cold for run in runs.finished if run.fraction == 1]
+    axes.axhline(fmean(whole), color=COLD, linewidth=0.9, linestyle=DASHED, zorder=1.8)
+
+
+def _draw_side(axes: "Axes", curves: Sequence[Sequence[FinishedRun]], unit: FlopUnit, colour: str, label: str) -> None:
+    for points in curves:
+        flops, heights = [p.flops / unit.size for p in points], [p.bits_per_byte for p in points]
+        axes.plot(flops, heights, MARKERS[colour], color=colour, markersize=2.5)
+    mean = [(x / unit.size, y) for x, y in _mean_curve(curves)]
+    style: dict[str, Any] = {"color": colour, "linestyle": LINES[colour], "linewidth": 1.8}
+    axes.plot([x for x, _ in mean], [y for _, y in mean], label=label, **style)
+
+
+def _draw_reached(axes: "Axes", study: StudyRecord, rung: StepOutcome, step: RecipeStep, unit: FlopUnit) -> str:
+    # Where each seed's child has its baseline's bits per byte; returns what that says of the step.
+    for seed in step.by_seed:
+        if seed.c_child is not None:
+            marker = "<" if seed.reached == "at_most" else "o"
+            axes.plot(seed.c_child / unit.size, _target(study, rung.child, seed.seed), marker, **_RING)
+    saving = "not matched by every seed" if rung.saving is None else f"saves {percent(rung.saving)}"
+    return f"at least: {saving}" if rung.at_least else saving
+
+
+def _draw_worth(axes: "Axes", cost: LastModelCost | None, unit: FlopUnit) -> str:
+    # A line from what a seed's trunk took to the budget from scratch that is worth it; returns the cost in words.
     label = "worth from scratch"
-    for seed in cost.by_seed:
+    for seed in () if cost is None else cost.by_seed:
         took, worth = (seed.c_lineage + seed.c_child) / unit.size, seed.c_scratch / unit.size
         axes.plot([took, worth], [seed.bits_per_byte] * 2, color=INHERITED, linewidth=0.9, linestyle=":", zorder=1.9)
         marker = ">" if seed.extrapolated else "o"
-        axes.plot(worth, seed.bits_per_byte, marker, **{**ring, "linestyle": "none"}, label=label)
+        axes.plot(worth, seed.bits_per_byte, marker, linestyle="none", label=label, **_RING)
         label = "_"
+    return "not compared" if cost is None else f"last-model cost {cost.value:.2f}"
 
 
 def _mean_curve(curves: Sequence[Sequence[FinishedRun]]) -> list[tuple[float, float]]:
