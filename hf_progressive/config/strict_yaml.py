@@ -80,16 +80,34 @@ def _construct_mapping(loader: _PlainLoader, node: yaml.MappingNode) -> dict[Any
 
 
 def _construct_scalar(loader: _PlainLoader, node: yaml.ScalarNode) -> Any:
-    kind = node.tag.rpartition(":")[2]
+    kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
+    if kind in ("int", "float"):
+        _refuse_other_bases(node.value, line)
     try:
         value = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
         if isinstance(value, str):
             value.encode()  # half of a surrogate pair is no text
     except (ValueError, LookupError):
-        line, form = node.start_mark.line + 1, _FORMS[_SCALARS[kind]]
-        raise ValueError(f"line {line}: {shown(node.value)} cannot be read as {form}") from None
+        raise ValueError(f"line {line}: {shown(node.value)} cannot be read as {_FORMS[_SCALARS[kind]]}") from None
     return value
 
+
+def _refuse_other_bases(text: str, line: int) -> None:
+    # YAML 1.1, which PyYAML reads, takes 010 for 8 and 1:30 for 90; hardly anybody who writes one means that.
+    if _BASE_8.fullmatch(text):
+        sign, digits = text[: text.index("0")], text.replace("_", "").lstrip("+-0") or "0"
+        base, right, what = 8, f"write {shown_key(sign + digits)}", "begins with 0"
+    elif ":" in text:
+        base, right, what = 60, "write the number without", "has a colon"
+    else:
+        return
+    raise ValueError(
+        f"line {line}: {shown_key(text)} {what}, which YAML reads in base {base}; {right}, or {shown(text)} in quotes"
+        " for a text"
+    )
+
+
+_BASE_8 = re.compile(r"[-+]?0[0-7_]+")
 
 _SCALARS: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 

@@ -1,6 +1,7 @@
 """YAML of every odd kind: plain values, or one clear line."""
 
 import pytest
+import yaml
 
 from hf_progressive.config.strict_yaml import apply_overrides, parse_yaml, read_yaml
 
@@ -21,6 +22,23 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: !!int ''", "line 1: '' cannot be read as a whole number"),
         ("a: !!float zz", "line 1: 'zz' cannot be read as a number"),
         ("b: 1\na: !!bool zz", "line 2: 'zz' cannot be read as true or false"),
+        ("a: 010", "line 1: 010 begins with 0, which YAML reads in base 8; write 10, or '010' in quotes for a text$"),
+        (
+            "b: 1\na: [-0_07]",
+            "line 2: -0_07 begins with 0, which YAML reads in base 8; write -7, or '-0_07' in quotes",
+        ),
+        ("a: 00", "line 1: 00 begins with 0, which YAML reads in base 8; write 0, or '00'"),
+        ("a: !!int '017'", "line 1: 017 begins with 0, which YAML reads in base 8; write 17, or '017'"),
+        ("b: 1\n010: 2", "line 2: 010 begins with 0"),
+        (
+            "a: 0" + "7" * 5000,
+            r"line 1: '07+\.\.\. begins with 0, which YAML reads in base 8; write '7+\.\.\., or '07+",
+        ),
+        (
+            "a: 1:30",
+            "line 1: 1:30 has a colon, which YAML reads in base 60; write the number without, or '1:30' in quo",
+        ),
+        ("b: 1\na: [12:30:00.5]", "line 2: 12:30:00.5 has a colon, which YAML reads in base 60"),
         ('a: "\\ud800"', r"line 1: .* cannot be read as text"),
         ("a: &x [*x]", "line 1: an alias stands for what it is in; write the value out"),
         ("&x [*x]", "line 1: an alias stands for what it is in; write the value out"),
@@ -63,10 +81,17 @@ def test_a_file_that_is_no_configuration_is_refused_at_once(tmp_path, content, m
 
 
 def test_a_date_is_the_text_it_is_written_as():
-    assert parse_yaml("revision: 2024-05-01\n2024-05-02: [12:30:00]") == {
+    assert parse_yaml("revision: 2024-05-01\n2024-05-02: ['12:30:00']") == {
         "revision": "2024-05-01",
-        "2024-05-02": [45000],  # a number of base 60, as YAML 1.1 has it
+        "2024-05-02": ["12:30:00"],
     }
+
+
+def test_a_number_is_the_one_it_is_written_as():
+    written = "[0, -0, 0.5, 1_000, 10, 0x10, 0b11, 0.0e+3, 1e3, 08, 0o10, '010', '1:30', a:1, \"0:1\"]"
+    expected = [0, 0, 0.5, 1000, 10, 16, 3, 0.0, "1e3", "08", "0o10", "010", "1:30", "a:1", "0:1"]
+    assert parse_yaml(written) == expected
+    assert parse_yaml(yaml.safe_dump(expected)) == expected  # as a run's ladder.yaml is written
 
 
 def test_aliases_are_as_good_as_what_they_stand_for():
