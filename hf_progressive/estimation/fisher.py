@@ -42,6 +42,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hf_progressive.distributed.compilation import uncompiled
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.working_dtype import summing_dtype
 from hf_progressive.estimation.batch_reader import BatchReader
@@ -130,7 +131,7 @@ def estimate_fisher(
     device = next(model.parameters()).device
     read = BatchReader(model, loss=loss, kind=kind)
     compared = False
-    with evaluation_mode(model, gradients=True), _all_trainable(model):
+    with uncompiled(model), evaluation_mode(model, gradients=True), _all_trainable(model):
         for item in tqdm(batches, desc="Fisher", unit="batch", disable=None if progress else True):
             batch = read(item, device)
             if squares.divided and not isinstance(batch, SequenceBatch):

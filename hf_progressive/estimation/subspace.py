@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
 
+from hf_progressive.distributed.compilation import uncompiled
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.working_dtype import summing_dtype, working_dtype
 from hf_progressive.estimation.batch_reader import BatchReader
@@ -250,7 +251,7 @@ def output_covariances(
     def add_unpadded(module: nn.Module, output: Tensor, mask: Tensor | None) -> None:
         add(module, _unpadded(module, output, mask))
 
-    with evaluation_mode(model, gradients=source == "gradients"):
+    with uncompiled(model), evaluation_mode(model, gradients=source == "gradients"):
         for item in tqdm(batches, desc=source, unit="batch", disable=None if progress else True):
             batch = read(item, first.device)
             if source == "gradients":

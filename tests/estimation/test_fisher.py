@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.nanochat import NanoChatConfig
 
 from hf_progressive.estimation.fisher import estimate_fisher, fisher_flops
+from hf_progressive.estimation.subspace import learn_subspace
 
 GPT2 = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 16, "vocab_size": 61}
 LLAMA = {
@@ -214,6 +215,29 @@ class UnusualModel(nn.Module):
             x = self.twice(x.flatten(0, 1)).view_as(x)
         logits = x @ self.embed.weight.T if self.functional else self.head(x)
         return CausalLMOutput(logits=logits)
+
+
+@pytest.mark.parametrize("compiled", ["wrapped", "in place"])
+def test_a_compiled_model_is_not_compiled_anew_for_its_hooks(compiled):
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    plain, ids = build("gpt2"), random_ids()
+    model = copy.deepcopy(plain)
+    if compiled == "wrapped":
+        model = torch.compile(model, backend=backend)
+    else:
+        model.compile(backend=backend)
+    fisher = estimate_fisher(model, [ids], definition="sequence")
+    learn_subspace(model, [ids], source="gradients")
+    learn_subspace(model, [ids], source="activations")
+    assert not graphs
+    assert_same({name.removeprefix("_orig_mod."): value for name, value in fisher.items()}, slow_fisher(plain, ids))
+    model(input_ids=ids)
+    assert graphs  # and afterwards it is compiled as ever
 
 
 def test_layers_without_a_closed_form(caplog):
