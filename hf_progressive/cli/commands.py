@@ -307,11 +307,14 @@ def core_command(options: argparse.Namespace) -> Outcome:
     """Evaluate a model on CORE."""
     from hf_progressive.data.tokenizer import read_tokenizer
     from hf_progressive.distributed.processes import current_processes
+    from hf_progressive.evaluation.core.bundle import load_bundle
     from hf_progressive.evaluation.core.evaluate import evaluate_core
     from hf_progressive.growth.stock_model import load_whole
     from hf_progressive.hub.fetch import require_place
 
     require_place(options.model)
+    bundle = load_bundle(options.bundle)  # whatever is wrong with it is said before minutes go into a large model
+    bundle.select(options.tasks)
     state = current_processes()
     try:
         model = load_whole(options.model, options.dtype)
@@ -320,7 +323,7 @@ def core_command(options: argparse.Namespace) -> Outcome:
     result = evaluate_core(
         model.to(state.device),
         read_tokenizer(options.model),
-        options.bundle,
+        bundle,
         tasks=options.tasks,
         max_per_task=options.max_per_task,
         batch_size=options.batch_size,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as distributed
+from core_bundle_writer import write_bundle
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_progressive import cli
@@ -116,6 +117,13 @@ def test_verify_fails_with_one_where_the_function_changed(
     assert last_line(capsys)["preserved"] is False
 
 
+def small_bundle(folder: Path) -> Path:
+    """Write a CORE bundle of one task."""
+    items = [{"query": "a", "choices": ["b", "c"], "gold": 0}]
+    (folder / "bundle").mkdir()
+    return write_bundle(folder / "bundle", {"arc_easy": ("multiple_choice", 0, None, 25, items)})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -159,7 +167,9 @@ def test_verify_fails_with_one_where_the_function_changed(
         (["publish", "RUN", "--repo-id", "me/it"], "is a run of several rungs; give ORG/x-{name}, or RUN/NAME/final"),
         (["core", "/nowhere", "--bundle", "/nowhere"], "/nowhere: no such folder, and no name on the Hub (ORG/NAME)"),
         (["core", __file__, "--bundle", "/nowhere"], "test_cli.py: is a file; give the folder that holds it"),
-        (["core", "PARENT", "--bundle", "/nowhere"], "parent: holds no tokenizer; save the model's own there"),
+        (["core", "PARENT", "--bundle", "/nowhere"], "/nowhere/core.yaml: no such file; a bundle holds core.yaml"),
+        (["core", "PARENT", "--bundle", "BUNDLE", "--tasks", "nope"], "bundle: has no task 'nope'; it has arc_easy"),
+        (["core", "PARENT", "--bundle", "BUNDLE"], "parent: holds no tokenizer; save the model's own there"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(
@@ -167,6 +177,7 @@ def test_bad_input_is_one_line_and_exit_code_two(
 ) -> None:
     (tmp_path / "ladder.json").write_text("{}")
     places = {"PARENT": str(parent), "CHILD": str(tmp_path / "child"), "RUN": str(tmp_path)}
+    places["BUNDLE"] = str(small_bundle(tmp_path)) if "BUNDLE" in arguments else ""
     places["FILE"] = str(tmp_path / "ladder.json")
     code = cli.main([places.get(word, word) for word in arguments])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-progressive: error:")]
@@ -185,11 +196,11 @@ def test_bad_input_is_one_line_and_exit_code_two(
     ],
 )
 def test_core_scores_no_layers_drawn_at_random(
-    parent: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], message: str
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], message: str
 ) -> None:
     path = parent / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    assert cli.main(["core", str(parent), "--bundle", "/nowhere"]) == cli.EXIT_BAD_INPUT
+    assert cli.main(["core", str(parent), "--bundle", str(small_bundle(tmp_path))]) == cli.EXIT_BAD_INPUT
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-progressive: error:")]
     assert message in line
 
