@@ -37,6 +37,9 @@ ModelSource: TypeAlias = str | os.PathLike[str] | PreTrainedModel
 TORCH_ATTENTION = (None, "sdpa", "eager")
 """What a config may choose of attention that is at hand wherever torch is; the first leaves it to the class."""
 
+TORCH_EXPERTS = (None, "eager", "batched_mm")
+"""The same of a mixture's experts; `grouped_mm`, the default where torch has it, is an error elsewhere if named."""
+
 _PRODUCTS = (Tensor.__matmul__, Tensor.matmul, torch.matmul)
 _Found = TypeVar("_Found")
 

@@ -16,7 +16,7 @@ from hf_progressive.evaluation.bits_per_byte import bits_per_byte
 from hf_progressive.growth import plan_growth
 from hf_progressive.growth.parent import ParentTensors
 from hf_progressive.growth.reader import CheckpointReader
-from hf_progressive.growth.stock_model import TORCH_ATTENTION
+from hf_progressive.growth.stock_model import TORCH_ATTENTION, TORCH_EXPERTS
 from hf_progressive.hub.names import CONFIG_NAME, RECORD_NAME
 from hf_progressive.ladder.record_builder import origin_record
 from hf_progressive.ladder.rung_work import RungWork
@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 _ORDER = ("fingerprint", "block_tokens", "shuffle_seed")
 """What must be equal for two corpora to hold the same blocks in the same order."""
 
-_ATTENTION = {"attn_implementation", "_attn_implementation"}
-"""The names under which a config.json may choose how attention is computed."""
+_CHOICES = {"attn_implementation": TORCH_ATTENTION, "experts_implementation": TORCH_EXPERTS}
+"""By what names, or these after a `_`, a config.json may choose how a part is computed, and which choices are at hand
+wherever torch is."""
 
 
 def copy(work: RungWork) -> None:
@@ -47,8 +48,9 @@ def copy(work: RungWork) -> None:
 
 def _copy_files(origin: Origin, folder: Path, tokenizer: Any) -> None:
     # Checked against what is known of them. Nothing is linked: the source belongs to somebody else, or to the Hub's
-    # cache. The record stays behind, so does a choice of attention other than torch's: no rung trains with another.
-    # The corpus's tokenizer goes along where the model has none of its own.
+    # cache. The record stays behind, so does a choice of attention or experts other than torch's: no rung trains with
+    # another, and it may be missing where the model is loaded. The corpus's tokenizer goes along where the model has
+    # none of its own.
     stamps = origin.checkpoint.stamps()
     names = [name for name in origin.files() if name != RECORD_NAME]
     if not any(name.startswith("model") and name.endswith(".safetensors") for name in names):
@@ -61,14 +63,25 @@ def _copy_files(origin: Origin, folder: Path, tokenizer: Any) -> None:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(origin.folder / name, temporary / name)
         origin.checkpoint.require_unchanged(stamps)
-        if config._attn_implementation not in TORCH_ATTENTION:
-            chosen = shown(config._attn_implementation)
-            logger.warning("%s: attention by %s runs as torch computes it, in sdpa or eager", origin, chosen)
+        if foreign := _foreign_choices(origin, config):
             held = storage.read_json(temporary / CONFIG_NAME)
-            storage.write_json(temporary / CONFIG_NAME, {key: held[key] for key in held if key not in _ATTENTION})
+            kept = {key: value for key, value in held.items() if key.removeprefix("_") not in foreign}
+            storage.write_json(temporary / CONFIG_NAME, kept)
             del digests[CONFIG_NAME]
         if origin.read_tokenizer() is None:
             tokenizer.save_pretrained(temporary)
+
+
+def _foreign_choices(origin: Origin, config: Any) -> list[str]:
+    chosen = {name: getattr(config, f"_{name}") for name in _CHOICES}
+    foreign = [name for name, known in _CHOICES.items() if chosen[name] not in known]
+    told = {
+        "attn_implementation": "attention by %s runs as torch computes it, in sdpa or eager",
+        "experts_implementation": "experts by %s run as torch computes them, in grouped_mm or eager",
+    }
+    for name in foreign:
+        logger.warning(f"%s: {told[name]}", origin, shown(chosen[name]))
+    return foreign
 
 
 def _require_fitting(origin: Origin, config: Any) -> None:

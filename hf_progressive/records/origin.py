@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_progressive.growth.source import GrowthSource
-from hf_progressive.growth.stock_model import TORCH_ATTENTION
+from hf_progressive.growth.stock_model import TORCH_ATTENTION, TORCH_EXPERTS
 from hf_progressive.growth.unmerged import refuse_adapter
 from hf_progressive.hub.fetch import locate_files
 from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME, PUBLISHED, RECORD_NAME, RUNG_FILES, is_repo_id
@@ -72,10 +72,12 @@ class Origin:
         return GrowthSource(name=self.name, folder=self.folder, revision=self.commit)
 
     def read_config(self) -> Any:
-        """Return its config, in which attention that may not be at hand is left to torch."""
+        """Return its config, in which attention and experts that may not be at hand are left to torch."""
         config = self.checkpoint.read_config()
         if config._attn_implementation not in TORCH_ATTENTION:
             config._attn_implementation = None
+        if config._experts_implementation not in TORCH_EXPERTS:
+            config._experts_implementation = None
         return config
 
     def read_tokenizer(self) -> Any:

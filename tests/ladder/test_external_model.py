@@ -264,10 +264,19 @@ def test_a_tied_head_that_was_trained_apart_is_found_before_anything_is_estimate
     assert not (tmp_path / "run" / "start" / "final").exists()
 
 
-@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-@pytest.mark.parametrize("chosen", ["flash_attention_2", "kernels-community/flash-attn", "eager"])
-def test_attention_that_may_not_be_at_hand_is_left_to_torch(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, chosen: str, key: str
+ATTENTION = ("flash_attention_2", "kernels-community/flash-attn", "eager")
+EXPERTS = ("sonicmoe", "grouped_mm", "nope", "eager", "batched_mm")
+
+
+@pytest.mark.parametrize(
+    ("key", "chosen"),
+    [
+        *((f"{lead}attn_implementation", chosen) for lead in ("", "_") for chosen in ATTENTION),
+        *((f"{lead}experts_implementation", chosen) for lead in ("", "_") for chosen in EXPERTS),
+    ],
+)
+def test_a_way_of_computing_that_may_not_be_at_hand_is_left_to_torch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, chosen: str
 ) -> None:
     tokenizer = train_tokenizer(["to be or not to be"], vocab_size=260, training_bytes=100)
     source = plain_checkpoint(tmp_path / "plain", tokenizer, "gpt2")
@@ -288,11 +297,15 @@ def test_attention_that_may_not_be_at_hand_is_left_to_torch(
     work: Any = SimpleNamespace(run=run, rung=SimpleNamespace(name="start"), trained=tmp_path / "run" / "start")
     external_model.copy(work)
     storage.check_manifest(work.trained)
-    foreign = chosen != "eager"
+    foreign = chosen not in ("eager", "batched_mm")
     assert storage.read_json(work.trained / "config.json") == (held if foreign else held | {key: chosen})
-    assert (f"plain: attention by '{chosen}' runs as torch computes it" in caplog.text) == foreign
-    model = AutoModelForCausalLM.from_pretrained(work.trained)  # with the foreign one, an error on this machine
-    assert model.config._attn_implementation == ("sdpa" if foreign else "eager")
+    told = f"attention by '{chosen}' runs" if "attn" in key else f"experts by '{chosen}' run"
+    assert (f"plain: {told} as torch computes " in caplog.text) == foreign
+    assert caplog.text.count("as torch computes") == foreign
+    # With the foreign one, an error on this machine, or on another.
+    model, plain = AutoModelForCausalLM.from_pretrained(work.trained), GPT2LMHeadModel(GPT2Config(**held))
+    name = f"_{key.removeprefix('_')}"
+    assert getattr(model.config, name) == (getattr(plain.config, name) if foreign else chosen)
 
 
 @pytest.mark.parametrize("replaced", ["config.json", "model.safetensors", "tokenizer.json"])
