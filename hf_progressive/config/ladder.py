@@ -15,7 +15,7 @@ from hf_progressive.config.checks import require, require_distinct, require_fold
 from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.data import DataConfig
 from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
-from hf_progressive.config.phi import PhiConfig
+from hf_progressive.config.phi import PhiConfig, require_weight_in_ladder
 from hf_progressive.config.ranges import Seed
 from hf_progressive.config.training import TrainingConfig
 from hf_progressive.config.trunk import TrunkConfig
@@ -287,6 +287,8 @@ def load_ladder_config(path: str | os.PathLike[str], overrides: Iterable[str] = 
             raise ValueError(
                 "is a study's configuration; `hf-progressive study` runs it, and its ladder is below `ladder`"
             )
-        return strict_yaml.build(LadderConfig, mapping)
+        config = strict_yaml.build(LadderConfig, mapping)
+        require_weight_in_ladder(mapping)
+        return config
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

@@ -1,10 +1,13 @@
 """The inheritance penalty."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from hf_progressive.config.checks import require, require_in_range
 from hf_progressive.config.ranges import NotNegative, PositiveFraction, Whole
+
+_WEIGHTS = ("ewc_lambda", "gamma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class SubspaceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PhiConfig:
-    """The inheritance penalty Φ of grown rungs."""
+    """The inheritance penalty Φ of grown rungs. Its other keys ask for `ewc_lambda` or `gamma`, be it 0."""
 
     ewc_lambda: NotNegative = 0.0
     """λ, weight of the Fisher-weighted squared distance from the parent; 0 leaves the term out."""
@@ -119,3 +122,61 @@ class PhiConfig:
     def most_sequences(self) -> int:
         """Blocks that estimates read at the most."""
         return max(self.fisher.sequences, self.subspace.sequences)
+
+
+def require_weight_in_ladder(ladder: Mapping[str, Any], path: str = "", *, elsewhere: bool = False) -> None:
+    """Refuse what a ladder says of Φ where nothing gives it a weight, be it 0.
+
+    What the ladder's section says serves every rung that gives a weight; what a rung says serves that rung alone.
+
+    Args:
+        ladder: The ladder's plain values, valid ones, as they are read and before defaults are in them.
+        path: The ladder's dotted path, with a dot at its end.
+        elsewhere: Whether recipes give the ladder's Φ a weight.
+
+    Raises:
+        ValueError: A key would have no effect; the message names its dotted path.
+    """
+    shared = ladder.get("phi", {})
+    rungs = {index: rung.get("phi", {}) for index, rung in enumerate(ladder["rungs"]) if isinstance(rung, Mapping)}
+    if elsewhere or _states_weight(shared):
+        return
+    for index, own in rungs.items():
+        if not _states_weight(own):
+            _refuse_all(own, f"{path}rungs.{index}.phi")
+    if not any(map(_states_weight, rungs.values())):
+        _refuse_all(shared, f"{path}phi")
+
+
+def require_weight_in_study(
+    ladder: Mapping[str, Any], recipes: Iterable[tuple[Mapping[str, Any], Sequence[PhiConfig]]]
+) -> None:
+    """Refuse what a study's ladder or one of its recipes says of Φ where nothing gives it a weight, be it 0.
+
+    Args:
+        ladder: The ladder's plain values.
+        recipes: Of every recipe, what it sets, and the penalties of its rungs.
+
+    Raises:
+        ValueError: A key would have no effect; the message names its dotted path.
+    """
+    has_weight = []
+    for index, (changes, penalties) in enumerate(recipes):
+        own = [key.removeprefix("phi.") for key in changes if key.startswith("phi.")]
+        has_weight.append(_states_weight(own) or not all(phi.is_off for phi in penalties))
+        if not has_weight[-1]:
+            _refuse_all(own, f"recipes.{index}.set.phi")
+    require_weight_in_ladder(ladder, "ladder.", elsewhere=any(has_weight))
+
+
+def _states_weight(keys: Iterable[str]) -> bool:
+    return any(name in keys for name in _WEIGHTS)
+
+
+def _refuse_all(keys: Iterable[str], path: str) -> None:
+    forms = [f"{path}.{key}" for key in keys]
+    require(
+        not forms,
+        f"{', '.join(forms)}: without effect, for neither ewc_lambda nor gamma is given; give one (0 leaves Φ off), or"
+        f" leave {'it' if len(forms) == 1 else 'them'} out",
+    )

@@ -13,6 +13,7 @@ from hf_progressive.config.checks import require, require_distinct, require_fold
 from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.ladder import LadderConfig, find_config, merged, plain
 from hf_progressive.config.model import RungConfig
+from hf_progressive.config.phi import require_weight_in_study
 from hf_progressive.config.ranges import LearningRate, Range, shown
 
 _Budget = Annotated[float, Range(0, 2, above=True)]
@@ -372,7 +373,11 @@ def load_study_config(path: str | os.PathLike[str], overrides: Iterable[str] = (
         ladder = mapping.get("ladder")
         if isinstance(ladder, dict) and "base" in ladder:
             mapping["ladder"] = _on_base(ladder, file.parent)
-        return strict_yaml.build(StudyConfig, mapping)
+        config = strict_yaml.build(StudyConfig, mapping)
+        ladders = map(config.ladder_of, config.recipes)
+        penalties = [[ladder.phi_of(rung.name) for rung in ladder.rungs] for ladder in ladders]
+        require_weight_in_study(mapping["ladder"], zip([r.set for r in config.recipes], penalties, strict=True))
+        return config
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 

@@ -250,3 +250,41 @@ def test_a_growth_that_should_keep_the_function_and_does_not_is_refused():
     growth.require_kept_function("rung l2", difference=2e-5, scale=2.0)
     with pytest.raises(ValueError, match=r"rung l2: its logits differ from its parent's by 0\.001 at a scale of 2, "):
         growth.require_kept_function("rung l2", difference=1e-3, scale=2.0)
+
+
+WEIGHTLESS = {
+    "a form": (["phi.apply=proximal"], "phi.apply"),
+    "keys of a section": (["phi.fisher.kind=ones", "phi.until=0.1"], "phi.fisher, phi.until"),
+    "a rung's": (["rungs.1.phi={schedule: constant}"], "rungs.1.phi.schedule"),
+    "beside a rung with a weight": (
+        ["rungs.1.phi={until: 0.1}", "rungs.2={name: l3, n_layer: 3, n_embd: 16, n_head: 2, phi: {gamma: 1}}"],
+        "rungs.1.phi.until",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "keys"), WEIGHTLESS.values(), ids=WEIGHTLESS)
+def test_a_form_of_phi_without_a_weight_is_refused(tmp_path: Path, overrides: list[str], keys: str) -> None:
+    rungs = [{"name": f"l{layers}", "n_layer": layers, "n_embd": 16, "n_head": 2} for layers in (1, 2, 3)]
+    path = write(tmp_path, MINIMAL | {"rungs": rungs})
+    with pytest.raises(ValueError, match="without effect") as raised:
+        load_ladder_config(path, overrides)
+    left_out = "them" if "," in keys else "it"
+    assert str(raised.value) == (
+        f"{path}: {keys}: without effect, for neither ewc_lambda nor gamma is given; give one (0 leaves Φ off), or"
+        f" leave {left_out} out"
+    )
+    for weight in ("phi.ewc_lambda=0", "phi.gamma=0", "phi.gamma=1.0"):  # who says 0 knows it
+        config = load_ladder_config(path, [*overrides, weight])
+        again = tmp_path / "run.yaml"  # as a run writes it
+        again.write_text(yaml.safe_dump(config.to_dict()))
+        assert load_ladder_config(again) == config
+
+
+def test_a_ladder_may_give_the_form_of_phi_and_a_rung_the_weight(tmp_path: Path) -> None:
+    rungs = [{"name": f"l{layers}", "n_layer": layers, "n_embd": 16, "n_head": 2} for layers in (1, 2)]
+    rungs[1]["phi"] = {"ewc_lambda": 0.5}
+    config = load_ladder_config(write(tmp_path, MINIMAL | {"rungs": rungs, "phi": {"apply": "proximal"}}))
+    assert (config.phi.is_off, config.phi_of("l2").apply, config.phi_of("l2").ewc_lambda) == (True, "proximal", 0.5)
+    for preset in ("ladder_tiny", "ladder_small", "ladder_d10_d18", "validation_d15_d16"):
+        assert load_ladder_config(preset, ["phi.ewc_lambda=0", "phi.gamma=0"]).phi.is_off

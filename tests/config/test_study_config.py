@@ -10,6 +10,8 @@ from study_fixtures import study_config, study_mapping
 from hf_progressive.config import load_study_config
 from hf_progressive.config.renamed import RENAMED
 
+OFF = {"phi.ewc_lambda": 0, "phi.gamma": 0, "phi.apply": "proximal"}
+
 
 def write(folder: Path, mapping: dict[str, Any]) -> Path:
     path = folder / "study.yaml"
@@ -31,6 +33,14 @@ def test_a_recipe_changes_the_ladder_under_its_dotted_keys(corpus_file: Path) ->
     assert ladder.growth.options == {"init_std": 1e-4}
     assert ladder.training.inherited_learning_rate == 1e-3
     assert config.ladder_of(config.recipe("plain")) == config.ladder
+
+
+def test_a_study_gives_the_form_of_phi_in_its_ladder_and_the_weight_in_a_recipe(tmp_path: Path) -> None:
+    recipes = [{"name": "free"}, {"name": "held", "set": {"phi.gamma": 0.1}}, {"name": "freed", "set": OFF}]
+    ladder = {"rungs": ["d2", {"depth": 3, "phi": {"apply": "proximal"}}], "phi": {"until": 0.1}}
+    config = load_study_config(write(tmp_path, {"ladder": ladder, "recipes": recipes}))
+    phi = config.ladder_of(config.recipe("held")).phi_of("d3")
+    assert (phi.until, phi.gamma, phi.apply) == (0.1, 0.1, "proximal")
 
 
 def test_a_ladder_stands_on_its_base_and_overrides_go_last(tmp_path: Path) -> None:
@@ -79,6 +89,14 @@ def test_a_base_may_give_a_key_under_its_old_name_and_the_study_under_its_new_on
             r"recipes.0.set.phi: its keys are set one by one; write phi.gamma: 1$",
         ),
         ({"recipes": [{"name": "a", "set": {"phi.gamma.x": 1}}]}, r"override 'phi.gamma.x=1': phi.gamma is a single"),
+        (
+            {"recipes": [{"name": "a", "set": {"phi.apply": "proximal", "phi.fisher.kind": "ones"}}]},
+            r"recipes.0.set.phi.apply, recipes.0.set.phi.fisher.kind: without effect, for neither ewc_lambda",
+        ),
+        (
+            {"ladder": {"rungs": ["d2", "d3"], "phi": {"until": 0.1}}},
+            r"ladder.phi.until: without effect, for neither ewc_lambda nor gamma is given; give one",
+        ),
         ({"recipes": [{"name": "a", "seeds": [0, 0]}]}, "recipes.0.seeds: 0 is given twice; list each once"),
         ({"recipes": [{"name": "a", "rungs": ["l2w16", "l2w16"]}]}, "recipes.0.rungs: 'l2w16' is given twice"),
         ({"recipes": [{"name": "a", "parent_recipe": "a"}]}, "named 'a'; none stands above the first; leave it out"),
