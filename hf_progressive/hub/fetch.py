@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, get_session, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from hf_progressive.hub.names import PUBLISHED, check_repo_id, is_repo_id
-from hf_progressive.hub.transport import patiently
+from hf_progressive.hub.transport import patiently, reason
 from hf_progressive.storage import MANIFEST_NAME, check_manifest, require_inside_name, require_plain_name
 from hf_progressive.storage.full_disk import FullDiskNamed
 
@@ -117,12 +117,11 @@ def fetch_files(repo_id: str, patterns: Sequence[str], *, revision: str | None =
         try:
             return snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns))
         except LocalEntryNotFoundError as error:
-            if isinstance(error.__cause__, HfHubHTTPError):  # the Hub has answered, and may do better
-                raise error.__cause__ from None
-            raise
+            cause = error.__cause__
+            if isinstance(cause, HfHubHTTPError):  # the Hub has answered, and may do better
+                raise cause from None
+            said = "" if cause is None or isinstance(cause, OfflineModeIsEnabled) else f": {reason(cause)}"
+            raise FileNotFoundError(f"{where}: not in the cache, and the Hub could not be asked{said}") from None
 
-    try:
-        with FullDiskNamed(constants.HF_HUB_CACHE):
-            return Path(patiently(fetch, where))
-    except LocalEntryNotFoundError:
-        raise FileNotFoundError(f"{where}: not in the cache, and the Hub could not be asked") from None
+    with FullDiskNamed(constants.HF_HUB_CACHE):
+        return Path(patiently(fetch, where))

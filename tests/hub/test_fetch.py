@@ -53,3 +53,13 @@ def test_a_download_goes_on_after_a_failure_that_passes(server: HubServer, clien
     assert gated.startswith("org/gated: the repository is gated; ask for access on its page, and set HF_TOKEN")
     assert hidden.startswith("org/hidden: there is no such repository or revision, or the token may not see it")
     assert nowhere == "./none: no such folder, and no name on the Hub (ORG/NAME)"
+
+
+def test_a_missing_folder_on_a_machine_without_a_network_is_said_in_one_line(client: HubClient) -> None:
+    program = "from hf_progressive.growth.source import locate_source\nlocate_source('org/none')"
+    nowhere = "http://127.0.0.1:1"  # where nothing listens
+    said = client.python(program, fails=True, HF_ENDPOINT=nowhere).stderr.splitlines()[-1]
+    assert said.startswith(
+        "FileNotFoundError: org/none: not in the cache, and the Hub could not be asked: the connection"
+    )
+    assert said.endswith("; and there is no folder org/none here")
