@@ -32,7 +32,7 @@ from hf_progressive.penalty.fisher_mean import FisherMean
 from hf_progressive.penalty.lazy_tensors import ones_like
 from hf_progressive.penalty.shards import ParameterShard, gather_layouts, rows_held, shard_of, shared_rows
 from hf_progressive.penalty.step import PenaltyStep
-from hf_progressive.penalty.validation import check_fit, given_names, output_dimension, require_known
+from hf_progressive.penalty.validation import check_fit, given_names, output_dimension, require_anchored
 
 Application = Literal["gradient", "proximal"]
 """How training applies Φ."""
@@ -111,8 +111,7 @@ class InheritancePenalty:
                 raise ValueError(f"{symbol} is {value}; it must be a finite number of at least 0")
             if value > 0.0 and not tensors:
                 raise ValueError(f"{symbol} is {value} but there is nothing for it to act on; pass {source}")
-        for kind in ("fisher", "subspace"):
-            require_known(kind, self.tensors[kind], self.anchor, "the anchor")
+        require_anchored(self.tensors)
 
     @property
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,16 @@ def require_known(kind: str, names: Iterable[str], known: Iterable[str], where: 
         shown.append(f"{told} (nearest: {nearest[0]})" if nearest else told)
     more = f" and {len(unknown) - _NAMES_SHOWN} more" if len(unknown) > _NAMES_SHOWN else ""
     raise ValueError(f"{kind} names parameters that {where} does not have: {', '.join(shown)}{more}")
+
+
+def require_anchored(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise a ValueError unless all are mappings, and the anchor has what the others name."""
+    for kind, given in tensors.items():
+        if not isinstance(given, Mapping):
+            wanted = "such as {name: p.detach().clone() for name, p in model.named_parameters()}"
+            raise ValueError(f"{kind} is a {type(given).__name__}; pass tensors by the parameters' names, {wanted}")
+    for kind in ("fisher", "subspace"):
+        require_known(kind, tensors[kind], tensors["anchor"], "the anchor")
 
 
 def require_trained(model: nn.Module, names: Collection[str]) -> None:

@@ -107,6 +107,9 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
         phi_until: float | None = None,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(penalty, InheritancePenalty | LoraPenalty | None):
+            wanted = "an InheritancePenalty or a LoraPenalty, which takes what estimate_fisher returns"
+            raise ValueError(f"penalty is a {type(penalty).__name__}; pass {wanted}")
         super().__init__(*args, **kwargs)
         flattened = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
         if flattened and getattr(self.args, "muon_learning_rate", None) is not None:

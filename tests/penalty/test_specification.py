@@ -234,6 +234,11 @@ def zeros(**changes):
         ({"ewc_lambda": 1.0}, r"ewc_lambda is 1\.0 but there is nothing for it to act on; pass fisher="),
         ({"gamma": 1.0}, r"gamma is 1\.0 but there is nothing for it to act on; pass subspace="),
         (
+            {"anchor": Mixed()},
+            r"anchor is a Mixed; pass tensors by the parameters' names, such as \{name: p\.detach\(\)",
+        ),
+        ({"anchor": Mixed().named_parameters()}, r"anchor is a generator; pass tensors by the parameters' names"),
+        (
             {"fisher": {"norm.wieght": torch.ones(5)}},
             r"fisher names parameters that the anchor does not have: norm\.wieght \(nearest: norm\.weight\)",
         ),

@@ -145,6 +145,12 @@ def test_the_schedule_may_stand_beside_any_arguments(tmp_path, kind):
     assert (plain.phi_schedule, plain.phi_until) == ("constant", 1.0)
 
 
+def test_an_estimate_alone_is_no_penalty(tmp_path):
+    fisher = dict(build_model().named_parameters())
+    with pytest.raises(ValueError, match="penalty is a dict; pass an InheritancePenalty or a LoraPenalty"):
+        ProgressiveTrainer(build_model(), arguments(tmp_path), penalty=fisher)
+
+
 def test_a_resume_needs_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="holds no complete checkpoint to resume from"):
         ProgressiveTrainer(build_model(), arguments(tmp_path), train_dataset=Blocks()).train(
