@@ -59,8 +59,17 @@ class ParentDivergence:
         for name in ("weight", "every", "batch_size"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not isinstance(self.blocks, Tensor):
+            raise ValueError(f"blocks are a {type(self.blocks).__name__}; a tensor (n, T) of token ids is wanted")
         if self.blocks.ndim != 2 or not len(self.blocks):
             raise ValueError(f"blocks have shape {tuple(self.blocks.shape)}; (n, T) token ids are wanted, n above 0")
+
+    def require_apart(self, model: nn.Module) -> None:
+        """Raise a ValueError if the parent would train along, and so be no farther from the model than before."""
+        held = {id(parameter) for parameter in self.parent.parameters()}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and id(parameter) in held:
+                raise ValueError(f"parent holds the model's own {name}, so it would move with it; pass a copy")
 
     def of(self, model: nn.Module, reading: int, device: torch.device) -> Tensor:
         """Return the mean divergence per token of a model's predictions on the blocks of a reading, with gradient."""
@@ -144,6 +153,8 @@ class DivergenceSteps(_Behind):
 
     def __init__(self, *args: Any, divergence: ParentDivergence | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if divergence is not None:
+            divergence.require_apart(self.model)
         self.divergence = divergence
         self._divergences: list[Tensor] = []  # since the last log, on their device
 

@@ -68,7 +68,20 @@ def test_a_model_writes_what_it_predicts_with_and_without_a_cache():
     assert torch.equal(found, torch.cat(rows))
 
 
-@pytest.mark.parametrize("wrong", [{"weight": 0.0}, {"every": 0}, {"blocks": torch.zeros(3)}])
+@pytest.mark.parametrize("wrong", [{"weight": 0.0}, {"every": 0}, {"blocks": torch.zeros(3)}, {"blocks": [[1]]}])
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ParentDivergence(**{"parent": torch.nn.Identity(), "blocks": REPLAYED} | wrong)
+
+
+def test_a_parent_that_would_train_along_is_refused(tmp_path):
+    model = build_model()
+    held = ParentDivergence(parent=model, blocks=REPLAYED)
+    with pytest.raises(ValueError, match=r"parent holds the model's own transformer\.wte\.weight, .* pass a copy"):
+        ProgressiveTrainer(model, arguments(tmp_path), train_dataset=Blocks(length=16), divergence=held)
+    model.requires_grad_(False)  # what does not move may be shared, as a base model is by adapters
+    model.head = torch.nn.Linear(2, 2)
+    ProgressiveTrainer(
+        model, arguments(tmp_path), train_dataset=Blocks(length=16),
+        divergence=ParentDivergence(parent=model.transformer, blocks=REPLAYED),
+    )  # fmt: skip
