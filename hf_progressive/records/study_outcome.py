@@ -181,13 +181,18 @@ class RecipeStep(StepOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyOutcome(Record):
-    """What a whole family costs, in FLOPs."""
+    """What a whole family costs, in FLOPs.
+
+    Of a trunk the family are its members by decay and its last model, where every seed has them all, and what they
+    cost from scratch is read at their own bits per byte.
+    """
 
     cold: Amount
-    """Every model from scratch."""
+    """Every model from scratch; of a trunk, no member at more than its whole budget."""
 
     inherited: Amount | None
-    """By inheritance, the last model to its match: mean over the seeds; None unless all of them matched."""
+    """By inheritance, the last model to its match, or the trunk with its members' decays: mean over the seeds; None
+    unless all of them matched."""
 
     last_alone: Amount
     """The last model alone, from scratch."""

@@ -69,6 +69,11 @@ OF_TRUNK_STUDIES = {
         "(FLOPs of all stages + FLOPs of the last model after its last growth) / FLOPs of the budget from scratch: "
         "below 1 it is cheaper to grow it than to train it."
     ),
+    "Family cost": (
+        "(FLOPs of the whole trunk + those of its members' decays) / the budgets from scratch with the bits per byte "
+        "of the members and of the last model, each read on its own size's baselines, a member's no larger than its "
+        "whole budget."
+    ),
     "Saving": "1 − FLOPs of the last model after its last growth / FLOPs of the budget from scratch.",
     "Transfer efficiency η": (
         "(FLOPs of the budget from scratch − FLOPs of the last model after its last growth) / FLOPs of all stages: "

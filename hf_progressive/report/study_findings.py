@@ -51,7 +51,8 @@ def _headline(study: StudyRecord) -> str:
     if cost is not None:
         price, stages = f"{'at most ' * cost.at_most}{cost.value:.2f} times its price from scratch", study.trunk
         if stages:
-            return f"The last model for {price} ({_spread(cost)}), by a trunk through {in_words(len(stages))} smaller"
+            how = f"by a trunk through {in_words(len(stages))} smaller"
+            return f"The last model for {price} ({_spread(cost)}), {how}{_whole_family(study)}"
         count, shared = in_words(len(study.rungs)), ""
         if family.inherited is not None:
             share = "at most " * family.at_most + percent(family.inherited / family.cold)
@@ -62,6 +63,15 @@ def _headline(study: StudyRecord) -> str:
         return f"{', '.join(missed)}: not every seed matched its baseline within the budgets tried"
     savings = span([rung.saving for rung in rungs if rung.saving is not None], percent)
     return f"Growing saves {savings} of a model's training, on the steps measured so far"
+
+
+def _whole_family(study: StudyRecord) -> str:
+    family = study.headline.family
+    if family.over_last_alone is None:
+        return ""
+    ends = "" if family.seeds == 1 else f" ({two_ends(family.over_last_alone_low, family.over_last_alone_high)})"
+    bound = "at most " * family.at_most
+    return f"; all {in_words(len(study.trunk) + 1)} for {bound}{family.over_last_alone:.2f} times it{ends}"
 
 
 def _spread(cost: LastModelCost) -> str:
@@ -75,13 +85,28 @@ def _explanation(study: StudyRecord) -> str:
         return (
             f"Recipe “{headline.recipe}” on {join_names([_sized(rung) for rung in study.rungs])}: one run at a "
             f"constant rate grows from size to size ({stages} of the tokens), decays once at its end, and is compared "
-            f"with the same model trained from scratch, at equal bits per byte."
+            f"with the same model trained from scratch, at equal bits per byte.{_of_members(study)}"
         )
     names = " → ".join(rung.name for rung in study.rungs)
     return (
         f"Recipe “{headline.recipe}” on {names}: each model is grown from the one before it, which trained for "
         f"{percent(headline.parent_fraction)} of its budget (the first for all of it), and is compared with its "
         f"baseline, the same model trained from scratch on its whole budget."
+    )
+
+
+def _of_members(study: StudyRecord) -> str:
+    # How the smaller models of a trunk's family are finished, and what each is worth in the mean over the seeds.
+    worths: dict[str, list[float]] = {}
+    for member in study.headline_recipe.members:
+        if member.kind == "decay" and member.worth is not None:
+            worths.setdefault(member.stage, []).append(member.worth)
+    if not worths or study.headline.family.inherited is None:
+        return ""
+    said = join_names([f"{name} {percent(fmean(known))}" for name, known in worths.items()])
+    return (
+        " The smaller models are members that branch off the run, each with a decay of its own. They are worth, in "
+        f"budgets from scratch of their own size, {said}."
     )
 
 

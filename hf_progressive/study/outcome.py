@@ -20,7 +20,7 @@ from hf_progressive.records.study_outcome import (
 )
 from hf_progressive.study.points import Point, Transfer, bits_per_byte_at, crossing, target_of, transfer
 from hf_progressive.study.results import StudyResults, complete_seeds, named, with_ends
-from hf_progressive.study.trunk_outcome import trunk_alone, trunk_outcome
+from hf_progressive.study.trunk_outcome import trunk_outcome
 
 _BEYOND = 0.05  # of FLOPs: how far Φ's estimates may carry a point beyond the reference's last
 
@@ -137,8 +137,6 @@ def family_outcome(results: StudyResults, recipe: RecipeConfig) -> FamilyOutcome
     By inheritance, the first rung trains for its whole budget, each grown one as it was trained to be a parent, and
     the last one to its crossing.
     """
-    if recipe.trunk:
-        return trunk_alone(results, recipe)
     sizes = [float(rung.size.flops) for rung in results.plan.ladder.rungs]
     last = results.plan.rungs[-1]
     totals: list[float | None] = []

@@ -1,6 +1,6 @@
 """study.json, put together from the results of a study's tasks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from accelerate import PartialState
@@ -21,12 +21,14 @@ from hf_progressive.records.study import (
     StudyRecord,
     SweptRate,
 )
+from hf_progressive.records.study_outcome import FamilyOutcome, RecipeStep
 from hf_progressive.records.study_settings import StudySettings
 from hf_progressive.study.members import stage_member
 from hf_progressive.study.models import FinishedModel
 from hf_progressive.study.outcome import family_outcome, phi_outcome, rung_outcome
 from hf_progressive.study.plan import StudyPlan
 from hf_progressive.study.results import StudyResults
+from hf_progressive.study.trunk_outcome import trunk_family
 
 
 def study_record(
@@ -96,22 +98,31 @@ def _swept(plan: StudyPlan) -> Iterator[tuple[Literal["cold", "child"], str | No
 def _recipe_record(results: StudyResults, recipe: RecipeConfig) -> RecipeRecord:
     plan = results.plan
     outcomes = (rung_outcome(results, recipe, rung) for rung in plan.config.measured_rungs)
+    rungs, members = tuple(found for found in outcomes if found is not None), tuple(_members(results, recipe))
     return RecipeRecord(
         name=recipe.name,
         overrides=dict(recipe.set),
         parent_fraction=recipe.parent_fraction,
         parent_recipe=recipe.parent_recipe,
         carry_moments=recipe.carry_moments,
-        rungs=tuple(outcome for outcome in outcomes if outcome is not None),
-        family=family_outcome(results, recipe),
+        rungs=rungs,
+        family=_trunk_family(plan, recipe, rungs, members) if recipe.trunk else family_outcome(results, recipe),
         points=tuple(
             _runs(results, rung, seed, models)
             for (name, rung, seed), models in plan.children.items()
             if name == recipe.name
         ),
         trunk=tuple(_stages(plan, recipe)) if recipe.trunk else (),
-        members=tuple(_members(results, recipe)),
+        members=members,
     )
+
+
+def _trunk_family(
+    plan: StudyPlan, recipe: RecipeConfig, rungs: Sequence[RecipeStep], members: Sequence[StageMember]
+) -> FamilyOutcome:
+    last = plan.config.rungs_of(recipe)[-1]
+    step = next((step for step in rungs if step.child == last), None)
+    return trunk_family(step, [rung.size for rung in plan.trunks[recipe.name, last].rungs], members)
 
 
 def _members(results: StudyResults, recipe: RecipeConfig) -> Iterator[StageMember]:

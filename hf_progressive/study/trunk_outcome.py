@@ -1,9 +1,12 @@
 """What a trunk achieved: the last-model cost of the rung that it ends in, read on the baselines' own curve."""
 
+from collections.abc import Sequence
 from statistics import fmean
 
 from hf_progressive.config import RecipeConfig
+from hf_progressive.planning.sizing import RungSize
 from hf_progressive.records.last_model import LastModelCost, SeedCost, cost_on_baselines, over_seeds
+from hf_progressive.records.stages import StageMember
 from hf_progressive.records.study_outcome import FamilyOutcome, MeanGap, RecipeStep, SeedOutcome, ShareCost
 from hf_progressive.study.points import Point, target_of
 from hf_progressive.study.results import StudyResults, complete_seeds, named, with_ends
@@ -79,10 +82,40 @@ def _seed_outcome(seed: int, end: Point, gap: float, lineage_flops: float, costs
     )
 
 
-def trunk_alone(results: StudyResults, recipe: RecipeConfig) -> FamilyOutcome:
-    """State the budget of a trunk's last rung; its smaller stages are no members that a family would be summed of."""
-    last = results.plan.config.rungs_of(recipe)[-1]
-    flops = float(results.plan.trunks[recipe.name, last].rungs[-1].size.flops)
+def trunk_family(step: RecipeStep | None, sizes: Sequence[RungSize], members: Sequence[StageMember]) -> FamilyOutcome:
+    """Add up what a trunk and its members by decay cost, and what all these models cost from scratch.
+
+    From scratch each model is trained to the bits per byte that it has here, by its own size's baselines; a member
+    that is worth more than its whole budget counts as that, so that nothing is extrapolated for it.
+
+    Args:
+        step: The trunk's outcome; None where no seed is complete.
+        sizes: The stages and the last rung.
+        members: The members of all stages and seeds.
+
+    Returns:
+        The costs; without one member of every stage and seed, of known worth, the last rung's budget alone.
+    """
+    cost = None if step is None else step.last_model_cost
+    budgets = {size.name: size.flops for size in sizes[:-1]}
+    grown, scratch, alone = [], [], []
+    for seed in () if cost is None else cost.by_seed:
+        found = [member for member in members if (member.seed, member.kind) == (seed.seed, "decay")]
+        worths = [min(member.worth, 1.0) * budgets[member.stage] for member in found if member.worth is not None]
+        if sorted(member.stage for member in found) == sorted(budgets) and len(worths) == len(budgets):
+            grown.append(seed.c_lineage + seed.c_child + sum(member.flops for member in found))
+            scratch.append(seed.c_scratch + sum(worths))
+            alone.append(seed.c_scratch)
+    if cost is None or not grown or len(grown) < len(cost.by_seed):
+        last = float(sizes[-1].flops)
+        nothing = named("over_last_alone", None)
+        return FamilyOutcome(cold=last, inherited=None, last_alone=last, **nothing, at_most=False, seeds=0)
+    ratios = [family / last for family, last in zip(grown, alone, strict=True)]
     return FamilyOutcome(
-        cold=flops, inherited=None, last_alone=flops, **named("over_last_alone", None), at_most=False, seeds=0
+        cold=fmean(scratch),
+        inherited=fmean(grown),
+        last_alone=fmean(alone),
+        **named("over_last_alone", ratios, at_most=cost.at_most),
+        at_most=cost.at_most,
+        seeds=len(grown),
     )

@@ -277,6 +277,8 @@ def test_a_trunk_says_what_its_last_model_costs_and_what_is_extrapolated(study: 
     record["recipes"][0]["trunk"] = stages
     cost = {"value": 0.742, "low": 0.61, "high": 0.874, "seeds": 3, "at_most": False, "extrapolated": 1}
     record["headline"]["last_model_cost"] = cost
+    of_family = ("inherited", "over_last_alone", "over_last_alone_low", "over_last_alone_high")
+    record["headline"]["family"] |= dict.fromkeys(of_family)  # this trunk has no members
     found = find_in_study(typed(record))
     price = "The last model for 0.74 times its price from scratch (0.61 to 0.87, three seeds)"
     assert found.headline == f"{price}, by a trunk through two smaller"

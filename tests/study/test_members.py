@@ -1,18 +1,24 @@
 """Members of a trunk in a study: by a decay on a branch, by averaging, and the trunk that neither changes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from study_fixtures import study_config
-from study_pretence import pretend
+from study_pretence import TRUNK_WORTH, pretend
 from trunk_studies import END, THIN, trunk_mapping, trunk_study, weights_of
 
 from hf_progressive.data import prepare_corpus
+from hf_progressive.records.last_model import SeedCost, over_seeds
+from hf_progressive.records.stages import StageMember
+from hf_progressive.records.study import StudyRecord
 from hf_progressive.report import write_report
+from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.study.plan import StudyPlan, plan_study
 from hf_progressive.study.run import run_study
+from hf_progressive.study.trunk_outcome import trunk_family
 from hf_progressive.study.work import Worker
 
 RECIPE = {
@@ -23,6 +29,20 @@ RECIPE = {
     "child_fractions": [1.0],
     "set": {"trunk.member_decay_fraction": 0.25, "trunk.average_over": 0.2, "trunk.average_of": 3},
 }
+
+
+def cost_of(seeds: tuple[int, ...]) -> SimpleNamespace:
+    """A trunk's outcome: 10 FLOPs of stages and 60 of the last model, worth 100 from scratch."""
+    costs = [
+        SeedCost(seed=seed, value=0.7, c_lineage=10, c_child=60, c_scratch=100, bits_per_byte=2.0) for seed in seeds
+    ]
+    return SimpleNamespace(last_model_cost=over_seeds(costs))
+
+
+def member(seed: int, worth: float | None) -> StageMember:
+    """A member of the stage, whose decay took 3 FLOPs."""
+    measured = {"bits_per_byte": 2.1, "constant_bits_per_byte": 2.2, "baseline_bits_per_byte": 2.1}
+    return StageMember(stage="thin", until=0.4, seed=seed, kind="decay", flops=3.0, worth=worth, **measured)
 
 
 @pytest.fixture
@@ -104,3 +124,53 @@ def test_a_study_is_not_complete_without_its_averages(
     with pytest.raises(KeyboardInterrupt):
         run_study(trunk_study(corpus_file, recipes=[RECIPE]), tmp_path / "study", on_record=records.append)
     assert (records[-1]["finished"], records[-1]["complete"]) == (records[-1]["runs"], False)
+
+
+def test_the_family_of_a_trunk_is_paid_for_with_its_members_decays(
+    corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, tmp_path / "log")
+    nothing = {"estimates": {}, "seconds": 0.0}
+    monkeypatch.setattr(Worker, "average", lambda self, task, averaged: {"name": averaged.name, **nothing})
+    ladder = {**trunk_mapping(corpus_file)["ladder"], "rungs": [THIN, END]}
+    config = study_config(
+        corpus_file,
+        **trunk_mapping(corpus_file, ladder=ladder, recipes=[RECIPE], cold_fractions=[0.1, 1.0], seeds=[0, 1]),
+    )
+    record = StudyRecord.from_dict(run_study(config, tmp_path / "study"))
+    (recipe,), thin, last = record.recipes, *record.rungs
+    corpus = prepare_corpus(config.ladder.data, config.ladder.model.context, tmp_path / "study" / "data")
+    (members, _), batch = plan_study(config, corpus.fingerprint).members, config.ladder.training.batch_tokens
+    branch, decay = members.decayed, members.decayed.decay_steps
+    tokens = (decay + members.stage.steps_on_trunk) * batch
+    grown = tokens * thin.flops_per_token + recipe.points[0].finished[-1].flops
+    # As pretended, models are worth TRUNK_WORTH of their share of the last one's steps, by their own size's baselines.
+    worth = TRUNK_WORTH * branch.steps_on_trunk / last.cold_steps
+    alone = TRUNK_WORTH * last.cold_flops
+    assert recipe.family.seeds == 2
+    assert recipe.family.inherited == pytest.approx(grown)
+    assert recipe.family.last_alone == pytest.approx(alone)
+    assert recipe.family.cold == pytest.approx(worth * thin.cold_flops + alone)
+    assert recipe.family.over_last_alone == pytest.approx(grown / alone)
+    found, over = find_in_study(record), f"{grown / alone:.2f}"
+    assert found.headline.endswith(f"; all two for {over} times it ({over} to {over})")
+    assert found.explanation.endswith(f"of their own size, thin {100 * worth:.0f} %.")
+    assert [tile.value for tile in found.tiles if tile.title == "family cost"] == [
+        f"{100 * grown / (worth * thin.cold_flops + alone):.0f} %"
+    ]
+
+
+def test_a_member_counts_as_no_more_than_its_whole_budget_and_none_may_be_missing() -> None:
+    cost = cost_of(seeds=(0, 1))
+    sizes = [SimpleNamespace(name="thin", flops=40), SimpleNamespace(name="end", flops=100)]
+    family = trunk_family(cost, sizes, [member(0, 0.5), member(1, 1.5)])
+    assert (family.inherited, family.last_alone) == (10 + 60 + 3, 100)
+    assert family.cold == 100 + (20 + 40) / 2
+    for members in (
+        [member(0, 0.5)],
+        [member(0, 0.5), member(1, None)],
+        [member(0, 0.5), member(1, 0.5), member(1, 0.6)],
+    ):
+        family = trunk_family(cost, sizes, members)
+        assert (family.cold, family.inherited, family.over_last_alone) == (100, None, None)
+    assert trunk_family(None, sizes, []).inherited is None
