@@ -125,8 +125,10 @@ def check_checkpoint(
             for each disk is enough.
 
     Raises:
-        ValueError: A file is missing or damaged, or the penalty is another.
+        ValueError: The folder or a file is missing or damaged, or the penalty is another.
     """
+    if not checkpoint.is_dir():
+        raise ValueError(f"{checkpoint}: no such folder; give a checkpoint's, or True for the newest of the output's")
     has_manifest = (checkpoint / MANIFEST_NAME).exists()
     with main_process_first(PartialState()):
         if has_manifest:

@@ -151,7 +151,12 @@ def test_an_estimate_alone_is_no_penalty(tmp_path):
         ProgressiveTrainer(build_model(), arguments(tmp_path), penalty=fisher)
 
 
-def test_a_resume_needs_a_checkpoint(tmp_path):
+def test_a_resume_needs_a_checkpoint(tmp_path, caplog):
+    with pytest.raises(ValueError, match=r"checkpoint-9: no such folder; give a checkpoint's, or True for the newest"):
+        ProgressiveTrainer(build_model(), arguments(tmp_path), train_dataset=Blocks()).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-9")
+        )
+    assert "manifest" not in caplog.text
     with pytest.raises(ValueError, match="holds no complete checkpoint to resume from"):
         ProgressiveTrainer(build_model(), arguments(tmp_path), train_dataset=Blocks()).train(
             resume_from_checkpoint=True
