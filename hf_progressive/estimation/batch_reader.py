@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
@@ -60,6 +61,12 @@ class BatchReader:
                 f"a batch is {what}; give a list of batches, each a tensor or a mapping, as tokenizers return it under"
                 " return_tensors='pt'"
             )
+        for name, value in batch.items() if isinstance(batch, Mapping) else ():
+            if name in self._accepted and _is_of_numbers(value):
+                raise ValueError(
+                    f"a batch's {name} is a {type(value).__name__} of numbers; give a tensor, as tokenizers do"
+                    " under return_tensors='pt'"
+                )
         if self._task is None:
             return read_batch(batch, device)
         core: Any = self._core
@@ -94,6 +101,12 @@ class BatchReader:
         if isinstance(own, Tensor):
             require_own_loss(self._model, "causal language models", float(values.sum() / counted.sum()), own)
         return True
+
+
+def _is_of_numbers(value: Any) -> bool:
+    if isinstance(value, list | tuple) and value:
+        return isinstance(value[0], int | float) or _is_of_numbers(value[0])
+    return isinstance(value, np.ndarray)
 
 
 def labelled_task(model: nn.Module) -> LabelledTask | None:
