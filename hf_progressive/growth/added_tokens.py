@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from hf_progressive.config.ranges import shown
 from hf_progressive.growth.family_table import Family
 
 _ANY_OF = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -15,8 +16,10 @@ def add_tokens(folder: Path, tokens: Sequence[str]) -> Any:
     """Return a checkpoint's tokenizer with further tokens; those that it has already stay as they are.
 
     Raises:
-        ValueError: A token is empty, or the checkpoint has no tokenizer.
+        ValueError: A token is empty, a text stands in the place of a list, or the checkpoint has no tokenizer.
     """
+    if isinstance(tokens, str):
+        raise ValueError(f"add_tokens is the text {shown(tokens)}; give a list of tokens")
     if not all(token.strip() for token in tokens):
         raise ValueError("add_tokens: a token is empty; give one a line")
     tokenizer = tokenizer_of(folder, "that tokens can be added to")

@@ -167,6 +167,8 @@ def grow_checkpoint(
         OSError: The disk is full or cannot be written.
     """
     started = time.monotonic()
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"source is a {type(source).__name__}; give a folder or a Hub id, or use grow_model")
     if text is not None and not verify and not low_logits:
         raise ValueError("text: is read where growth is verified; leave it out, or verify")
     stored_in = _named_dtype(dtype)
@@ -288,6 +290,8 @@ def grow_model(
     >>> grow_model(model, {"n_embd": 12, "n_head": 3}).transformer.wte.weight.shape
     torch.Size([16, 12])
     """
+    if isinstance(model, str | os.PathLike):
+        raise ValueError(f"{os.fspath(model)}: grow_model takes a model in memory; grow_checkpoint grows a folder's")
     plan = plan_growth(model.config, target, method=method, **options)
     parent = ParentTensors(plan, ModelTensors(model))
     specs = parent.child_specs()
@@ -299,7 +303,7 @@ def grow_model(
     child = child_class.from_pretrained(
         None, config=config, state_dict=grown, dtype=model.dtype, attn_implementation=attention
     )
-    if model.generation_config is not None:
+    if getattr(model, "generation_config", None) is not None:  # a model without its head has none
         child.generation_config = copy.deepcopy(model.generation_config)
     return child.to(model.device).train(model.training)
 

@@ -98,5 +98,7 @@ def test_rows_that_are_there_are_used_and_too_few_are_refused(source, tmp_path, 
 def test_a_parent_without_a_tokenizer_is_told_so(parent, tmp_path):
     with pytest.raises(ValueError, match="has no tokenizer that tokens can be added to"):
         grow_checkpoint(parent, tmp_path / "child", {}, add_tokens=["x"])
+    with pytest.raises(ValueError, match="add_tokens is the text '<es>'; give a list of tokens"):
+        grow_checkpoint(parent, tmp_path / "child", {}, add_tokens="<es>")  # or '<', 'e', 's' and '>' would be added
     with pytest.raises(ValueError, match="a token is empty; give one a line"):
         grow_checkpoint(parent, tmp_path / "child", {}, add_tokens=[" "])

@@ -11,8 +11,9 @@ import pytest
 import torch
 from growth_checkpoints import WIDER, contents, flip_a_bit, write_tensors
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2Model
 
-from hf_progressive.growth import grow, grow_checkpoint
+from hf_progressive.growth import grow, grow_checkpoint, grow_model
 from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.source import GrowthSource
 from hf_progressive.storage import check_manifest, read_json, write_manifest
@@ -339,3 +340,12 @@ def test_a_parent_that_another_process_replaces_meanwhile_is_refused(parent, tmp
     with pytest.raises(ValueError, match=f"{replaced}: changed while it was read; wait for its writer, and try again"):
         grow_checkpoint(source, output, WIDER, verify=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_a_model_and_a_folder_each_have_a_function_that_grows_them(parent, tmp_path):
+    with pytest.raises(ValueError, match="grow_model takes a model in memory; grow_checkpoint grows a folder's"):
+        grow_model(parent, WIDER)
+    model = GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1))  # without a head, too
+    with pytest.raises(ValueError, match="source is a GPT2Model; give a folder or a Hub id, or use grow_model"):
+        grow_checkpoint(model, tmp_path / "child", WIDER)
+    assert type(grow_model(model, {"n_layer": 2})) is GPT2Model
