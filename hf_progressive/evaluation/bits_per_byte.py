@@ -180,7 +180,7 @@ def text_bits_per_byte(
 
     Raises:
         ValueError: The tokenizer loses text or has no token to begin with, the overlap leaves no place for new
-            tokens, or there is no text.
+            tokens, or there is no text, or one in the place of several.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> from hf_progressive.data import train_tokenizer
@@ -189,6 +189,8 @@ def text_bits_per_byte(
     >>> text_bits_per_byte(GPT2LMHeadModel(config), tokenizer, ["a rung", "and more"], progress=False)["bytes"]
     14
     """
+    if isinstance(texts, str):
+        raise ValueError("texts: is one text, whose letters would be measured one by one; give a list")
     size: int = model.config.max_position_embeddings if context is None else context
     shared = size // 2 if overlap is None else overlap
     if not 0 <= shared < size:

@@ -228,3 +228,5 @@ def test_mistakes_are_named(model, tokenizer):
         text_bits_per_byte(model, tokenizer, TEXTS, overlap=16)
     with pytest.raises(ValueError, match=r"0 bytes of text"):
         text_bits_per_byte(model, tokenizer, [""], progress=False)
+    with pytest.raises(ValueError, match="texts: is one text, whose letters would be measured one by one"):
+        text_bits_per_byte(model, tokenizer, "one text", progress=False)
