@@ -96,6 +96,8 @@ def load_penalty(
     growth = plan_growth(config, config) if child is None else _recorded_growth(folder, config, Path(child))
     penalty = _penalty(phi, anchor=folder if child is None else Path(child), parent=folder, growth=growth)
     if penalty is None:
+        if (folder / "trainer_state.json").is_file():
+            raise ValueError(f"{source}: is a checkpoint of a training without a penalty, so there is none to load")
         raise ValueError(f"{source}: a rung stores what Φ is made of, not its weights; give ewc_lambda or gamma")
     return penalty
 

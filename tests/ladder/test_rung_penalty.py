@@ -100,6 +100,10 @@ def test_a_checkpoints_penalty_comes_back_with_its_own_weights(rung: Path, tmp_p
 def test_what_does_not_belong_together_is_refused(rung: Path, fisher: dict[str, torch.Tensor], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a rung stores what Φ is made of, not its weights; give ewc_lambda or gamma"):
         load_penalty(rung)
+    shutil.copytree(rung, tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-5/trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"checkpoint-5: is a checkpoint of a training without a penalty, so"):
+        load_penalty(tmp_path / "checkpoint-5")
     grow_checkpoint(rung, tmp_path / "child", WIDER)
     write_rung(tmp_path / "other", 7, fisher)
     with pytest.raises(ValueError, match=r"was not grown from .*other; its parent had another model\.safetensors"):
