@@ -4,8 +4,10 @@ import copy
 import errno
 import json
 import os
+import re
 import shutil
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +60,13 @@ def test_a_small_error_is_told_from_rounding(dtype, detected):
     child = grow_model(mother, {"n_embd": 40, "n_head": 5, "n_layer": 3})
     assert verify_growth(mother, child, dtype=dtype).preserved
     assert not verify_growth(mother, perturbed(child, detected), dtype=dtype).preserved
+
+
+def test_the_tutorial_states_the_tolerances():
+    page = (Path(__file__).parents[2] / "docs/tutorials/grow.md").read_text(encoding="utf-8")
+    sentence = page.partition("It exits with 1 where")[2].partition(").")[0]
+    stated = [float(figure) for figure in re.findall(r"\de-\d", sentence)]
+    assert stated == [TOLERANCES[stored] for stored in (torch.float32, torch.float16, torch.bfloat16)]
 
 
 def test_the_tolerance_is_that_of_the_coarser_of_arithmetic_and_stored_weights():
