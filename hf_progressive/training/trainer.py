@@ -96,7 +96,7 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
 
     Raises:
         ValueError: `penalty` does not fit the model, a schedule is unknown or `phi_until` not above 0; or the
-            arguments want Muon under an engine that flattens weights.
+            arguments want Muon under an engine that flattens weights, or beside an optimizer that is passed.
     """
 
     def __init__(
@@ -112,8 +112,11 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
             raise ValueError(f"penalty is a {type(penalty).__name__}; pass {wanted}")
         super().__init__(*args, **kwargs)
         flattened = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
-        if flattened and getattr(self.args, "muon_learning_rate", None) is not None:
-            raise ValueError(f"muon_learning_rate: {NEEDS_MATRICES}")
+        if getattr(self.args, "muon_learning_rate", None) is not None:
+            if flattened:
+                raise ValueError(f"muon_learning_rate: {NEEDS_MATRICES}")
+            if self.optimizer is not None:
+                raise ValueError("muon_learning_rate: the optimizer that was passed trains all weights; leave one out")
         self._given_schedule, self._given_until = phi_schedule, phi_until
         schedule_factor(self.phi_schedule, 0.0, self.phi_until)
         self.penalty = penalty

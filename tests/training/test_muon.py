@@ -250,6 +250,10 @@ def test_what_does_not_fit_muon_is_refused(tmp_path):
         arguments(tmp_path, muon_learning_rate=0.0)
     with pytest.raises(ValueError, match=r"Muon trains beside PyTorch's AdamW, not 'adafactor'; leave out optim"):
         arguments(tmp_path, muon_learning_rate=1e-2, optim="adafactor")
+    model = build_model()
+    own = (torch.optim.SGD(model.parameters(), 1e-2), None)
+    with pytest.raises(ValueError, match="muon_learning_rate: the optimizer that was passed trains all weights"):
+        ProgressiveTrainer(model, arguments(tmp_path, **MUON), optimizers=own)
     with pytest.raises(ValueError, match=r"Muon trains matrices; a parameter of shape \(3,\) with None is none"):
         MuonWithAdamW([], [(torch.nn.Parameter(torch.ones(3)), None)], lr=1.0, muon_lr=1.0)
 
