@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -142,6 +143,11 @@ TRUNKS = (
 )
 
 
+def short(value: float) -> str:
+    """Return a share as the documents write it."""
+    return f"{value:.2f}".removeprefix("0")
+
+
 @pytest.mark.parametrize("name", TRUNKS)
 def test_the_committed_studies_of_trunks_are_of_their_configs_at_the_rates_they_chose(name: str) -> None:
     folder = ROOT / "examples" / "studies" / name
@@ -162,9 +168,6 @@ def test_the_committed_studies_of_trunks_are_of_their_configs_at_the_rates_they_
 
 @pytest.mark.parametrize("name", TRUNKS)
 def test_the_evidence_says_what_trunks_cost(name: str) -> None:
-    def short(value: float) -> str:
-        return f"{value:.2f}".removeprefix("0")
-
     record = json.loads((ROOT / "examples" / "studies" / name / "study.json").read_text())
     evidence = (ROOT / "docs/evidence.md").read_text()
     for recipe in record["recipes"]:
@@ -174,6 +177,19 @@ def test_the_evidence_says_what_trunks_cost(name: str) -> None:
         bits = sum(seed["bits_per_byte"] for seed in cost["by_seed"]) / len(cost["by_seed"])
         row = f"| {short(cost['value'])} | {short(cost['low'])} to {short(cost['high'])} | {seeds} | {bits:.4f} |"
         assert row in evidence, recipe["name"]
+
+
+def test_the_evidence_says_what_a_trunk_s_family_costs() -> None:
+    record = read_study(ROOT / "examples" / "studies" / "trunk_members")
+    evidence = (ROOT / "docs/evidence.md").read_text()
+    assert record.complete
+    for recipe in record.recipes:
+        family, by_decay = recipe.family, [member for member in recipe.members if member.kind == "decay"]
+        worths = [fmean(member.worth for member in by_decay if member.stage == stage.name) for stage in recipe.trunk]
+        decay = recipe.overrides.get("trunk.member_decay_fraction", 0.1)
+        ends = f"{short(family.over_last_alone_low)} to {short(family.over_last_alone_high)}"
+        costs = f"{short(family.over_last_alone)} | {ends} | {short(family.inherited / family.cold)}"
+        assert f"| {f'{decay:g}'.removeprefix('0')} | {' | '.join(map(short, worths))} | {costs} |" in evidence
 
 
 def test_the_readme_says_what_the_committed_study_says() -> None:

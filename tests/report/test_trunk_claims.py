@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import study_pretence
-from claims import SCALES, Claim, cell_fault, faults, take_apart
+from claims import SCALES, cell_fault, faults, take_apart
 from ladder_fixtures import write_corpus
 from study_claims import CLAIMS, WORDS, duration, ends
 from study_facts import interval
 from study_pretence import pretend
+from trunk_claims import TRUNK_CLAIMS
 from trunk_facts import TrunkFacts
 from trunk_studies import END, THIN, trunk_study
 
@@ -61,85 +62,6 @@ PRETENDED: dict[str, dict[str, Any]] = {
     "rates on all seeds": {"recipes": [STACKED], "seeds": [0, 1], "learning_rates": {"rates": RATES, "seeds": [0, 1]}},
 }
 PENDING = "rates being tried"
-
-COST = "The last model for {cost} times its price from scratch ({spread:s}), by a trunk through {stages:s} smaller"
-TRIED = (
-    "Of the peak learning rates tried for {side:s} on {rung:s} ({rates:s}) {best} is the best, and the study uses it"
-)
-CHOSEN = (
-    "Peak learning rates were chosen on {chosen:s}, by the validation documents that everything is measured on; "
-    "{these:s} in the means and intervals like the others"
-)
-TRUNK_CLAIMS = [
-    Claim(COST),
-    Claim("Peak learning rates are still being tried: no cost is known yet", lambda f: f["pending"] > 0),
-    Claim(
-        "{tried} of {to_try} training runs that try peak learning rates are finished; costs follow when each side has "
-        "its best.",
-        lambda f: f["pending"] > 0,
-    ),
-    Claim(
-        "Recipe “{recipe:s}” on {last:s} ({parameters@one} parameters, {per_parameter} tokens for each): one run at a "
-        "constant rate grows from size to size ({path:s} of the tokens), decays once at its end, and is compared with "
-        "the same model trained from scratch, at equal bits per byte."
-    ),
-    Claim(
-        "The trunk ends at {bits} bits per byte, its baseline's whole budget at {baseline}, means over the seeds; a "
-        "seed's cost is at what its own trunk has.",
-        lambda f: f["seeds"] > 1,
-    ),
-    Claim(
-        "The trunk ends at {bits} bits per byte, its baseline's whole budget at {baseline}; a seed's cost is at what "
-        "its own trunk has.",
-        lambda f: f["seeds"] == 1,
-    ),
-    Claim(
-        "The interval of the last-model cost holds {one}: that growing is cheaper is not shown.",
-        lambda f: f["low"] <= 1 <= f["high"],
-    ),
-    Claim(
-        "In {extrapolated} of {seeds} seeds the last model is better, or worse, than every finished baseline: the "
-        "budget from scratch that is worth it is extrapolated there, to {how_far:s} times the whole budget."
-    ),
-    Claim(
-        "The last model costs {of_shared} on {shared:s}, which all recipes have, and {of_others} on {lacking:s}, "
-        "which others lack."
-    ),
-    Claim(TRIED + ".", lambda f: not f["failed_at"]),
-    Claim(TRIED + "; training failed at {failed_at:s}."),
-    Claim(
-        "Tried for {side:s} beside them, on seed {first_seed:s} alone and not chosen from: {beside:s}.",
-        lambda f: bool(f["beside"]),
-    ),
-    Claim(CHOSEN + "; without {them:s} the last model costs {without} ({others:s})."),
-    Claim(CHOSEN + ".", lambda f: not f["others"]),
-    Claim(
-        "Of {recipe_count:s} recipes “{recipe:s}” costs least; if it is the headline for that, chance flatters it.",
-        lambda f: f["cheapest"],
-    ),
-    Claim("The best rate is at an end of those tried, and one beyond may be better: {at_end:s}."),
-    Claim("Bars are {level} intervals by Student's t, ticks single seeds."),
-    Claim(
-        "The longest trunks of the seeds that both have, so that the baselines' chance is not in the difference; "
-        "below {zero} the recipe is better."
-    ),
-    Claim("At other FLOPs than the headline's it is no comparison of equals."),
-    Claim("Intervals are {level} by Student's t over the seeds."),
-    Claim(
-        "Saving: {one} − FLOPs of the last model after its last growth / FLOPs of the budget from scratch.",
-    ),
-    Claim(
-        "Last-model cost: (FLOPs of all stages + FLOPs of the last model after its last growth) / FLOPs of the budget "
-        "from scratch: below {one} it is cheaper to grow it than to train it."
-    ),
-    Claim(
-        "Transfer efficiency η: (FLOPs of the budget from scratch − FLOPs of the last model after its last growth) / "
-        "FLOPs of all stages: above {one} the last-model cost is below {one}."
-    ),
-    Claim("last-model cost: {cost} ×; {cost_ends:s}", lambda f: f["extrapolated"] == 0),
-    Claim("last-model cost: {cost} ×; {cost_ends:s}; {extrapolated} of {seeds} seeds extrapolated"),
-    Claim("η, {last:s}: {eta}; {eta_ends:s}; at most {ceiling}"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +145,7 @@ def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
     to_try = len(study["learning_rates"])
     tried = sum(row["point"] is not None for row in study["learning_rates"])
     step = facts.step(recipe, last) if tried == to_try else None
-    stages = facts.recipes[recipe]["trunk"]
+    stages, smaller = facts.recipes[recipe]["trunk"], list(facts.sizes.values())[:-1]
     runs = [point for group in (*facts.cold.values(), *facts.ends.values()) for point in group]
     unit = re.search(r"\*\*([kMGTP]?)FLOP\*\*: 1 \w+ is (\S+) ", text)
     assert unit is not None
@@ -232,8 +154,7 @@ def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
         "level": 0.95,
         "recipe": recipe,
         "last": last,
-        "parameters": size["parameters"],
-        "per_parameter": size["cold_tokens"] / size["scaling_parameters"],
+        "sized": " and ".join(filter(None, (", ".join(map(sized, smaller)), sized(size)))),
         "stages": WORDS[len(stages)],
         "path": ", ".join(f"{stage['name']} until {100 * stage['until']:.0f} %" for stage in stages),
         "tried": tried,
@@ -249,6 +170,7 @@ def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
         "unit_name": f"{unit[1]}FLOP",
         "unit_size": unit[2],
         "zero": 0.0,
+        "bound": False,
         "first_seed": f"{study['config']['seeds'][0]}",
         "seeds": 0,
     }
@@ -266,11 +188,21 @@ def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
         }
         common |= facts.choice(step) | facts.costs_by_sharing(recipe, last)
         all_costs = [other["cost"] for name in facts.recipes if (other := facts.step(name, last)) is not None]
+        if family := facts.family(recipe):
+            family_ends = {"over_ends": ends(*family.pop("over_interval"))}
+            common |= family | family_ends | {"unit": SCALES[unit[1]], "family_count": WORDS[len(stages) + 1]}
         common |= {"recipe_count": WORDS[len(all_costs)], "cheapest": step["cost"] == min(all_costs)}
     sides = [facts.side(side) for side, some in facts.rates().items() if tried == to_try and some]
     at_end = "; ".join(side["end"] for side in sides if side["end"])
     for side in sides or [{}]:
         yield common | side | {"rung": last, "at_end": at_end or None}
+
+
+def sized(model: dict[str, Any]) -> str:
+    parameters, tokens = model["parameters"], model["cold_tokens"] / model["scaling_parameters"]
+    scale, unit = next((scale, unit) for scale, unit in ((1e6, " M"), (1e3, " k"), (1, "")) if parameters >= scale)
+    said = f"{parameters / scale:#.3g}".rstrip(".") if unit else f"{parameters}"
+    return f"{model['name']} ({said}{unit} parameters, {tokens:.3g} tokens for each)"
 
 
 def table_faults(header: list[str], rows: list[list[str]], facts: TrunkFacts) -> Iterator[str]:
@@ -378,10 +310,11 @@ def test_a_committed_trunk_study_is_complete_and_its_own(name: str) -> None:
     assert not re.search(r'"[^"]*/(home|work|tmp|root|shared)/', text)
     # But for the rates, which the study chose itself, it was made by the configuration beside it.
     made, given = record.config.to_dict(), load_study_config(STUDIES / name / "study.yaml").to_dict()
-    assert made["ladder"]["training"]["learning_rate"] in record.rates_tried
-    made["ladder"]["training"]["learning_rate"] = given["ladder"]["training"]["learning_rate"]
-    for recipe in made["recipes"]:
-        assert recipe["set"].pop("training.learning_rate") in record.rates_tried
+    if record.rates_tried:
+        assert made["ladder"]["training"]["learning_rate"] in record.rates_tried
+        made["ladder"]["training"]["learning_rate"] = given["ladder"]["training"]["learning_rate"]
+        for recipe in made["recipes"]:
+            assert recipe["set"].pop("training.learning_rate") in record.rates_tried
     assert strict_yaml.build(StudyConfig, made) == strict_yaml.build(StudyConfig, given)
 
 

@@ -88,6 +88,36 @@ class TrunkFacts:
             }
         )
 
+    def family(self, recipe: str) -> Record:
+        """The trunk and its members by decay, and what they cost from scratch; empty where it has no members."""
+        decayed = {
+            (one["stage"], one["seed"]): one for one in self.recipes[recipe]["members"] if one["kind"] == "decay"
+        }
+        names = [stage["name"] for stage in self.recipes[recipe]["trunk"]] if decayed else []
+        spent, cold, over = [], [], []
+        worths: dict[str, list[float]] = {name: [] for name in names}
+        for seed in self.seeds(recipe, self.last) if decayed else ():
+            last = self.seed(recipe, self.last, seed)
+            spent.append(last["stages"] + last["own"] + sum(decayed[name, seed]["flops"] for name in names))
+            cold.append(last["worth"])
+            over.append(spent[-1] / last["worth"])
+            for name in names:
+                budget = self.sizes[name]["cold_tokens"] * self.sizes[name]["flops_per_token"]
+                worth, _ = worth_of(self.cold[name, seed], decayed[name, seed]["bits_per_byte"])
+                worths[name].append(worth / budget)
+                cold[-1] += min(worth, budget)
+        if not spent:
+            return {}
+        inherited, all_cold = statistics.fmean(spent), statistics.fmean(cold)
+        return {
+            "over": statistics.fmean(over),
+            "over_interval": interval(over),
+            "inherited": inherited,
+            "all_cold": all_cold,
+            "family_cost": inherited / all_cold,
+            "worths": " and ".join(f"{name} {100 * statistics.fmean(some):.0f} %" for name, some in worths.items()),
+        }
+
     def costs_by_sharing(self, recipe: str, rung: str) -> Record:
         """Mean costs over the seeds that every recipe has, and over those that another one lacks; none of all."""
         own, of_all = self.seeds(recipe, rung), [self.seeds(name, rung) for name in self.recipes]
