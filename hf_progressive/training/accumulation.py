@@ -1,6 +1,9 @@
 """Whether a step's loss is the mean over its micro-batches, against which λ and γ are weighed."""
 
+import dis
+import inspect
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,32 +15,75 @@ from hf_progressive.distributed.evaluation_mode import evaluation_mode
 logger = logging.getLogger(__name__)
 
 
-def warn_of_undivided_loss(trainer: Trainer, model: nn.Module, inputs: dict[str, Any], items: Any) -> None:
+_DIVIDES = {"gradient_accumulation_steps", "current_gradient_accumulation_steps"}
+_READS_ALL = {"locals", "vars", "eval", "exec"}
+
+
+def warn_of_undivided_loss(
+    trainer: Trainer, model: nn.Module, inputs: dict[str, Any], items: Any, own: Callable[..., Any] | None = None
+) -> None:
     """Warn if Trainer adds up the mean losses of micro-batches where it should average them.
 
     It leaves the division to a model that takes `num_items_in_batch` (`Trainer.training_step`); many classifiers take
     it and do not use it. That is found out by one example's loss under two numbers. Causal language models do use it.
+    A `compute_loss` of the user's own is not called for this: its code tells.
 
     Args:
-        trainer: The trainer, with the stock loss.
+        trainer: The trainer.
         model: The model without wrappers.
-        inputs: A micro-batch, on the model's device.
+        inputs: A micro-batch.
         items: `num_items_in_batch` of the step.
+        own: The `compute_loss` that stands in the place of Trainer's, if one does.
     """
     parts = trainer.args.gradient_accumulation_steps
     by_model = trainer.model_accepts_loss_kwargs and items is not None and not trainer.compute_loss_func
     otherwise = trainer.label_smoother or getattr(trainer, "loss_is_scaled_for_ga", None) is not None
-    if parts == 1 or not by_model or otherwise or getattr(trainer, "_loss_shifts_labels", False):
+    if parts == 1 or not by_model or otherwise:
         return
+    if own is not None:
+        undivided, what = ignores_items(own), own.__qualname__
+    else:
+        undivided, what = _model_ignores_items(trainer, model, inputs), type(model).__name__
+    if undivided:
+        logger.warning(
+            "%s does not divide its loss by num_items_in_batch, and Trainer adds up that of %d micro-batches: λ and γ "
+            "weigh 1/%d of what they do without accumulation; multiply them by %d", what, parts, parts, parts
+        )  # fmt: skip
+
+
+def ignores_items(compute_loss: Callable[..., Any]) -> bool:
+    """Tell whether a `compute_loss` surely makes no use of `num_items_in_batch`, by its compiled code.
+
+    The code names neither it, nor the keywords that may hold it, nor steps of accumulation to divide by.
+
+    >>> def mean(self, model, inputs, return_outputs=False, **kwargs):
+    ...     return model(**inputs).loss
+    >>> def divided(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    ...     return model(**inputs).loss / num_items_in_batch
+    >>> ignores_items(mean), ignores_items(divided)
+    (True, False)
+    """
+    code = getattr(compute_loss, "__code__", None)
+    if code is None:
+        return False
+    named = code.co_argcount + code.co_kwonlyargcount
+    keywords = code.co_varnames[named + bool(code.co_flags & inspect.CO_VARARGS) :][:1]
+    holders = {"num_items_in_batch", *(keywords if code.co_flags & inspect.CO_VARKEYWORDS else ())}
+    used = {*code.co_names, *code.co_cellvars, *code.co_consts}
+    for instruction in dis.get_instructions(code):
+        if "LOAD" in instruction.opname:
+            used |= set(instruction.argval) if isinstance(instruction.argval, tuple) else {instruction.argval}
+    return not used & (holders | _DIVIDES | _READS_ALL)
+
+
+def _model_ignores_items(trainer: Trainer, model: nn.Module, inputs: dict[str, Any]) -> bool:
+    if getattr(trainer, "_loss_shifts_labels", False):
+        return False
+    inputs = trainer._prepare_inputs(inputs)
     one = {name: value[:1] if isinstance(value, Tensor) and value.ndim else value for name, value in inputs.items()}
     with evaluation_mode(model), trainer.compute_loss_context_manager():
         losses = []
         for count in (1, 2):
             output = model(**one, num_items_in_batch=torch.tensor(count, device=trainer.args.device))
             losses.append(output["loss"] if isinstance(output, dict) else output[0])
-    if bool(losses[0] == losses[1]):
-        name = type(model).__name__
-        logger.warning(
-            "%s does not divide its loss by num_items_in_batch, and Trainer adds up that of %d micro-batches: λ and γ "
-            "weigh 1/%d of what they do without accumulation; multiply them by %d", name, parts, parts, parts
-        )  # fmt: skip
+    return bool(losses[0] == losses[1])

@@ -1,5 +1,6 @@
 """How a trainer asks its model for the loss: no logits that nobody takes, and every sequence once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,16 @@ class LossSteps(_Behind):
     @property
     def _has_stock_loss(self) -> bool:
         # Another trainer's loss reads the logits, and may see a batch that is not one row per sequence.
-        ours, behind = type(self).compute_loss is LossSteps.compute_loss, super().compute_loss
-        return ours and getattr(behind, "__func__", None) is Trainer.compute_loss
+        return self._own_compute_loss is None
+
+    @property
+    def _own_compute_loss(self) -> Callable[..., Any] | None:
+        # What stands in the place of Trainer's, before this class or behind it.
+        first, behind = type(self).compute_loss, super().compute_loss
+        if first is not LossSteps.compute_loss:
+            return first
+        behind = getattr(behind, "__func__", behind)
+        return None if behind is Trainer.compute_loss else behind
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model anew as `Trainer` does, each time a search begins another trial."""

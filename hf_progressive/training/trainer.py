@@ -206,9 +206,8 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
             self.control.should_save = self.args.save_strategy != "no"
         if self.penalty is not None and self.penalty.apply == "gradient" and not self._looked_at_division:
             self._looked_at_division = True
-            if self._has_stock_loss:
-                items = args[0] if args else kwargs.get("num_items_in_batch")
-                warn_of_undivided_loss(self, self.bare_model(), self._prepare_inputs(inputs), items)
+            items = args[0] if args else kwargs.get("num_items_in_batch")
+            warn_of_undivided_loss(self, self.bare_model(), inputs, items, self._own_compute_loss)
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._watch.note(LOSS, loss, step=self.state.global_step + 1)
         if self.penalty is None or not last or self.penalty.apply == "proximal":

@@ -200,3 +200,43 @@ def test_a_loss_that_trainer_adds_up_is_named(tmp_path, caplog, kind, parts, tol
         norms += logged(trainer, "grad_norm")
     assert ("adds up that of 2 micro-batches: λ and γ weigh 1/2 of what they do" in caplog.text) == told
     assert norms[1] == pytest.approx(norms[0] * (2 if told else 1), rel=1e-4)
+
+
+class MeanLoss(ProgressiveTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        logits = model(input_ids=inputs["input_ids"]).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"][:, 1:].flatten())
+
+
+class SummedLoss(ProgressiveTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logits = model(input_ids=inputs["input_ids"]).logits[:, :-1].flatten(0, 1)
+        total = torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten(), reduction="sum")
+        return total / num_items_in_batch
+
+
+class DividedLoss(MeanLoss):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args) / self.args.gradient_accumulation_steps
+
+
+class PassedLoss(MeanLoss):
+    compute_loss = ProgressiveTrainer.compute_loss
+
+
+@pytest.mark.parametrize(("kind", "parts", "told"), [
+    (MeanLoss, 2, True), (MeanLoss, 1, False), (SummedLoss, 2, False), (DividedLoss, 2, False), (PassedLoss, 2, False),
+])  # fmt: skip
+def test_a_loss_of_ones_own_that_trainer_adds_up_is_named(tmp_path, caplog, kind, parts, told):
+    norms = []
+    for accumulation in (1, parts):
+        model = build_model()
+        split = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 8 // accumulation}
+        settings = arguments(tmp_path, max_steps=1, **split)
+        caplog.clear()
+        trainer = kind(model, settings, train_dataset=Blocks(8), penalty=build_penalty(model, 1e-9, 1e-9))
+        trainer.train()
+        norms += logged(trainer, "grad_norm")
+    said = "MeanLoss.compute_loss does not divide its loss by num_items_in_batch, and Trainer adds up that of 2"
+    assert (said in caplog.text) == told
+    assert norms[1] == pytest.approx(norms[0] * (2 if told else 1), rel=1e-3)
