@@ -31,6 +31,7 @@ PENALTY_NAME = "phi"
 KEPT_PENALTY_NAME = "_phi"
 """Folder of the penalty beside the checkpoints; Trainer uploads all of a run's folder but names like this."""
 
+_DAMAGED_SHOWN = 3
 _CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 
 
@@ -96,6 +97,30 @@ def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     'checkpoint-10'
     """
     return next((path for path in reversed(_checkpoints(Path(folder))) if is_complete(path)), None)
+
+
+def require_newest(folder: str | os.PathLike[str]) -> Path:
+    """Return the newest complete checkpoint.
+
+    Raises:
+        ValueError: There is none; it says what is wrong with those that are there, the newest first.
+    """
+    damaged = []
+    for path in reversed(_checkpoints(Path(folder))):
+        try:
+            check_manifest(path, contents=False)
+        except (ValueError, OSError) as error:
+            wrong = str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/").partition("; ")[0]
+            if not (path / MANIFEST_NAME).exists():
+                wrong = "has no manifest, as a plain Trainer's; name it if it is whole"
+            damaged.append(f"{path.name}: {wrong}")
+        else:
+            return path
+    if not damaged:
+        raise ValueError(f"{folder}: holds no complete checkpoint to resume from; train without resuming")
+    more = f"; {len(damaged) - _DAMAGED_SHOWN} more" if len(damaged) > _DAMAGED_SHOWN else ""
+    listed = "; ".join(damaged[:_DAMAGED_SHOWN]) + more
+    raise ValueError(f"{folder}: holds no complete checkpoint to resume from ({listed}); train without resuming")
 
 
 def step_of(checkpoint: Path) -> int:

@@ -41,6 +41,7 @@ from hf_progressive.training.checkpoints import (
     keep_penalty,
     newest_complete_checkpoint,
     remove_checkpoint_leftovers,
+    require_newest,
 )
 from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, WEIGHTS, FiniteWatch, scaled_to_nothing
 from hf_progressive.training.log_window import LogWindow
@@ -165,11 +166,7 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
         """
         trial = kwargs.get("trial", args[0] if args else None)  # of a search, which has a folder for each
         if resume_from_checkpoint is True:
-            run_dir = self._get_output_dir(trial)
-            newest = newest_complete_checkpoint(run_dir)
-            if newest is None:
-                raise ValueError(f"{run_dir}: holds no complete checkpoint to resume from; train without resuming")
-            resume_from_checkpoint = str(newest)
+            resume_from_checkpoint = str(require_newest(self._get_output_dir(trial)))
         if resume_from_checkpoint:
             reads = self.args.should_save  # the process that writes to a disk reads from it
             weighted = self.weighted_penalty if trial is None else None  # a trial's weights are yet to be set

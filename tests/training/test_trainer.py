@@ -5,6 +5,7 @@ import torch
 from trainer_fixtures import Blocks, arguments, assert_same_weights, build_model, build_penalty, logged, weights
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from hf_progressive.storage import write_manifest
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
 
@@ -157,7 +158,28 @@ def test_a_resume_needs_a_checkpoint(tmp_path, caplog):
             resume_from_checkpoint=str(tmp_path / "checkpoint-9")
         )
     assert "manifest" not in caplog.text
-    with pytest.raises(ValueError, match="holds no complete checkpoint to resume from"):
+    with pytest.raises(ValueError, match="holds no complete checkpoint to resume from; train without resuming"):
         ProgressiveTrainer(build_model(), arguments(tmp_path), train_dataset=Blocks()).train(
             resume_from_checkpoint=True
         )
+
+
+def test_a_resume_from_damaged_checkpoints_alone_says_what_is_wrong_with_each(tmp_path):
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(bytes(8))
+    write_manifest(tmp_path / "checkpoint-2")
+    write_manifest(tmp_path / "checkpoint-3")
+    (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(bytes(5))
+    (tmp_path / "checkpoint-3" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no complete") as caught:
+        ProgressiveTrainer(build_model(), arguments(tmp_path), train_dataset=Blocks()).train(
+            resume_from_checkpoint=True
+        )
+    (told,) = str(caught.value).splitlines()
+    places = [told.index(f"checkpoint-{step}: ") for step in (3, 2, 1)]
+    assert places == sorted(places)
+    lost, cut, unlisted = (told[start:end] for start, end in zip(places, [*places[1:], None], strict=True))
+    assert "model.safetensors is missing" in lost
+    assert "model.safetensors: 5 bytes, the manifest says 8" in cut
+    assert "no manifest" in unlisted
