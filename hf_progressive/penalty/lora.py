@@ -18,7 +18,7 @@ from hf_progressive.penalty.parameter_names import plain_name
 from hf_progressive.penalty.quantized import packed_names
 from hf_progressive.penalty.shards import whole_shape
 from hf_progressive.penalty.specification import InheritancePenalty
-from hf_progressive.penalty.validation import require_known
+from hf_progressive.penalty.validation import check_weight, require_known
 
 _MOVE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways to begin an adapter that take its first product off the base weight."""
@@ -63,8 +63,7 @@ class LoraPenalty:
     subspace_side: ClassVar[str] = "outside"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.ewc_lambda < float("inf"):
-            raise ValueError(f"ewc_lambda is {self.ewc_lambda}; it must be a finite number of at least 0")
+        check_weight("ewc_lambda", self.ewc_lambda)
         if not self.fisher:
             raise ValueError("fisher is empty; pass fisher=estimate_fisher(...) of the base model")
 

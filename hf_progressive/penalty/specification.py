@@ -32,7 +32,7 @@ from hf_progressive.penalty.fisher_mean import FisherMean
 from hf_progressive.penalty.lazy_tensors import ones_like
 from hf_progressive.penalty.shards import ParameterShard, gather_layouts, rows_held, shard_of, shared_rows
 from hf_progressive.penalty.step import PenaltyStep
-from hf_progressive.penalty.validation import check_fit, given_names, output_dimension, require_anchored
+from hf_progressive.penalty.validation import check_fit, check_weight, given_names, output_dimension, require_anchored
 
 Application = Literal["gradient", "proximal"]
 """How training applies Φ."""
@@ -107,8 +107,7 @@ class InheritancePenalty:
             ("ewc_lambda", self.ewc_lambda, self.fisher, "fisher=estimate_fisher(...)"),
             ("gamma", self.gamma, self.subspace, "subspace=learn_subspace(...)"),
         ):
-            if not 0.0 <= value < float("inf"):
-                raise ValueError(f"{symbol} is {value}; it must be a finite number of at least 0")
+            check_weight(symbol, value)
             if value > 0.0 and not tensors:
                 raise ValueError(f"{symbol} is {value} but there is nothing for it to act on; pass {source}")
         require_anchored(self.tensors)

@@ -85,6 +85,16 @@ def require_known(kind: str, names: Iterable[str], known: Iterable[str], where: 
     raise ValueError(f"{kind} names parameters that {where} does not have: {', '.join(shown)}{more}")
 
 
+def check_weight(symbol: str, value: float) -> None:
+    """Raise a ValueError unless λ or γ is a finite number of at least 0."""
+    try:
+        fits = bool(0.0 <= value < float("inf"))
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{symbol} is {value!r}; it must be a finite number of at least 0")
+
+
 def require_anchored(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Raise a ValueError unless all are mappings, and the anchor has what the others name."""
     for kind, given in tensors.items():

@@ -77,8 +77,12 @@ class ParentDivergence:
         rows = torch.arange(first, first + self.batch_size) % len(self.blocks)
         ids = self.blocks[rows].to(device)
         with torch.no_grad(), _gathered(self.parent):
-            wanted = self.parent.to(device).eval()(input_ids=ids).logits
-        return mean_divergence(wanted, model(input_ids=ids).logits)
+            wanted = _read(self.parent.to(device).eval(), ids, len(ids[0]), "blocks").logits
+        found = _read(model, ids, len(ids[0]), "blocks").logits
+        if wanted.shape != found.shape:
+            sizes = f"predicts {wanted.shape[-1]} tokens and the model {found.shape[-1]}"
+            raise ValueError(f"parent {sizes}; give a parent with the model's vocabulary, such as one grown to it")
+        return mean_divergence(wanted, found)
 
     def made_alike(self, device: torch.device) -> None:
         """Give the parent of every process the first one's weights; all processes must call.
@@ -89,6 +93,16 @@ class ParentDivergence:
         for tensor in (*self.parent.to(device).parameters(), *self.parent.buffers()):
             if not isinstance(tensor, DTensor):
                 dist.broadcast(tensor.data, src=0)
+
+
+def _read(model: nn.Module, ids: Tensor, length: int, what: str, **options: Any) -> Any:
+    try:
+        return model(input_ids=ids, **options)
+    except IndexError as error:  # of a lookup in an embedding, on a CPU
+        raise ValueError(
+            f"{what}: {length} tokens, with ids up to {int(ids.max())}, are beyond the positions or the vocabulary of "
+            f"{type(model).__name__}; shorten them, or take the model's own tokenizer"
+        ) from error
 
 
 def _gathered(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -127,6 +141,9 @@ def generated_blocks(
 
     Returns:
         (count, length) token ids on the CPU.
+
+    Raises:
+        ValueError: `length` is beyond the model's positions, or `start` beyond its vocabulary.
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
@@ -136,7 +153,8 @@ def generated_blocks(
             ids = torch.full((min(batch_size, count - first), 1), start, device=device)
             cache, newest = None, ids
             while ids.shape[1] < length:
-                output = model(input_ids=newest, past_key_values=cache, use_cache=True)
+                options = {"past_key_values": cache, "use_cache": True}
+                output = _read(model, newest, length, "generated_blocks", **options)
                 chances, cache = output.logits[:, -1].float().softmax(-1), output.past_key_values
                 newest = torch.multinomial(chances, 1, generator=generator)
                 ids = torch.cat([ids, newest], dim=1)

@@ -154,6 +154,7 @@ def test_what_does_not_fit_is_refused_in_one_line():
             LoraPenalty(changes or fisher, ewc_lambda=ewc_lambda).validate(of)
 
     refused("ewc_lambda is nan", ewc_lambda=float("nan"))
+    refused("ewc_lambda is '1'; it must be a finite number", ewc_lambda="1")
     refused(
         r"names parameters that the model does not have: model\.layers\.7\.w", **{"model.layers.7.w": torch.ones(2)}
     )

@@ -231,6 +231,8 @@ def zeros(**changes):
     [
         ({"ewc_lambda": -1.0}, r"ewc_lambda is -1\.0; it must be a finite number of at least 0"),
         ({"gamma": float("nan")}, r"gamma is nan; it must be a finite number of at least 0"),
+        ({"ewc_lambda": "1"}, r"ewc_lambda is '1'; it must be a finite number of at least 0"),
+        ({"gamma": None}, r"gamma is None; it must be a finite number of at least 0"),
         ({"ewc_lambda": 1.0}, r"ewc_lambda is 1\.0 but there is nothing for it to act on; pass fisher="),
         ({"gamma": 1.0}, r"gamma is 1\.0 but there is nothing for it to act on; pass subspace="),
         (

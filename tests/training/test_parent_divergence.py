@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from trainer_fixtures import Blocks, arguments, build_model
+from trainer_fixtures import VOCABULARY, Blocks, arguments, build_model
 
+from hf_progressive.growth import grow_model
 from hf_progressive.training.parent_divergence import ParentDivergence, generated_blocks
 from hf_progressive.training.trainer import ProgressiveTrainer
 
@@ -85,3 +86,29 @@ def test_a_parent_that_would_train_along_is_refused(tmp_path):
         model, arguments(tmp_path), train_dataset=Blocks(length=16),
         divergence=ParentDivergence(parent=model.transformer, blocks=REPLAYED),
     )  # fmt: skip
+
+
+def test_a_parent_of_another_vocabulary_or_context_is_refused_in_one_line():
+    model, device = build_model(), torch.device("cpu")
+    parent = grow_model(model, {"vocab_size": VOCABULARY + 4})
+    for one, other, sizes in (
+        (parent, model, "68 tokens and the model 64"),
+        (model, parent, "64 tokens and the mo.* 68"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"^parent predicts {sizes}; give a parent with the model's vocabulary.*$"
+        ):
+            ParentDivergence(parent=one, blocks=REPLAYED).of(other, 0, device)
+    longer = grow_model(model, {"n_positions": 24})
+    held = ParentDivergence(parent=longer, blocks=torch.zeros(2, 20, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"^blocks: 20 tokens, with ids up to 0, are beyond the positions .*$"):
+        held.of(model, 0, device)
+    held.of(longer, 0, device)
+    with pytest.raises(
+        ValueError, match=r"^generated_blocks: 20 tokens, with ids up to \d+, are beyond the positions .*$"
+    ):
+        generated_blocks(model, 2, 20, start=7)
+    with pytest.raises(
+        ValueError, match=r"^generated_blocks: 4 tokens, with ids up to 64, are beyond .* vocabulary .*$"
+    ):
+        generated_blocks(model, 2, 4, start=VOCABULARY)
