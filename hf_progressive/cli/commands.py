@@ -97,6 +97,7 @@ def _text_of(path: str | None, option: str = "--text", what: str = "a text file"
 def verify_command(options: argparse.Namespace) -> Outcome:
     """Compare a checkpoint with the one grown from it."""
     from hf_progressive.growth import verify_growth
+    from hf_progressive.growth.verify import recorded_changes
 
     check = verify_growth(
         *(options.source, options.grown),
@@ -105,6 +106,8 @@ def verify_command(options: argparse.Namespace) -> Outcome:
         text=_text_of(options.text),
     )
     show(check.describe(), options)
+    for change in () if check.preserved else recorded_changes(options.grown):
+        say(f"by design the function changes: {change}")
     return (EXIT_DONE if check.preserved else EXIT_CHECK_FAILED), check.to_dict()
 
 

@@ -7,6 +7,7 @@ with float32 products computed exactly, and loaded one after the other where tha
 """
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from hf_progressive.distributed.batching import release_memory
 from hf_progressive.growth.added_tokens import tokenizer_of
 from hf_progressive.growth.source import locate_source
 from hf_progressive.growth.stock_model import ModelSource, load_stock, readable, stock_logits, where_it_fits
+from hf_progressive.hub.names import GROWTH
+from hf_progressive.storage import ReadingFromOutside, read_json
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """The largest difference of logits, in units of the largest logit, that counts as rounding. float64 and float32 are
@@ -138,6 +141,19 @@ def verify_growth(
     return compare_logits(
         source, grown, dtype=dtype, sequences=sequences, max_length=max_length, seed=seed, revision=revision, read=read
     )
+
+
+def recorded_changes(grown: str | os.PathLike[str]) -> list[str]:
+    """Return what its growth.json says that changes the function by design; nothing where a folder has none.
+
+    Raises:
+        ValueError: The record is damaged.
+    """
+    path = Path(grown) / GROWTH
+    if not path.is_file():
+        return []
+    with ReadingFromOutside(str(path), "grow the checkpoint again"):
+        return [str(change) for change in read_json(path)["plan"].get("changes", ())]
 
 
 def compare_logits(

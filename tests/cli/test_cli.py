@@ -65,6 +65,10 @@ def test_options_of_a_method_are_given_by_name_and_what_changes_the_function_is_
     assert "function NOT preserved: max |Δlogit|" in written.err
     report = json.loads(written.out.splitlines()[-1])
     assert report["changes"] == ["the order of layers of 'stack' does not keep the function"]
+    assert cli.main(["verify", str(parent), str(tmp_path / "child")]) == cli.EXIT_CHECK_FAILED
+    written = capsys.readouterr()
+    assert written.out.startswith("function NOT preserved: max |Δlogit|")
+    assert "by design the function changes: the order of layers of 'stack' does not keep the function" in written.err
     chosen = json.loads((tmp_path / "child" / "growth.json").read_text(encoding="utf-8"))["options"]
     assert (chosen["depth_method"], chosen["uneven"], chosen["noise"]) == ("stack", 0.5, 0)
 
