@@ -1,5 +1,7 @@
 """Tokens that are added to a tokenizer in the call that grows the vocabulary to hold them."""
 
+import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,9 @@ from transformers import AutoTokenizer
 
 from hf_progressive.config.ranges import shown
 from hf_progressive.growth.family_table import Family
+from hf_progressive.storage import ReadingFromOutside, read_json
+
+logger = logging.getLogger(__name__)
 
 _ANY_OF = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
@@ -54,3 +59,19 @@ def holding(tokenizer: Any, family: Family, source: Any, target: Any) -> Any:
             f"{field}={named}: the tokenizer has {needed} entries with the added tokens; take that or more"
         )
     return target
+
+
+def warn_of_missing_rows(folder: Path, rows: int) -> None:
+    """Warn if the tokenizer.json of a checkpoint has entries beyond a vocabulary of so many rows."""
+    path = folder / "tokenizer.json"
+    highest = -1
+    with contextlib.suppress(ValueError, OSError), ReadingFromOutside(str(path), "save the tokenizer again"):
+        held = read_json(path)
+        entries = held["model"]["vocab"]
+        ids = entries.values() if isinstance(entries, Mapping) else range(len(entries))
+        highest = max(int(number) for number in (*ids, *(added["id"] for added in held.get("added_tokens") or ())))
+    if highest >= rows:
+        logger.warning(
+            "%s: its tokenizer has %d entries and the grown model %d rows for them; grow the vocabulary to that many",
+            folder, highest + 1, rows
+        )  # fmt: skip

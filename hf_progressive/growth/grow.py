@@ -27,7 +27,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 import hf_progressive
 from hf_progressive.growth.added_tokens import add_tokens as with_tokens
-from hf_progressive.growth.added_tokens import holding
+from hf_progressive.growth.added_tokens import holding, warn_of_missing_rows
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.low_logits import require_rows_to_lower, split_text, with_low_logits
@@ -182,6 +182,8 @@ def grow_checkpoint(
             tokenizer = with_tokens(origin.folder, add_tokens)
             target = holding(tokenizer, family_of(config), config, target)
         plan = plain = plan_growth(config, target, method=method, **options)
+        if tokenizer is None:
+            warn_of_missing_rows(origin.folder, plan.family.sizes(plan.target_config).vocab)
         if low_logits:
             require_rows_to_lower(plan, low_logits, has_text=text is not None)
         reader = CheckpointReader(origin.folder)

@@ -55,6 +55,21 @@ def test_the_vocabulary_grows_to_hold_the_tokens_and_old_text_pays_what_is_repor
     assert "nat a token, on 96 tokens of the text" in on_text.describe()
 
 
+def test_a_tokenizer_with_more_entries_than_rows_is_warned_of(source, tmp_path, caplog):
+    grow_checkpoint(source, tmp_path / "fits", {"n_layer": 3}, verify=False)
+    assert "tokenizer" not in caplog.text
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens([f"<{number}>" for number in range(5)])
+    shutil.copytree(source, tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    grow_checkpoint(tmp_path / "source", tmp_path / "child", {"n_layer": 3}, verify=False)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "child")) == 273
+    assert "its tokenizer has 273 entries and the grown model 270 rows for them; grow the vocab" in caplog.text
+    caplog.clear()
+    grow_checkpoint(tmp_path / "source", tmp_path / "wider", {"vocab_size": 273}, verify=False)
+    assert "tokenizer" not in caplog.text
+
+
 def loss_of(model, block):
     """The stock loss of a text's tokens, less that of the first, whose prediction nothing makes."""
     with torch.no_grad():
