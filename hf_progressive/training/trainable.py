@@ -53,15 +53,19 @@ def frozen_after_growth(
     """
     path = Path(growth_json)
     path = path / GROWTH if path.is_dir() else path
-    return restrict_training(model, recorded_entries(path, model.config), trainable)
+    return restrict_training(model, recorded_entries(path, model.config), trainable, called="trainable")
 
 
 def restrict_training(
-    model: nn.Module, entries: Mapping[str, NewEntries], trainable: str | Sequence[str]
+    model: nn.Module,
+    entries: Mapping[str, NewEntries],
+    trainable: str | Sequence[str],
+    *,
+    called: str = "training.trainable",
 ) -> list[TrainerCallback]:
     """Freeze a model's other parameters by what a growth added; `frozen_after_growth` says more."""
     parameters = dict(model.named_parameters())
-    chosen = trainable_names(list(parameters), entries, trainable)
+    chosen = trainable_names(list(parameters), entries, trainable, called=called)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in chosen)
     return [TrainNewEntries(entries)] if trainable == "new_entries" else []
@@ -75,9 +79,13 @@ def restrict_run(model: nn.Module, init: Path, trainable: str | Sequence[str]) -
 
 
 def trainable_names(
-    names: Sequence[str], entries: Mapping[str, NewEntries], trainable: str | Sequence[str]
+    names: Sequence[str],
+    entries: Mapping[str, NewEntries],
+    trainable: str | Sequence[str],
+    *,
+    called: str = "training.trainable",
 ) -> set[str]:
-    """Return the names of the parameters to train.
+    """Return the names of the parameters to train; `called` is what the user calls this choice.
 
     Raises:
         ValueError: There are none, or a pattern matches none.
@@ -90,14 +98,17 @@ def trainable_names(
         chosen = new & set(names)
         if not chosen:
             what = "no layer is new" if whole else "no entry is new"
-            raise ValueError(f"training.trainable: {trainable}, but {what} in this growth; grow it so, or train all")
+            remedy = "grow it so, or train all"
+            if called == "trainable" and whole and any(entries[name].count for name in entries.keys() & set(names)):
+                remedy = 'take trainable="new_entries"'
+            raise ValueError(f"{called}: {trainable}, but {what} in this growth; {remedy}")
         return chosen
     chosen = set()
     for pattern in trainable:
         found = {name for name in names if fnmatchcase(name, pattern)}
         if not found:
             shown = ", ".join(names[:_NAMES_SHOWN])
-            raise ValueError(f"training.trainable: {pattern!r} matches no parameter; their names are like {shown}, …")
+            raise ValueError(f"{called}: {pattern!r} matches no parameter; their names are like {shown}, …")
         chosen |= found
     return chosen
 

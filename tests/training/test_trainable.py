@@ -104,13 +104,17 @@ def test_hooks_are_gone_after_training(grown, tmp_path):
 
 def test_what_cannot_be_is_refused(grown, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(grown)
-    with pytest.raises(ValueError, match=r"'h.9' matches no parameter; their names are like transformer.wte.weight"):
+    with pytest.raises(
+        ValueError, match=r"^trainable: 'h.9' matches no parameter; their names are like transformer.wte.weight"
+    ):
         frozen_after_growth(model, grown, trainable=["h.9"])
     with pytest.raises(ValueError, match=r"growth.json: is of a model with width 24, not 16"):
         frozen_after_growth(build_model(), grown)
     shutil.copytree(grown.parent / "parent", tmp_path / "parent")
     grow_checkpoint(tmp_path / "parent", tmp_path / "wide", {"n_embd": 24, "n_head": 3}, verify=False)
-    with pytest.raises(ValueError, match="new_layers, but no layer is new in this growth"):
+    with pytest.raises(
+        ValueError, match=r'^trainable: new_layers, but no layer is new .*; take trainable="new_entries"$'
+    ):
         frozen_after_growth(AutoModelForCausalLM.from_pretrained(tmp_path / "wide"), tmp_path / "wide")
     with pytest.raises(FileNotFoundError):
         frozen_after_growth(model, tmp_path / "growth.json")
