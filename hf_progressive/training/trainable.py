@@ -88,11 +88,15 @@ def trainable_names(
     """Return the names of the parameters to train; `called` is what the user calls this choice.
 
     Raises:
-        ValueError: There are none, or a pattern matches none.
+        ValueError: There are none, a pattern matches none, or a text is none of the three.
     """
     if trainable == "all":
         return set(names)
     if isinstance(trainable, str):
+        if trainable not in ("new_layers", "new_entries"):
+            raise ValueError(
+                f"{called}: {trainable!r} is not known; take all, new_layers or new_entries, or a list of patterns"
+            )
         whole = trainable == "new_layers"
         new = {name for name, entry in entries.items() if (entry.whole if whole else entry.count)}
         chosen = new & set(names)
