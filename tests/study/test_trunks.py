@@ -171,7 +171,7 @@ def test_the_examples_spend_what_their_layers_and_shares_say(name: str) -> None:
             weights = 4 * width**2 + 3 * width * rung.fields["intermediate_size"]
         return float(layers * (weights + 2 * context * width) + vocabulary * width)
 
-    rung = config.ladder.rungs[0]
+    rung = config.ladder.rungs[-1]
     whole = plan.cold[rung.name, 0][-1].flops
     for recipe in config.recipes:
         end = plan.children[recipe.name, rung.name, 0][-1]
