@@ -173,4 +173,7 @@ def test_a_member_counts_as_no_more_than_its_whole_budget_and_none_may_be_missin
     ):
         family = trunk_family(cost, sizes, members)
         assert (family.cold, family.inherited, family.over_last_alone) == (100, None, None)
+    # Of two stages one has two members, of two ends, and the other none.
+    twice = [member(seed, 0.5) for seed in (0, 0, 1, 1)]
+    assert trunk_family(cost, [sizes[0], SimpleNamespace(name="other", flops=60), sizes[1]], twice).inherited is None
     assert trunk_family(None, sizes, []).inherited is None
