@@ -179,9 +179,9 @@ def _check_layer(
     kind = type(module).__name__
     constant = all(_is_constant(value, sequences) for value in (*inputs[1:], *named.values()))
     if not (inputs and isinstance(inputs[0], Tensor) and constant and isinstance(output, Tensor)):
-        raise UnfitLayerError(f"a {kind} with parameters of its own does not map one tensor to one tensor")
+        raise UnfitLayerError(f"the {kind} with parameters of its own does not map one tensor to one tensor")
     if output.ndim < 2 or len(output) not in (1, sequences) or len(inputs[0]) not in (len(output), sequences):
-        raise UnfitLayerError(f"a {kind} returned the shape {tuple(output.shape)}, not (B, ...) for B = {sequences}")
+        raise UnfitLayerError(f"the {kind} returned the shape {tuple(output.shape)}, not (B, ...) for B = {sequences}")
 
 
 def _is_constant(value: Any, sequences: int) -> bool:

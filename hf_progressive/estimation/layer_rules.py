@@ -178,7 +178,7 @@ def _any_layer(
     module: nn.Module, names: Sequence[str], x: Tensor, gradient: Tensor, options: Options
 ) -> dict[str, GradientPart]:
     if any(hasattr(p, "ds_tensor") or isinstance(p, DTensor) for p in module.parameters()):
-        raise UnfitLayerError(f"no closed form is known for a {type(module).__name__}, whose weights are divided")
+        raise UnfitLayerError(f"no closed form is known for the {type(module).__name__}, whose weights are divided")
     if len(x) * sum(module.get_parameter(name).numel() for name in names) <= _RERUN_ENTRIES:
         return {name: WholePart(value) for name, value in _rerun(module, names, x, gradient, options).items()}
     return {name: RerunPart(module, name, x, gradient, options) for name in names}
@@ -204,7 +204,7 @@ def _rerun(
             wanted, x, gradient
         )
     except RuntimeError as error:
-        raise UnfitLayerError(f"a {type(module).__name__} cannot be run sequence by sequence: {error}") from error
+        raise UnfitLayerError(f"the {type(module).__name__} cannot be run sequence by sequence: {error}") from error
     return values
 
 
@@ -251,5 +251,5 @@ def gradient_parts(
     if parts is None:
         return _any_layer(module, names, x, gradient, options or Options())
     if parts.keys() != set(names):
-        raise UnfitLayerError(f"a {kind.__name__} has the parameters {', '.join(names)}, not those of its class")
+        raise UnfitLayerError(f"the {kind.__name__} has the parameters {', '.join(names)}, not those of its class")
     return parts

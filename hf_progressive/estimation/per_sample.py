@@ -149,7 +149,7 @@ class PerSampleSquares:
             finish(name)
         mixed = state.mixed_layer()
         if mixed is not None:
-            raise UnfitLayerError(f"the rows of a {type(mixed).__name__} are not those of the sequences")
+            raise UnfitLayerError(f"the rows of the {type(mixed).__name__} are not those of the sequences")
         self._tried.add(layout)
         self.batches += 1
         self.is_spoilt = False

@@ -114,7 +114,8 @@ def require_trained(model: nn.Module, names: Collection[str]) -> None:
         return
     shown = ", ".join(frozen[:_NAMES_SHOWN]) + (" …" if len(frozen) > _NAMES_SHOWN else "")
     if len(frozen) < len(restrained):
-        logger.warning("Φ has no effect on %d of the parameters it restrains: %s are frozen", len(frozen), shown)
+        told = "Φ has no effect on frozen parameters, %d of the %d it restrains: %s"
+        logger.warning(told, len(frozen), len(restrained), shown)
         return
     remedy = "restrain parameters that require a gradient"
     if hasattr(model, "peft_config"):

@@ -247,7 +247,7 @@ def _check_penalty(
     different = _differences(description, penalty)
     if different:
         raise ValueError(
-            f"{folder.parent} was trained with another penalty: its {' and '.join(different)} differ; "
+            f"{folder.parent} was trained with another penalty: the two differ in {' and '.join(different)}; "
             f"pass penalty=load_penalty({str(folder)!r})"
         )
     for symbol in ("ewc_lambda", "gamma") if weighted is not None else ():

@@ -55,7 +55,7 @@ def test_layers_and_gradients_arrive(network):
 def test_a_layer_without_sequences_is_refused(network):
     with (
         gradient_hooks([network.twice], print, 2),
-        pytest.raises(UnfitLayerError, match=r"shape \(3, 5, 4\), not"),
+        pytest.raises(UnfitLayerError, match=r"^the Linear returned the shape \(3, 5, 4\), not"),
     ):
         network(torch.randint(11, (3, 5)))
     with gradient_hooks([network.twice], print, 4), pytest.raises(UnfitLayerError, match=r"shape \(5, 4\), not"):

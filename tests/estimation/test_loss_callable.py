@@ -140,7 +140,7 @@ def test_rows_that_are_examples_by_their_number_alone_are_found_out(picked, capl
         assert not caplog.records
         return
     estimate_fisher(model, [batch], loss=loss)
-    assert "the rows of a Linear are not those of the sequences" in caplog.text
+    assert "the rows of the Linear are not those of the sequences" in caplog.text
 
 
 def test_targets_that_do_not_count():

@@ -100,7 +100,7 @@ def test_the_penalty_travels_with_the_checkpoint(tmp_path):
         "apply and subspace_side": build_penalty(model, apply="proximal", subspace_side="inside"),
     }
     for kinds, penalty in others.items():
-        message = f"its {kinds} differ; pass" if kinds else "was trained with a penalty; pass"
+        message = f"the two differ in {kinds}; pass" if kinds else "was trained with a penalty; pass"
         trainer = ProgressiveTrainer(
             model, arguments(tmp_path, **RESUMABLE), train_dataset=Blocks(40), penalty=penalty
         )

@@ -171,7 +171,7 @@ def test_a_penalty_on_frozen_weights_is_refused_and_on_some_named(tmp_path, capl
     model.transformer.wte.weight.requires_grad_(False)
     with caplog.at_level(logging.WARNING):
         ProgressiveTrainer(model, arguments(tmp_path), train_dataset=Blocks(), penalty=penalty)
-    told = "Φ has no effect on 1 of the parameters it restrains: transformer.wte.weight are frozen"
+    told = "Φ has no effect on frozen parameters, 1 of the 28 it restrains: transformer.wte.weight"
     assert [record.getMessage() for record in caplog.records if "Φ" in record.getMessage()] == [told]
     only = InheritancePenalty(penalty.anchor, {"transformer.wte.weight": torch.ones(64, 16)}, ewc_lambda=1.0)
     with pytest.raises(ValueError, match=r"every parameter it restrains is frozen \(transformer\.wte\.weight\); rest"):

@@ -56,7 +56,7 @@ def test_a_resumed_run_ends_with_the_same_bits_and_wants_the_same_penalty(tmp_pa
     checkpoint = str(tmp_path / "checkpoint-2")
     again, _ = train(tmp_path / "again", build_lora_penalty(), resume=checkpoint, **saves)
     assert_same_weights(weights(again.model), weights(whole.model))
-    with pytest.raises(ValueError, match="another penalty: its fisher differ"):
+    with pytest.raises(ValueError, match="another penalty: the two differ in fisher; pass"):
         train(tmp_path, LoraPenalty({n: 2.0 * f for n, f in build_lora_penalty().fisher.items()}, ewc_lambda=0.5),
               resume=checkpoint, **saves)  # fmt: skip
 
