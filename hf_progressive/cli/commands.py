@@ -312,20 +312,24 @@ def core_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.distributed.processes import current_processes
     from hf_progressive.evaluation.core.bundle import load_bundle
     from hf_progressive.evaluation.core.evaluate import evaluate_core
+    from hf_progressive.growth.source import require_config
     from hf_progressive.growth.stock_model import load_whole
     from hf_progressive.hub.fetch import require_place
 
     require_place(options.model)
     bundle = load_bundle(options.bundle)  # whatever is wrong with it is said before minutes go into a large model
     bundle.select(options.tasks)
+    if Path(options.model).is_dir():
+        require_config(Path(options.model))
     state = current_processes()
     try:
+        tokenizer = read_tokenizer(options.model)
         model = load_whole(options.model, options.dtype)
     except OSError as error:
-        raise OSError(f"{options.model}: {error}") from error
+        raise OSError(f"{options.model}: {str(error).removeprefix(f'{options.model}: ')}") from error
     result = evaluate_core(
         model.to(state.device),
-        read_tokenizer(options.model),
+        tokenizer,
         bundle,
         tasks=options.tasks,
         max_per_task=options.max_per_task,

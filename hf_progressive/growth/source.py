@@ -42,13 +42,7 @@ class GrowthSource:
 
     def read_config(self) -> Any:
         """Return the model's `PreTrainedConfig`; one that is not valid or needs remote code is a ValueError."""
-        if not (self.folder / CONFIG_NAME).is_file():
-            refuse_adapter(self.folder)
-            within = sorted(
-                str(path.parent) for depth in ("*", "*/*") for path in self.folder.glob(f"{depth}/{CONFIG_NAME}")
-            )
-            advice = f"; in it are {', '.join(within[:_MOST_NAMED])}" if within else "; give a checkpoint's folder"
-            raise FileNotFoundError(f"{self.folder / CONFIG_NAME}: no such file{advice}")
+        require_config(self.folder)
         for file in (CONFIG_NAME, "tokenizer_config.json"):
             path = self.folder / file
             require_own_file(path, self.folder)
@@ -140,6 +134,20 @@ class GrowthSource:
             return {}
         files = read_json(self.folder / MANIFEST_NAME).get("files")
         return files if isinstance(files, dict) else {}  # a manifest of another tool says nothing here
+
+
+def require_config(folder: Path) -> None:
+    """Refuse a folder without a model's config, and say which folders within it have one.
+
+    Raises:
+        FileNotFoundError: It holds none.
+        ValueError: It holds an adapter.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        refuse_adapter(folder)
+        within = sorted(str(path.parent) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{CONFIG_NAME}"))
+        advice = f"; in it are {', '.join(within[:_MOST_NAMED])}" if within else "; give a checkpoint's folder"
+        raise FileNotFoundError(f"{folder / CONFIG_NAME}: no such file{advice}")
 
 
 # Phi-3 and Falcon were published with code of their own, which became the stock classes under the same names.

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hf_progressive import cli
 from hf_progressive.cli import parser
 from hf_progressive.cli.grow_options import OPTION_HELP
+from hf_progressive.data.tokenizer import train_tokenizer
 from hf_progressive.distributed.processes import MainProcessFailedError
 from hf_progressive.growth.methods import METHODS
 from hf_progressive.growth.options import GrowthOptions
@@ -174,6 +175,7 @@ def small_bundle(folder: Path) -> Path:
         (["core", "PARENT", "--bundle", "/nowhere"], "/nowhere/core.yaml: no such file; a bundle holds core.yaml"),
         (["core", "PARENT", "--bundle", "BUNDLE", "--tasks", "nope"], "bundle: has no task 'nope'; it has arc_easy"),
         (["core", "PARENT", "--bundle", "BUNDLE"], "parent: holds no tokenizer; save the model's own there"),
+        (["core", "RUN", "--bundle", "BUNDLE"], "config.json: no such file; in it are "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(
@@ -204,9 +206,18 @@ def test_core_scores_no_layers_drawn_at_random(
 ) -> None:
     path = parent / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    train_tokenizer(["one"], vocab_size=257, training_bytes=3).save_pretrained(parent)
     assert cli.main(["core", str(parent), "--bundle", str(small_bundle(tmp_path))]) == cli.EXIT_BAD_INPUT
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-progressive: error:")]
     assert message in line
+
+
+def test_core_reads_no_weights_where_there_is_no_tokenizer(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (parent / "model.safetensors").unlink()  # whoever reads them says so
+    assert cli.main(["core", str(parent), "--bundle", str(small_bundle(tmp_path))]) == cli.EXIT_BAD_INPUT
+    assert "parent: holds no tokenizer; save the model's own there" in capsys.readouterr().err
 
 
 def test_an_unknown_option_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
