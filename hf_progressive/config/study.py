@@ -176,6 +176,11 @@ class StudyConfig:
                 f"ladder.{section}: without effect in a study, which {reason}; leave it out, or write"
                 f" `{section}: null` where the base has it",
             )
+        require(
+            isinstance(self.ladder.cold, str),
+            "ladder.cold: its names are without effect in a study, which trains every rung from scratch; leave it out,"
+            " or write `cold: none` where the base has it",
+        )
         require(len(self.recipes) > 0, "recipes: the list is empty; name at least one")
         require(len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds), "seeds: give distinct seeds")
         _check_fractions("cold_fractions", self.cold_fractions)

@@ -45,7 +45,7 @@ def test_a_study_gives_the_form_of_phi_in_its_ladder_and_the_weight_in_a_recipe(
 
 def test_a_ladder_stands_on_its_base_and_overrides_go_last(tmp_path: Path) -> None:
     mapping = {
-        "ladder": {"base": "ladder_tiny", "training": {"learning_rate": 5e-3}},
+        "ladder": {"base": "ladder_tiny", "cold": "none", "training": {"learning_rate": 5e-3}},
         "recipes": [{"name": "exact", "set": {"phi.ewc_lambda": 0.0}}],
     }
     config = load_study_config(write(tmp_path, mapping), ["ladder.phi.gamma=0.25", "seeds=[7]"])
@@ -147,6 +147,11 @@ def test_a_base_may_give_a_key_under_its_old_name_and_the_study_under_its_new_on
         (
             {"ladder": {"rungs": ["d2", "d3"], "core": {"bundle": "core"}}},
             "ladder.core: without effect in a study, which scores no model on CORE; leave it out, or write `core:",
+        ),
+        (
+            {"ladder": {"base": "ladder_tiny"}},
+            "ladder.cold: its names are without effect in a study, which trains every rung from scratch; leave it out,"
+            " or write `cold: none` where",
         ),
         ({"ladder": {"base": "nothing_of_the_kind"}}, "nothing_of_the_kind: no such file"),
         ({"ladder": {"base": 3}}, "ladder.base: expected the path or name of a ladder's configuration, got 3"),
