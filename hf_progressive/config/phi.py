@@ -1,13 +1,14 @@
 """The inheritance penalty."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hf_progressive.config.checks import require, require_in_range
 from hf_progressive.config.ranges import NotNegative, PositiveFraction, Whole
 
-_WEIGHTS = ("ewc_lambda", "gamma")
+_TERMS = {"ewc_lambda": "fisher", "gamma": "subspace"}  # each weight, and the section that its term is made of
+_OF_BOTH = "fisher.batch_size"  # also of what a subspace is learned from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class FisherConfig:
     """Blocks of the parent's own training data to estimate it from."""
 
     batch_size: Whole = 8
-    """Blocks per forward and backward pass on a CPU; on an accelerator its memory says how many. Changes the time and
-    not the result."""
+    """Blocks per forward and backward pass on a CPU, for `subspace` too; on an accelerator its memory says how many.
+    Changes the time and not the result."""
 
     optimizer: str | None = None
     """Under `kind: optimizer`, of a first rung that was trained elsewhere: its `optimizer.pt`, or the folder of the
@@ -70,7 +71,10 @@ class SubspaceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PhiConfig:
-    """The inheritance penalty Φ of grown rungs. Its other keys ask for `ewc_lambda` or `gamma`, be it 0."""
+    """The inheritance penalty Φ of grown rungs.
+
+    Its other keys ask for `ewc_lambda` or `gamma`, be it 0: `fisher` for the first, `subspace` for the second.
+    """
 
     ewc_lambda: NotNegative = 0.0
     """λ, weight of the Fisher-weighted squared distance from the parent; 0 leaves the term out."""
@@ -124,7 +128,7 @@ class PhiConfig:
         return max(self.fisher.sequences, self.subspace.sequences)
 
 
-def require_weight_in_ladder(ladder: Mapping[str, Any], path: str = "", *, elsewhere: bool = False) -> None:
+def require_weight_in_ladder(ladder: Mapping[str, Any], path: str = "", *, elsewhere: Collection[str] = ()) -> None:
     """Refuse what a ladder says of Φ where nothing gives it a weight, be it 0.
 
     What the ladder's section says serves every rung that gives a weight; what a rung says serves that rung alone.
@@ -132,20 +136,19 @@ def require_weight_in_ladder(ladder: Mapping[str, Any], path: str = "", *, elsew
     Args:
         ladder: The ladder's plain values, valid ones, as they are read and before defaults are in them.
         path: The ladder's dotted path, with a dot at its end.
-        elsewhere: Whether recipes give the ladder's Φ a weight.
+        elsewhere: The weights that recipes give the ladder's Φ.
 
     Raises:
         ValueError: A key would have no effect; the message names its dotted path.
     """
-    shared = ladder.get("phi", {})
-    rungs = {index: rung.get("phi", {}) for index, rung in enumerate(ladder["rungs"]) if isinstance(rung, Mapping)}
-    if elsewhere or _states_weight(shared):
-        return
+    shared = _dotted(ladder.get("phi", {}))
+    rungs = {
+        index: _dotted(rung.get("phi", {})) for index, rung in enumerate(ladder["rungs"]) if isinstance(rung, Mapping)
+    }
+    given = {*elsewhere, *_weights_in(shared)}
     for index, own in rungs.items():
-        if not _states_weight(own):
-            _refuse_all(own, f"{path}rungs.{index}.phi")
-    if not any(map(_states_weight, rungs.values())):
-        _refuse_all(shared, f"{path}phi")
+        _refuse_idle(own, given | _weights_in(own), f"{path}rungs.{index}.phi")
+    _refuse_idle(shared, given.union(*map(_weights_in, rungs.values())), f"{path}phi")
 
 
 def require_weight_in_study(
@@ -160,23 +163,36 @@ def require_weight_in_study(
     Raises:
         ValueError: A key would have no effect; the message names its dotted path.
     """
-    has_weight = []
+    elsewhere = set()
     for index, (changes, penalties) in enumerate(recipes):
         own = [key.removeprefix("phi.") for key in changes if key.startswith("phi.")]
-        has_weight.append(_states_weight(own) or not all(phi.is_off for phi in penalties))
-        if not has_weight[-1]:
-            _refuse_all(own, f"recipes.{index}.set.phi")
-    require_weight_in_ladder(ladder, "ladder.", elsewhere=any(has_weight))
+        given = _weights_in(own) | {name for name in _TERMS for phi in penalties if getattr(phi, name) > 0}
+        _refuse_idle(own, given, f"recipes.{index}.set.phi")
+        elsewhere |= given
+    require_weight_in_ladder(ladder, "ladder.", elsewhere=elsewhere)
 
 
-def _states_weight(keys: Iterable[str]) -> bool:
-    return any(name in keys for name in _WEIGHTS)
+def _dotted(phi: Mapping[str, Any]) -> list[str]:
+    return [
+        name
+        for key, value in phi.items()
+        for name in ([f"{key}.{inner}" for inner in value] if isinstance(value, Mapping) else [key])
+    ]
 
 
-def _refuse_all(keys: Iterable[str], path: str) -> None:
-    forms = [f"{path}.{key}" for key in keys]
-    require(
-        not forms,
-        f"{', '.join(forms)}: without effect, for neither ewc_lambda nor gamma is given; give one (0 leaves Φ off), or"
-        f" leave {'it' if len(forms) == 1 else 'them'} out",
-    )
+def _weights_in(keys: Iterable[str]) -> set[str]:
+    return {name for name in _TERMS if name in keys}
+
+
+def _refuse_idle(keys: Collection[str], given: Collection[str], path: str) -> None:
+    if not given:
+        _refuse_all(keys, path, "neither ewc_lambda nor gamma is given; give one (0 leaves Φ off)")
+    for weight, section in _TERMS.items():
+        if given and weight not in given:
+            idle = [key for key in keys if key.startswith(f"{section}.") and key != _OF_BOTH]
+            _refuse_all(idle, path, f"{weight} is not given; give it (0 leaves its term off)")
+
+
+def _refuse_all(keys: Collection[str], path: str, reason: str) -> None:
+    names = ", ".join(f"{path}.{key}" for key in keys)
+    require(not keys, f"{names}: without effect, for {reason}, or leave {'it' if len(keys) == 1 else 'them'} out")

@@ -254,7 +254,7 @@ def test_a_growth_that_should_keep_the_function_and_does_not_is_refused():
 
 WEIGHTLESS = {
     "a form": (["phi.apply=proximal"], "phi.apply"),
-    "keys of a section": (["phi.fisher.kind=ones", "phi.until=0.1"], "phi.fisher, phi.until"),
+    "two forms": (["phi.schedule=constant", "phi.until=0.1"], "phi.schedule, phi.until"),
     "a rung's": (["rungs.1.phi={schedule: constant}"], "rungs.1.phi.schedule"),
     "beside a rung with a weight": (
         ["rungs.1.phi={until: 0.1}", "rungs.2={name: l3, n_layer: 3, n_embd: 16, n_head: 2, phi: {gamma: 1}}"],
@@ -279,6 +279,39 @@ def test_a_form_of_phi_without_a_weight_is_refused(tmp_path: Path, overrides: li
         again = tmp_path / "run.yaml"  # as a run writes it
         again.write_text(yaml.safe_dump(config.to_dict()))
         assert load_ladder_config(again) == config
+
+
+TERMLESS = {
+    "λ": (["phi.ewc_lambda=1", "phi.subspace.energy=0.9"], "phi.subspace.energy", "gamma"),
+    "γ": (
+        ["phi.gamma=1", "phi.fisher={kind: ones, sequences: 4}"],
+        "phi.fisher.kind, phi.fisher.sequences",
+        "ewc_lambda",
+    ),
+    "a rung's λ": (["rungs.1.phi={ewc_lambda: 1, subspace: {side: inside}}"], "rungs.1.phi.subspace.side", "gamma"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "keys", "missing"), TERMLESS.values(), ids=TERMLESS)
+def test_what_a_term_of_phi_is_made_of_is_refused_without_its_weight(
+    tmp_path: Path, overrides: list[str], keys: str, missing: str
+) -> None:
+    rungs = [{"name": f"l{layers}", "n_layer": layers, "n_embd": 16, "n_head": 2} for layers in (1, 2, 3)]
+    path = write(tmp_path, MINIMAL | {"rungs": rungs})
+    with pytest.raises(ValueError, match="without effect") as raised:
+        load_ladder_config(path, overrides)
+    left_out = "them" if "," in keys else "it"
+    assert str(raised.value) == (
+        f"{path}: {keys}: without effect, for {missing} is not given; give it (0 leaves its term off), or leave"
+        f" {left_out} out"
+    )
+    for weight in (0, 1):
+        load_ladder_config(path, [*overrides, f"phi.{missing}={weight}"])
+        load_ladder_config(path, [*overrides, f"rungs.1.phi.{missing}={weight}"])
+    read_for_both = load_ladder_config(
+        path, ["phi.gamma=1", "phi.subspace.source=gradients", "phi.fisher.batch_size=2"]
+    )
+    assert read_for_both.phi.fisher.batch_size == 2
 
 
 def test_a_ladder_may_give_the_form_of_phi_and_a_rung_the_weight(tmp_path: Path) -> None:

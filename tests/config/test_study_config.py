@@ -37,7 +37,8 @@ def test_a_recipe_changes_the_ladder_under_its_dotted_keys(corpus_file: Path) ->
 
 def test_a_study_gives_the_form_of_phi_in_its_ladder_and_the_weight_in_a_recipe(tmp_path: Path) -> None:
     recipes = [{"name": "free"}, {"name": "held", "set": {"phi.gamma": 0.1}}, {"name": "freed", "set": OFF}]
-    ladder = {"rungs": ["d2", {"depth": 3, "phi": {"apply": "proximal"}}], "phi": {"until": 0.1}}
+    forms = {"until": 0.1, "subspace": {"energy": 0.5}}
+    ladder = {"rungs": ["d2", {"depth": 3, "phi": {"apply": "proximal"}}], "phi": forms}
     config = load_study_config(write(tmp_path, {"ladder": ladder, "recipes": recipes}))
     phi = config.ladder_of(config.recipe("held")).phi_of("d3")
     assert (phi.until, phi.gamma, phi.apply) == (0.1, 0.1, "proximal")
@@ -92,6 +93,10 @@ def test_a_base_may_give_a_key_under_its_old_name_and_the_study_under_its_new_on
         (
             {"recipes": [{"name": "a", "set": {"phi.apply": "proximal", "phi.fisher.kind": "ones"}}]},
             r"recipes.0.set.phi.apply, recipes.0.set.phi.fisher.kind: without effect, for neither ewc_lambda",
+        ),
+        (
+            {"recipes": [{"name": "a", "set": {"phi.gamma": 1, "phi.fisher.kind": "ones"}}]},
+            r"recipes.0.set.phi.fisher.kind: without effect, for ewc_lambda is not given; give it",
         ),
         (
             {"ladder": {"rungs": ["d2", "d3"], "phi": {"until": 0.1}}},
