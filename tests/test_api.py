@@ -10,8 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig
 
 import hf_progressive
+from hf_progressive import (
+    InheritancePenalty,
+    LoraPenalty,
+    ParentDivergence,
+    RungResult,
+    load_ladder_config,
+    plan_growth,
+    plan_ladder,
+)
+from hf_progressive.evaluation.core.evaluate import CoreResult
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):$", re.MULTILINE)
 _ENTRY = re.compile(r"^    \*{0,2}(\w+):", re.MULTILINE)
@@ -137,3 +149,45 @@ def test_code_in_documents_parses_and_imports_what_is_public(document: str, prog
         for node in ast.walk(ast.parse(program)):
             if isinstance(node, ast.ImportFrom) and node.module == "hf_progressive":
                 assert {alias.name for alias in node.names} <= set(hf_progressive.__all__)
+
+
+def objects_of_the_api() -> Iterator[object]:
+    weights = {f"layers.{layer}.weight": torch.ones(64, 64) for layer in range(24)}
+    yield InheritancePenalty(weights, weights, ewc_lambda=2.0)
+    yield LoraPenalty(weights, ewc_lambda=2.0)
+    yield ParentDivergence(parent=torch.nn.Sequential(*map(torch.nn.Identity, range(24))), blocks=torch.ones(8, 16))
+    plan = plan_ladder(load_ladder_config("ladder_tiny"))
+    yield from (plan, plan.rungs[-1], plan.rungs[-1].growth)
+    yield RungResult(folder=Path("run/l2/final"), record={"name": "l2", "bits_per_byte": 2.5, "curve": [0.1] * 1000})
+    tasks: Any = ("a task and its figures",) * 22
+    yield CoreResult(
+        name="CORE",
+        score=0.1,
+        standard_error=0.01,
+        tasks=tasks,
+        absent=(),
+        max_per_task=None,
+        context=32,
+        bos_token=None,
+    )
+
+
+def test_a_notebook_shows_a_few_lines_of_what_the_api_returns() -> None:
+    for thing in objects_of_the_api():
+        text = repr(thing)
+        assert " object at 0x" not in text
+        assert (len(text) < 700, text.count("\n") < 10) == (True, True), f"{type(thing).__name__}: {len(text)}"
+    shown = {type(thing).__name__: repr(thing) for thing in objects_of_the_api()}
+    assert shown["RungResult"] == "<RungResult l2: 2.5000 bits per byte, run/l2/final>"
+    assert shown["InheritancePenalty"].startswith("InheritancePenalty(ewc_lambda=2.0, gamma=0.0, apply='gradient'")
+    assert shown["GrowthPlan"] == (
+        "<GrowthPlan exact, gpt2: width 32 → 48, heads 2 → 3, mlp 128 → 192; 40 tensors; function preserved>"
+    )
+
+
+def test_a_growth_plan_says_why_the_function_is_not_preserved() -> None:
+    parent = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    assert repr(plan_growth(parent, {"num_hidden_layers": 4}, method="stack")) == (
+        "<GrowthPlan stack, llama: layers 2 → 4; 39 tensors; function not preserved (the order of layers of 'stack'"
+        " does not keep the function)>"
+    )

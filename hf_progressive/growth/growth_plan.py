@@ -14,7 +14,7 @@ dimension 0 of a `Linear` (out, in), dimension 1 of a `Conv1D` (in, out) and of 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -65,10 +65,19 @@ class GrowthPlan:
     method: str
     options: GrowthOptions
     changes: tuple[str, ...]
-    tensors: tuple[TensorPlan, ...] = field(repr=False)
-    ignored_sources: tuple[str, ...] = field(repr=False)
-    layers: tuple[LayerOrigin, ...] = field(repr=False)
-    axes: Mapping[AxisName, Axis] = field(repr=False)
+    tensors: tuple[TensorPlan, ...]
+    ignored_sources: tuple[str, ...]
+    layers: tuple[LayerOrigin, ...]
+    axes: Mapping[AxisName, Axis]
+
+    def __repr__(self) -> str:
+        """Tell what grows; `summary` tells all of it."""
+        old, new = asdict(self.source_family.sizes(self.source_config)), asdict(self.family.sizes(self.target_config))
+        sizes = (name for name in self.family.size_fields if new[name] != old[name])
+        grown = ", ".join(f"{name} {old[name]} → {new[name]}" for name in sizes)
+        kept = f"function not preserved ({'; '.join(self.changes)})" if self.changes else "function preserved"
+        family = self.family.model_type
+        return f"<GrowthPlan {self.method}, {family}: {grown or 'same sizes'}; {len(self.tensors)} tensors; {kept}>"
 
     @property
     def stored(self) -> tuple[TensorPlan, ...]:
@@ -290,6 +299,8 @@ def plan_growth(
     >>> from transformers import GPT2Config
     >>> parent = GPT2Config(n_layer=2, n_embd=96, n_head=6, vocab_size=64, n_positions=16)
     >>> plan = plan_growth(parent, {"n_embd": 112, "n_head": 7})
+    >>> plan
+    <GrowthPlan exact, gpt2: width 96 → 112, heads 6 → 7, mlp 384 → 448; 28 tensors; function preserved>
     >>> plan.preserves_function, round(plan.target_config.layer_norm_epsilon * 1e6, 3)
     (True, 8.571)
     >>> plan.tensor("transformer.h.0.attn.c_attn.weight").shape

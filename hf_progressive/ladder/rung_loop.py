@@ -36,6 +36,9 @@ class RungResult:
     record: dict[str, Any]
     """What `rung.json` holds."""
 
+    def __repr__(self) -> str:
+        return f"<RungResult {self.name}: {self.bits_per_byte:.4f} bits per byte, {self.folder}>"
+
     @property
     def name(self) -> str:
         """The rung's name."""

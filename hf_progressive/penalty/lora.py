@@ -24,7 +24,7 @@ _MOVE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways to begin an adapter that take its first product off the base weight."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LoraPenalty:
     """Φ on what LoRA's adapters add to a model, ½λ Σ Ω (s·B·A)², Ω being the base model's Fisher information.
 
@@ -52,7 +52,7 @@ class LoraPenalty:
     ValueError: ewc_lambda is -1.0; it must be a finite number of at least 0
     """
 
-    fisher: Mapping[str, Tensor]
+    fisher: Mapping[str, Tensor] = dataclasses.field(repr=False)
     _: dataclasses.KW_ONLY
     ewc_lambda: float
     storage_dtype: torch.dtype | None = None

@@ -40,7 +40,7 @@ Side = Literal["outside", "inside"]
 """Which part of ΔW γ restrains."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class InheritancePenalty:
     """Φ as it is specified: plain mappings of tensors, and the weights of its two terms.
 
@@ -86,9 +86,9 @@ class InheritancePenalty:
     (55.0, [[2.0, 4.0], [12.0, 16.0]])
     """
 
-    anchor: Mapping[str, Tensor]
-    fisher: Mapping[str, Tensor] | None = None
-    subspace: Mapping[str, Tensor] | None = None
+    anchor: Mapping[str, Tensor] = dataclasses.field(repr=False)
+    fisher: Mapping[str, Tensor] | None = dataclasses.field(default=None, repr=False)
+    subspace: Mapping[str, Tensor] | None = dataclasses.field(default=None, repr=False)
     _: dataclasses.KW_ONLY
     ewc_lambda: float = 0.0
     gamma: float = 0.0

@@ -221,6 +221,8 @@ class LadderPlan:
             ]
         )
 
+    __repr__ = table
+
     def _chain_rows(self) -> Iterator[tuple[str, ...]]:
         yield "rung", "parent", "parameters", "tokens cold", "FLOPs cold", "tokens grown", "FLOPs grown", "parent/cold"
         for before, rung in zip((None, *self.rungs), self.rungs, strict=False):

@@ -316,7 +316,7 @@ class RungSize:
     name: str
     """The rung's name."""
 
-    config: PretrainedConfig
+    config: PretrainedConfig = dataclasses.field(repr=False)
     """The model's configuration."""
 
     parameters: ParameterCount

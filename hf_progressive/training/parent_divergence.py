@@ -49,8 +49,8 @@ class ParentDivergence:
         ValueError: `weight`, `every` or `batch_size` is not above 0, or there are no blocks.
     """
 
-    parent: nn.Module
-    blocks: Tensor
+    parent: nn.Module = dataclasses.field(repr=False)
+    blocks: Tensor = dataclasses.field(repr=False)
     weight: float = 1.0
     every: int = 1
     batch_size: int = 8

@@ -24,7 +24,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
@@ -77,7 +77,7 @@ class CoreResult:
     score: float
     """Mean centred accuracy over the tasks evaluated."""
     standard_error: float
-    tasks: tuple[TaskResult, ...]
+    tasks: tuple[TaskResult, ...] = field(repr=False)
     absent: tuple[str, ...]
     """Tasks that the bundle lists and has no data for."""
     max_per_task: int | None
