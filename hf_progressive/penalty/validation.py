@@ -123,6 +123,13 @@ def require_trained(model: nn.Module, names: Collection[str]) -> None:
     raise ValueError(f"Φ has no effect: every parameter it restrains is frozen ({shown}); {remedy}")
 
 
+def warn_of_no_weight(tensors: Mapping[str, Mapping[str, Tensor]], *, ewc_lambda: float, gamma: float) -> None:
+    """Warn of an estimate whose weight is 0, as it is unless it is given: it restrains nothing."""
+    for kind, symbol, weight in (("fisher", "ewc_lambda", ewc_lambda), ("subspace", "gamma", gamma)):
+        if tensors.get(kind) and weight == 0.0:
+            logger.warning("Φ's %s has no effect: %s is 0; give the penalty %s=...", kind, symbol, symbol)
+
+
 def check_fit(kind: str, name: str, tensor: Tensor, parameter: nn.Parameter, output: int) -> None:
     """Raise a ValueError unless a tensor of W₀, Ω or U can restrain the parameter that the mappings call `name`.
 

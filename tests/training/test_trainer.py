@@ -5,6 +5,7 @@ import torch
 from trainer_fixtures import Blocks, arguments, assert_same_weights, build_model, build_penalty, logged, weights
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from hf_progressive.penalty import InheritancePenalty
 from hf_progressive.storage import write_manifest
 from hf_progressive.training.trainer import ProgressiveTrainer, ProgressiveTrainingArguments
 
@@ -150,6 +151,16 @@ def test_an_estimate_alone_is_no_penalty(tmp_path):
     fisher = dict(build_model().named_parameters())
     with pytest.raises(ValueError, match="penalty is a dict; pass an InheritancePenalty or a LoraPenalty"):
         ProgressiveTrainer(build_model(), arguments(tmp_path), penalty=fisher)
+
+
+@pytest.mark.parametrize(("weights_given", "idle"), [({}, "fisher"), ({"ewc_lambda": 1.0}, None)])
+def test_an_estimate_without_a_weight_is_warned_of(tmp_path, caplog, weights_given, idle):
+    model = build_model()
+    tensors = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    penalty = InheritancePenalty(tensors, tensors, **weights_given)
+    ProgressiveTrainer(model, arguments(tmp_path, max_steps=1), train_dataset=Blocks(), penalty=penalty).train()
+    warned = [message for message in caplog.messages if "has no effect" in message]
+    assert warned == ([f"Φ's {idle} has no effect: ewc_lambda is 0; give the penalty ewc_lambda=..."] if idle else [])
 
 
 def test_a_resume_needs_a_checkpoint(tmp_path, caplog):
