@@ -61,7 +61,7 @@ def examine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": _memory_gb(),
         "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {**{name: _version(name) for name in _PACKAGES}, "torch": torch.__version__},  # with its build
         "device": device.type,
         "devices": devices,
         "peak_known": kind is not None and peak_flops(device) is not None,
