@@ -200,6 +200,9 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int
     >>> int(lengths[tokenizer.eos_token_id]), int(lengths[tokenizer("aa")["input_ids"]].sum())
     (0, 2)
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        wanted = "one of the tokenizers library, such as AutoTokenizer.from_pretrained(...) returns, is needed"
+        raise ValueError(f"tokenizer is a {type(tokenizer).__name__}; {wanted}")
     kinds = _decoder_kinds(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
     lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
     added = {index: entry.content for index, entry in tokenizer.added_tokens_decoder.items()}

@@ -44,6 +44,7 @@ from tqdm import tqdm
 
 from hf_progressive.distributed.compilation import uncompiled
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
+from hf_progressive.distributed.model_in_memory import require_in_memory
 from hf_progressive.distributed.working_dtype import summing_dtype
 from hf_progressive.estimation.batch_reader import BatchReader
 from hf_progressive.estimation.hooks import UnfitLayerError
@@ -121,6 +122,7 @@ def estimate_fisher(
     torch.Size([8, 32])
     """
     _check_options(kind, definition, normalize)
+    require_in_memory(model)
     require_plain_parameters(model)
     squares = PerSampleSquares(model)
     if squares.divided and not batched:

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_progressive.distributed.compilation import uncompiled
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
+from hf_progressive.distributed.model_in_memory import require_in_memory
 from hf_progressive.distributed.working_dtype import summing_dtype, working_dtype
 from hf_progressive.estimation.batch_reader import BatchReader
 from hf_progressive.estimation.hooks import gradient_hooks, kept_gradients, output_hooks, untracked_parameters
@@ -118,6 +119,7 @@ def learn_subspace(
     Raises:
         ValueError: An option is out of range, batches are missing, or a matrix is not finite.
     """
+    require_in_memory(model)
     _check_options(source, energy, rank, batches is not None)
     chosen = select_weights(model, parameters)
     if source == "weights":

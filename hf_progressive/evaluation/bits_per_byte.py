@@ -27,6 +27,7 @@ from hf_progressive.data.blocks import NOT_PREDICTED
 from hf_progressive.data.tokenizer import encode_documents
 from hf_progressive.distributed.batching import in_halves, sequences_that_fit
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
+from hf_progressive.distributed.model_in_memory import require_in_memory
 from hf_progressive.distributed.working_dtype import working_dtype
 
 _DESCRIPTION = "Bits per byte: summed negative log-likelihood, in bits, over UTF-8 bytes of text."
@@ -129,6 +130,7 @@ def bits_per_byte(
     >>> round(result["bits_per_byte"], 6), result["tokens"], result["bytes"]
     (4.0, 14, 14)
     """
+    require_in_memory(model)
     lengths = torch.as_tensor(token_bytes)
     nats, tokens, byte_count = [], 0, 0
     if len(DataLoader(blocks)) == 0:
@@ -189,6 +191,7 @@ def text_bits_per_byte(
     >>> text_bits_per_byte(GPT2LMHeadModel(config), tokenizer, ["a rung", "and more"], progress=False)["bytes"]
     14
     """
+    require_in_memory(model)
     if isinstance(texts, str):
         raise ValueError("texts: is one text, whose letters would be measured one by one; give a list")
     size: int = model.config.max_position_embeddings if context is None else context

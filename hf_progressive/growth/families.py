@@ -98,6 +98,9 @@ _TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 def family_of(config: Any) -> Family:
     """Return the family of a config; one that is unknown, or an option that growth cannot map, is a ValueError."""
+    if not isinstance(config, PreTrainedConfig):
+        what = repr(config) if isinstance(config, str) else f"a {type(config).__name__}"
+        raise ValueError(f"{what} is no model's config; load one, as by AutoConfig.from_pretrained(...)")
     known = FAMILIES | MIXTURES
     family = known.get(config.model_type)
     if family is None:

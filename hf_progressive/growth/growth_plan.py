@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.exactness import grow_axes
@@ -308,6 +309,9 @@ def plan_growth(
     """
     chosen = GrowthOptions.of(options)
     source_family = family = family_of(source_config)
+    if not isinstance(target_config, Mapping | PreTrainedConfig):
+        what = f"the target is a {type(target_config).__name__}"
+        raise ValueError(f"{what}; give fields of the config, such as {{'num_hidden_layers': 24}}, or a whole one")
     way = method_named(method).with_options(chosen)
     upcycling, source = None, source_config
     if way.upcycles:

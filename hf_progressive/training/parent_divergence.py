@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
+from hf_progressive.distributed.model_in_memory import require_in_memory
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Behind
@@ -56,6 +57,7 @@ class ParentDivergence:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
+        require_in_memory(self.parent, "parent")
         for name in ("weight", "every", "batch_size"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -145,6 +147,7 @@ def generated_blocks(
     Raises:
         ValueError: `length` is beyond the model's positions, or `start` beyond its vocabulary.
     """
+    require_in_memory(model)
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     written = []

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from hf_progressive.distributed.model_in_memory import require_in_memory
 from hf_progressive.growth.new_entries import NewEntries, new_entries, recorded_entries
 from hf_progressive.hub.names import GROWTH
 from hf_progressive.penalty.shards import ParameterShard, shard_of
@@ -51,6 +52,7 @@ def frozen_after_growth(
 
     Source: Wu et al. 2024, arXiv 2401.02415, for new layers; SPARKLING, arXiv 2602.02472, trains new entries apart.
     """
+    require_in_memory(model)
     path = Path(growth_json)
     path = path / GROWTH if path.is_dir() else path
     return restrict_training(model, recorded_entries(path, model.config), trainable, called="trainable")

@@ -230,3 +230,5 @@ def test_mistakes_are_named(model, tokenizer):
         text_bits_per_byte(model, tokenizer, [""], progress=False)
     with pytest.raises(ValueError, match="texts: is one text, whose letters would be measured one by one"):
         text_bits_per_byte(model, tokenizer, "one text", progress=False)
+    with pytest.raises(ValueError, match="tokenizer is a str; one of the tokenizers library, such as AutoTokenizer"):
+        text_bits_per_byte(model, "ORG/d11", TEXTS, progress=False)

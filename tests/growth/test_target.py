@@ -134,6 +134,17 @@ def test_another_family_is_refused():
         plan_growth(config_of("gpt2"), config_of("llama"))
 
 
+def test_what_is_no_config_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^'llama' is no model's config; load one, as by AutoConfig\.from_pretrained"
+    ):
+        plan_growth("llama", {"num_hidden_layers": 4})
+    with pytest.raises(
+        ValueError, match=r"^the target is a NoneType; give fields of the config, such as \{'num_hidden"
+    ):
+        plan_growth(config_of("llama"), None)
+
+
 @pytest.mark.parametrize("target", [{"max_position_embeddings": 32}, {"head_dim": 16}])
 def test_rotations_that_depend_on_what_grows_are_refused(target):
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}

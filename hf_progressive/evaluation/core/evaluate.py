@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_progressive.config import strict_yaml
+from hf_progressive.distributed.model_in_memory import require_in_memory
 from hf_progressive.distributed.processes import current_processes, main_process_first
 from hf_progressive.evaluation.core.bundle import CORE_TASKS, Bundle, Task, load_bundle
 from hf_progressive.evaluation.core.finished_tasks import FinishedTasks, digest_model, task_key
@@ -160,6 +161,7 @@ def evaluate_core(
     >>> result = evaluate_core(model, tokenizer, "eval_bundle", max_per_task=500)  # doctest: +SKIP
     >>> print(result.table())  # doctest: +SKIP
     """
+    require_in_memory(model)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give 1 or more")
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
