@@ -65,6 +65,26 @@ def locate_files(source: str, patterns: Sequence[str], *, revision: str | None =
     return folder, folder.name
 
 
+def locate_rung(source: str, *, revision: str | None = None) -> Path:
+    """Find a rung's folder on this machine, which goes first, or fetch the published rung of that name.
+
+    Raises:
+        FileNotFoundError: It is neither a folder nor a repository within reach.
+        NotADirectoryError: It is a file.
+        HubError: The Hub refused or failed.
+        ValueError: A revision is given for a local folder, or the repository is no published rung.
+    """
+    if Path(source).is_dir():
+        return locate_files(source, (), revision=revision)[0]
+    require_place(source)
+    if "/" not in source:  # of one name alone are old repositories, but no rungs
+        raise FileNotFoundError(f"{source}: no such folder, and no name on the Hub (ORG/NAME)")
+    try:
+        return fetch_rung(source, revision=revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; and there is no folder {source} here") from None
+
+
 def require_place(source: str) -> None:
     """Refuse what is neither a folder here nor a name that a repository on the Hub can have.
 

@@ -17,8 +17,8 @@ from hf_progressive.growth.expert_pieces import StockTensors
 from hf_progressive.growth.grow import RECORD_NAME as GROWTH_NAME
 from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.tensor_plan import TensorPlan
-from hf_progressive.hub.fetch import fetch_rung, locate_files
-from hf_progressive.hub.names import RECORD_NAME, is_repo_id
+from hf_progressive.hub.fetch import locate_rung
+from hf_progressive.hub.names import CONFIG_NAME, RECORD_NAME
 from hf_progressive.penalty import InheritancePenalty, LoraPenalty
 from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, load_saved_penalty
@@ -88,10 +88,10 @@ def load_penalty(
         fisher=FisherConfig(kind="ones" if fisher == "ones" else "empirical"),
         subspace=SubspaceConfig(side=subspace_side),
     )
-    if is_repo_id(os.fspath(source)) and not folder.is_dir():
-        folder = fetch_rung(os.fspath(source), revision=revision)
-    else:
-        folder, _ = locate_files(os.fspath(source), (), revision=revision)
+    folder = locate_rung(os.fspath(source), revision=revision)
+    if not (folder / CONFIG_NAME).is_file():
+        wanted = "a rung's folder, RUN/NAME/final, or a checkpoint's, which ProgressiveTrainer saved"
+        raise FileNotFoundError(f"{source}: holds neither {CONFIG_NAME} nor {DESCRIPTION_NAME}; give {wanted}")
     config = AutoConfig.from_pretrained(folder)
     growth = plan_growth(config, config) if child is None else _recorded_growth(folder, config, Path(child))
     penalty = _penalty(phi, anchor=folder if child is None else Path(child), parent=folder, growth=growth)

@@ -116,6 +116,12 @@ def test_what_does_not_belong_together_is_refused(rung: Path, fisher: dict[str, 
         load_penalty(tmp_path / "bare", ewc_lambda=1.0)
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder, and no name on the Hub"):
         load_penalty(tmp_path / "nowhere", ewc_lambda=1.0)
+    with pytest.raises(FileNotFoundError, match="^nowhere: no such folder, and no name on the Hub"):
+        load_penalty("nowhere", ewc_lambda=1.0)
+    with pytest.raises(FileNotFoundError, match=r"in the cache.* and there is no folder out/checkpoint-5 here$"):
+        load_penalty("out/checkpoint-5")
+    with pytest.raises(FileNotFoundError, match=r"phi: holds neither config\.json nor penalty\.json; give a rung's"):
+        load_penalty(rung / "phi", ewc_lambda=1.0)
     with pytest.raises(ValueError, match=r"a local folder has no revision 'main'"):
         load_penalty(rung, ewc_lambda=1.0, revision="main")
 
