@@ -27,6 +27,10 @@ _IDENTIFIER: Final = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _ALIKE: Final = 0.75
 
 
+def _unmarked(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.removesuffix(".0"))  # apache2 and gpl-3 as apache-2.0 and gpl-3.0
+
+
 def require_licence(text: str | None) -> None:
     """Refuse a text that is no identifier of a licence on the Hub, with the nearest one.
 
@@ -38,7 +42,8 @@ def require_licence(text: str | None) -> None:
     lower = text.lower()
     begun = [name for name in KNOWN if lower and name.startswith(lower)]
     same_version = [name for name in KNOWN if re.findall(r"\d", name) == re.findall(r"\d", lower)]
-    near = [*begun, *difflib.get_close_matches(lower, same_version, n=1, cutoff=_ALIKE)]
+    unmarked = [name for name in KNOWN if name != text and _unmarked(name) == _unmarked(lower)]
+    near = [*begun, *unmarked, *difflib.get_close_matches(lower, same_version, n=1, cutoff=_ALIKE)]
     meant = f"did you mean {near[0]!r}?" if near else "give one such as 'apache-2.0', or 'other' for one of your own"
     require(
         not near and _IDENTIFIER.fullmatch(text) is not None,

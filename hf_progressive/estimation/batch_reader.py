@@ -65,7 +65,7 @@ class BatchReader:
             if name in self._accepted and _is_of_numbers(value):
                 raise ValueError(
                     f"a batch's {name} is a {type(value).__name__} of numbers; give a tensor, as tokenizers do"
-                    " under return_tensors='pt'"
+                    " under return_tensors='pt', and a DataLoader with a data collator of a dataset's examples"
                 )
         if self._task is None:
             return read_batch(batch, device)

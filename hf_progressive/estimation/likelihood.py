@@ -102,7 +102,8 @@ def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Se
         raise ValueError(f"a batch has the keys {sorted(fields)}, but no input_ids; yield dicts with input_ids (B, T)")
     input_ids = fields["input_ids"].to(device)
     if input_ids.ndim != 2:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; token ids of shape (B, T) are needed")
+        remedy = "; a DataLoader makes batches of a dataset's examples" if input_ids.ndim == 1 else ""
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; token ids of shape (B, T) are needed{remedy}")
     mask, labels = fields.get("attention_mask"), fields.get("labels")
     for name, value in (("attention_mask", mask), ("labels", labels)):
         if value is not None and value.shape != input_ids.shape:

@@ -87,8 +87,8 @@ class GrowthCheck:
     def _cost(self) -> str:
         before = self.new_token_loss_at_mean
         lowered = "" if before is None else f" ({before:.2g} before their logits were lowered)"
-        where = f"{self.text_tokens:,} tokens of the text" if self.text_tokens else "these; on a text it is another"
-        return f"; new tokens cost {self.new_token_loss:.2g} nat a token{lowered}, on {where}"
+        where = f"{self.text_tokens:,} tokens of the text" if self.text_tokens else "these (text=, --text: on a text)"
+        return f"; old predictions lose {self.new_token_loss:.2g} nat a token to new tokens{lowered}, on {where}"
 
 
 def verify_growth(

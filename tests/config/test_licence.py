@@ -20,6 +20,8 @@ def test_identifiers_pass_and_so_may_ones_that_the_hub_adds(text: str | None) ->
         ("Apache 2.0", "apache-2.0"),
         ("apache2.0", "apache-2.0"),
         ("apache", "apache-2.0"),
+        ("apache2", "apache-2.0"),
+        ("gpl3", "gpl-3.0"),
         ("MIT", "mit"),
         ("CC BY-SA 4.0", "cc-by-sa-4.0"),
         ("gpl 3.0", "gpl-3.0"),

@@ -43,7 +43,7 @@ def test_the_vocabulary_grows_to_hold_the_tokens_and_old_text_pays_what_is_repor
     assert check.preserved
     assert check.new_token_loss == pytest.approx(sum(lost) / 2, rel=1e-3)
     assert report.verification.new_token_loss > 0
-    assert "nat a token, on these" in check.describe()
+    assert "nat a token to new tokens, on these (text=, --text: on a text)" in check.describe()
 
     on_text = verify_growth(source, tmp_path / "child", sequences=3, text=TEXT * 9)
     read = torch.tensor(old(TEXT * 9)["input_ids"])[: 3 * 32].split(32)
@@ -52,7 +52,7 @@ def test_the_vocabulary_grows_to_hold_the_tokens_and_old_text_pays_what_is_repor
     assert on_text.text_tokens == 96
     assert on_text.new_token_loss == pytest.approx(sum(rise) / 3, rel=1e-3)
     assert on_text.new_token_loss != pytest.approx(check.new_token_loss, rel=1e-2)
-    assert "nat a token, on 96 tokens of the text" in on_text.describe()
+    assert "nat a token to new tokens, on 96 tokens of the text" in on_text.describe()
 
 
 def test_a_tokenizer_with_more_entries_than_rows_is_warned_of(source, tmp_path, caplog):

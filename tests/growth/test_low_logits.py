@@ -115,7 +115,7 @@ def test_new_logits_fall_by_what_is_asked_in_the_mean_and_nothing_else_changes(m
     assert check.text_tokens == len(measured)
     assert [check.new_token_loss_at_mean, check.new_token_loss] == pytest.approx(losses, rel=1e-6)
     assert losses[1] < losses[0] / 300
-    told = f"new tokens cost {losses[1]:.2g} nat a token ({losses[0]:.2g} before their logits were lowered), on "
+    told = f"old predictions lose {losses[1]:.2g} nat a token to new tokens ({losses[0]:.2g} before their logits were"
     assert told in check.describe()
     record = json.loads((tmp_path / "low" / "growth.json").read_text())
     assert record["low_logits"] == 8
