@@ -137,11 +137,12 @@ def forward_logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
 
 def target_nll(model: nn.Module, batch: SequenceBatch, kind: LabelKind, generator: torch.Generator) -> Tensor:
     """Return each target's negative log-likelihood, in nats, (B, T), 0 where there is none; `kind` says whose."""
-    return negative_log_likelihood("categories", forward_logits(model, batch), batch.targets, kind, generator)
+    logits = forward_logits(model, batch)
+    return negative_log_likelihood("categories", logits, batch.targets, kind, generator, ends=True)
 
 
 def negative_log_likelihood(
-    form: Form, scores: Tensor, targets: Tensor, kind: LabelKind, generator: torch.Generator
+    form: Form, scores: Tensor, targets: Tensor, kind: LabelKind, generator: torch.Generator, *, ends: bool = False
 ) -> Tensor:
     """Return each target's negative log-likelihood in nats, (B, K), 0 where there is none.
 
@@ -153,9 +154,10 @@ def negative_log_likelihood(
         targets: (B, K), -100 where a category is not one.
         kind: Whether targets are those given, or are sampled.
         generator: On the CPU.
+        ends: As for `drawn_places`.
     """
     if form == "categories":
-        ids = sample_targets(scores, targets, generator) if kind == "true" else targets
+        ids = sample_targets(scores, targets, generator, ends=ends) if kind == "true" else targets
         nll = F.cross_entropy(scores.flatten(0, 1), ids.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
         return nll.view_as(targets)
     if kind == "true":
@@ -176,14 +178,17 @@ def _sample_values(form: Form, scores: Tensor, generator: torch.Generator) -> Te
 
 
 @torch.no_grad()
-def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator, *, ends: bool = False) -> Tensor:
     """Draw a target at every position that has one, from the model's distribution given the data before it.
 
     Each draw inverts the distribution function at one uniform number from a CPU generator, taken in the order of the
-    sequences: how they are grouped into batches makes no difference, nor does the device. Logits are (B, T, V),
-    targets and the sampled ids (B, T), -100 where there is none.
+    sequences: how they are grouped and padded into batches makes no difference, nor does the device. Logits are
+    (B, T, V), targets and the sampled ids (B, T), -100 where there is none; `ends` as for `drawn_places`.
     """
-    uniform = torch.rand(targets.shape, generator=generator, dtype=torch.float64).flatten()  # (B·T,)
+    places = drawn_places(targets != IGNORED_LABEL, ends=ends)
+    uniform = torch.zeros(places.shape, dtype=torch.float64)
+    uniform[places] = torch.rand(int(places.sum()), generator=generator, dtype=torch.float64)
+    uniform = uniform.flatten()  # (B·T,)
     tokens_at_once = max(1, _SAMPLED_ENTRIES // logits.shape[-1])
     drawn = []
     for first in range(0, len(uniform), tokens_at_once):
@@ -194,6 +199,18 @@ def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator) 
         ids = torch.searchsorted(cumulative, height, right=True).squeeze(1)
         drawn.append(ids.clamp(max=logits.shape[-1] - 1))  # rounding may lift the height to the very top
     return torch.cat(drawn).view_as(targets).masked_fill(targets == IGNORED_LABEL, IGNORED_LABEL)
+
+
+def drawn_places(counted: Tensor, *, ends: bool) -> Tensor:
+    """Return, on the CPU, for which places (B, K) a number is drawn: all that count, with `ends` also each row's last.
+
+    Padding draws none, so that the others' numbers are the same however far a batch is padded. The end of a token
+    sequence, which predicts nothing, draws one.
+    """
+    places = counted.cpu().clone()
+    if ends:
+        places[:, -1:] = True
+    return places
 
 
 def sampling_generator(seed: int, *, apart: bool) -> torch.Generator:
