@@ -310,8 +310,8 @@ def subspace_flops(
 
     An m × n matrix, m ≥ n, has its singular vectors for 6 m n² + 20 n³ operations, a symmetric n × n one its
     eigenvectors for 9 n³ (Golub & Van Loan 2013, chapter 8). Adding up a covariance takes 2 n² per token. Activations
-    need a third of what forward and backward take in training, gradients at outputs two thirds. Padding counts as
-    tokens read; weights need none.
+    need a third of what forward and backward take in training, gradients at outputs two thirds (and all of attention's
+    products of two activations, a small part that is left out). Padding counts as tokens read; weights need none.
 
     >>> subspace_flops(nn.Sequential(nn.Linear(10, 20)))
     32000.0
