@@ -48,13 +48,7 @@ from hf_progressive.distributed.model_in_memory import require_in_memory
 from hf_progressive.distributed.working_dtype import summing_dtype
 from hf_progressive.estimation.batch_reader import BatchReader
 from hf_progressive.estimation.hooks import UnfitLayerError
-from hf_progressive.estimation.likelihood import (
-    ExampleBatch,
-    LabelKind,
-    SequenceBatch,
-    drawn_places,
-    sampling_generator,
-)
+from hf_progressive.estimation.likelihood import ExampleBatch, LabelKind, SequenceBatch, sampling_generator
 from hf_progressive.estimation.loss_callable import Loss
 from hf_progressive.estimation.per_sample import PerSampleSquares
 from hf_progressive.estimation.sharded_sums import sum_over_processes, whole_tensor
@@ -168,7 +162,7 @@ class _SignedLosses:
         nll, counted = batch.losses(self._model, self._kind, self._generator)  # (B, K)
         self._counts.append(counted.sum())
         if self._signed:
-            places = drawn_places(counted, ends=isinstance(batch, SequenceBatch))
+            places = batch.drawn_places() if isinstance(batch, SequenceBatch) else counted.cpu()
             signs = torch.zeros(places.shape, dtype=torch.long)
             signs[places] = 2 * torch.randint(2, (int(places.sum()),), generator=self._generator) - 1
             nll = nll * signs.to(nll)  # products of different targets' gradients vanish on average

@@ -5,7 +5,7 @@ example's class. Its loss is kept unreduced, so that each example keeps its own 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -57,6 +57,8 @@ class SequenceBatch:
     """Id of the token each position has to predict, -100 where there is none, (B, T)."""
     attention_mask: Tensor | None = None
     """1 for tokens and 0 for padding, (B, T)."""
+    every_target: bool = False
+    """Known without a look at `targets`: every position has one but the last."""
 
     def __len__(self) -> int:
         """Return the number of sequences."""
@@ -81,11 +83,23 @@ class SequenceBatch:
         for row in range(len(self.input_ids)):
             one = slice(row, row + 1)
             mask = None if self.attention_mask is None else self.attention_mask[one]
-            yield SequenceBatch(input_ids=self.input_ids[one], targets=self.targets[one], attention_mask=mask)
+            yield replace(self, input_ids=self.input_ids[one], targets=self.targets[one], attention_mask=mask)
 
     def losses(self, model: nn.Module, kind: LabelKind, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return what `target_nll` does, and where there are targets."""
         return target_nll(model, self, kind, generator), self.targets != IGNORED_LABEL
+
+    def drawn_places(self) -> Tensor:
+        """Return, on the CPU, for which positions (B, T) a number is drawn: the targets and each row's last.
+
+        Padding draws none, so that the others' numbers are the same however far a batch is padded. The end of a
+        sequence, which predicts nothing, draws one.
+        """
+        if self.every_target:  # nothing to wait for on a device
+            return torch.ones(self.targets.shape, dtype=torch.bool)
+        places = (self.targets != IGNORED_LABEL).cpu()
+        places[:, -1:] = True
+        return places
 
 
 def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> SequenceBatch:
@@ -111,10 +125,11 @@ def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Se
                 f"{name} has shape {tuple(value.shape)}, input_ids {tuple(input_ids.shape)}; make them equal"
             )
     mask = None if mask is None else mask.to(device)
+    every_target = labels is None and mask is None
     if labels is None:
         labels = input_ids if mask is None else input_ids.masked_fill(mask == 0, IGNORED_LABEL)
     targets = F.pad(labels.to(device)[:, 1:], (0, 1), value=IGNORED_LABEL)  # (B, T)
-    return SequenceBatch(input_ids=input_ids, targets=targets, attention_mask=mask)
+    return SequenceBatch(input_ids=input_ids, targets=targets, attention_mask=mask, every_target=every_target)
 
 
 def forward_logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
@@ -138,11 +153,17 @@ def forward_logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
 def target_nll(model: nn.Module, batch: SequenceBatch, kind: LabelKind, generator: torch.Generator) -> Tensor:
     """Return each target's negative log-likelihood, in nats, (B, T), 0 where there is none; `kind` says whose."""
     logits = forward_logits(model, batch)
-    return negative_log_likelihood("categories", logits, batch.targets, kind, generator, ends=True)
+    places = batch.drawn_places() if kind == "true" else None
+    return negative_log_likelihood("categories", logits, batch.targets, kind, generator, places)
 
 
 def negative_log_likelihood(
-    form: Form, scores: Tensor, targets: Tensor, kind: LabelKind, generator: torch.Generator, *, ends: bool = False
+    form: Form,
+    scores: Tensor,
+    targets: Tensor,
+    kind: LabelKind,
+    generator: torch.Generator,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Return each target's negative log-likelihood in nats, (B, K), 0 where there is none.
 
@@ -154,10 +175,10 @@ def negative_log_likelihood(
         targets: (B, K), -100 where a category is not one.
         kind: Whether targets are those given, or are sampled.
         generator: On the CPU.
-        ends: As for `drawn_places`.
+        places: As for `sample_targets`.
     """
     if form == "categories":
-        ids = sample_targets(scores, targets, generator, ends=ends) if kind == "true" else targets
+        ids = sample_targets(scores, targets, generator, places) if kind == "true" else targets
         nll = F.cross_entropy(scores.flatten(0, 1), ids.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
         return nll.view_as(targets)
     if kind == "true":
@@ -178,14 +199,17 @@ def _sample_values(form: Form, scores: Tensor, generator: torch.Generator) -> Te
 
 
 @torch.no_grad()
-def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator, *, ends: bool = False) -> Tensor:
+def sample_targets(
+    logits: Tensor, targets: Tensor, generator: torch.Generator, places: Tensor | None = None
+) -> Tensor:
     """Draw a target at every position that has one, from the model's distribution given the data before it.
 
     Each draw inverts the distribution function at one uniform number from a CPU generator, taken in the order of the
     sequences: how they are grouped and padded into batches makes no difference, nor does the device. Logits are
-    (B, T, V), targets and the sampled ids (B, T), -100 where there is none; `ends` as for `drawn_places`.
+    (B, T, V), targets and the sampled ids (B, T), -100 where there is none; `places` says, on the CPU, where a number
+    is taken, (B, T), None at the targets alone.
     """
-    places = drawn_places(targets != IGNORED_LABEL, ends=ends)
+    places = (targets != IGNORED_LABEL).cpu() if places is None else places
     uniform = torch.zeros(places.shape, dtype=torch.float64)
     uniform[places] = torch.rand(int(places.sum()), generator=generator, dtype=torch.float64)
     uniform = uniform.flatten()  # (B·T,)
@@ -199,18 +223,6 @@ def sample_targets(logits: Tensor, targets: Tensor, generator: torch.Generator, 
         ids = torch.searchsorted(cumulative, height, right=True).squeeze(1)
         drawn.append(ids.clamp(max=logits.shape[-1] - 1))  # rounding may lift the height to the very top
     return torch.cat(drawn).view_as(targets).masked_fill(targets == IGNORED_LABEL, IGNORED_LABEL)
-
-
-def drawn_places(counted: Tensor, *, ends: bool) -> Tensor:
-    """Return, on the CPU, for which places (B, K) a number is drawn: all that count, with `ends` also each row's last.
-
-    Padding draws none, so that the others' numbers are the same however far a batch is padded. The end of a token
-    sequence, which predicts nothing, draws one.
-    """
-    places = counted.cpu().clone()
-    if ends:
-        places[:, -1:] = True
-    return places
 
 
 def sampling_generator(seed: int, *, apart: bool) -> torch.Generator:
