@@ -261,13 +261,12 @@ def _effect(lineage: Lineage) -> str:
     logged = [ratio for entry in lineage.rung.training_log if (ratio := entry.get(key)) is not None]
     if not logged:
         return ""
-    first, last = (significant(value) for value in (logged[0], logged[-1]))
+    most, last = (significant(value) for value in (max(logged), logged[-1]))  # the first is often 0, of a grown model
     if key == "phi/moved_ratio":
         return (
-            f" It took back {first} of the distance from the grown weights at the first logged step and {last} at the"
-            " last."
+            f" It took back up to {most} of the distance from the grown weights at a logged step, {last} at the last."
         )
-    return f" Its gradient's norm was {first} times the loss's at the first logged step, {last} times at the last."
+    return f" Its gradient's norm was up to {most} times the loss's at a logged step, {last} times at the last."
 
 
 def data_use(lineage: Lineage) -> str:

@@ -149,7 +149,8 @@ def rung_record(
     record["max_abs_logit"] = growth["verification"]["max_abs_logit"]
     record["c_parent_over_c_cold"] = parent["cold_flops"] / record["cold_flops"]
     record["training_log"] = [
-        {"step": step, "loss": 3.0, "phi/ewc": 0.1 / step, "phi/grad_ratio": 0.31 / step} for step in (1, 10, 20)
+        {"step": step, "loss": 3.0, "phi/ewc": 0.1 / step, "phi/grad_ratio": (step > 1) * 3.1 / step}
+        for step in (1, 10, 20)
     ]
     record["phi"] = {
         "ewc_lambda": 0.25,

@@ -91,7 +91,7 @@ def test_card_of_a_matched_rung(run_dir: Path) -> None:
         "[d4](https://huggingface.co/org/tiny-d4)",
         "| [d6](https://huggingface.co/org/tiny-d6) | 186 k |",
         "λ = 0.25 on the squared distance",
-        "0.310 times the loss's at the first logged step, 0.0155 times at the last",
+        "up to 0.310 times the loss's at a logged step, 0.155 times at the last",
         'grow_checkpoint(parent, "d6", {"n_layer": 6, "n_embd": 48, "n_head": 3})',
         "the Fisher information and the output subspaces",
     ):

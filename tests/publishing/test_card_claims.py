@@ -122,8 +122,7 @@ CLAIMS = [
     Claim("Both fell linearly to nothing over the first {until} of the steps."),
     Claim("It fell along a cosine as if to nothing at {until} of the steps.", lambda f: f["until"] > 1),
     Claim(
-        "Its gradient's norm was {first_ratio} times the loss's at the first logged step, {last_ratio} times at the"
-        " last."
+        "Its gradient's norm was up to {most_ratio} times the loss's at a logged step, {last_ratio} times at the last."
     ),
     Claim(READ),
     Claim("From its token {repeats} on they had been read before, by it or by an ancestor."),

@@ -115,7 +115,7 @@ def rung_facts(records: list[Record], place: int) -> dict[str, Any]:
         phi, ratios = record["phi"], [entry["phi/grad_ratio"] for entry in record["training_log"]]
         facts |= {"ewc_lambda": phi["ewc_lambda"], "gamma": phi["gamma"], "until": phi["until"]}
         facts |= {"fisher_sequences": phi["fisher"]["sequences"], "energy": phi["subspace"]["energy"]}
-        facts |= {"first_ratio": ratios[0], "last_ratio": ratios[-1]}
+        facts |= {"most_ratio": sorted(ratios)[-1], "last_ratio": ratios[-1]}
     return facts
 
 

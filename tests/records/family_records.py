@@ -125,7 +125,9 @@ def _grown(
         "growth": _growth(parent, record, place),
         "c_parent_over_c_cold": parent["cold_flops"] and parent["cold_flops"] / cold_flops,
         "phi": phi and {**phi, **PHI_ESTIMATES},
-        "training_log": [{"step": step, "loss": 3.0, "phi/grad_ratio": 0.31 / step} for step in (1, 10, 20)],
+        "training_log": [
+            {"step": step, "loss": 3.0, "phi/grad_ratio": (step > 1) * 3.1 / step} for step in (1, 10, 20)
+        ],
     }
     if not phi:
         for entry in record["training_log"]:
