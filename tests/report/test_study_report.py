@@ -135,6 +135,7 @@ TRUNKS = (
     "trunk",
     "trunk_gpt2",
     "trunk_gpt2_l16w32",
+    "trunk_gpt2_l16w32_20",
     "trunk_gpt2_w32_20",
     "trunk_l16w32",
     "trunk_l16w32_20",
