@@ -55,6 +55,10 @@ def frozen_after_growth(
     require_in_memory(model)
     path = Path(growth_json)
     path = path / GROWTH if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; growth writes one beside the weights, so give the folder of a checkpoint that grew"
+        )
     return restrict_training(model, recorded_entries(path, model.config), trainable, called="trainable")
 
 

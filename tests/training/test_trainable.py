@@ -118,8 +118,10 @@ def test_what_cannot_be_is_refused(grown, tmp_path):
         ValueError, match=r'^trainable: new_layers, but no layer is new .*; take trainable="new_entries"$'
     ):
         frozen_after_growth(AutoModelForCausalLM.from_pretrained(tmp_path / "wide"), tmp_path / "wide")
-    with pytest.raises(FileNotFoundError):
-        frozen_after_growth(model, tmp_path / "growth.json")
+    with pytest.raises(
+        FileNotFoundError, match=r"parent/growth\.json: no such file; growth writes one beside the weights"
+    ):
+        frozen_after_growth(model, tmp_path / "parent")
 
 
 def test_first_rungs_and_baselines_train_all(grown):
