@@ -252,6 +252,17 @@ def test_a_growth_that_should_keep_the_function_and_does_not_is_refused():
         growth.require_kept_function("rung l2", difference=1e-3, scale=2.0)
 
 
+def refused_as_idle(tmp_path: Path, overrides: list[str], keys: str, reason: str) -> Path:
+    """Check that a ladder of three rungs is refused with these overrides, and return its file."""
+    rungs = [{"name": f"l{layers}", "n_layer": layers, "n_embd": 16, "n_head": 2} for layers in (1, 2, 3)]
+    path = write(tmp_path, MINIMAL | {"rungs": rungs})
+    with pytest.raises(ValueError, match="without effect") as raised:
+        load_ladder_config(path, overrides)
+    left_out = "them" if "," in keys else "it"
+    assert str(raised.value) == f"{path}: {keys}: without effect, for {reason}, or leave {left_out} out"
+    return path
+
+
 WEIGHTLESS = {
     "a form": (["phi.apply=proximal"], "phi.apply"),
     "two forms": (["phi.schedule=constant", "phi.until=0.1"], "phi.schedule, phi.until"),
@@ -265,14 +276,8 @@ WEIGHTLESS = {
 
 @pytest.mark.parametrize(("overrides", "keys"), WEIGHTLESS.values(), ids=WEIGHTLESS)
 def test_a_form_of_phi_without_a_weight_is_refused(tmp_path: Path, overrides: list[str], keys: str) -> None:
-    rungs = [{"name": f"l{layers}", "n_layer": layers, "n_embd": 16, "n_head": 2} for layers in (1, 2, 3)]
-    path = write(tmp_path, MINIMAL | {"rungs": rungs})
-    with pytest.raises(ValueError, match="without effect") as raised:
-        load_ladder_config(path, overrides)
-    left_out = "them" if "," in keys else "it"
-    assert str(raised.value) == (
-        f"{path}: {keys}: without effect, for neither ewc_lambda nor gamma is given; give one (0 leaves Φ off), or"
-        f" leave {left_out} out"
+    path = refused_as_idle(
+        tmp_path, overrides, keys, "neither ewc_lambda nor gamma is given; give one (0 leaves Φ off)"
     )
     for weight in ("phi.ewc_lambda=0", "phi.gamma=0", "phi.gamma=1.0"):  # who says 0 knows it
         config = load_ladder_config(path, [*overrides, weight])
@@ -296,15 +301,7 @@ TERMLESS = {
 def test_what_a_term_of_phi_is_made_of_is_refused_without_its_weight(
     tmp_path: Path, overrides: list[str], keys: str, missing: str
 ) -> None:
-    rungs = [{"name": f"l{layers}", "n_layer": layers, "n_embd": 16, "n_head": 2} for layers in (1, 2, 3)]
-    path = write(tmp_path, MINIMAL | {"rungs": rungs})
-    with pytest.raises(ValueError, match="without effect") as raised:
-        load_ladder_config(path, overrides)
-    left_out = "them" if "," in keys else "it"
-    assert str(raised.value) == (
-        f"{path}: {keys}: without effect, for {missing} is not given; give it (0 leaves its term off), or leave"
-        f" {left_out} out"
-    )
+    path = refused_as_idle(tmp_path, overrides, keys, f"{missing} is not given; give it (0 leaves its term off)")
     for weight in (0, 1):
         load_ladder_config(path, [*overrides, f"phi.{missing}={weight}"])
         load_ladder_config(path, [*overrides, f"rungs.1.phi.{missing}={weight}"])
