@@ -142,7 +142,7 @@ class ReportServer(ThreadingHTTPServer):
     allow_reuse_address = os.name == "posix"  # elsewhere it would let two servers share a port
 
     def __init__(self, report: ServedReport, port: int) -> None:
-        self.report = report
+        self.report, self._ended = report, False
         if not 0 <= port <= 65535:
             raise ValueError(f"--port: {port} is none; ports are 1024 to 65535, or 0 for any that is free")
         try:
@@ -159,7 +159,17 @@ class ReportServer(ThreadingHTTPServer):
         """The page's address."""
         return f"http://{_LOOPBACK}:{self.server_address[1]}/"
 
+    def server_close(self) -> None:
+        """Take no more browsers; what fails in a thread from now on is not shown."""
+        self._ended = True
+        super().server_close()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a browser's socket, unless Ctrl-C or SIGTERM ends the server: a thread may have begun to read it."""
+        if isinstance(sys.exception(), Exception | None):
+            super().shutdown_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a browser that went away; anything else is shown as ever."""
-        if not isinstance(sys.exception(), ConnectionError):
+        """Say nothing of a browser that went away, nor after the end; anything else is shown as ever."""
+        if not (self._ended or isinstance(sys.exception(), ConnectionError)):
             super().handle_error(request, client_address)

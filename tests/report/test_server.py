@@ -174,3 +174,47 @@ def test_ctrl_c_ends_it_with_one_line(server: Any) -> None:
     assert first == f"{folder} is shown at http://127.0.0.1:{port}/ to this machine; Ctrl-C ends it\n"
     assert rest == f"{folder} is no longer shown\n"
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.parametrize("fails", [False, True])
+def test_ctrl_c_leaves_a_request_in_hand_alone(
+    server: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    folder, _ = server
+    interrupted, finished = threading.Event(), threading.Event()
+
+    class Handler(served._Handler):
+        def setup(self) -> None:
+            assert interrupted.wait(60)  # it reads from the socket once Ctrl-C has come
+            if fails:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            super().setup()
+
+    class Server(ReportServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            super().process_request(request, client_address)
+            os.kill(os.getpid(), signal.SIGINT)  # its thread has just been started
+
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            super().process_request_thread(request, client_address)
+            finished.set()
+
+    monkeypatch.setattr(served, "_Handler", Handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with (
+            Server(ServedReport(folder), 0) as running,
+            socket.create_connection(running.server_address[:2]) as browser,
+        ):
+            browser.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            with pytest.raises(KeyboardInterrupt):
+                running.serve_forever()
+            running.server_close()
+            interrupted.set()
+            assert finished.wait(60)
+            answer = browser.recv(12)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert answer == (b"" if fails else b"HTTP/1.1 200")
+    assert capfd.readouterr().err == ""
