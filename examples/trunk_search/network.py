@@ -23,7 +23,15 @@ class Execution:
     """Compile blocks, loss and optimizer."""
 
     bfloat16_attention: bool = False
-    """Attention alone in bfloat16; everything else in float32."""
+    """Attention in bfloat16."""
+
+    bfloat16_products: bool = False
+    """Products of weights in bfloat16, as autocast has them; weights, residual stream and norms stay in float32."""
+
+    @property
+    def bfloat16(self) -> tuple[bool, bool]:
+        """Of products, and of attention."""
+        return self.bfloat16_products, self.bfloat16_attention
 
     def of(self, function: Function, *, dynamic: bool = False) -> Function:
         """Return a function as it is to be called."""
@@ -52,54 +60,65 @@ def layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: Tensor) -> Tensor:
     return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * gain[:, None] + shift[:, None]
 
 
+def product(x: Tensor, matrices: Tensor, bfloat16: bool, bias: Tensor | None = None) -> Tensor:
+    """(R, n, in) times the transposes of (R, out, in), plus (R, out): (R, n, out)."""
+    if bfloat16:
+        x, matrices = x.bfloat16(), matrices.bfloat16()
+        bias = None if bias is None else bias.bfloat16()
+    matrices = matrices.transpose(1, 2)
+    return torch.bmm(x, matrices) if bias is None else torch.baddbmm(bias[:, None], x, matrices)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, bfloat16: bool) -> Tensor:
     """(sequences, context, heads, head_dim), causal."""
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    if bfloat16:
-        q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
-    mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return (mixed.float() if bfloat16 else mixed).transpose(1, 2)
+    precision = torch.bfloat16 if bfloat16 else torch.float32
+    q, k, v = (part.transpose(1, 2).to(precision) for part in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True).float().transpose(1, 2)
 
 
 def llama_block(
     x: Tensor, gain_1: Tensor, qkv: Tensor, attention_out: Tensor, gain_2: Tensor, mlp_in: Tensor, mlp_out: Tensor,
-    cosines: Tensor, sines: Tensor, eps: Tensor, head_dim: int, bfloat16: bool,
+    cosines: Tensor, sines: Tensor, eps: Tensor, head_dim: int, bfloat16: tuple[bool, bool],
 ) -> Tensor:  # fmt: skip
-    """x: (R, sequences · context, width)."""
+    """x: (R, sequences · context, width); bfloat16: products, attention."""
     models, tokens, width = x.shape
     heads, sequences = width // head_dim, models * tokens // CONTEXT
-    parts = torch.bmm(rms_norm(x, gain_1, eps), qkv.transpose(1, 2)).view(sequences, CONTEXT, 3, heads, head_dim)
+    low, low_attention = bfloat16
+    parts = product(rms_norm(x, gain_1, eps), qkv, low).view(sequences, CONTEXT, 3, heads, head_dim)
     turned = parts[:, :, :2]
     first, second = turned.chunk(2, -1)
     turned = turned * cosines[:, None, None] + torch.cat([-second, first], -1) * sines[:, None, None]
-    mixed = attention(turned[:, :, 0], turned[:, :, 1], parts[:, :, 2], bfloat16).reshape(models, tokens, width)
-    x = x + torch.bmm(mixed, attention_out.transpose(1, 2))
-    gate, up = torch.bmm(rms_norm(x, gain_2, eps), mlp_in.transpose(1, 2)).chunk(2, -1)
-    return x + torch.bmm(functional.silu(gate) * up, mlp_out.transpose(1, 2))
+    mixed = attention(turned[:, :, 0], turned[:, :, 1], parts[:, :, 2], low_attention).reshape(models, tokens, width)
+    x = x + product(mixed, attention_out, low)
+    gate, up = product(rms_norm(x, gain_2, eps), mlp_in, low).chunk(2, -1)
+    return x + product(functional.silu(gate) * up, mlp_out, low)
 
 
 def gpt2_block(
     x: Tensor, gain_1: Tensor, shift_1: Tensor, qkv: Tensor, qkv_bias: Tensor, attention_out: Tensor,
     attention_out_bias: Tensor, gain_2: Tensor, shift_2: Tensor, mlp_in: Tensor, mlp_in_bias: Tensor, mlp_out: Tensor,
-    mlp_out_bias: Tensor, eps: Tensor, head_dim: int, bfloat16: bool,
+    mlp_out_bias: Tensor, eps: Tensor, head_dim: int, bfloat16: tuple[bool, bool],
 ) -> Tensor:  # fmt: skip
-    """x: (R, sequences · context, width)."""
+    """x: (R, sequences · context, width); bfloat16: products, attention."""
     models, tokens, width = x.shape
     heads, sequences = width // head_dim, models * tokens // CONTEXT
-    parts = torch.baddbmm(qkv_bias[:, None], layer_norm(x, gain_1, shift_1, eps), qkv.transpose(1, 2))
+    low, low_attention = bfloat16
+    parts = product(layer_norm(x, gain_1, shift_1, eps), qkv, low, qkv_bias)
     parts = parts.view(sequences, CONTEXT, 3, heads, head_dim)
-    mixed = attention(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2], bfloat16).reshape(models, tokens, width)
-    x = x + torch.baddbmm(attention_out_bias[:, None], mixed, attention_out.transpose(1, 2))
-    hidden = torch.baddbmm(mlp_in_bias[:, None], layer_norm(x, gain_2, shift_2, eps), mlp_in.transpose(1, 2))
+    mixed = attention(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2], low_attention).reshape(models, tokens, width)
+    x = x + product(mixed, attention_out, low, attention_out_bias)
+    hidden = product(layer_norm(x, gain_2, shift_2, eps), mlp_in, low, mlp_in_bias)
     hidden = functional.gelu(hidden, approximate="tanh")
-    return x + torch.baddbmm(mlp_out_bias[:, None], hidden, mlp_out.transpose(1, 2))
+    return x + product(hidden, mlp_out, low, mlp_out_bias)
 
 
-def summed_loss(x: Tensor, gain: Tensor, shift: Tensor | None, embedding: Tensor, eps: Tensor, ids: Tensor) -> Tensor:
+def summed_loss(
+    x: Tensor, gain: Tensor, shift: Tensor | None, embedding: Tensor, eps: Tensor, ids: Tensor, bfloat16: bool
+) -> Tensor:
     """Return the sum over the models of each one's mean loss, so that no model's gradient depends on another."""
     models, sequences, _ = ids.shape
     normed = rms_norm(x, gain, eps) if shift is None else layer_norm(x, gain, shift, eps)
-    logits = torch.bmm(normed, embedding.transpose(1, 2))
+    logits = product(normed, embedding, bfloat16).float()
     targets = functional.pad(ids[:, :, 1:], (0, 1), value=-100)
     total = functional.cross_entropy(
         logits.view(models * sequences * CONTEXT, VOCABULARY), targets.reshape(-1), ignore_index=-100, reduction="sum"
@@ -140,7 +159,7 @@ class Network:
             x = x.view(models, sequences * context, -1)
         block: Callable[..., Tensor] = llama_block if self.architecture.family == "llama" else gpt2_block
         block = execution.of(block)
-        rest = (*self.rotary, self.eps, self.architecture.head_dim, execution.bfloat16_attention)
+        rest = (*self.rotary, self.eps, self.architecture.head_dim, execution.bfloat16)
         for layer in layers.unbind(0):
             x = block(x, *named(layer, self.architecture.layer).values(), *rest)
         return x
@@ -150,11 +169,19 @@ class Network:
         top = named(weights.top, self.architecture.top)
         x = self._hidden(top, weights.layers, ids, self.execution)
         loss = self.execution.of(summed_loss)
-        return loss(x, top["final_gain"], top.get("final_shift"), top["embedding"], self.eps, ids)
+        return loss(
+            x,
+            top["final_gain"],
+            top.get("final_shift"),
+            top["embedding"],
+            self.eps,
+            ids,
+            self.execution.bfloat16_products,
+        )
 
     @torch.no_grad()
     def logits(self, weights: Parts, ids: Tensor) -> Tensor:
-        """(R, sequences, context) → (R, sequences, context, vocabulary), never compiled."""
+        """(R, sequences, context) → (R, sequences, context, vocabulary); not compiled, products in float32."""
         top = named(weights.top, self.architecture.top)
         x = self._hidden(top, weights.layers, ids, Execution(bfloat16_attention=self.execution.bfloat16_attention))
         shift = top.get("final_shift")

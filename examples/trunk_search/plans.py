@@ -122,17 +122,36 @@ def tokens() -> list[Group]:
     ]
 
 
+DEEP = ((0.2, 2, 96), (0.4, 4, 96), (0.6, 8, 96))
+"""On the way to sixteen layers."""
+LARGER: dict[str, Any] = {"last": (16, 96), "head_dim": 16, "batch": 16}
+"""Two million parameters, and twice the tokens in a step."""
+
+
 def size() -> list[Group]:
-    """Four times the parameters: width 128. Not measured yet."""
-    larger: dict[str, Any] = {
-        "last": (8, 128), "head_dim": 16, "batch": 16, "rates": (3e-3, 4.5e-3), "seeds": FEW_SEEDS,
-    }  # fmt: skip
-    smaller = ((0.3, 2, 128), (0.6, 4, 128))
+    """Two million parameters in sixteen layers: Llama at 12 tokens per parameter."""
+    larger: dict[str, Any] = LARGER | {"rates": (3e-3, 5e-3, 8e-3)}
     return [
-        group(fractions=BUDGETS, **larger),
-        group(*smaller, depth="stack", **larger),
-        group(*smaller, **larger, **GROWN),
-        group((0.5, 4, 96), **larger, **GROWN),
+        group(*DEEP, depth="stack", **larger),
+        group(fractions=(0.8, 1.0, 1.2), **larger),
+    ]
+
+
+def size_gpt2() -> list[Group]:
+    """The same on GPT-2 at 20."""
+    larger: dict[str, Any] = LARGER | {"rates": (3e-3, 5e-3, 8e-3), "family": "gpt2", "tokens_per_parameter": 20.0}
+    return [
+        group(*DEEP, depth="stack", **larger),
+        group(fractions=(0.7, 0.85, 1.0), **larger),
+    ]
+
+
+def size_4m() -> list[Group]:
+    """Three to four million parameters: width 128, Llama at 12."""
+    larger: dict[str, Any] = LARGER | {"last": (16, 128), "rates": (3e-3, 5e-3), "seeds": FEW_SEEDS}
+    return [
+        group((0.2, 2, 128), (0.4, 4, 128), (0.6, 8, 128), depth="stack", **larger),
+        group(fractions=(0.8, 1.0, 1.2), **larger),
     ]
 
 
@@ -155,6 +174,8 @@ PLANS: dict[str, Callable[[], list[Group]]] = {
     "gpt2": gpt2,
     "tokens": tokens,
     "size": size,
+    "size_gpt2": size_gpt2,
+    "size_4m": size_4m,
     "tiny": tiny,
 }
 """By the name that the command line takes."""

@@ -77,6 +77,7 @@ class Search:
         execution: How the arithmetic is carried out.
         streams: How many groups are trained side by side on a GPU.
         seconds: When to stop, from now on. A group that would not be done is not begun.
+        pace: Seconds that a unit of a group's work takes, as it ends with; None expects an H100 and three streams.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Search:
         *,
         streams: int,
         seconds: float,
+        pace: float | None = None,
     ) -> None:
         self.waiting, self.blocks, self.emit, self.execution = list(groups), blocks, emit, execution
         device = blocks.train.device
@@ -95,7 +97,7 @@ class Search:
         self.free: list[torch.cuda.Stream | None] = [torch.cuda.Stream() if cuda else None for _ in range(streams)]
         if not cuda:
             del self.free[1:]
-        self.seconds_per_work = SECONDS_PER_WORK[device.type]
+        self.seconds_per_work = pace or SECONDS_PER_WORK[device.type]
         self.end = time.monotonic() + seconds
         self.workers: list[Worker] = []
 
@@ -112,8 +114,8 @@ class Search:
                 elif not worker.is_busy:
                     idle = False
                     if not worker.advance():
-                        self._learn(worker)
-                        self._release(worker, f"done in {time.monotonic() - worker.started:.1f} s")
+                        taken = self._learn(worker)
+                        self._release(worker, f"done in {taken:.1f} s, a pace of {taken / worker.group.work:.2g}")
             if idle and self.workers:
                 time.sleep(WAIT_SECONDS)
 
@@ -129,9 +131,10 @@ class Search:
                 steps = GroupRun(group, self.blocks, self.emit, self.execution).run()
             self.workers.append(Worker(group, steps, stream))
 
-    def _learn(self, worker: Worker) -> None:
-        taken = (time.monotonic() - worker.started) / worker.group.work
-        self.seconds_per_work += NEWEST * (taken - self.seconds_per_work)
+    def _learn(self, worker: Worker) -> float:
+        taken = time.monotonic() - worker.started
+        self.seconds_per_work += NEWEST * (taken / worker.group.work - self.seconds_per_work)
+        return taken
 
     def _release(self, worker: Worker, how: str) -> None:
         say(f"{describe(worker.group)}: {how}")
@@ -161,6 +164,7 @@ def machine(device: torch.device, execution: Execution, plans: Sequence[str]) ->
         "torch": torch.__version__,
         "compiled": execution.compiled,
         "attention": "bfloat16" if execution.bfloat16_attention else "float32",
+        "products": "bfloat16" if execution.bfloat16_products else "float32",
         "float32_products": torch.get_float32_matmul_precision(),
         "plans": list(plans),
     }
@@ -171,21 +175,24 @@ def run(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     cuda = device.type == "cuda"
     execution = Execution(
-        compiled=cuda and not options.eager, bfloat16_attention=cuda and options.attention == "bfloat16"
+        compiled=cuda and not options.eager,
+        bfloat16_attention=cuda and options.attention == "bfloat16",
+        bfloat16_products=options.products == "bfloat16",
     )
     torch.set_float32_matmul_precision("high")  # TF32, where the device has it
     if execution.compiled:
         dynamo.config.recompile_limit = COMPILED_SHAPES
         dynamo.config.accumulated_recompile_limit = COMPILED_IN_ALL
     blocks = unpack(options.packed, device)
-    groups = [group for name in options.plan for group in PLANS[name]()]
+    groups = [group.shortened(options.shortened) for name in options.plan for group in PLANS[name]()]
     with options.out.open("a", encoding="utf-8") as out:
 
         def emit(trunk: Trunk, models: Sequence[Model]) -> None:
             print(models_line(trunk, models), file=out, flush=True)
 
         print(machine_line(machine(device, execution, options.plan)), file=out, flush=True)
-        Search(groups, blocks, emit, execution, streams=options.streams, seconds=60 * options.minutes).run()
+        Search(groups, blocks, emit, execution, streams=options.streams, seconds=60 * options.minutes,
+               pace=options.pace).run()  # fmt: skip
 
 
 def make_packed(options: argparse.Namespace) -> None:
@@ -214,8 +221,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     running.add_argument("--out", type=Path, required=True, help="JSON lines; those that are there stay")
     running.add_argument("--minutes", type=float, default=10.0)
     running.add_argument("--streams", type=int, default=3, help="groups side by side on a GPU")
+    running.add_argument("--pace", type=float, help="of the first groups, as an earlier search printed it")
     running.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     running.add_argument("--attention", choices=["bfloat16", "float32"], default="bfloat16", help="on a GPU")
+    running.add_argument("--products", choices=["bfloat16", "float32"], default="float32", help="products of weights")
+    running.add_argument(
+        "--shortened", type=float, default=1.0, help="share of every budget: a rehearsal at full size"
+    )
     running.add_argument("--eager", action="store_true", help="do not compile")
     running.set_defaults(command=run)
 

@@ -170,6 +170,13 @@ class Group:
     def decay_steps(self, fraction: float) -> int:
         return max(1, round(self.trunk.decay_fraction * self.end(fraction)))
 
+    def shortened(self, share: float) -> "Group":
+        """Return the group on a share of its tokens."""
+        if share == 1:
+            return self
+        tokens = self.trunk.tokens_per_parameter * share
+        return dataclasses.replace(self, trunk=dataclasses.replace(self.trunk, tokens_per_parameter=tokens))
+
     @property
     def work(self) -> float:
         """What it takes, in a unit that is about the same time for every group on one machine."""

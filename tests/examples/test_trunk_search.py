@@ -15,7 +15,7 @@ import pytest
 import search
 import torch
 from architectures import CONTEXT, VOCABULARY, Architecture, Parts, initial, named
-from network import Network
+from network import Execution, Network
 from packed_corpus import from_ten_bits, to_ten_bits, unpack
 from stacked_growth import grow
 from stacked_training import StackedTraining, adamw, reading_of, step_table
@@ -101,6 +101,23 @@ def test_every_model_is_the_stock_class(family):
     assert network.loss(weights, ids[None].expand(2, -1, -1)).item() == pytest.approx(sum(losses), rel=1e-5)
     bits = network.bits_per_byte(weights, ids, torch.full((VOCABULARY,), 2.0))
     assert bits == pytest.approx([loss / math.log(2) / 2 for loss in losses], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_products_in_bfloat16_round_and_no_more(family):
+    weights = disturbed(Architecture(family=family, layers=2, width=32), [0, 1])
+    ids = tokens(4).view(2, 2, CONTEXT)
+    found = {}
+    for low in (False, True):
+        execution = Execution(bfloat16_products=low)
+        network = Network(Architecture(family=family, layers=2, width=32), CPU, execution)
+        leaves = Parts(*(part.clone().requires_grad_() for part in weights))
+        loss = network.loss(leaves, ids)
+        found[low] = loss.item(), torch.cat([part.flatten() for part in torch.autograd.grad(loss, leaves)])
+    (exact, gradient), (rounded, low_gradient) = found.values()
+    assert 0 < abs(rounded - exact) < 2**-8 * exact
+    assert torch.cosine_similarity(gradient, low_gradient, dim=0) > 0.999
+    assert low_gradient.dtype == torch.float32
 
 
 @pytest.mark.parametrize("family", FAMILIES)
