@@ -123,8 +123,13 @@ def require_trained(model: nn.Module, names: Collection[str]) -> None:
     raise ValueError(f"Φ has no effect: every parameter it restrains is frozen ({shown}); {remedy}")
 
 
-def warn_of_no_weight(tensors: Mapping[str, Mapping[str, Tensor]], *, ewc_lambda: float, gamma: float) -> None:
-    """Warn of an estimate whose weight is 0, as it is unless it is given: it restrains nothing."""
+def warn_of_no_effect(
+    tensors: Mapping[str, Mapping[str, Tensor]], *, ewc_lambda: float, gamma: float, further: Collection[object] = ()
+) -> None:
+    """Warn of a penalty without an estimate, and of an estimate whose weight is 0, as it is unless it is given."""
+    if not (tensors.get("fisher") or tensors.get("subspace") or further):
+        remedy = "InheritancePenalty.l2_sp(anchor, ewc_lambda=...), or give it fisher=estimate_fisher(...) as well"
+        logger.warning("Φ has no effect: it was given an anchor alone; use %s", remedy)
     for kind, symbol, weight in (("fisher", "ewc_lambda", ewc_lambda), ("subspace", "gamma", gamma)):
         if tensors.get(kind) and weight == 0.0:
             logger.warning("Φ's %s has no effect: %s is 0; give the penalty %s=...", kind, symbol, symbol)

@@ -32,7 +32,7 @@ from hf_progressive.penalty import (
 from hf_progressive.penalty.lora_product import BoundLoraPenalty
 from hf_progressive.penalty.schedule import schedule_factor
 from hf_progressive.penalty.step_log import StepLog
-from hf_progressive.penalty.validation import require_trained, warn_of_no_weight
+from hf_progressive.penalty.validation import require_trained, warn_of_no_effect
 from hf_progressive.training.accumulation import warn_of_undivided_loss
 from hf_progressive.training.arguments import ProgressiveTrainingArguments
 from hf_progressive.training.checkpoints import (
@@ -244,7 +244,8 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
                     keep_penalty(self.penalty, Path(self.args.output_dir))
         penalty = self.weighted_penalty
         assert penalty is not None
-        warn_of_no_weight(penalty.tensors, ewc_lambda=penalty.ewc_lambda, gamma=penalty.gamma)
+        further = getattr(penalty, "further", ())
+        warn_of_no_effect(penalty.tensors, ewc_lambda=penalty.ewc_lambda, gamma=penalty.gamma, further=further)
         self.bound_penalty = bound = penalty.bind(self.bare_model())
         if self.penalty.apply == "proximal" and isinstance(bound, BoundPenalty):
             self._proximal_steps = ProximalSteps(

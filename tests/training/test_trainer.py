@@ -1,5 +1,7 @@
 """The trainer against the stock one, and against itself accumulated; what it refuses."""
 
+import re
+
 import pytest
 import torch
 from trainer_fixtures import Blocks, arguments, assert_same_weights, build_model, build_penalty, logged, weights
@@ -153,14 +155,35 @@ def test_an_estimate_alone_is_no_penalty(tmp_path):
         ProgressiveTrainer(build_model(), arguments(tmp_path), penalty=fisher)
 
 
-@pytest.mark.parametrize(("weights_given", "idle"), [({}, "fisher"), ({"ewc_lambda": 1.0}, None)])
-def test_an_estimate_without_a_weight_is_warned_of(tmp_path, caplog, weights_given, idle):
+def ones_like(model):
+    return {name: torch.ones_like(p) for name, p in model.named_parameters()}
+
+
+def of_a_subspace(anchor):
+    basis = {"transformer.wte.weight": torch.eye(16)[:, :2]}
+    return InheritancePenalty(anchor, subspace=basis, gamma=0.1)
+
+
+IDLE_PENALTIES = {
+    "unweighted": (lambda w0: InheritancePenalty(w0, w0), "Φ's fisher .* ewc_lambda is 0; give .* ewc_lambda=..."),
+    "anchor alone": (
+        InheritancePenalty,
+        r"Φ .* an anchor alone; use InheritancePenalty.l2_sp\(anchor, ewc_lambda=...\)",
+    ),
+    "weighted": (lambda w0: InheritancePenalty(w0, w0, ewc_lambda=1.0), None),
+    "L2-SP": (lambda w0: InheritancePenalty.l2_sp(w0, ewc_lambda=1.0), None),
+    "sum of subspaces": (lambda w0: InheritancePenalty.sum([of_a_subspace(w0)] * 2), None),
+}
+
+
+@pytest.mark.parametrize(("build", "warning"), IDLE_PENALTIES.values(), ids=IDLE_PENALTIES)
+def test_a_penalty_that_restrains_nothing_is_warned_of(tmp_path, caplog, build, warning):
     model = build_model()
-    tensors = {name: torch.ones_like(p) for name, p in model.named_parameters()}
-    penalty = InheritancePenalty(tensors, tensors, **weights_given)
-    ProgressiveTrainer(model, arguments(tmp_path, max_steps=1), train_dataset=Blocks(), penalty=penalty).train()
+    settings = arguments(tmp_path, max_steps=1)
+    ProgressiveTrainer(model, settings, train_dataset=Blocks(), penalty=build(ones_like(model))).train()
     warned = [message for message in caplog.messages if "has no effect" in message]
-    assert warned == ([f"Φ's {idle} has no effect: ewc_lambda is 0; give the penalty ewc_lambda=..."] if idle else [])
+    assert len(warned) == (warning is not None)
+    assert warning is None or re.search(warning, warned[0])
 
 
 def test_a_resume_needs_a_checkpoint(tmp_path, caplog):
