@@ -35,6 +35,7 @@ from hf_progressive.growth.parent import ModelTensors, ParentTensors
 from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.reused_memory import ReusedMemory
 from hf_progressive.growth.source import locate_source
+from hf_progressive.growth.target import warn_of_nothing_larger
 from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.growth.verify import GrowthCheck, compare_logits, tokens_of
 from hf_progressive.growth.writer import CheckpointWriter
@@ -182,6 +183,7 @@ def grow_checkpoint(
             tokenizer = with_tokens(origin.folder, add_tokens)
             target = holding(tokenizer, family_of(config), config, target)
         plan = plain = plan_growth(config, target, method=method, **options)
+        warn_of_nothing_larger(plan.family, config, plan.target_config, target)
         if tokenizer is None:
             warn_of_missing_rows(origin.folder, plan.family.sizes(plan.target_config).vocab)
         if low_logits:
@@ -295,6 +297,7 @@ def grow_model(
     if isinstance(model, str | os.PathLike):
         raise ValueError(f"{os.fspath(model)}: grow_model takes a model in memory; grow_checkpoint grows a folder's")
     plan = plan_growth(model.config, target, method=method, **options)
+    warn_of_nothing_larger(plan.family, model.config, plan.target_config, target)
     parent = ParentTensors(plan, ModelTensors(model))
     specs = parent.child_specs()
     grown = {t.name: parent.grow(t, seed=seed, dtype=specs[t.name].dtype).clone() for t in plan.stored}

@@ -1,5 +1,6 @@
 """Complete a target: from what a user names to the child's whole config, with everything else kept."""
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -13,6 +14,8 @@ from hf_progressive.config.ranges import Range, require_finite
 from hf_progressive.growth.families import field_advice
 from hf_progressive.growth.family_table import Family, Sizes
 from hf_progressive.growth.positions import check_listed_rates
+
+logger = logging.getLogger(__name__)
 
 _NEUTRAL_FIELDS = frozenset(
     {
@@ -78,6 +81,15 @@ def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]
     if getattr(source, _CONTEXT, None) == getattr(source, positions):
         setattr(config, _CONTEXT, getattr(config, positions))
     return config
+
+
+def warn_of_nothing_larger(family: Family, source: Any, child: Any, target: Any | Mapping[str, Any]) -> None:
+    """Warn if a target names sizes that all are the parent's; one that names none, or another dropout, is meant so."""
+    if family.sizes(child) != family.sizes(source):
+        return
+    others = target.keys() - family.size_fields.values() if isinstance(target, Mapping) else ()
+    if target != {} and all(getattr(source, name, None) == getattr(child, name, None) for name in others):
+        logger.warning("nothing is added: the parent has the target's sizes already; name larger ones")
 
 
 def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:

@@ -5,10 +5,12 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from growth_checkpoints import gpt2
 from growth_models import LONGROPE, config_of
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from hf_progressive.growth import grow_checkpoint, grow_model
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.growth_plan import plan_growth
 
@@ -47,6 +49,30 @@ def test_the_callers_configs_stay_as_they_were():
     plan = plan_growth(parent, target)
     assert (parent.to_dict(), target.to_dict()) == before
     assert plan.target_config.layer_norm_epsilon == pytest.approx(0.5 * parent.layer_norm_epsilon)
+
+
+SAME_SIZES = [
+    ({"n_layer": 2}, True),
+    ({"hidden_size": 24, "n_inner": 96}, True),  # an alias, and what the parent's config leaves to be derived
+    (gpt2().config, True),
+    ({}, False),
+    ({"n_layer": 2, "resid_pdrop": 0.3}, False),
+    ({"n_layer": 3}, False),
+]
+
+
+@pytest.mark.parametrize(("target", "warned"), SAME_SIZES)
+def test_a_target_of_the_parents_sizes_is_warned_of(parent, tmp_path, caplog, target, warned):
+    grow_model(gpt2(), target)
+    grow_checkpoint(parent, tmp_path / "child", target, verify=False)
+    told = "nothing is added: the parent has the target's sizes already; name larger ones"
+    assert caplog.messages == [told, told] * warned
+
+
+def test_a_dense_model_of_the_same_sizes_becomes_a_mixture_without_a_warning(caplog):
+    dense = LlamaForCausalLM(config_of("llama"))
+    grow_model(dense, {"num_local_experts": 2, "num_experts_per_tok": 1}, method="upcycle")
+    assert caplog.messages == []
 
 
 def test_the_vocabulary_is_padded_to_a_multiple():
