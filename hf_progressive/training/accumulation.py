@@ -4,6 +4,7 @@ import dis
 import inspect
 import logging
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _DIVIDES = {"gradient_accumulation_steps", "current_gradient_accumulation_steps"}
 _READS_ALL = {"locals", "vars", "eval", "exec"}
+_LIBRARIES = {"torch", "transformers", "accelerate", "hf_progressive"}
 
 
 def warn_of_undivided_loss(
@@ -41,7 +43,7 @@ def warn_of_undivided_loss(
     if parts == 1 or not by_model or otherwise:
         return
     if own is not None:
-        undivided, what = ignores_items(own), own.__qualname__
+        undivided, what = ignores_items(own, type(trainer)), own.__qualname__
     else:
         undivided, what = _model_ignores_items(trainer, model, inputs), type(model).__name__
     if undivided:
@@ -51,10 +53,11 @@ def warn_of_undivided_loss(
         )  # fmt: skip
 
 
-def ignores_items(compute_loss: Callable[..., Any]) -> bool:
+def ignores_items(compute_loss: Callable[..., Any], owner: type = object) -> bool:
     """Tell whether a `compute_loss` surely makes no use of `num_items_in_batch`, by its compiled code.
 
-    The code names neither it, nor the keywords that may hold it, nor steps of accumulation to divide by.
+    The code names neither it, nor the keywords that may hold it, nor steps of accumulation to divide by; nor does a
+    function or a method of the `owner` that it calls name those steps.
 
     >>> def mean(self, model, inputs, return_outputs=False, **kwargs):
     ...     return model(**inputs).loss
@@ -69,11 +72,28 @@ def ignores_items(compute_loss: Callable[..., Any]) -> bool:
     named = code.co_argcount + code.co_kwonlyargcount
     keywords = code.co_varnames[named + bool(code.co_flags & inspect.CO_VARARGS) :][:1]
     holders = {"num_items_in_batch", *(keywords if code.co_flags & inspect.CO_VARKEYWORDS else ())}
+    if _used(code) & (holders | _DIVIDES | _READS_ALL):
+        return False
+    return not any(_used(helper.__code__) & _DIVIDES for helper in _helpers(compute_loss, owner, []))
+
+
+def _used(code: CodeType) -> set[Any]:
     used = {*code.co_names, *code.co_cellvars, *code.co_consts}
     for instruction in dis.get_instructions(code):
         if "LOAD" in instruction.opname:
             used |= set(instruction.argval) if isinstance(instruction.argval, tuple) else {instruction.argval}
-    return not used & (holders | _DIVIDES | _READS_ALL)
+    return used
+
+
+def _helpers(function: Any, owner: type, seen: list[Any]) -> list[Any]:
+    # The functions that it names, and those that these name. Trainer's own divide no loss of another's.
+    for name in function.__code__.co_names:
+        found = inspect.getattr_static(owner, name, None) or function.__globals__.get(name)
+        found = getattr(found, "__func__", found)  # of a static method
+        if inspect.isfunction(found) and found.__module__.split(".")[0] not in _LIBRARIES and found not in seen:
+            seen.append(found)
+            _helpers(found, owner, seen)
+    return seen
 
 
 def _model_ignores_items(trainer: Trainer, model: nn.Module, inputs: dict[str, Any]) -> bool:

@@ -220,12 +220,27 @@ class DividedLoss(MeanLoss):
         return super().compute_loss(*args) / self.args.gradient_accumulation_steps
 
 
+def of_one_part(loss, trainer):
+    return loss / trainer.current_gradient_accumulation_steps
+
+
+class HelpedLoss(ProgressiveTrainer):
+    """Divides in a function of a method, as GRPOTrainer does in a method."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return self._divided(MeanLoss.compute_loss(self, model, inputs))
+
+    def _divided(self, loss):
+        return of_one_part(loss, self)
+
+
 class PassedLoss(MeanLoss):
     compute_loss = ProgressiveTrainer.compute_loss
 
 
 @pytest.mark.parametrize(("kind", "parts", "told"), [
     (MeanLoss, 2, True), (MeanLoss, 1, False), (SummedLoss, 2, False), (DividedLoss, 2, False), (PassedLoss, 2, False),
+    (HelpedLoss, 2, False),
 ])  # fmt: skip
 def test_a_loss_of_ones_own_that_trainer_adds_up_is_named(tmp_path, caplog, kind, parts, told):
     norms = []
@@ -237,6 +252,6 @@ def test_a_loss_of_ones_own_that_trainer_adds_up_is_named(tmp_path, caplog, kind
         trainer = kind(model, settings, train_dataset=Blocks(8), penalty=build_penalty(model, 1e-9, 1e-9))
         trainer.train()
         norms += logged(trainer, "grad_norm")
-    said = "MeanLoss.compute_loss does not divide its loss by num_items_in_batch, and Trainer adds up that of 2"
+    said = f"{kind.__name__}.compute_loss does not divide its loss by num_items_in_batch, and Trainer adds up"
     assert (said in caplog.text) == told
     assert norms[1] == pytest.approx(norms[0] * (2 if told else 1), rel=1e-3)
