@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import re
 from typing import Annotated, Any
 
 _LONGEST_SHOWN = 80
+_BEGINS_WITH_A_VOWEL = re.compile(r"[aeio]|nd|[AEIO]|[FHLMNRSX][A-Z]")  # as it is spoken: MPT is spelled out
 _LARGEST_WHOLE = 10**30  # beyond any count or FLOPs, and what a float holds by far
 
 
@@ -19,8 +21,22 @@ def shown(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:  # a number of thousands of digits within
-        return f"a {type(value).__name__} with a number of thousands of digits"
+        return f"{class_of(value)} with a number of thousands of digits"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+def with_article(name: object) -> str:
+    """Return the name of a class or of a family as a sentence has it.
+
+    >>> [with_article(name) for name in ("dict", "int", "ndarray", "NoneType", "OPTModel", "MptModel", "MPTModel")]
+    ['a dict', 'an int', 'an ndarray', 'a NoneType', 'an OPTModel', 'a MptModel', 'an MPTModel']
+    """
+    return f"{'an' if _BEGINS_WITH_A_VOWEL.match(str(name)) else 'a'} {name}"
+
+
+def class_of(value: object) -> str:
+    """Return the name of a value's class as a sentence has it."""
+    return with_article(type(value).__name__)
 
 
 def shown_key(key: object) -> str:

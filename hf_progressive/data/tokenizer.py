@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_progressive.config import TokenizerConfig
+from hf_progressive.config.ranges import class_of
 from hf_progressive.hub.names import TOKENIZER_FILES
 from hf_progressive.storage import ReadingFromOutside, read_json, require_own_file, require_plain_name
 
@@ -46,7 +47,7 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
         raise ValueError(f"data.tokenizer.name: cannot load {config.name!r}: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
-            f"data.tokenizer.name: {config.name} is a {type(tokenizer).__name__}, which the tokenizers library cannot "
+            f"data.tokenizer.name: {config.name} is {class_of(tokenizer)}, which the tokenizers library cannot "
             f"run; use one with a tokenizer.json"
         )
     if tokenizer.eos_token_id is None:
@@ -202,7 +203,7 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         wanted = "one of the tokenizers library, such as AutoTokenizer.from_pretrained(...) returns, is needed"
-        raise ValueError(f"tokenizer is a {type(tokenizer).__name__}; {wanted}")
+        raise ValueError(f"tokenizer is {class_of(tokenizer)}; {wanted}")
     kinds = _decoder_kinds(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
     lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
     added = {index: entry.content for index, entry in tokenizer.added_tokens_decoder.items()}

@@ -19,5 +19,5 @@ def require_in_memory(model: object, called: str = "model") -> None:
         name = repr(os.fspath(model))
         told = f"the name {name}; load it first, as by AutoModelForCausalLM.from_pretrained({name})"
     else:
-        told = f"a {type(model).__name__}; give a model, such as AutoModelForCausalLM.from_pretrained(...) returns"
+        told = f"of the class {type(model).__name__}; give a model, as AutoModelForCausalLM.from_pretrained(...) does"
     raise ValueError(f"{called} is {told}")

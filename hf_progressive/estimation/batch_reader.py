@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from hf_progressive.config.ranges import shown
+from hf_progressive.config.ranges import class_of, shown
 from hf_progressive.estimation.labelled_tasks import (
     LABELLED_TASKS,
     LOSS_REMEDY,
@@ -38,7 +38,7 @@ class BatchReader:
             self._require_causal()
         for name in self._task.label_names if self._task else ():
             if name not in self._accepted:
-                raise ValueError(f"a {type(self._core).__name__} takes no {name} and so has no loss; {LOSS_REMEDY}")
+                raise ValueError(f"{class_of(self._core)} takes no {name} and so has no loss; {LOSS_REMEDY}")
 
     def _require_causal(self) -> None:
         core = self._core
@@ -47,7 +47,7 @@ class BatchReader:
         if not self._compares or getattr(core.config, "is_encoder_decoder", False):
             titles = ", ".join(task.title for task in LABELLED_TASKS)
             raise ValueError(
-                f"the targets of a {type(core).__name__} are not known here, but those of causal language models, "
+                f"the targets of {class_of(core)} are not known here, but those of causal language models, "
                 f"{titles}; {LOSS_REMEDY}"
             )
 
@@ -56,7 +56,7 @@ class BatchReader:
         if self._loss is not None:
             return read_for_loss(batch, device, self._loss)
         if not isinstance(batch, Tensor | Mapping):
-            what = f"the text {shown(batch)}" if isinstance(batch, str) else f"a {type(batch).__name__}"
+            what = f"the text {shown(batch)}" if isinstance(batch, str) else class_of(batch)
             raise ValueError(
                 f"a batch is {what}; give a list of batches, each a tensor or a mapping, as tokenizers return it under"
                 " return_tensors='pt'"
@@ -64,7 +64,7 @@ class BatchReader:
         for name, value in batch.items() if isinstance(batch, Mapping) else ():
             if name in self._accepted and _is_of_numbers(value):
                 raise ValueError(
-                    f"a batch's {name} is a {type(value).__name__} of numbers; give a tensor, as tokenizers do"
+                    f"a batch's {name} is {class_of(value)} of numbers; give a tensor, as tokenizers do"
                     " under return_tensors='pt', and a DataLoader with a data collator of a dataset's examples"
                 )
         if self._task is None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.distributed.working_dtype import summing_dtype, working_dtype
 
 IGNORED_LABEL = -100
@@ -144,7 +145,7 @@ def forward_logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.shape[:-1] != batch.targets.shape:
         raise ValueError(
-            f"a {type(model).__name__} returns no logits (B, T, V), as a causal language model does; pass loss=, "
+            f"{class_of(model)} returns no logits (B, T, V), as a causal language model does; pass loss=, "
             "a callable of model and batch that returns the loss of each example, (B,)"
         )
     return logits.to(working_dtype(logits.dtype))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.estimation.likelihood import LabelKind
 
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Tensor]]
@@ -119,7 +120,7 @@ def example_count(fields: Any) -> int:
     """
     sizes = {f"batch{place}": len(tensor) for place, tensor in _tensors(fields)}
     if not sizes:
-        raise ValueError(f"a batch is a {type(fields).__name__} without tensors; yield tensors with examples in front")
+        raise ValueError(f"a batch is {class_of(fields)} without tensors; yield tensors with examples in front")
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{place} {size}" for place, size in sizes.items())
         raise ValueError(f"a batch's tensors differ in their first dimension ({listed}); put the examples in front")

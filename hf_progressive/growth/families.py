@@ -51,6 +51,7 @@ from typing import Any, get_args
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.config.strict_yaml import nearest
 from hf_progressive.growth.falcon import FALCON
 from hf_progressive.growth.family_table import AxisName, Family, Norm, Sizes
@@ -99,7 +100,7 @@ _TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 def family_of(config: Any) -> Family:
     """Return the family of a config; one that is unknown, or an option that growth cannot map, is a ValueError."""
     if not isinstance(config, PreTrainedConfig):
-        what = repr(config) if isinstance(config, str) else f"a {type(config).__name__}"
+        what = repr(config) if isinstance(config, str) else class_of(config)
         raise ValueError(f"{what} is no model's config; load one, as by AutoConfig.from_pretrained(...)")
     known = FAMILIES | MIXTURES
     family = known.get(config.model_type)
@@ -171,7 +172,7 @@ def _faults(family: Family) -> Iterator[str]:
         yield "transformers has no model of this type"
         return
     if type(default) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        yield f"transformers has no causal language model for a {type(default).__name__}"
+        yield f"transformers has no causal language model for {class_of(default)}"
         return
     if misnamed := list(_misnamed(family)):
         yield from misnamed

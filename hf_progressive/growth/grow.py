@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 import hf_progressive
+from hf_progressive.config.ranges import class_of
 from hf_progressive.growth.added_tokens import add_tokens as with_tokens
 from hf_progressive.growth.added_tokens import holding, warn_of_missing_rows
 from hf_progressive.growth.families import family_of
@@ -169,7 +170,7 @@ def grow_checkpoint(
     """
     started = time.monotonic()
     if not isinstance(source, str | os.PathLike):
-        raise ValueError(f"source is a {type(source).__name__}; give a folder or a Hub id, or use grow_model")
+        raise ValueError(f"source is {class_of(source)}; give a folder or a Hub id, or use grow_model")
     if text is not None and not verify and not low_logits:
         raise ValueError("text: is read where growth is verified; leave it out, or verify")
     stored_in = _named_dtype(dtype)

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.growth.axis import Axis
 from hf_progressive.growth.exactness import grow_axes
 from hf_progressive.growth.expert_pieces import in_pieces
@@ -310,7 +311,7 @@ def plan_growth(
     chosen = GrowthOptions.of(options)
     source_family = family = family_of(source_config)
     if not isinstance(target_config, Mapping | PreTrainedConfig):
-        what = f"the target is a {type(target_config).__name__}"
+        what = f"the target is {class_of(target_config)}"
         raise ValueError(f"{what}; give fields of the config, such as {{'num_hidden_layers': 24}}, or a whole one")
     way = method_named(method).with_options(chosen)
     upcycling, source = None, source_config

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from hf_progressive.config.ranges import Range, require_finite
+from hf_progressive.config.ranges import Range, require_finite, with_article
 from hf_progressive.growth.families import field_advice
 from hf_progressive.growth.family_table import Family, Sizes
 from hf_progressive.growth.positions import check_listed_rates
@@ -68,8 +68,8 @@ def complete_target(family: Family, source: Any, target: Any | Mapping[str, Any]
         config = _from_fields(family, source, target)
     elif target.model_type != source.model_type:
         raise ValueError(
-            f"a {source.model_type} cannot grow into a {target.model_type}; the family must stay, but under the method"
-            " 'upcycle', which makes mixtures of experts of dense models"
+            f"{with_article(source.model_type)} cannot grow into {with_article(target.model_type)}; the family must"
+            " stay, but under the method 'upcycle', which makes mixtures of experts of dense models"
         )
     else:
         architectures = target.architectures or source.architectures
@@ -103,7 +103,8 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
             advice = field_advice(name, source.model_type, [*own, *aliases])
             raise ValueError(f"{name!r} is not a field of {type(source).__name__}; {advice}")
     if "model_type" in target and target["model_type"] != source.model_type:
-        raise ValueError(f"model_type: a {source.model_type} cannot grow into a {target['model_type']}; leave it out")
+        other = with_article(target["model_type"])
+        raise ValueError(f"model_type: {with_article(source.model_type)} cannot grow into {other}; leave it out")
     for name in (family.eps_field, *family.layer_fields):
         if name and name in target:
             raise ValueError(f"{name} follows from the growth and cannot be chosen; leave it out of the target")

@@ -25,6 +25,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from hf_progressive.config.ranges import with_article
 from hf_progressive.growth.axis import Dim
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.growth.family_table import WeightRule
@@ -139,17 +140,18 @@ UPCYCLINGS: dict[str, Upcycling] = {
 
 def upcycling_of(source: Any, target: Any | Mapping[str, Any]) -> Upcycling:
     """Return how a parent becomes a mixture; a parent that cannot, or a target of another family, is a ValueError."""
-    upcycling = UPCYCLINGS.get(source.model_type)
+    upcycling, dense = UPCYCLINGS.get(source.model_type), with_article(source.model_type)
     if upcycling is None:
         known = ", ".join(f"{name} → {each.target}" for name, each in UPCYCLINGS.items())
-        raise ValueError(f"method 'upcycle' makes no mixture of a {source.model_type}; it knows {known}")
+        raise ValueError(f"method 'upcycle' makes no mixture of {dense}; it knows {known}")
     named = target.get("model_type") if isinstance(target, Mapping) else target.model_type
     if named not in (None, upcycling.target):
-        raise ValueError(f"a {source.model_type} is upcycled into a {upcycling.target}, not into a {named}")
+        mixture = with_article(upcycling.target)
+        raise ValueError(f"{dense} is upcycled into {mixture}, not into {with_article(named)}")
     for name in upcycling.absent:
         if getattr(source, name):
             raise ValueError(
-                f"a {source.model_type} with {name}={getattr(source, name)!r} has no exact {upcycling.target}: that"
+                f"{dense} with {name}={getattr(source, name)!r} has no exact {upcycling.target}: that"
                 " has no such thing"
             )
     return upcycling
@@ -160,8 +162,8 @@ def refuse_without_copies(upcycling: Upcycling, options: GrowthOptions) -> None:
     for name in ("drop", "noise"):
         if not upcycling.copies and (value := getattr(options, name)):
             raise ValueError(
-                f"{name}={value:g} tells copies of the MLP apart, and the routed experts of a {upcycling.target} are"
-                " fresh; leave it out"
+                f"{name}={value:g} tells copies of the MLP apart, and the routed experts of"
+                f" {with_article(upcycling.target)} are fresh; leave it out"
             )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.penalty.parameter_names import own_names
 from hf_progressive.penalty.quantized import quantized_form
 from hf_progressive.penalty.shards import whole_shape
@@ -100,7 +101,7 @@ def require_anchored(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     for kind, given in tensors.items():
         if not isinstance(given, Mapping):
             wanted = "such as {name: p.detach().clone() for name, p in model.named_parameters()}"
-            raise ValueError(f"{kind} is a {type(given).__name__}; pass tensors by the parameters' names, {wanted}")
+            raise ValueError(f"{kind} is {class_of(given)}; pass tensors by the parameters' names, {wanted}")
     for kind in ("fisher", "subspace"):
         require_known(kind, tensors[kind], tensors["anchor"], "the anchor")
 

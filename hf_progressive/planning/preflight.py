@@ -19,6 +19,7 @@ from hf_progressive.config import (
     TrunkConfig,
     strict_yaml,
 )
+from hf_progressive.config.ranges import with_article
 from hf_progressive.data import load_tokenizer, vocabulary_size
 from hf_progressive.evaluation.core.bundle import load_bundle
 from hf_progressive.growth.methods import method_named
@@ -314,7 +315,8 @@ def find_origin(
 def _check_architecture(origin: Origin, model: ModelConfig) -> None:
     config = origin.read_config()
     if config.model_type != model.family:
-        raise ValueError(f"{origin} is a {config.model_type}, model.family is {model.family!r}; set it to that")
+        found = with_article(config.model_type)
+        raise ValueError(f"{origin} is {found}, model.family is {model.family!r}; set it to that")
     positions = config.max_position_embeddings
     if model.context > positions:
         raise ValueError(

@@ -5,6 +5,7 @@ Only numbers that a record holds appear, rounded. A function returns an empty st
 
 from huggingface_hub import constants
 
+from hf_progressive.config.ranges import with_article
 from hf_progressive.growth.families import FAMILIES
 from hf_progressive.publishing.lineage import Lineage
 from hf_progressive.records.rung import RungRecord
@@ -27,7 +28,8 @@ def introduction(lineage: Lineage) -> str:
     rung = lineage.rung
     ladder = f" of the ladder *{escape_markdown(lineage.title)}*" if lineage.title else ""
     place = f"rung {rung.index + 1} of {lineage.planned}{ladder}" if lineage.title else "one rung of a ladder"
-    what = f"A {architecture(lineage)} language model of {count(rung.parameters.total)} parameters, {place}"
+    model = with_article(f"{architecture(lineage)} language model").removeprefix("a")
+    what = f"A{model} of {count(rung.parameters.total)} parameters, {place}"
     if rung.origin is not None:
         return f"{what}: the first, taken from {_origin(lineage)} and not trained further. The others inherit from it."
     if not rung.grown:

@@ -20,6 +20,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.model_in_memory import require_in_memory
 
@@ -62,7 +63,7 @@ class ParentDivergence:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not isinstance(self.blocks, Tensor):
-            raise ValueError(f"blocks are a {type(self.blocks).__name__}; a tensor (n, T) of token ids is wanted")
+            raise ValueError(f"blocks are {class_of(self.blocks)}; a tensor (n, T) of token ids is wanted")
         if self.blocks.ndim != 2 or not len(self.blocks):
             raise ValueError(f"blocks have shape {tuple(self.blocks.shape)}; (n, T) token ids are wanted, n above 0")
 

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import Trainer
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.distributed.stopping import STEPS_BETWEEN, Sigterm, StopVote
 from hf_progressive.distributed.termination import EXIT_CODE
@@ -110,7 +111,7 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
     ) -> None:
         if not isinstance(penalty, InheritancePenalty | LoraPenalty | None):
             wanted = "an InheritancePenalty or a LoraPenalty, which takes what estimate_fisher returns"
-            raise ValueError(f"penalty is a {type(penalty).__name__}; pass {wanted}")
+            raise ValueError(f"penalty is {class_of(penalty)}; pass {wanted}")
         super().__init__(*args, **kwargs)
         flattened = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
         if getattr(self.args, "muon_learning_rate", None) is not None:

@@ -26,5 +26,5 @@ def test_a_name_in_the_place_of_a_model_is_refused(name):
 
 
 def test_what_is_neither_a_model_nor_a_name_is_called_by_its_class():
-    with pytest.raises(ValueError, match="^parent is a NoneType; give a model, such as"):
+    with pytest.raises(ValueError, match="^parent is of the class NoneType; give a model, as"):
         require_in_memory(None, "parent")

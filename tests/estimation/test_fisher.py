@@ -316,7 +316,7 @@ def test_a_damaged_model_is_named():
         ([{"input_ids": [[1, 2, 3]]}], {}, r"input_ids is a list of numbers; give a tensor, .* return_tensors='pt'"),
         ([{"input_ids": [1, 2, 3]}], {}, "and a DataLoader with a data collator of a dataset's examples"),
         ([{"input_ids": torch.ones(3).long()}], {}, "are needed; a DataLoader makes batches of a dataset's examples"),
-        ([{"input_ids": torch.ones(1, 3).numpy()}], {}, "input_ids is a ndarray of numbers; give a tensor"),
+        ([{"input_ids": torch.ones(1, 3).numpy()}], {}, "input_ids is an ndarray of numbers; give a tensor"),
         ([torch.zeros(1, 20, dtype=torch.long)], {}, "20 tokens, with ids up to 0, is beyond the model's positions"),
         ([torch.full((1, 3), 70)], {}, "3 tokens, with ids up to 70, is beyond the model's positions or vocabulary"),
         ([], {"kind": "real"}, "kind is 'real'; it must be one of 'empirical', 'true'"),

@@ -71,7 +71,7 @@ ENTRY = "{label: a, dataset_uri: a.jsonl, icl_task_type: schema, num_fewshot: [0
     [
         ("icl_tasks: [", "core.yaml: not valid YAML"),
         ("tasks: []", "core.yaml: has no list `icl_tasks`"),
-        ("icl_tasks: [3]", "core.yaml: task 1 is a int, expected a mapping"),
+        ("icl_tasks: [3]", "core.yaml: task 1 is an int, expected a mapping"),
         ("icl_tasks: [{dataset_uri: x}]", "core.yaml: task 1: label is None, expected a text"),
         (f"icl_tasks: [{ENTRY}, {ENTRY}]", "core.yaml: task 'a' is listed twice"),
         (f"icl_tasks: [{ENTRY.replace('schema', 'essay')}]", r"task 1 \(a\): icl_task_type is 'essay', expected mult"),

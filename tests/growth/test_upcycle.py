@@ -148,6 +148,7 @@ def test_the_checkpoint_has_published_names_loads_in_the_stock_class_and_generat
         (config_of("llama"), {"model_type": "qwen3_moe"}, "a llama is upcycled into a mixtral, not into a qwen3_moe"),
         (config_of("mixtral"), {"num_local_experts": 8}, "makes no mixture of a mixtral; it knows llama → mixtral"),
         (GPT2Config(), {"num_local_experts": 8}, "makes no mixture of a gpt2"),
+        (config_of("opt"), {"num_local_experts": 8}, "makes no mixture of an opt"),
         (config_of("llama"), {"num_local_experts": 4, "moe_intermediate_size": 8}, "not a field of MixtralConfig"),
         (config_of("llama"), {"num_local_experts": 2, "num_experts_per_tok": 3}, "num_experts_per_tok=3 .* 2 experts"),
     ],

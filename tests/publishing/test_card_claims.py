@@ -211,3 +211,11 @@ def test_a_new_sentence_or_another_figure_is_noticed(tmp_path: Path) -> None:
     said = next(sentence for sentence in sentences if "the transfer efficiency" in sentence)
     assert list(faults([said], (CLAIMS, [{**facts, "eta": facts["eta"] + 0.011}]))) != []
     assert list(faults([said], (CLAIMS, [{**facts, "lineage": 1.01 * facts["lineage"]}]))) != []
+
+
+@pytest.mark.parametrize(("model_type", "begins"), [("olmo2", "An OLMo 2"), ("opt", "An OPT"), ("llama", "A Llama")])
+def test_a_card_begins_with_the_article_of_its_family(model_type: str, begins: str, tmp_path: Path) -> None:
+    records = family(1)
+    records[0]["config"]["model_type"] = model_type
+    run = write_family(tmp_path / "run", records)
+    assert f"\n{begins} language model of " in card_of(run, records[0]["name"])

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.config.strict_yaml import parse_yaml
 from hf_progressive.storage import parse_json, require_inside_name, sha256_file
 
@@ -177,7 +178,7 @@ def _read_definitions(path: Path) -> dict[str, dict[str, Any]]:
 
 def _check_definition(entry: Any, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} is a {type(entry).__name__}, expected a mapping with label, dataset_uri, …")
+        raise ValueError(f"{where} is {class_of(entry)}, expected a mapping with label, dataset_uri, …")
     for name in ("label", "dataset_uri", "icl_task_type"):
         if not isinstance(entry.get(name), str) or not entry[name]:
             raise ValueError(f"{where}: {name} is {entry.get(name)!r}, expected a text")
