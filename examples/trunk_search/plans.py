@@ -1,7 +1,7 @@
 """The plans: which groups are trained, in the order in which they matter.
 
-All but `size` and `tiny` have been measured, nearly whole: results/ has the models. Each asks one question, and holds
-the runs from scratch that its trunks are compared with, or shares those of `depth`.
+All but `size_4m` and `tiny` have been measured, nearly whole: results/ has the models. Each asks one question, and
+holds the runs from scratch that its trunks are compared with, or shares those of `depth`.
 """
 
 from collections.abc import Callable
@@ -130,7 +130,7 @@ LARGER: dict[str, Any] = {"last": (16, 96), "head_dim": 16, "batch": 16}
 
 def size() -> list[Group]:
     """Two million parameters in sixteen layers: Llama at 12 tokens per parameter."""
-    larger: dict[str, Any] = LARGER | {"rates": (3e-3, 5e-3, 8e-3)}
+    larger: dict[str, Any] = LARGER | {"rates": (3e-3, 5e-3, 8e-3), "seeds": FEW_SEEDS}
     return [
         group(*DEEP, depth="stack", **larger),
         group(fractions=(0.8, 1.0, 1.2), **larger),

@@ -30,7 +30,7 @@ from trunks import Group, Trunk
 
 QUEUED = 2  # pieces of one group's work that may wait on the device
 WAIT_SECONDS = 5e-4
-SECONDS_PER_WORK = {"cuda": 8e-10, "cpu": 1e-7}  # one group among three on an H100; corrected by every group that ends
+SECONDS_PER_WORK = {"cuda": 4e-10, "cpu": 1e-7}  # one group of two on an H200; corrected by every group that ends
 NEWEST = 0.4  # its weight in that
 COMPILED_SHAPES, COMPILED_IN_ALL = 512, 4096  # every number of models and every size is compiled apart
 
@@ -77,7 +77,7 @@ class Search:
         execution: How the arithmetic is carried out.
         streams: How many groups are trained side by side on a GPU.
         seconds: When to stop, from now on. A group that would not be done is not begun.
-        pace: Seconds that a unit of a group's work takes, as it ends with; None expects an H100 and three streams.
+        pace: Seconds that a unit of a group's work takes, as it ends with; None expects an H200 and two streams.
     """
 
     def __init__(

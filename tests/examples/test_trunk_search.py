@@ -1,9 +1,7 @@
-"""The search trains what the stock classes are, grows as the package grows, and its results say what the log says."""
+"""The search trains what the stock classes are, and grows as the package grows."""
 
 import json
 import math
-import re
-from pathlib import Path
 
 import analyse
 import measured
@@ -26,7 +24,6 @@ from hf_progressive.growth import grow_model
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "gpt2")
-LOG = Path(__file__).parents[2] / "docs" / "LOG.md"
 
 
 @torch.no_grad()
@@ -316,67 +313,3 @@ def test_ten_bits_hold_a_token():
     packed = to_ten_bits(drawn)
     assert packed.nbytes == 500
     assert (from_ten_bits(packed) == drawn).all()
-
-
-def test_the_stacked_trunk_costs_what_plain_interpolation_says():
-    record = json.loads(analyse.COMMITTED.read_text(encoding="utf-8"))
-    usual = {"family": "llama", "tokens_per_parameter": 12.0, "decay_fraction": 0.4}
-    groups = [group for group in record["groups"] if usual.items() <= group["trunk"].items()]
-    [scratch] = [group["models"] for group in groups if len(group["trunk"]["stages"]) == 1]
-    [stacked] = [
-        group["models"]
-        for group in groups
-        if group["trunk"]["depth"] == "stack" and group["trunk"]["moments"] == "fresh"
-    ]
-    seeds, rates = sorted({row[0] for row in scratch}), sorted({row[1] for row in scratch})
-    fractions = sorted({row[2] for row in scratch})
-    bits = {tuple(row[:3]): row[3] for row in scratch}
-    best = [min(rates, key=lambda rate: sum(bits[seed, rate, share] for seed in seeds)) for share in fractions]
-    costs = {rate: [] for rate in {row[1] for row in stacked}}
-    for seed, rate, _, reached, cost, *_ in stacked:
-        curve = [bits[seed, chosen, share] for chosen, share in zip(best, fractions, strict=True)]
-        costs[rate].append(cost / math.exp(np.interp(-reached, [-value for value in curve], np.log(fractions))))
-    expected = min(np.mean(values) for values in costs.values())
-    [outcome] = [
-        outcome
-        for outcomes in analyse.analyse(measured.read(analyse.COMMITTED)).outcomes.values()
-        for outcome in outcomes
-        if outcome.trunk.caption.endswith("depth stack")
-    ]
-    assert outcome.interval.mean == pytest.approx(expected, abs=1e-3)
-    assert analyse.short(outcome.interval.mean, 2) == ".69"
-
-
-def test_the_log_says_what_the_results_say():
-    analysis = analyse.analyse(measured.read(analyse.COMMITTED))
-    entry = LOG.read_text(encoding="utf-8").partition("What does a trunk save")[2].partition("\n## ")[0]
-    rows = analyse.log_rows(analysis)
-    title, found = rows[0], {row: [] for row in rows if not row.startswith("|")}
-    for line in entry.splitlines():
-        title = line if line in found else title
-        if re.match(r"\| \d", line):
-            found[title].append(line)
-    expected, title = {row: [] for row in found}, ""
-    for row in rows:
-        if row in expected:
-            title = row
-        else:
-            expected[title].append(row)
-    assert {key: sorted(lines) for key, lines in found.items()} == {
-        key: sorted(lines) for key, lines in expected.items()
-    }
-    assert sum(map(len, analysis.measured.models.values())) == 850
-    usual, *others = analysis.baselines.values()
-    [stacked] = [
-        outcome for outcome in analysis.outcomes[usual.trunk] if outcome.trunk.caption.endswith("depth stack")
-    ]
-    text = " ".join(entry.split())
-    assert f"deviation of {analyse.short(usual.deviation, 4)} bits per byte over the seeds, which is" in text
-    assert f"{usual.deviation_in_compute:.0%} of their compute".replace("%", " %") in text
-    assert f"from {min(usual.full_budget):.4f} to {max(usual.full_budget):.4f}" in text
-    first, second, third, last = (analyse.short(cost, 2) for cost in stacked.by_seed.values())
-    assert f"costs {first}, {second}, {third} and {last} for the four seeds" in text
-    gpt2, short, longer, gpt2_longer = (f"{other.deviation_in_compute:.0%}".replace("%", " %") for other in others)
-    assert f"{gpt2} and {gpt2_longer} for GPT-2 at 12 and 20 tokens, {longer} for Llama at 20, {short} with" in text
-    mean, most = (analyse.short(value, 4) for value in (np.mean(analysis.repeated), max(analysis.repeated)))
-    assert f"differ by {mean} in the mean and {most} at the most" in text
