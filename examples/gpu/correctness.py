@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -42,10 +43,10 @@ class Recorder:
     def write(self) -> None:
         """Write what is known."""
         counts = Counter(test["outcome"] for test in self.tests.values())
-        failed = [test["test"] for test in self.tests.values() if test["outcome"] in ("failed", "error")]
+        failed = [test for test in self.tests.values() if test["outcome"] in ("failed", "error")]
         summary = [", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))]
         self.file.record |= {"tests": list(self.tests.values()), "counts": dict(counts)}
-        self.file.record["summary"] = summary + [f"failed: {name}" for name in failed]
+        self.file.record["summary"] = summary + [f"failed: {test['test']}{_reason(test)}" for test in failed]
         self.file.write()
 
 
@@ -53,6 +54,12 @@ def _message(report: Any) -> str:
     if report.skipped and isinstance(report.longrepr, tuple | list):
         return str(report.longrepr[2])
     return "\n".join(str(report.longreprtext).splitlines()[-MESSAGE_LINES:])
+
+
+def _reason(test: dict[str, Any]) -> str:
+    # What a process of the test's said last of an exception: most failures of a machine are of one kind.
+    said = re.findall(r"^E? *(\w+(?:Error|Exception): .+)$", test.get("message", ""), re.MULTILINE)
+    return f": {said[-1]}" if said else ""
 
 
 def main() -> int:

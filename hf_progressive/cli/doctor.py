@@ -11,6 +11,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from hf_progressive import __version__
 from hf_progressive.cli.commands import EXIT_DONE, Outcome, show
 from hf_progressive.config.credentials import without_tokens
@@ -68,6 +70,7 @@ def examine() -> dict[str, Any]:
         "backends": backends,
         "compiles": compiles_on(device.type),
         "engines": {name: _version(name) for name in _ENGINES},
+        "unmet": [line for name in (*_PACKAGES, *_ENGINES) for line in unmet(name)],
         "environment": {name: without_tokens(os.environ[name]) for name in _VARIABLES if name in os.environ},
     }
     return {**found, "problems": problems(found)}
@@ -88,9 +91,28 @@ def problems(found: dict[str, Any]) -> list[str]:
         said.append("Several devices and no NCCL in this torch: they cannot train together.")
     if found["environment"].get("TOKENIZERS_PARALLELISM", "").lower() in ("true", "1"):
         said.append("TOKENIZERS_PARALLELISM is set: data-loader workers can deadlock; unset it.")
+    said += [f"{line}: what imports it stops there; install that, or uninstall the first." for line in found["unmet"]]
     if found["free_disk_gb"] < _DISK_GB:
         said.append(f"{found['free_disk_gb']} GB are free in this folder; a ladder's checkpoints may not fit.")
     return said
+
+
+def unmet(name: str) -> list[str]:
+    """Return what an installed package needs and does not find, a line each; of a package that is not here, nothing.
+
+    Accelerate imports DeepSpeed wherever it is installed: one that cannot be imported stops every training run.
+    """
+    lines = []
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for requirement in map(Requirement, importlib.metadata.requires(name) or []):
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            version = _version(requirement.name)
+            if version is None or not requirement.specifier.contains(version, prereleases=True):
+                there = "it is not installed" if version is None else f"{version} is installed"
+                needed = f"{requirement.name}{requirement.specifier}"
+                lines.append(f"{name} {_version(name)} needs {needed}, and {there}")
+    return lines
 
 
 def describe(found: dict[str, Any]) -> str:

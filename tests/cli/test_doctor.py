@@ -1,6 +1,7 @@
 import json
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,31 @@ def test_the_doctor_tells_what_is_here(
     assert "no deepspeed  (ZeRO-1, -2 and -3: pip install" in text
     assert text.splitlines()[-1] == "Nothing stands in the way."
     assert max(len(line) for line in text.splitlines() if doctor.__file__.partition("/cli/")[0] not in line) <= 100
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package that needs several others, as pip leaves one that is installed without them."""
+    folder = tmp_path / "half_installed-1.2.dist-info"
+    folder.mkdir()
+    needs = ["torch", "torch>=900", "of_nobody>=2", "of_nobody; extra == 'more'", "of_nobody; sys_platform == 'plan9'"]
+    lines = ["Metadata-Version: 2.1", "Name: half_installed", "Version: 1.2", *(f"Requires-Dist: {n}" for n in needs)]
+    (folder / "METADATA").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "half_installed"
+
+
+def test_the_doctor_tells_what_an_installed_package_does_not_find(
+    installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctor.unmet(installed) == [
+        f"half_installed 1.2 needs torch>=900, and {version('torch')} is installed",
+        "half_installed 1.2 needs of_nobody>=2, and it is not installed",
+    ]
+    assert doctor.unmet("of_nobody") == []
+    monkeypatch.setitem(doctor._ENGINES, installed, "half of it")
+    monkeypatch.setattr("hf_progressive.distributed.compilation.compiles_on", lambda kind: True)
+    assert [line for line in doctor.examine()["problems"] if line.startswith("half_installed 1.2 needs of_nobody>=2,")]
 
 
 def test_where_the_memory_cannot_be_asked_for_the_doctor_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

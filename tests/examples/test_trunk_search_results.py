@@ -84,6 +84,10 @@ def test_log_and_evidence_say_what_two_million_parameters_say():
             f" {outcome.bits_per_byte:.4f} | {scratch:.4f} |"
         )
         assert row in evidence
+    readme = (LOG.parents[1] / "README.md").read_text(encoding="utf-8")
+    for [outcome] in analysis.outcomes.values():
+        low, high = (analyse.short(end, 2) for end in (outcome.interval.low, outcome.interval.high))
+        assert f"{analyse.short(outcome.interval.mean, 2)} ({low} to {high}, " in readme
     llama, gpt2 = (outcome for [outcome] in analysis.outcomes.values())
     text = " ".join(entry.split())
     assert f"cost GPT-2 {analyse.short(gpt2.jump, 2)} bits per byte, Llama {analyse.short(llama.jump, 2)}." in text
