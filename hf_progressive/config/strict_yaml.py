@@ -30,6 +30,7 @@ _MOST_BYTES = 1 << 20
 """Size of a configuration's file; reading takes half a second for it, and for ever where a corpus is given instead."""
 
 _MOST_LEVELS = 100
+_IN_QUOTES = """; put it in quotes, "..." (on a command line '"..."'): YAML reads no text without them"""
 _TOO_DEEP = "is nested too deeply for a configuration"
 
 
@@ -310,7 +311,8 @@ def convert(hint: Any, value: Any, path: str, *, exact: bool = False) -> Any:
         return value
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
-            raise ValueError(f"{path}: {shown(value)} is not one of {', '.join(map(str, arguments))}")
+            remedy = _IN_QUOTES if isinstance(value, bool) and str(value).lower() in arguments and not exact else ""
+            raise ValueError(f"{path}: {shown(value)} is not one of {', '.join(map(str, arguments))}{remedy}")
         return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, path, exact=exact)
@@ -383,5 +385,6 @@ def _convert_scalar(hint: Any, value: Any, path: str, *, exact: bool) -> Any:
     if hint is float and type(value) is int:
         return value if exact else float(value)
     if type(value) is not hint:
-        raise ValueError(f"{path}: expected {_FORMS.get(hint, hint.__name__)}, got {shown(value)}")
+        remedy = _IN_QUOTES if hint is str and isinstance(value, int | float) and not exact else ""
+        raise ValueError(f"{path}: expected {_FORMS.get(hint, hint.__name__)}, got {shown(value)}{remedy}")
     return value

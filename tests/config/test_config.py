@@ -102,6 +102,17 @@ def test_overrides_reach_nested_keys_and_list_items(tmp_path: Path) -> None:
         ("training.learning_rate=fast", r"training\.learning_rate: expected a number, got 'fast'"),
         ("training.keep_stable=1", r"training\.keep_stable: expected true or false, got 1"),
         ("phi.schedule=step", r"phi\.schedule: 'step' is not one of constant, linear, cosine"),
+        (
+            "phi.fisher.kind=true",
+            r"kind: True is not one of empirical, true, .*; put it in quotes, .*: YAML reads no text",
+        ),
+        ("phi.fisher.kind=no", r"kind: False is not one of empirical, true, optimizer, ones$"),
+        (
+            "name=2024",
+            r"name: expected text, got 2024; put it in quotes, \"\.\.\.\" \(on a command line '\"\.\.\.\"'\)",
+        ),
+        ("name=no", r"name: expected text, got False; put it in quotes"),
+        ("name=[x]", r"name: expected text, got \['x'\]$"),
         ("phi.gamma=-1", r"phi\.gamma: expected 0 or more, got -1\.0"),
         ("phi.gamma=.nan", r"phi\.gamma: nan is not a finite number"),
         ("training.weight_decay=.nan", r"training\.weight_decay: nan is not a finite number"),
@@ -229,6 +240,11 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
         assert load_study_config(path).name == path.stem
     else:
         assert isinstance(load_ladder_config(path), LadderConfig)
+
+
+def test_a_text_that_yaml_takes_for_a_truth_value_is_one_in_quotes() -> None:
+    config = load_ladder_config("ladder_tiny", ["phi.ewc_lambda=1", 'phi.fisher.kind="true"', 'name="2024"'])
+    assert (config.phi.fisher.kind, config.name) == ("true", "2024")
 
 
 def test_strict_conversion_accepts_the_exponents_that_yaml_takes_for_text() -> None:
