@@ -1,7 +1,7 @@
 """The plans: which groups are trained, in the order in which they matter.
 
-All but `size_4m` and `tiny` have been measured, nearly whole: results/ has the models. Each asks one question, and
-holds the runs from scratch that its trunks are compared with, or shares those of `depth`.
+All but the last three have been measured, nearly whole: results/ has the models. Each asks one question, and holds the
+runs from scratch that its trunks are compared with, or shares another plan's.
 """
 
 from collections.abc import Callable
@@ -146,6 +146,20 @@ def size_gpt2() -> list[Group]:
     ]
 
 
+def size_more() -> list[Group]:
+    """What `size` and `size_gpt2` leave open: rates beyond their edges, and other ways of GPT-2 to grow."""
+    gpt2: dict[str, Any] = LARGER | {"rates": (5e-3, 8e-3), "family": "gpt2", "tokens_per_parameter": 20.0}
+    llama: dict[str, Any] = LARGER | {"rates": (1.5e-3, 2e-3), "seeds": FEW_SEEDS}
+    return [
+        group(fractions=(0.8, 1.0, 1.2), **llama),
+        group(*DEEP, depth="stack", **llama),
+        group(*DEEP, depth="stack", **gpt2 | {"rates": (1.2e-2, 1.8e-2)}),
+        group(*DEEP, depth="stack", **gpt2, **GROWN),
+        group((0.3, 4, 96), (0.6, 8, 96), depth="stack", **gpt2),
+        group(*DEEP, **gpt2, **GROWN),
+    ]
+
+
 def size_4m() -> list[Group]:
     """Three to four million parameters: width 128, Llama at 12."""
     larger: dict[str, Any] = LARGER | {"last": (16, 128), "rates": (3e-3, 5e-3), "seeds": FEW_SEEDS}
@@ -175,6 +189,7 @@ PLANS: dict[str, Callable[[], list[Group]]] = {
     "tokens": tokens,
     "size": size,
     "size_gpt2": size_gpt2,
+    "size_more": size_more,
     "size_4m": size_4m,
     "tiny": tiny,
 }

@@ -45,7 +45,7 @@ def test_the_first_seed_chooses_and_the_others_judge(tmp_path):
     measured = {(Trial(rate=1e-3), 0): 1.9, (strong, 0): 1.8, (Trial(rate=1e-3), 1): 2.1, (Trial(rate=1e-3), 2): 2.2}
     measured |= {(strong, 1): 2.0, (strong, 2): 2.3, (Trial(rate=2e-3), 1): 1.0}  # the last was not chosen
     for case in (short, long):
-        for trial in trials_of(0):
+        for trial in trials_of(0, "gpt2"):
             for seed in (0, 1, 2):
                 found = measured.get((trial, seed), 2.5)
                 write_json(comparison.results.result_path(case.child(trial, seed).name), {"bits_per_byte": found})
@@ -88,6 +88,6 @@ def test_it_runs_and_goes_on(monkeypatch, capsys, tmp_path):
     told = capsys.readouterr().out[-1000:].partition("| family")[2]
     assert len(told.splitlines()) == 2 + 2  # two forms
     compared = json.loads((tmp_path / "out" / "compared.json").read_text())
-    assert len(compared["tried"]) == len(trials_of(0))
+    assert len(compared["tried"]) == len(trials_of(0, "gpt2"))
     runpy.run_path(str(FOLDER / "compare.py"), run_name="__main__")  # all is there
     assert capsys.readouterr().out.endswith(told)

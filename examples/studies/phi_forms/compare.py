@@ -1,15 +1,16 @@
 """Does Φ pay within a ladder, where both sides have the rate that suits them?
 
-Children of one parent train with and without Φ at four peak rates, on a step by depth and a step by width, for .2 and
-for .4 of their budget from scratch. The first seed chooses: without Φ the best rate, for each form of Φ the best λ,
-source of Ω and rate. The other seeds tell: each choice is trained on them afresh, so that what is chosen is not judged
-by the luck that chose it. Everything is at equal tokens; Ω from the optimizer costs nothing, an estimate 3 % of the
-shorter child. Started twice on one folder (OMP_NUM_THREADS=1), the two share the work; killed, it goes on.
+Children of one parent train with and without Φ at four peak rates (GPT-2's at six), on a step by depth and a step by
+width, for .2 and for .4 of their budget from scratch. The first seed chooses: without Φ the best rate, for each form
+of Φ the best λ, source of Ω and rate. The other seeds tell: each choice is trained on them afresh, so that what is
+chosen is not judged by the luck that chose it. Everything is at equal tokens; Ω from the optimizer costs nothing, an
+estimate 3 % of the shorter child. Started twice on one folder (OMP_NUM_THREADS=1), the two share the work; killed, it
+goes on.
 
     python examples/studies/phi_forms/compare.py --output-dir runs/phi_forms \
         --set 'ladder.data.files=[books-train.parquet]' 'ladder.data.validation_files=[books-validation.parquet]'
 
-`--plan` says how many tokens it takes, and trains nothing: some 86 M in all. Llama's part, three quarters of them,
+`--plan` says how many tokens it takes, and trains nothing: some 90 M in all. Llama's part, seven tenths of them,
 took 150 minutes of a core of a machine at other work, GPT-2's 80. `--studies` names one family alone. compared.json
 has both.
 """
@@ -66,6 +67,11 @@ class Case:
         """Family, rung and share, as a row begins with."""
         return {"family": self.plan.config.ladder.model.family, "rung": self.rung, "share": self.share}
 
+    @property
+    def trials(self) -> list[Trial]:
+        """What the first seed tries."""
+        return trials_of(self.step, self.plan.config.ladder.model.family)
+
     def child(self, trial: Trial, seed: int) -> FinishedModel:
         """Return the child that a trial makes."""
         lengths = self.plan.children[f"{self.rung}: {trial.name}", self.rung, seed]
@@ -103,7 +109,7 @@ class Comparison:
 
     def tried(self) -> list[FinishedModel]:
         """Return what the first seed trains."""
-        return [case.child(trial, self.first) for case in self.cases for trial in trials_of(case.step)]
+        return [case.child(trial, self.first) for case in self.cases for trial in case.trials]
 
     def measured(self, case: Case, trial: Trial, seed: int) -> float:
         """Return a child's bits per byte; infinite where its training failed."""
@@ -111,7 +117,7 @@ class Comparison:
 
     def chosen(self, case: Case) -> dict[str, Trial]:
         """Return each form's best trial on the first seed."""
-        tried = trials_of(case.step)
+        tried = case.trials
         return {
             form: best([(trial, self.measured(case, trial, self.first)) for trial in tried if trial.form == form])
             for form in (FREE, *FORMS)
@@ -156,7 +162,7 @@ class Comparison:
     def tried_rows(self) -> Iterator[dict[str, Any]]:
         """Yield what the first seed measured."""
         for case in self.cases:
-            for trial in trials_of(case.step):
+            for trial in case.trials:
                 measured = finite_or_none(self.measured(case, trial, self.first))
                 yield {**case.where, **dataclasses.asdict(trial), "bits_per_byte": measured}
 
@@ -186,10 +192,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def cost_line(comparison: Comparison) -> str:
     """Return what training costs: what the first seed tries, and the others at most."""
     tried = _tokens(comparison.tried())
-    first_of = [next(trial for trial in trials_of(0) if trial.form == form) for form in (FREE, *FORMS)]
-    judged = _tokens(
-        [case.child(trial, seed) for case in comparison.cases for seed in comparison.others for trial in first_of]
-    )
+    judged = _tokens([
+        case.child(next(trial for trial in case.trials if trial.form == form), seed)
+        for case in comparison.cases for seed in comparison.others for form in (FREE, *FORMS)
+    ])  # fmt: skip
     return f"{tried / 1e6:.0f} M tokens choose, about {judged / 1e6:.0f} M judge"
 
 

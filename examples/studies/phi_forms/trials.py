@@ -10,6 +10,8 @@ from hf_progressive.config import RecipeConfig, StudyConfig
 FREE, FORMS = "free", ("proximal", "gradient")
 RATES = (2e-3, 4e-3, 1e-3, 5e-4), (4e-3, 2e-3, 6e-3, 1e-3)
 """Peak rates by step, of depth and of width; the best is to lie between two others."""
+HIGHER = {"gpt2": ((6e-3, 9e-3), (9e-3, 1.3e-2))}
+"""More of them for a family whose best would otherwise be the highest."""
 SCHEDULE = {"phi.schedule": "linear", "phi.until": 0.2}
 """λ falls to 0 by the end of the shorter child, which is the middle of the longer one."""
 
@@ -55,9 +57,10 @@ class Trial:
         )
 
 
-def trials_of(step: int) -> list[Trial]:
+def trials_of(step: int, family: str) -> list[Trial]:
     """Return what is tried on the first seed, the most telling first; by width what depth needs most of."""
-    rates = RATES[min(step, 1)]
+    kind = min(step, 1)
+    rates = RATES[kind] + HIGHER.get(family, ((), ()))[kind]
     found = [Trial(rate=rate) for rate in rates]
     found += [Trial(rate=rate, form=form, kind="optimizer", weight=1.0) for form in FORMS for rate in rates]
     if step == 0:
@@ -69,8 +72,8 @@ def trials_of(step: int) -> list[Trial]:
 
 def with_trials(config: StudyConfig) -> StudyConfig:
     """Return a study with a recipe for every trial on every step, grown from its first recipe's models."""
-    parent, rungs = config.recipes[0], config.measured_rungs
-    tried = [trial.recipe(rung, parent) for step, rung in enumerate(rungs) for trial in trials_of(step)]
+    parent, rungs, family = config.recipes[0], config.measured_rungs, config.ladder.model.family
+    tried = [trial.recipe(rung, parent) for step, rung in enumerate(rungs) for trial in trials_of(step, family)]
     return dataclasses.replace(config, recipes=(parent, *tried))
 
 
