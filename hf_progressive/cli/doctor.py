@@ -11,7 +11,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion, Version
 
 from hf_progressive import __version__
 from hf_progressive.cli.commands import EXIT_DONE, Outcome, show
@@ -104,14 +105,16 @@ def unmet(name: str) -> list[str]:
     """
     lines = []
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for requirement in map(Requirement, importlib.metadata.requires(name) or []):
-            if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-                continue
-            version = _version(requirement.name)
-            if version is None or not requirement.specifier.contains(version, prereleases=True):
-                there = "it is not installed" if version is None else f"{version} is installed"
-                needed = f"{requirement.name}{requirement.specifier}"
-                lines.append(f"{name} {_version(name)} needs {needed}, and {there}")
+        for text in importlib.metadata.requires(name) or []:
+            with contextlib.suppress(InvalidRequirement, InvalidVersion):  # a vendor's own builds may be named anyhow
+                requirement = Requirement(text)
+                if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+                    continue
+                version = _version(requirement.name)
+                if version is None or not requirement.specifier.contains(Version(version), prereleases=True):
+                    there = "it is not installed" if version is None else f"{version} is installed"
+                    needed = f"{requirement.name}{requirement.specifier}"
+                    lines.append(f"{name} {_version(name)} needs {needed}, and {there}")
     return lines
 
 

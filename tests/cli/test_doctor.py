@@ -37,9 +37,20 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A package that needs several others, as pip leaves one that is installed without them."""
     folder = tmp_path / "half_installed-1.2.dist-info"
     folder.mkdir()
-    needs = ["torch", "torch>=900", "of_nobody>=2", "of_nobody; extra == 'more'", "of_nobody; sys_platform == 'plan9'"]
+    needs = [
+        "torch",
+        "torch>=900",
+        "two words of a vendor",
+        "odd>=1",
+        "of_nobody>=2",
+        "of_nobody; extra == 'more'",
+        "of_nobody; sys_platform == 'plan9'",
+    ]
     lines = ["Metadata-Version: 2.1", "Name: half_installed", "Version: 1.2", *(f"Requires-Dist: {n}" for n in needs)]
     (folder / "METADATA").write_text("\n".join(lines) + "\n")
+    odd = tmp_path / "odd-1.dist-info"
+    odd.mkdir()
+    (odd / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: of today\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     return "half_installed"
 
