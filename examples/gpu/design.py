@@ -16,10 +16,11 @@ SHAPES = (
     (8, 128), (8, 192), (8, 256), (12, 256), (8, 320), (12, 320), (12, 384), (16, 384), (12, 448),
     (16, 448), (16, 512),
 )  # fmt: skip
-"""Layers and width of the last rung; a trunk begins with a quarter of the layers and goes on with half of them."""
+"""Layers and width of the last rung."""
 
-STAGES = ((4, 0.3), (2, 0.6))
-"""What the layers are divided by in a stage, and the share of the tokens until which it trains."""
+STAGES, DEEP_STAGES, DEEP = ((4, 0.3), (2, 0.6)), ((8, 0.2), (4, 0.4), (2, 0.6)), 16
+"""What the layers are divided by in a stage, and the share of the tokens until which it trains; of as many layers as
+`DEEP` a trunk begins with an eighth, which saved most of what was tried (docs/evidence.md)."""
 
 COLD_FRACTIONS = (0.5, 0.7, 0.85, 1.0)
 
@@ -150,16 +151,22 @@ def seconds_for(shape: tuple[int, int], speed: float, workers: int, *, sweep: bo
         return float("inf")
     layers, width = shape
     tokens = training_tokens(layers, width)
-    per_token = [flops_per_token(layers // part, width) for part, _ in STAGES]
-    ends = [until for _, until in STAGES]
+    stages = stages_of(layers)
+    per_token = [flops_per_token(layers // part, width) for part, _ in stages]
+    ends = [until for _, until in stages]
     lengths = [end - before for end, before in zip(ends, [0.0, *ends], strict=False)]
     whole = tokens * flops_per_token(layers, width)
     trunk = tokens * sum(share * flops for share, flops in zip(lengths, per_token, strict=True))
     trunk += (1 - ends[-1]) * whole
     scratch = whole * (1 + DECAY * sum(COLD_FRACTIONS[:-1]))
     rounds = FEWEST_SEEDS + (len(RATES) - 1 if sweep else 0)
-    tasks = len(COLD_FRACTIONS) + 1 + 2 * (len(STAGES) + 1)
+    tasks = len(COLD_FRACTIONS) + 1 + 2 * (len(stages) + 1)
     return rounds * ((scratch + trunk) / speed + tasks * TASK_SECONDS / workers)
+
+
+def stages_of(layers: int) -> tuple[tuple[int, float], ...]:
+    """Return the stages of a trunk that ends with so many layers."""
+    return DEEP_STAGES if layers >= DEEP else STAGES
 
 
 def peak_rate(width: int) -> float:
@@ -195,7 +202,7 @@ def study_config(
     layers, width = shape
     rate = peak_rate(width)
     end = _rung(layers, width, toy=toy)
-    stages = [{**_rung(layers // part, width, toy=toy), "until": until} for part, until in STAGES]
+    stages = [{**_rung(layers // part, width, toy=toy), "until": until} for part, until in stages_of(layers)]
     training: dict[str, Any] = {
         "tokens_per_parameter": 0.3 if toy else TOKENS_PER_PARAMETER,
         "batch_tokens": 512 if toy else BATCH_TOKENS,

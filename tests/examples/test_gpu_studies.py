@@ -154,13 +154,15 @@ def test_a_larger_trunk_is_chosen_where_there_is_more_time(tmp_path, monkeypatch
 
     data = {"source": "text", "files": ["x.txt"], "tokenizer": {"vocab_size": design.VOCABULARY}}
     peak = 1e15  # a tenth of it is counted on
-    sizes = []
-    for seconds in (200, 500, 1400, 7200):
+    sizes, depths = [], set()
+    for seconds in (200, 500, 1400, 7200, 72_000):
         chosen = design.choose(data, seconds=seconds, results=tmp_path, peak=peak, cpus=16, rehearse=False)
         trunk = chosen.config.trunk_of(chosen.config.recipes[0], chosen.config.measured_rungs[-1])
         layers = [rung.fields["num_hidden_layers"] for rung in trunk.rungs]
-        assert [layers[-1] // layers[0], layers[-1] // layers[1]] == [4, 2]
-        assert [rung.until for rung in trunk.rungs] == [0.3, 0.6, None]
+        parts, shares = ([8, 4, 2], [0.2, 0.4, 0.6]) if layers[-1] == 16 else ([4, 2], [0.3, 0.6])
+        assert [layers[-1] // fewer for fewer in layers[:-1]] == parts
+        assert [rung.until for rung in trunk.rungs] == [*shares, None]
+        depths.add(layers[-1])
         assert trunk.growth.method == "stack"
         sizes.append(chosen.reasons["estimates"].index(_estimate(chosen)))
         assert _estimate(chosen)["seconds"] <= seconds
@@ -171,6 +173,7 @@ def test_a_larger_trunk_is_chosen_where_there_is_more_time(tmp_path, monkeypatch
         assert [len(config.seeds) for config in (chosen.config, *chosen.extensions)] == [3, 3, design.MOST_SEEDS]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[2]
+    assert {8, 16} <= depths
     assert design.peak_rate(64) == 6e-3
     assert design.peak_rate(256) == 3e-3
 
