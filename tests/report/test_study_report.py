@@ -181,6 +181,20 @@ def test_the_evidence_says_what_trunks_cost(name: str) -> None:
         assert row in evidence, recipe["name"]
 
 
+@pytest.mark.parametrize("name", TRUNKS)
+def test_the_readme_has_what_stacking_costs_in_its_row_and_column(name: str) -> None:
+    record = json.loads((ROOT / "examples" / "studies" / name / "study.json").read_text())
+    ladder, cost = record["config"]["ladder"], record["headline"]["last_model_cost"]
+    seeds = {3: "three", 4: "four", 6: "six"}[cost["seeds"]]
+    cell = f"{short(cost['value'])} ({short(cost['low'])} to {short(cost['high'])}, {seeds} seeds)"
+    llama = ladder["model"].get("family") == "llama"
+    layers = ladder["rungs"][0]["num_hidden_layers" if llama else "n_layer"]
+    rows = [line.split("|") for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
+    start = f" {'Llama' if llama else 'GPT-2'}, {layers} layers, "
+    column = {12: 2, 20: 3}[ladder["training"]["tokens_per_parameter"]]
+    assert len([row for row in rows if row[1].startswith(start) and row[column].startswith(f" {cell}")]) == 1
+
+
 def test_the_evidence_says_what_a_trunk_s_family_costs() -> None:
     record = read_study(ROOT / "examples" / "studies" / "trunk_members")
     evidence = (ROOT / "docs/evidence.md").read_text()
