@@ -304,8 +304,15 @@ def test_a_tiny_search_from_text_to_table(tmp_path, capsys):
         assert outcome.cost / outcome.equivalent == pytest.approx(outcome.interval.mean, rel=0.5)
         assert set(outcome.by_seed) == set(curve) == {0, 1}
     capsys.readouterr()
-    search.main([*run[:-1], "0"])
-    assert capsys.readouterr().err.count("left out") == 3
+    for too_slow in (["--minutes", "0"], ["--pace", "1e3"]):
+        search.main([*run, *too_slow])
+        assert capsys.readouterr().err.count("left out") == 3
+    [shortened, *_] = plans.tiny()
+    search.main([*run, "--shortened", "0.1", "--products", "bfloat16"])
+    told = capsys.readouterr().err
+    assert told.count("a pace of ") == 3
+    assert "0.02 tokens per parameter" in told
+    assert shortened.shortened(0.1).trunk.steps < shortened.trunk.steps
 
 
 def test_ten_bits_hold_a_token():
