@@ -9,12 +9,20 @@ import analyse
 import measured
 import numpy as np
 import pytest
+from documents.told import EVIDENCE, README, cells, with_interval
 
 LOG = Path(__file__).parents[2] / "docs" / "LOG.md"
-EVIDENCE = LOG.with_name("evidence.md")
+DEEPER = "2×64 until .3, 4×64 until .6, 8×64"
+STACKED, EXACT, WIDER = f"{DEEPER}; depth stack", f"{DEEPER}; moments grown; rewarm new", "8×48 until .4, 8×64"
+BOTH = "4×48 until .5, 8×64; width scaled; moments grown; rewarm new; new_scale 0.5"
 
 
-def test_the_stacked_trunk_costs_what_plain_interpolation_says():
+@pytest.fixture(scope="module")
+def analysis():
+    return analyse.analyse(measured.read(analyse.COMMITTED))
+
+
+def test_the_stacked_trunk_costs_what_plain_interpolation_says(analysis):
     record = json.loads(analyse.COMMITTED.read_text(encoding="utf-8"))
     usual = {"family": "llama", "tokens_per_parameter": 12.0, "decay_fraction": 0.4}
     groups = [group for group in record["groups"] if usual.items() <= group["trunk"].items()]
@@ -35,12 +43,45 @@ def test_the_stacked_trunk_costs_what_plain_interpolation_says():
     expected = min(np.mean(values) for values in costs.values())
     [outcome] = [
         outcome
-        for outcomes in analyse.analyse(measured.read(analyse.COMMITTED)).outcomes.values()
+        for outcomes in analysis.outcomes.values()
         for outcome in outcomes
         if outcome.trunk.caption.endswith("depth stack")
     ]
     assert outcome.interval.mean == pytest.approx(expected, abs=1e-3)
     assert analyse.short(outcome.interval.mean, 2) == ".69"
+
+
+@pytest.mark.parametrize(
+    ("page", "row", "family", "tokens", "caption"),
+    [
+        (README, "Llama, 8 layers, .47 M |", "llama", 12, STACKED),
+        (README, "exact growth, Llama, .47 M |", "llama", 12, EXACT),
+        (README, "exact growth, GPT-2, .47 M |", "gpt2", 12, EXACT),
+        (README, "width alone, Llama, .47 M ² |", "llama", 12, WIDER),
+        (EVIDENCE, "Llama, layers stacked | 12 |", "llama", 12, STACKED),
+        (EVIDENCE, "Llama, exact growth, Adam's moments grown | 12 |", "llama", 12, EXACT),
+        (EVIDENCE, "Llama, exact growth, moments grown | 20 |", "llama", 20, EXACT),
+        (EVIDENCE, "GPT-2, exact growth, moments grown | 12 |", "gpt2", 12, EXACT),
+        (EVIDENCE, "GPT-2, exact growth, moments grown | 20 |", "gpt2", 20, EXACT),
+        (EVIDENCE, "Llama, 4×48 until .5, then 8×64, new entries at half scale | 12 |", "llama", 12, BOTH),
+        (EVIDENCE, "Llama, 8×48 until .4, then 8×64: width alone, exact | 12 |", "llama", 12, WIDER),
+    ],
+)
+def test_readme_and_evidence_have_what_the_search_found(analysis, page, row, family, tokens, caption):
+    [outcome] = [
+        outcome
+        for baseline, outcomes in analysis.outcomes.items()
+        for outcome in outcomes
+        if (baseline.family, baseline.tokens_per_parameter, baseline.decay_fraction) == (family, tokens, 0.4)
+        and (outcome.trunk.caption, outcome.fraction) == (caption, 1)
+    ]
+    expected = with_interval(outcome.interval.mean, outcome.interval.low, outcome.interval.high, len(outcome.by_seed))
+    if page is README:
+        assert cells(README, row)[1].rpartition("²: ")[2].startswith(expected)
+    else:
+        mean, _, ends = expected.partition(" (")
+        assert cells(EVIDENCE, row)[2:] == [mean, ends.partition(",")[0]]
+        assert len(outcome.by_seed) == (3 if caption == WIDER else 4)  # as the paragraph above the table says
 
 
 def log_entry(question):
@@ -84,11 +125,11 @@ def test_log_and_evidence_say_what_two_million_parameters_say():
             f" {outcome.bits_per_byte:.4f} | {scratch:.4f} |"
         )
         assert row in evidence
-    readme = (LOG.parents[1] / "README.md").read_text(encoding="utf-8")
-    for [outcome] in analysis.outcomes.values():
-        low, high = (analyse.short(end, 2) for end in (outcome.interval.low, outcome.interval.high))
-        assert f"{analyse.short(outcome.interval.mean, 2)} ({low} to {high}, " in readme
     llama, gpt2 = (outcome for [outcome] in analysis.outcomes.values())
+    for start, column, outcome in (("Llama, 16 layers, 1.9 M", 1, llama), ("GPT-2, 16 layers, 1.9 M", 2, gpt2)):
+        interval = outcome.interval
+        expected = with_interval(interval.mean, interval.low, interval.high, len(outcome.by_seed))
+        assert cells(README, start)[column].startswith(expected)
     text = " ".join(entry.split())
     assert f"cost GPT-2 {analyse.short(gpt2.jump, 2)} bits per byte, Llama {analyse.short(llama.jump, 2)}." in text
     assert f"its trunk costs {analyse.short(llama.by_rate[5e-3], 2)}." in text
@@ -99,8 +140,7 @@ def test_log_and_evidence_say_what_two_million_parameters_say():
     assert f"from {analyse.short(seeds[0], 2)} to {seeds[-1]:.2f} over the seeds" in " ".join(evidence.split())
 
 
-def test_the_log_says_what_the_results_say():
-    analysis = analyse.analyse(measured.read(analyse.COMMITTED))
+def test_the_log_says_what_the_results_say(analysis):
     entry = log_entry("What does a trunk save")
     assert tables_of(entry, analysis) == log_tables(analysis)
     assert sum(map(len, analysis.measured.models.values())) == 850

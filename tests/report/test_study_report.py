@@ -3,12 +3,13 @@
 import copy
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
+from documents.told import NUMBERS, README, ROOT, cells, percent, short, with_interval
 from study_fixtures import study_config, study_mapping
 from study_pretence import pretend
 
@@ -21,7 +22,6 @@ from hf_progressive.report.study_findings import find_in_study
 from hf_progressive.report.study_tables import phi_table, recipes_table, steps_table
 from hf_progressive.study.run import run_study
 
-ROOT = Path(__file__).parents[2]
 RECIPES = [{"name": "exact"}, {"name": "with Φ <1>", "set": {"phi.ewc_lambda": 0.1}, "parent_recipe": "exact"}]
 
 
@@ -145,11 +145,6 @@ TRUNKS = (
 )
 
 
-def short(value: float) -> str:
-    """Return a share as the documents write it."""
-    return f"{value:.2f}".removeprefix("0")
-
-
 @pytest.mark.parametrize("name", TRUNKS)
 def test_the_committed_studies_of_trunks_are_of_their_configs_at_the_rates_they_chose(name: str) -> None:
     folder = ROOT / "examples" / "studies" / name
@@ -181,18 +176,70 @@ def test_the_evidence_says_what_trunks_cost(name: str) -> None:
         assert row in evidence, recipe["name"]
 
 
+def told_cost(found: dict[str, Any]) -> str:
+    return with_interval(*(found[key] for key in ("value", "low", "high", "seeds")))
+
+
 @pytest.mark.parametrize("name", TRUNKS)
 def test_the_readme_has_what_stacking_costs_in_its_row_and_column(name: str) -> None:
     record = json.loads((ROOT / "examples" / "studies" / name / "study.json").read_text())
-    ladder, cost = record["config"]["ladder"], record["headline"]["last_model_cost"]
-    seeds = {3: "three", 4: "four", 6: "six"}[cost["seeds"]]
-    cell = f"{short(cost['value'])} ({short(cost['low'])} to {short(cost['high'])}, {seeds} seeds)"
+    ladder = record["config"]["ladder"]
     llama = ladder["model"].get("family") == "llama"
     layers = ladder["rungs"][0]["num_hidden_layers" if llama else "n_layer"]
-    rows = [line.split("|") for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
-    start = f" {'Llama' if llama else 'GPT-2'}, {layers} layers, "
-    column = {12: 2, 20: 3}[ladder["training"]["tokens_per_parameter"]]
-    assert len([row for row in rows if row[1].startswith(start) and row[column].startswith(f" {cell}")]) == 1
+    size = short(record["rungs"][-1]["scaling_parameters"] / 1e6)
+    start = f"{'Llama' if llama else 'GPT-2'}, {layers} layers, {size} M"
+    column = {12: 1, 20: 2}[ladder["training"]["tokens_per_parameter"]]
+    assert cells(README, start)[column].startswith(told_cost(record["headline"]["last_model_cost"]))
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "recipe"),
+    [
+        ("wider and deeper at once, Llama, .47 M", "trunk", "stacked and widened"),
+        ("wider and deeper at once, Llama, .13 M", "trunk_w32", "stacked and widened"),
+        ("the same, begun with 2 layers", "trunk_w32", "stacked twice and widened"),
+        ("exact growth, Llama, .47 M", "trunk", "exact"),
+        ("exact growth, GPT-2, .47 M", "trunk_gpt2", "exact"),
+    ],
+)
+def test_the_readme_has_what_growing_in_other_ways_costs(row: str, name: str, recipe: str) -> None:
+    record = read_study(ROOT / "examples" / "studies" / name)
+    [step] = next(entry for entry in record.recipes if entry.name == recipe).rungs
+    _, told = cells(README, f"{row} |")
+    assert told.partition(";")[0] == told_cost(asdict(step.last_model_cost))
+
+
+def test_the_readme_has_what_families_cost_and_what_phi_gains() -> None:
+    chain, trunk = (read_study(ROOT / "examples" / "studies" / name) for name in ("books", "trunk_members"))
+    family = chain.headline.family
+    ends = f"({short(family.over_last_alone_low)} to {short(family.over_last_alone_high)})"
+    _, told = cells(README, "a chain of four GPT-2 models, .3 to .5 M, three seeds |")
+    assert told == (
+        f"all {NUMBERS[len(chain.rungs)]} for {percent(family.inherited / family.cold)} of all four from scratch;"
+        f" the last alone {short(family.over_last_alone)} {ends}"
+    )
+    recipe = next(recipe for recipe in trunk.recipes if recipe.name == "stacked, longer decay")
+    sizes = [short(rung.parameters / 1e6) for rung in trunk.rungs]
+    first, second = (
+        short(fmean(member.worth for member in recipe.members if (member.stage, member.kind) == (stage.name, "decay")))
+        for stage in recipe.trunk
+    )
+    family = recipe.family
+    ends = f"({short(family.over_last_alone_low)} to {short(family.over_last_alone_high)})"
+    start = f"a whole family on one run: Llama of {sizes[0]}, {sizes[1]} and {sizes[2]} M, three seeds |"
+    assert cells(README, start)[1:] == [
+        f"all three for {short(family.over_last_alone)} {ends} of the last alone,"
+        f" {percent(family.inherited / family.cold)} of all three from scratch; the smaller ones are worth {first} and"
+        f" {second} of their own budgets"
+    ]
+    effects = [point for entry in chain.headline.phi_effect.recipes for rung in entry.rungs for point in rung.points]
+    at_best = json.loads((ROOT / "examples/studies/phi_forms/compared.json").read_text())["compared"]
+    assert not [point for point in effects if point.high < 0]
+    assert not [row for row in at_best if row["high"] < 0]
+    _, told = cells(README, "Φ between the models of a family, same texts |")
+    assert told.startswith(
+        f"no gain in {len(effects)} comparisons at equal FLOPs (GPT-2), nor in {len(at_best)} at the best rates"
+    )
 
 
 def test_the_evidence_says_what_a_trunk_s_family_costs() -> None:

@@ -1,0 +1,28 @@
+"""How README.md and docs/evidence.md tell figures: shares, costs, and the rows of tables."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+EVIDENCE = ROOT / "docs" / "evidence.md"
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+
+
+def short(value: float, digits: int = 2) -> str:
+    """Return a share as the pages write it."""
+    return f"{value:.{digits}f}".replace("0.", ".", 1).replace("-", "−") if abs(value) < 1 else f"{value:.{digits}f}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def with_interval(value: float, low: float, high: float, seeds: int) -> str:
+    """Return a cost with its interval as the README writes it."""
+    return f"{short(value)} ({short(low)} to {short(high)}, {NUMBERS[seeds]} seeds)"
+
+
+def cells(page: Path, start: str) -> list[str]:
+    """Return all cells of the page's one row that begins so."""
+    [row] = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {start}")]
+    return [cell.strip() for cell in row.split("|")[1:-1]]
