@@ -22,7 +22,9 @@ def with_interval(value: float, low: float, high: float, seeds: int) -> str:
     return f"{short(value)} ({short(low)} to {short(high)}, {NUMBERS[seeds]} seeds)"
 
 
-def cells(page: Path, start: str) -> list[str]:
-    """Return all cells of the page's one row that begins so."""
-    [row] = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {start}")]
-    return [cell.strip() for cell in row.split("|")[1:-1]]
+def cells(page: Path, start: str, *, after: str = "# ") -> list[str]:
+    """Return all cells of the row that begins so, the first after a text, or else the only one on the page."""
+    lines = page.read_text(encoding="utf-8").partition(after)[2].splitlines()
+    rows = [line for line in lines if line.startswith(f"| {start}")]
+    assert len(rows) == 1 or (rows and after != "# "), f"{len(rows)} rows begin with {start}"
+    return [cell.strip() for cell in rows[0].split("|")[1:-1]]

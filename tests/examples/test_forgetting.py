@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from documents.told import EVIDENCE, README, cells, percent, short
 from domains import in_invented_language, invented_word, read_texts, translated_texts
 from forms import FORMS, INTERPOLATION, Knowledge, interpolated
 from pareto import best_of, summarise, with_replay
@@ -110,13 +111,17 @@ def test_texts_of_ones_own_are_read_up_to_a_length(tmp_path, suffix):
     assert list(read_texts(path, len(texts[0]) + 1)) == texts[:2]
 
 
-def french_rows(seeds):
-    """The record's rows of some seeds, by way and strength."""
-    record, found = json.loads((FOLDER / "results" / "pareto_fr.json").read_text()), {}
+def recorded(name, seeds, transfer):
+    """A record's rows of one transfer and some seeds, by way and strength."""
+    record, found = json.loads((FOLDER / "results" / f"{name}.json").read_text()), {}
     for row in record["rows"]:
-        if row["seed"] in seeds:
+        if row["seed"] in seeds and row["transfer"] == f"English → {transfer}":
             found.setdefault((row["form"], row["strength"]), []).append(row)
     return found
+
+
+def french_rows(seeds):
+    return recorded("pareto_fr", seeds, "fr")
 
 
 def gains(rows, way):
@@ -132,14 +137,21 @@ def best_strengths(rows):
 
 def in_log(rows, way):
     """What the log says of a way: both losses, the gain with its interval, and what is kept."""
-    own, free, parent = rows[way], rows["free", 0.0], rows["parent", 0.0]
-    kept = [(a["old"] - b["old"]) / (a["old"] - c["old"]) for a, b, c in zip(free, own, parent, strict=True)]
-    losses = [f"{statistics.fmean(row[domain] for row in own):.3f}" for domain in ("old", "new")]
-    return [*losses, gain_in_log(rows, way), f"{statistics.fmean(kept):.0%}"]
+    losses = [f"{statistics.fmean(row[domain] for row in rows[way]):.3f}" for domain in ("old", "new")]
+    return [*losses, gain_in_log(rows, way), f"{kept(rows, way):.0%}"]
+
+
+def kept(rows, way):
+    """Which share of the old domain that free training loses a way keeps."""
+    lines = zip(rows["free", 0.0], rows[way], rows["parent", 0.0], strict=True)
+    return statistics.fmean((free["old"] - own["old"]) / (free["old"] - parent["old"]) for free, own, parent in lines)
 
 
 def gain_in_log(rows, way):
-    found = gains(rows, way)
+    return mean_and_error(gains(rows, way))
+
+
+def mean_and_error(found):
     error = QUANTILES[len(found)] * statistics.stdev(found) / math.sqrt(len(found))
     signs = [f"{number:.3f}".replace("0.", ".", 1).replace("-", "−") for number in (statistics.fmean(found), error)]
     return " ± ".join(signs)
@@ -169,6 +181,74 @@ def test_the_log_tells_of_the_best_strengths_on_french_what_the_record_has():
         for way in best_strengths(rows)
         if way[0] not in ("free", "parent")
     }
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "strengths"),
+    [
+        ("free training", "free", [0.0]),
+        ("divergence from the parent on texts it wrote, weight 1", "divergence, own texts", [1.0]),
+        ("replay of 5 %", "replay", [0.05]),
+        ("interpolating parent and child, half way", "interpolation", [0.5]),
+        ("EWC, λ = 30", "EWC", [30.0]),
+        ("a lower rate, a quarter", "lower rate", [0.25]),
+        ("subspace outside", "subspace, outside", [0.01, 0.1, 1.0]),
+    ],
+)
+def test_the_evidence_has_what_each_way_keeps(row, form, strengths):
+    expected, best = [row], []
+    for transfer in ("Python", "invented language"):
+        rows = recorded("pareto", range(3), transfer)
+        shares = sorted(kept(rows, (form, strength)) for strength in strengths)
+        losses = sorted(statistics.fmean(line["new"] for line in rows[form, strength]) for strength in strengths)
+        expected += [
+            " to ".join(dict.fromkeys(percent(share) for share in (shares[0], shares[-1]))) if form != "free" else "0",
+            " to ".join(dict.fromkeys(f"{loss:.3f}" for loss in (losses[0], losses[-1]))),
+        ]
+        best += [strength for name, strength in best_strengths(rows) if name == form]
+    assert cells(EVIDENCE, row, after="## A change of domain") == expected
+    assert len(strengths) > 1 or min(best) == strengths[0]
+
+
+FRENCH = {
+    "free training": ("free", 0.0),
+    "divergence, weight 1": ("divergence, own texts", 1.0),
+    "replay of 5 %": ("replay", 0.05),
+    "EWC with Ω of the optimizer, λ = 3": ("EWC, Ω of the optimizer", 3.0),
+    "interpolating, a quarter of the way back": ("interpolation", 0.75),
+    "EWC, λ = 30": ("EWC", 30.0),
+    "L2-SP, λ = .1": ("L2-SP", 0.1),
+    "EWC, proximal, λ = 10": ("EWC, proximal", 10.0),
+    "subspace inside, γ = .1": ("subspace, inside", 0.1),
+    "subspace outside, γ = .01": ("subspace, outside", 0.01),
+    "a lower rate, a half": ("lower rate", 0.5),
+}
+
+
+def test_the_evidence_has_what_each_way_keeps_on_french():
+    rows = french_rows(range(5))
+    assert {*FRENCH.values(), ("parent", 0.0)} == set(best_strengths(rows))
+    for row, way in FRENCH.items():
+        _, loss, gain, share = in_log(rows, way)
+        expected = [row, share.replace("%", " %"), loss, gain] if way[0] != "free" else [row, "0", loss, "0"]
+        assert cells(EVIDENCE, row, after="On natural French") == expected
+    ewc, *others = (gains(rows, way) for way in (("EWC", 30.0), ("interpolation", 0.75), ("L2-SP", 0.1)))
+    told = [mean_and_error([a - b for a, b in zip(ewc, other, strict=True)]) for other in others]
+    text = " ".join(EVIDENCE.read_text(encoding="utf-8").split())
+    assert f"child after training ({told[0]}), nor than L2-SP ({told[1]})." in text
+
+
+def test_the_readme_has_what_predictions_and_weights_keep():
+    rows = recorded("pareto", range(3), "Python")
+    free = statistics.fmean(row["new"] for row in rows["free", 0.0])
+    predictions, weights = ("divergence, own texts", 1.0), ("EWC", 30.0)
+    more = [statistics.fmean(row["new"] for row in rows[way]) / free - 1 for way in (predictions, weights)]
+    _, told = cells(README, "training on with other texts (two-layer GPT-2, to Python, three seeds): holding")
+    of_new = f"{short(100 * more[0], 1)} % more loss on the new"
+    assert told == f"keeps {percent(kept(rows, predictions))} of what is lost, for {of_new}"
+    _, told = cells(README, "the same by EWC |")
+    assert told.startswith(f"{percent(kept(rows, weights))}, for {percent(more[1])}: no better than interpolating")
+    assert statistics.fmean(gains(rows, weights)) < statistics.fmean(gains(rows, ("interpolation", 0.5)))
 
 
 @pytest.mark.slow
