@@ -3,11 +3,16 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from documents.told import EVIDENCE, NUMBERS, README, cells, percent, short
+
+from hf_progressive.growth.verify import TOLERANCES
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "gpu" / "run.py"
 PARTS = ("correctness", "benchmark", "configuration", "study")
@@ -126,3 +131,46 @@ def test_a_wrong_command_is_refused_in_one_line(arguments, message, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"run.py: error: {message}"
     assert not (tmp_path / "out").exists()
+
+
+def committed(part):
+    return json.loads((SCRIPT.parent / "results" / f"{part}.json").read_text(encoding="utf-8"))
+
+
+def test_readme_and_evidence_have_how_exact_growth_was_on_a_gpu():
+    record = committed("correctness")
+    growths = [test for test in record["tests"] if "a_grown_model_computes_what_its_parent_computes" in test["test"]]
+    families = {re.search(r"\[(\w+)-", test["test"])[1] for test in growths}
+    largest = max(test["figures"]["relative_difference"] for test in growths)
+    _, told = cells(EVIDENCE, "correctness |")
+    assert f"{record['counts']['passed']} of them in each of two runs" in told
+    assert f"growth in {NUMBERS[len(families)]} families within {largest:.1e}".replace("e-0", "e-") in told
+    assert largest < TOLERANCES[torch.float32]
+    _, told = cells(README, "exact growth, every family, float32 |")
+    assert f" by less than {TOLERANCES[torch.float32]:.0e} of their scale;".replace("e-0", "e-") in told
+
+
+def test_readme_and_evidence_have_how_fast_a_gpu_trained():
+    small, large = committed("configuration")["runs"]
+    for row, run in (("d10 as configured", small), ("d16 grown from d15", large)):
+        predicted = run["plan"]["replicated_bytes"] / 1e9
+        told = cells(EVIDENCE, row)[1].partition(";")[0]
+        assert told == (
+            f"{run['tokens_per_second'] / 1e3:.0f} k tokens/s, MFU {100 * run['mfu']:.1f} %,"
+            f" {run['memory']['allocated_bytes'] / 1e9:.1f} GB where `plan` predicted {predicted:.1f}"
+        )
+    name, told = cells(EVIDENCE, "d10 as configured")
+    assert f"({small['tokens_per_step']:,} tokens a step," in name
+    assert told.endswith(f"takes {short(small['whole_run']['gpu_hours'])} GPU hours")
+    _, told = cells(README, f"d10 of `ladder_d10_d18` ({small['parameters'] / 1e6:.0f} M parameters), one H100 |")
+    assert told == f"{small['tokens_per_second'] / 1e3:.0f} k tokens/s, {percent(small['mfu'])} MFU"
+
+
+def test_the_evidence_has_where_a_gpu_s_time_goes():
+    ours, stock = (committed("profile")["ways"][way]["tokens_per_s"] / 1e3 for way in ("ours", "stock"))
+    _, told = cells(EVIDENCE, "`profile_step.py --size d10`")
+    assert f"our forward and backward pass {ours:.0f} k tokens/s, the stock one {stock:.0f} k:" in told
+    [found] = [run for run in committed("benchmark")["results"] if run["size"] == "d10" and not run["compiled"]]
+    bare, trainer = (short(found[ratio]) for ratio in ("ours_over_bare", "ours_over_stock"))
+    _, told = cells(EVIDENCE, "training benchmark |")
+    assert f"{bare} of a bare loop, {trainer} of the stock Trainer, Φ {found['phi_over_ours']:.3f};" in told
