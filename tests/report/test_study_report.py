@@ -9,12 +9,13 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from documents.told import NUMBERS, README, ROOT, cells, percent, short, with_interval
+from documents.told import EVIDENCE, NUMBERS, README, ROOT, cells, percent, short, with_interval
 from study_fixtures import study_config, study_mapping
 from study_pretence import pretend
 
 from hf_progressive import cli
 from hf_progressive.config import StudyConfig, load_study_config, strict_yaml
+from hf_progressive.records.interval import mean_interval
 from hf_progressive.records.study import StudyRecord, read_study
 from hf_progressive.report import study_section, write_report
 from hf_progressive.report.figures.study import draw_penalties, draw_recipes
@@ -253,6 +254,25 @@ def test_the_evidence_says_what_a_trunk_s_family_costs() -> None:
         ends = f"{short(family.over_last_alone_low)} to {short(family.over_last_alone_high)}"
         costs = f"{short(family.over_last_alone)} | {ends} | {short(family.inherited / family.cold)}"
         assert f"| {f'{decay:g}'.removeprefix('0')} | {' | '.join(map(short, worths))} | {costs} |" in evidence
+
+
+@pytest.mark.parametrize(
+    ("name", "recipes"),
+    [
+        ("trunk", ["exact", "stacked and widened"]),
+        ("trunk_gpt2", ["exact"]),
+        ("trunk_w32", ["stacked, shared", "stacked, moments grown", "stacked twice and widened"]),
+        ("trunk_l16w32", ["stacked, moments grown", "stacked, longer thin"]),
+    ],
+)
+def test_the_evidence_has_how_far_from_stacking_other_trunks_end(name: str, recipes: list[str]) -> None:
+    record, text = read_study(ROOT / "examples" / "studies" / name), " ".join(EVIDENCE.read_text().split())
+    costs = {recipe.name: recipe.rungs[0].last_model_cost for recipe in record.recipes}
+    bits = {name: {seed.seed: seed.bits_per_byte for seed in cost.by_seed} for name, cost in costs.items() if cost}
+    for recipe in recipes:
+        apart = mean_interval([reached - bits["stacked"][seed] for seed, reached in bits[recipe].items()])
+        mean, low, high = (re.escape(short(value, 4)) for value in (apart.mean, apart.low, apart.high))
+        assert re.search(rf"[ (]{mean}[^\d)]*{low} to {high}[),]", text), recipe
 
 
 def test_the_readme_says_what_the_committed_study_says() -> None:
