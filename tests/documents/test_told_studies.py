@@ -1,0 +1,80 @@
+"""README.md and docs/evidence.md say of ways to grow, families and Φ what the committed studies say."""
+
+import json
+import re
+from statistics import fmean
+
+import pytest
+from documents.told import EVIDENCE, NUMBERS, README, ROOT, cells, percent, short, with_interval
+
+from hf_progressive.records.interval import mean_interval
+from hf_progressive.records.study import read_study
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "recipe"),
+    [
+        ("wider and deeper at once, Llama, .47 M", "trunk", "stacked and widened"),
+        ("wider and deeper at once, Llama, .13 M", "trunk_w32", "stacked and widened"),
+        ("the same, begun with 2 layers", "trunk_w32", "stacked twice and widened"),
+        ("exact growth, Llama, .47 M", "trunk", "exact"),
+        ("exact growth, GPT-2, .47 M", "trunk_gpt2", "exact"),
+    ],
+)
+def test_the_readme_has_what_growing_in_other_ways_costs(row: str, name: str, recipe: str) -> None:
+    record = read_study(ROOT / "examples" / "studies" / name)
+    cost = next(entry for entry in record.recipes if entry.name == recipe).rungs[0].last_model_cost
+    _, told = cells(README, f"{row} |")
+    assert told.partition(";")[0] == with_interval(cost.value, cost.low, cost.high, cost.seeds)
+
+
+def test_the_readme_has_what_families_cost_and_what_phi_gains() -> None:
+    chain, trunk = (read_study(ROOT / "examples" / "studies" / name) for name in ("books", "trunk_members"))
+    family = chain.headline.family
+    ends = f"({short(family.over_last_alone_low)} to {short(family.over_last_alone_high)})"
+    _, told = cells(README, "a chain of four GPT-2 models, .3 to .5 M, three seeds |")
+    assert told == (
+        f"all {NUMBERS[len(chain.rungs)]} for {percent(family.inherited / family.cold)} of all four from scratch;"
+        f" the last alone {short(family.over_last_alone)} {ends}"
+    )
+    recipe = next(recipe for recipe in trunk.recipes if recipe.name == "stacked, longer decay")
+    sizes = [short(rung.parameters / 1e6) for rung in trunk.rungs]
+    first, second = (
+        short(fmean(member.worth for member in recipe.members if (member.stage, member.kind) == (stage.name, "decay")))
+        for stage in recipe.trunk
+    )
+    family = recipe.family
+    ends = f"({short(family.over_last_alone_low)} to {short(family.over_last_alone_high)})"
+    start = f"a whole family on one run: Llama of {sizes[0]}, {sizes[1]} and {sizes[2]} M, three seeds |"
+    assert cells(README, start)[1:] == [
+        f"all three for {short(family.over_last_alone)} {ends} of the last alone,"
+        f" {percent(family.inherited / family.cold)} of all three from scratch; the smaller ones are worth {first} and"
+        f" {second} of their own budgets"
+    ]
+    effects = [point for entry in chain.headline.phi_effect.recipes for rung in entry.rungs for point in rung.points]
+    at_best = json.loads((ROOT / "examples/studies/phi_forms/compared.json").read_text())["compared"]
+    assert not [point for point in effects if point.high < 0]
+    assert not [row for row in at_best if row["high"] < 0]
+    _, told = cells(README, "Φ between the models of a family, same texts |")
+    assert told.startswith(
+        f"no gain in {len(effects)} comparisons at equal FLOPs (GPT-2), nor in {len(at_best)} at the best rates"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "recipes"),
+    [
+        ("trunk", ["exact", "stacked and widened"]),
+        ("trunk_gpt2", ["exact"]),
+        ("trunk_w32", ["stacked, shared", "stacked, moments grown", "stacked twice and widened"]),
+        ("trunk_l16w32", ["stacked, moments grown", "stacked, longer thin"]),
+    ],
+)
+def test_the_evidence_has_how_far_from_stacking_other_trunks_end(name: str, recipes: list[str]) -> None:
+    record, text = read_study(ROOT / "examples" / "studies" / name), " ".join(EVIDENCE.read_text().split())
+    costs = {recipe.name: recipe.rungs[0].last_model_cost for recipe in record.recipes}
+    bits = {name: {seed.seed: seed.bits_per_byte for seed in cost.by_seed} for name, cost in costs.items() if cost}
+    for recipe in recipes:
+        apart = mean_interval([reached - bits["stacked"][seed] for seed, reached in bits[recipe].items()])
+        mean, low, high = (re.escape(short(value, 4)) for value in (apart.mean, apart.low, apart.high))
+        assert re.search(rf"[ (]{mean}[^\d)]*{low} to {high}[),]", text), recipe
