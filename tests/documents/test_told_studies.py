@@ -7,8 +7,13 @@ from statistics import fmean
 import pytest
 from documents.told import EVIDENCE, NUMBERS, README, ROOT, cells, percent, short, with_interval
 
+from hf_progressive.planning.law import fit
+from hf_progressive.planning.observations import observed
 from hf_progressive.records.interval import mean_interval
 from hf_progressive.records.study import read_study
+
+STUDIES = ROOT / "examples" / "studies"
+PROSE = " ".join(EVIDENCE.read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize(
@@ -22,14 +27,14 @@ from hf_progressive.records.study import read_study
     ],
 )
 def test_the_readme_has_what_growing_in_other_ways_costs(row: str, name: str, recipe: str) -> None:
-    record = read_study(ROOT / "examples" / "studies" / name)
+    record = read_study(STUDIES / name)
     cost = next(entry for entry in record.recipes if entry.name == recipe).rungs[0].last_model_cost
     _, told = cells(README, f"{row} |")
     assert told.partition(";")[0] == with_interval(cost.value, cost.low, cost.high, cost.seeds)
 
 
 def test_the_readme_has_what_families_cost_and_what_phi_gains() -> None:
-    chain, trunk = (read_study(ROOT / "examples" / "studies" / name) for name in ("books", "trunk_members"))
+    chain, trunk = (read_study(STUDIES / name) for name in ("books", "trunk_members"))
     family = chain.headline.family
     ends = f"({short(family.over_last_alone_low)} to {short(family.over_last_alone_high)})"
     _, told = cells(README, "a chain of four GPT-2 models, .3 to .5 M, three seeds |")
@@ -52,7 +57,7 @@ def test_the_readme_has_what_families_cost_and_what_phi_gains() -> None:
         f" {second} of their own budgets"
     ]
     effects = [point for entry in chain.headline.phi_effect.recipes for rung in entry.rungs for point in rung.points]
-    at_best = json.loads((ROOT / "examples/studies/phi_forms/compared.json").read_text())["compared"]
+    at_best = json.loads((STUDIES / "phi_forms" / "compared.json").read_text())["compared"]
     assert not [point for point in effects if point.high < 0]
     assert not [row for row in at_best if row["high"] < 0]
     _, told = cells(README, "Φ between the models of a family, same texts |")
@@ -71,10 +76,49 @@ def test_the_readme_has_what_families_cost_and_what_phi_gains() -> None:
     ],
 )
 def test_the_evidence_has_how_far_from_stacking_other_trunks_end(name: str, recipes: list[str]) -> None:
-    record, text = read_study(ROOT / "examples" / "studies" / name), " ".join(EVIDENCE.read_text().split())
+    record = read_study(STUDIES / name)
     costs = {recipe.name: recipe.rungs[0].last_model_cost for recipe in record.recipes}
     bits = {name: {seed.seed: seed.bits_per_byte for seed in cost.by_seed} for name, cost in costs.items() if cost}
     for recipe in recipes:
         apart = mean_interval([reached - bits["stacked"][seed] for seed, reached in bits[recipe].items()])
         mean, low, high = (re.escape(short(value, 4)) for value in (apart.mean, apart.low, apart.high))
-        assert re.search(rf"[ (]{mean}[^\d)]*{low} to {high}[),]", text), recipe
+        assert re.search(rf"[ (]{mean}[^\d)]*{low} to {high}[),]", PROSE), recipe
+
+
+def test_the_evidence_has_the_law_of_stacking_on_llama() -> None:
+    names = ("trunk", "trunk_w24", "trunk_w32", "trunk_w32_20", "trunk_l16w32", "trunk_l16w32_20")
+    runs = observed(read_study(STUDIES / name) for name in names)
+    law = fit(runs)
+    held = law.held_out()
+    assert law.doubtful == ["parameters", "tokens_per_parameter"]
+    assert (
+        f"Fitted to the {NUMBERS[len(names)]} Llama records of stacking ({len(runs)} runs), its exponents of"
+        f" size and of tokens cannot be told from 0. That of the growth factor can: {short(law.expected['growth'])}."
+    ) in PROSE
+    assert (
+        f"fitted without the largest size, {short(held.parameters / 1e6)} M, it expects {short(held.predicted.value)}"
+        f" there ({short(held.predicted.low)} to {held.predicted.high:.0f}), and {short(held.measured)} was measured."
+    ) in PROSE
+
+
+def test_the_evidence_has_what_members_by_an_average_are_worth() -> None:
+    recipes = read_study(STUDIES / "trunk_members").recipes
+    ranges = []
+    for stage in recipes[0].trunk:
+        members = [[item for item in recipe.members if item.kind == "average"] for recipe in recipes]
+        worths = sorted(fmean(item.worth for item in items if item.stage == stage.name) for items in members)
+        ranges.append(" to ".join(map(short, worths)))
+    cost = recipes[0].rungs[0].last_model_cost
+    assert f"worth less: {ranges[0]} of 2 layers, {ranges[1]} of 4. The last model costs {short(cost.value)}" in PROSE
+    assert f"({short(cost.low)} to {short(cost.high)}) here;" in PROSE
+
+
+def test_the_evidence_has_what_a_chain_of_llama_models_saves() -> None:
+    headline = read_study(STUDIES / "books_llama").headline
+    etas = [f"{short(rung.eta)} ({short(rung.eta_low)} to {short(rung.eta_high)})" for rung in headline.rungs]
+    family = headline.family
+    ends = f"({short(family.over_last_alone_low)} to {short(family.over_last_alone_high)})"
+    assert (
+        f"η is {' and '.join(etas)}, and the family of three costs {short(family.over_last_alone)} times its last"
+        f" model alone {ends}, {percent(family.inherited / family.cold)} of all three cold."
+    ) in PROSE
