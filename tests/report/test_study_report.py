@@ -142,6 +142,7 @@ TRUNKS = (
     "trunk_w24",
     "trunk_w32",
     "trunk_w32_20",
+    "trunk_w32_muon",
 )
 
 
@@ -184,6 +185,8 @@ def test_the_readme_has_what_stacking_costs_in_its_row_and_column(name: str) -> 
     layers = ladder["rungs"][0]["num_hidden_layers" if llama else "n_layer"]
     size = short(record["rungs"][-1]["scaling_parameters"] / 1e6)
     start = f"{'Llama' if llama else 'GPT-2'}, {layers} layers, {size} M"
+    if ladder["training"].get("optimizer") == "muon":
+        start = f"stacked, under Muon instead of AdamW, Llama, {size} M"
     column = {12: 1, 20: 2}[ladder["training"]["tokens_per_parameter"]]
     cost = [record["headline"]["last_model_cost"][key] for key in ("value", "low", "high", "seeds")]
     assert cells(README, start)[column].startswith(with_interval(*cost))
