@@ -67,7 +67,16 @@ def test_both_families_step_alike():
 
 
 def test_the_evidence_has_the_record_s_table():
-    compared = json.loads((FOLDER / "compared.json").read_text())["compared"]
+    record = json.loads((FOLDER / "compared.json").read_text())
+    compared = record["compared"]
+    steps = {("llama", "l6w64"): 0, ("llama", "l6w72"): 1, ("gpt2", "l6w32"): 0, ("gpt2", "l6w40"): 1}
+    for (family, rung), step in steps.items():
+        for share in (0.2, 0.4):
+            rows = [
+                row for row in record["tried"] if (row["family"], row["rung"], row["share"]) == (family, rung, share)
+            ]
+            fields = ("rate", "form", "kind", "weight")
+            assert [Trial(**{name: row[name] for name in fields}) for row in rows] == trials_of(step, family)
     for row in compared:
         differences = [a - b for a, b in zip(row["with_phi"], row["free"], strict=True)]
         half = 4.30265273 * statistics.stdev(differences) / math.sqrt(3)  # t with two degrees of freedom
