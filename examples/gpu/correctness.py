@@ -58,7 +58,7 @@ def _message(report: Any) -> str:
 
 def _reason(test: dict[str, Any]) -> str:
     # What a process of the test's said last of an exception: most failures of a machine are of one kind.
-    said = re.findall(r"^E? *(\w+(?:Error|Exception): .+)$", test.get("message", ""), re.MULTILINE)
+    said = re.findall(r"^E? *([\w.]+(?:Error|Exception): .+)$", test.get("message", ""), re.MULTILINE)
     return f": {said[-1]}" if said else ""
 
 

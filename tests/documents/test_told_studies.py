@@ -85,6 +85,31 @@ def test_the_evidence_has_how_far_from_stacking_other_trunks_end(name: str, reci
         assert re.search(rf"[ (]{mean}[^\d)]*{low} to {high}[),]", PROSE), recipe
 
 
+def test_the_evidence_has_how_far_models_under_muon_and_gpt2_s_trunks_end_from_others() -> None:
+    names = ("trunk_w32_muon", "trunk_w32", "trunk_gpt2_l16w32_20")
+    records = [read_study(STUDIES / name) for name in names]
+    muon, adamw, gpt2 = (
+        {
+            entry.seed: {round(point.fraction, 2): point.bits_per_byte for point in entry.points}
+            for entry in record.cold
+        }
+        for record in records
+    )
+    trunk, _, gpt2_trunk = (
+        {seed.seed: seed.bits_per_byte for seed in record.headline.last_model_cost.by_seed} for record in records
+    )
+
+    def told(differences: list[float], than: str) -> str:
+        apart = mean_interval(differences)
+        mean, low, high = (short(value, 4) for value in (apart.mean, apart.low, apart.high))
+        return f"{mean} {than} ({low} to {high})"
+
+    assert told([adamw[seed][1] - muon[seed][1] for seed in muon], "below AdamW on the same seeds") in PROSE
+    assert told([muon[seed][0.7] - adamw[seed][1] for seed in muon], "of AdamW's whole") in PROSE
+    assert told([adamw[seed][1] - trunk[seed] for seed in muon], "below AdamW's full budgets") in PROSE
+    assert told([gpt2_trunk[seed] - gpt2[seed][1] for seed in gpt2], "above their baselines") in PROSE
+
+
 def test_the_evidence_has_the_law_of_stacking_on_llama() -> None:
     names = ("trunk", "trunk_w24", "trunk_w32", "trunk_w32_20", "trunk_l16w32", "trunk_l16w32_20")
     runs = observed(read_study(STUDIES / name) for name in names)

@@ -174,3 +174,35 @@ def test_the_evidence_has_where_a_gpu_s_time_goes():
     bare, trainer = (short(found[ratio]) for ratio in ("ours_over_bare", "ours_over_stock"))
     _, told = cells(EVIDENCE, "training benchmark |")
     assert f"{bare} of a bare loop, {trainer} of the stock Trainer, Φ {found['phi_over_ours']:.3f};" in told
+
+
+def test_the_evidence_has_what_passed_on_another_gpu():
+    tests = committed("correctness_h200")["tests"]
+    failed = [test for test in tests if test["outcome"] != "passed"]
+    growth = [test for test in tests if "test_growth_on_device" in test["test"]]
+    grown = [test for test in growth if "computes_what_its_parent" in test["test"]]
+    families = {test["test"].partition("[")[2].partition("-")[0] for test in grown}
+    largest = max(test["figures"]["relative_difference"] for test in grown)
+    assert {test["outcome"] for test in growth} == {"passed"}
+    assert all("No module named 'pydantic'" in test["message"] for test in failed)
+    text = " ".join(EVIDENCE.read_text(encoding="utf-8").split())
+    assert f"{len(tests) - len(failed)} of {len(tests)} tests passed" in text
+    within = f"within {largest:.1e}".replace("e-0", "e-")
+    assert f"all {len(growth)} of growth, in {len(families)} families {within}, and" in text
+    assert f"The other {len(failed)} stopped where DeepSpeed was imported" in text
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("E             from pydantic import Field\nE         ModuleNotFoundError: No module named 'x'\nE       "
+         "assert 1 == 0\n\na.py:37: AssertionError", ": ModuleNotFoundError: No module named 'x'"),
+        ("E   torch.OutOfMemoryError: CUDA", ": torch.OutOfMemoryError: CUDA"),
+        ("E   assert 1 == 0", ""),
+    ],
+)  # fmt: skip
+def test_a_failed_test_s_reason_is_the_last_exception(monkeypatch, message, reason):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import correctness
+
+    assert correctness._reason({"message": message}) == reason
