@@ -343,6 +343,8 @@ def main() -> None:
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--target", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.folder is not None and not options.folder.is_dir():
+        parser.error(f"--folder: {options.folder} is no folder that exists; make it, or name another")
     if options.variant:
         print(json.dumps(run_variant(options.variant, options.folder, options.target)))
     else:
