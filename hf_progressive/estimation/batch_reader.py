@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from hf_progressive.config.ranges import class_of, shown
+from hf_progressive.distributed.model_tables import require_within_tables
 from hf_progressive.estimation.labelled_tasks import (
     LABELLED_TASKS,
     LOSS_REMEDY,
@@ -67,6 +68,9 @@ class BatchReader:
                     f"a batch's {name} is {class_of(value)} of numbers; give a tensor, as tokenizers do"
                     " under return_tensors='pt', and a DataLoader with a data collator of a dataset's examples"
                 )
+        ids = batch if isinstance(batch, Tensor) else batch.get("input_ids")
+        if isinstance(ids, Tensor) and ids.ndim == 2:
+            require_within_tables(self._core, ids, "a batch's sequences")
         if self._task is None:
             return read_batch(batch, device)
         core: Any = self._core

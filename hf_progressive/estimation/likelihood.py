@@ -135,13 +135,7 @@ def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Se
 
 def forward_logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
     """Run a causal language model of Transformers; logits are (B, T, V), in at least float32."""
-    try:
-        output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    except IndexError as error:  # of a lookup in an embedding, on a CPU
-        raise ValueError(
-            f"a sequence of {batch.input_ids.shape[1]} tokens, with ids up to {int(batch.input_ids.max())}, is beyond"
-            " the model's positions or vocabulary; truncate it, or take the model's own tokenizer"
-        ) from error
+    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.shape[:-1] != batch.targets.shape:
         raise ValueError(

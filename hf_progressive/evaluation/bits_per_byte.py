@@ -28,6 +28,7 @@ from hf_progressive.data.tokenizer import encode_documents
 from hf_progressive.distributed.batching import in_halves, sequences_that_fit
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.model_in_memory import require_in_memory
+from hf_progressive.distributed.model_tables import require_within_tables
 from hf_progressive.distributed.working_dtype import working_dtype
 
 _DESCRIPTION = "Bits per byte: summed negative log-likelihood, in bits, over UTF-8 bytes of text."
@@ -142,6 +143,7 @@ def bits_per_byte(
             DataLoader(blocks, batch_size=batch_size), desc="Bits per byte", disable=None if progress else True
         ):
             targets = batch["input_ids"][:, 1:]  # (B, T-1)
+            require_within_tables(model, batch["input_ids"][:, :-1], "blocks")
             nats += _summed_nats(model, batch["input_ids"][:, :-1], targets)
             tokens += targets.numel()
             byte_count += int(lengths[targets].sum())
@@ -220,6 +222,7 @@ def text_bits_per_byte(
     with evaluation_mode(model):
         while batch := list(itertools.islice(rows, batch_size)):
             inputs, targets = _pad(batch)
+            require_within_tables(model, inputs, "texts in windows of the context")
             nats += _summed_nats(model, inputs, targets)
     return _result(math.fsum(nats), tokens, byte_count)
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 from hf_progressive.config.ranges import class_of
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.model_in_memory import require_in_memory
+from hf_progressive.distributed.model_tables import require_within_tables
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Behind
@@ -66,9 +67,11 @@ class ParentDivergence:
             raise ValueError(f"blocks are {class_of(self.blocks)}; a tensor (n, T) of token ids is wanted")
         if self.blocks.ndim != 2 or not len(self.blocks):
             raise ValueError(f"blocks have shape {tuple(self.blocks.shape)}; (n, T) token ids are wanted, n above 0")
+        require_within_tables(self.parent, self.blocks, "blocks")
 
-    def require_apart(self, model: nn.Module) -> None:
-        """Raise a ValueError if the parent would train along, and so be no farther from the model than before."""
+    def require_fitting(self, model: nn.Module) -> None:
+        """Raise a ValueError if a model cannot read the blocks, or the parent would train along and be no anchor."""
+        require_within_tables(model, self.blocks, "blocks")
         held = {id(parameter) for parameter in self.parent.parameters()}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and id(parameter) in held:
@@ -80,8 +83,8 @@ class ParentDivergence:
         rows = torch.arange(first, first + self.batch_size) % len(self.blocks)
         ids = self.blocks[rows].to(device)
         with torch.no_grad(), _gathered(self.parent):
-            wanted = _read(self.parent.to(device).eval(), ids, len(ids[0]), "blocks").logits
-        found = _read(model, ids, len(ids[0]), "blocks").logits
+            wanted = self.parent.to(device).eval()(input_ids=ids).logits
+        found = model(input_ids=ids).logits
         if wanted.shape != found.shape:
             sizes = f"predicts {wanted.shape[-1]} tokens and the model {found.shape[-1]}"
             raise ValueError(f"parent {sizes}; give a parent with the model's vocabulary, such as one grown to it")
@@ -96,16 +99,6 @@ class ParentDivergence:
         for tensor in (*self.parent.to(device).parameters(), *self.parent.buffers()):
             if not isinstance(tensor, DTensor):
                 dist.broadcast(tensor.data, src=0)
-
-
-def _read(model: nn.Module, ids: Tensor, length: int, what: str, **options: Any) -> Any:
-    try:
-        return model(input_ids=ids, **options)
-    except IndexError as error:  # of a lookup in an embedding, on a CPU
-        raise ValueError(
-            f"{what}: {length} tokens, with ids up to {int(ids.max())}, are beyond the positions or the vocabulary of "
-            f"{type(model).__name__}; shorten them, or take the model's own tokenizer"
-        ) from error
 
 
 def _gathered(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -149,6 +142,7 @@ def generated_blocks(
         ValueError: `length` is beyond the model's positions, or `start` beyond its vocabulary.
     """
     require_in_memory(model)
+    require_within_tables(model, torch.tensor([start]), "generated blocks", length=length - 1)  # the last is not read
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     written = []
@@ -157,8 +151,7 @@ def generated_blocks(
             ids = torch.full((min(batch_size, count - first), 1), start, device=device)
             cache, newest = None, ids
             while ids.shape[1] < length:
-                options = {"past_key_values": cache, "use_cache": True}
-                output = _read(model, newest, length, "generated_blocks", **options)
+                output: Any = model(input_ids=newest, past_key_values=cache, use_cache=True)
                 chances, cache = output.logits[:, -1].float().softmax(-1), output.past_key_values
                 newest = torch.multinomial(chances, 1, generator=generator)
                 ids = torch.cat([ids, newest], dim=1)
@@ -176,7 +169,7 @@ class DivergenceSteps(_Behind):
     def __init__(self, *args: Any, divergence: ParentDivergence | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if divergence is not None:
-            divergence.require_apart(self.model)
+            divergence.require_fitting(self.model)
         self.divergence = divergence
         self._divergences: list[Tensor] = []  # since the last log, on their device
 

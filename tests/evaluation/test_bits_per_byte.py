@@ -226,6 +226,10 @@ def test_mistakes_are_named(model, tokenizer):
         bits_per_byte(model, [], [1] * 280, progress=False)
     with pytest.raises(ValueError, match=r"overlap: 16 is not between 0 and 15, the context of 16 less one new token"):
         text_bits_per_byte(model, tokenizer, TEXTS, overlap=16)
+    with pytest.raises(ValueError, match=r"windows of the context have 20 tokens, .* has 16 learned positions"):
+        text_bits_per_byte(model, tokenizer, TEXTS, context=20, progress=False)
+    with pytest.raises(ValueError, match=r"blocks hold the token id 999, GPT2LMHeadModel has the ids 0 to "):
+        bits_per_byte(model, [{"input_ids": torch.full((4,), 999)}], [1] * 1000, progress=False)
     with pytest.raises(ValueError, match=r"0 bytes of text"):
         text_bits_per_byte(model, tokenizer, [""], progress=False)
     with pytest.raises(ValueError, match="texts: is one text, whose letters would be measured one by one"):

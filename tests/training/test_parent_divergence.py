@@ -101,14 +101,14 @@ def test_a_parent_of_another_vocabulary_or_context_is_refused_in_one_line():
             ParentDivergence(parent=one, blocks=REPLAYED).of(other, 0, device)
     longer = grow_model(model, {"n_positions": 24})
     held = ParentDivergence(parent=longer, blocks=torch.zeros(2, 20, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"^blocks: 20 tokens, with ids up to 0, are beyond the positions .*$"):
-        held.of(model, 0, device)
+    with pytest.raises(ValueError, match=r"^blocks have 20 tokens, GPT2LMHeadModel has 16 learned positions; cut .*$"):
+        held.require_fitting(model)
     held.of(longer, 0, device)
-    with pytest.raises(
-        ValueError, match=r"^generated_blocks: 20 tokens, with ids up to \d+, are beyond the positions .*$"
-    ):
+    with pytest.raises(ValueError, match=r"^generated blocks have 19 tokens, .* 16 learned positions; .*$"):
         generated_blocks(model, 2, 20, start=7)
     with pytest.raises(
-        ValueError, match=r"^generated_blocks: 4 tokens, with ids up to 64, are beyond .* vocabulary .*$"
+        ValueError, match=rf"^generated blocks hold the token id {VOCABULARY}, .* ids 0 to .* tokenizer$"
     ):
         generated_blocks(model, 2, 4, start=VOCABULARY)
+    with pytest.raises(ValueError, match=r"^blocks hold the token id -1, .*$"):
+        ParentDivergence(parent=model, blocks=torch.full((2, 8), -1))
