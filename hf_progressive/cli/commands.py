@@ -47,7 +47,10 @@ def grow_command(options: argparse.Namespace) -> Outcome:
     from hf_progressive.growth.target import NO_SIZES
 
     method_options = option_values(options)
-    added = (_text_of(options.add_tokens, "--add-tokens", "a text file of tokens, one a line") or "").splitlines()
+    lines = (_text_of(options.add_tokens, "--add-tokens", "a text file of tokens, one a line") or "").splitlines()
+    added = [token for token in lines if token.strip()]
+    if options.add_tokens and not added:
+        raise ValueError(f"--add-tokens: {options.add_tokens}: there is no token in it; give one a line")
     if not options.set and not added:
         raise ValueError("--set: name what grows, such as --set num_hidden_layers=24, or give --add-tokens")
     target = strict_yaml.apply_overrides({}, options.set)
@@ -66,7 +69,7 @@ def grow_command(options: argparse.Namespace) -> Outcome:
         overwrite=options.overwrite,
         revision=options.revision,
         verify=options.verify,
-        add_tokens=[token for token in added if token.strip()],
+        add_tokens=added,
         text=_text_of(options.text),
         low_logits=options.low_logits,
         checksums=options.checksums,
@@ -81,14 +84,23 @@ def grow_command(options: argparse.Namespace) -> Outcome:
     if check is not None:
         say(check.describe())
     failed = report.preserves_function and check is not None and not check.preserved
-    if failed:
-        say(f"rounding or a fault? `hf-progressive verify {options.source} {options.output} --dtype float64` tells")
+    if failed and check is not None:
+        say(f"rounding or a fault? {_what_tells(options, check.tolerance)}")
     return (EXIT_CHECK_FAILED if failed else EXIT_DONE), record
+
+
+def _what_tells(options: argparse.Namespace, tolerance: float) -> str:
+    from hf_progressive.growth.verify import rounds_weights
+
+    if rounds_weights(tolerance):  # whatever the arithmetic, these weights are rounded
+        return "grow with --dtype float32 too, whose weights are rounded less: that tells"
+    return f"`hf-progressive verify {options.source} {options.output} --dtype float64` tells"
 
 
 def _text_of(path: str | None, option: str = "--text", what: str = "a text file") -> str | None:
     try:
-        return None if path is None else Path(path).read_text(encoding="utf-8")
+        # Some editors begin a file with a mark of its encoding, which is no part of the first line.
+        return None if path is None else Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
         raise ValueError(f"{option}: {path}: {reason}; give {what}") from None

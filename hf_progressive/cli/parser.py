@@ -73,6 +73,9 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             near = [flag for word in unknown for flag in difflib.get_close_matches(word.partition("=")[0], flags, n=1)]
+            fields = [word for word in unknown if "=" in word and not word.startswith("-")]
+            if fields and "--set" in flags:
+                near = [f"--set {' '.join(fields)}"]
             hint = f"; did you mean {', '.join(near)}?" if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return options, unknown

@@ -17,18 +17,33 @@ logger = logging.getLogger(__name__)
 _ANY_OF = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
-def add_tokens(folder: Path, tokens: Sequence[str]) -> Any:
+def add_tokens(folder: Path, tokens: Sequence[str], *, rows: int) -> Any:
     """Return a checkpoint's tokenizer with further tokens; those that it has already stay as they are.
 
+    Where the checkpoint has more `rows` than its tokenizer tokens, the first new ones get the parent's, which is said.
+
     Raises:
-        ValueError: A token is empty, a text stands in the place of a list, or the checkpoint has no tokenizer.
+        ValueError: A token is empty or no text, a text stands in the place of a list, or the checkpoint has no
+            tokenizer.
     """
     if isinstance(tokens, str):
         raise ValueError(f"add_tokens is the text {shown(tokens)}; give a list of tokens")
+    if others := [token for token in tokens if not isinstance(token, str)]:
+        raise ValueError(f"add_tokens holds {shown(others[0])}; give texts, one a token")
     if not all(token.strip() for token in tokens):
         raise ValueError("add_tokens: a token is empty; give one a line")
     tokenizer = tokenizer_of(folder, "that tokens can be added to")
+    before = set(tokenizer.get_vocab())
     tokenizer.add_tokens(list(tokens))
+    new = sorted(number for token, number in tokenizer.get_vocab().items() if token not in before)
+    if not new:
+        logger.warning("%s: its tokenizer has all of the tokens already; none is added", folder)
+    elif new[0] < rows:
+        spare = [number for number in new if number < rows]
+        logger.warning(
+            "%s: has %d rows, more than its tokenizer has tokens: %d of %d new tokens get rows of the parent as they"
+            " are, %d to %d", folder, rows, len(spare), len(new), spare[0], spare[-1]
+        )  # fmt: skip
     return tokenizer
 
 
@@ -40,7 +55,8 @@ def tokenizer_of(folder: Path, purpose: str) -> Any:
     """
     if not any((folder / name).is_file() for name in _ANY_OF):  # some classes come up empty without their files
         raise ValueError(f"{folder}: has no tokenizer {purpose}; put its files there")
-    return AutoTokenizer.from_pretrained(folder)
+    with ReadingFromOutside(f"{folder}: its tokenizer", "save it again, or fetch its files again"):
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def holding(tokenizer: Any, family: Family, source: Any, target: Any) -> Any:

@@ -125,7 +125,7 @@ def field_advice(name: str, model_type: str, known: Iterable[str]) -> str:
     axes = {axis for family in families.values() for axis, field in family.size_fields.items() if field == name}
     for axis in sorted(axes & sizes.keys()):
         return f"did you mean {sizes[axis]!r}?"
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name.lower(), list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else f"the sizes are {', '.join(dict.fromkeys(sizes.values()))}"
 
 

@@ -26,12 +26,19 @@ from tqdm import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 import hf_progressive
-from hf_progressive.config.ranges import class_of
 from hf_progressive.growth.added_tokens import add_tokens as with_tokens
 from hf_progressive.growth.added_tokens import holding, warn_of_missing_rows
+from hf_progressive.growth.arguments import (
+    named_dtype,
+    named_in,
+    require_model,
+    require_path,
+    require_replaceable,
+    require_seed,
+)
 from hf_progressive.growth.families import family_of
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
-from hf_progressive.growth.low_logits import require_rows_to_lower, split_text, with_low_logits
+from hf_progressive.growth.low_logits import require_rows_to_lower, split_text, warn_of_no_gain, with_low_logits
 from hf_progressive.growth.parent import ModelTensors, ParentTensors
 from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.reused_memory import ReusedMemory
@@ -51,7 +58,6 @@ RECORD_NAME = "growth.json"
 OPTIMIZER_NAME = "optimizer.pt"
 """Name of an optimizer's state, as Trainer writes it."""
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _GROWN_AT_ONCE = 2
 _GROWN_BYTES = 1 << 26  # that wait for their turn to be written, or one tensor that is larger
 _CHECK_SEQUENCES = 4  # of the check that grow_checkpoint makes
@@ -169,20 +175,25 @@ def grow_checkpoint(
         OSError: The disk is full or cannot be written.
     """
     started = time.monotonic()
-    if not isinstance(source, str | os.PathLike):
-        raise ValueError(f"source is {class_of(source)}; give a folder or a Hub id, or use grow_model")
+    require_path(source, "source", "a folder or a Hub id, or use grow_model")
+    require_path(output, "output", "the folder to create")
+    if optimizer is not None:
+        require_path(optimizer, "optimizer", "the path of Trainer's optimizer.pt")
+    require_seed(seed)
     if text is not None and not verify and not low_logits:
         raise ValueError("text: is read where growth is verified; leave it out, or verify")
-    stored_in = _named_dtype(dtype)
+    stored_in = named_dtype(dtype)
     digests: dict[str, str | None] = {}
     with atomic_folder(output, overwrite=overwrite, sha256=digests) as folder:
         origin = locate_source(source, revision)
-        _require_replaceable(Path(output), origin.folder)
+        require_replaceable(Path(output), origin.folder)
         stamps = origin.stamps()
         config, tokenizer = origin.read_config(), None
+        with named_in(origin.folder / CONFIG_NAME):
+            family = family_of(config)
         if add_tokens:
-            tokenizer = with_tokens(origin.folder, add_tokens)
-            target = holding(tokenizer, family_of(config), config, target)
+            tokenizer = with_tokens(origin.folder, add_tokens, rows=family.sizes(config).vocab)
+            target = holding(tokenizer, family, config, target)
         plan = plain = plan_growth(config, target, method=method, **options)
         warn_of_nothing_larger(plan.family, config, plan.target_config, target)
         if tokenizer is None:
@@ -228,6 +239,8 @@ def grow_checkpoint(
             put_back=partial(_put_back, plain, plan, partial(parent.grow, seed=seed)) if low_logits else None,
         )
         check = compare() if verify else None
+        if check is not None:
+            warn_of_no_gain(check, low_logits)
         origin.require_unchanged(stamps)
         if plan.preserves_function and check is not None and not check.preserved:
             logger.warning("%s: %s, though method %r keeps it in exact arithmetic", output, check.describe(), method)
@@ -250,20 +263,6 @@ def grow_checkpoint(
         record = _record(report, plan, read_json(folder / CONFIG_NAME), files)
         write_json(folder / RECORD_NAME, record | ({"low_logits": low_logits} if low_logits else {}))
     return replace(report, seconds=time.monotonic() - started)
-
-
-def _require_replaceable(output: Path, source: Path) -> None:
-    # What stands there is deleted once the new checkpoint is whole: it must be a checkpoint, and not hold the source.
-    if not output.exists():
-        return
-    if output.samefile(source):
-        raise ValueError(f"{output}: is the source itself; choose another folder for the output")
-    if output.resolve() in source.resolve().parents:
-        raise ValueError(f"{output}: holds the source, {source}; choose another folder for the output")
-    if any(output.iterdir()) and not (output / CONFIG_NAME).is_file():
-        raise FileExistsError(
-            f"{output}: holds no {CONFIG_NAME}, so it is no checkpoint to be replaced; choose another folder"
-        )
 
 
 def grow_model(
@@ -295,8 +294,8 @@ def grow_model(
     >>> grow_model(model, {"n_embd": 12, "n_head": 3}).transformer.wte.weight.shape
     torch.Size([16, 12])
     """
-    if isinstance(model, str | os.PathLike):
-        raise ValueError(f"{os.fspath(model)}: grow_model takes a model in memory; grow_checkpoint grows a folder's")
+    require_model(model)
+    require_seed(seed)
     plan = plan_growth(model.config, target, method=method, **options)
     warn_of_nothing_larger(plan.family, model.config, plan.target_config, target)
     parent = ParentTensors(plan, ModelTensors(model))
@@ -312,13 +311,6 @@ def grow_model(
     if getattr(model, "generation_config", None) is not None:  # a model without its head has none
         child.generation_config = copy.deepcopy(model.generation_config)
     return child.to(model.device).train(model.training)
-
-
-def _named_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    name = str(dtype).removeprefix("torch.")
-    if dtype is not None and name not in _DTYPES:
-        raise ValueError(f"dtype is {name!r}; weights are stored in one of {', '.join(_DTYPES)}")
-    return None if dtype is None else _DTYPES[name]
 
 
 def _write_weights(writer: CheckpointWriter, plan: GrowthPlan, grow: Callable[..., Tensor], progress: bool) -> None:

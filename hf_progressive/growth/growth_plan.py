@@ -34,7 +34,7 @@ from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.growth.new_entries import NewEntries, describe_new_entries, new_units
 from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.growth.positions import keep_rotation
-from hf_progressive.growth.target import complete_target
+from hf_progressive.growth.target import check_token_numbers, complete_target
 from hf_progressive.growth.tensor_plan import TensorPlan, plan_tensors
 from hf_progressive.growth.upcycle import as_mixture, refuse_without_copies, upcycling_of, with_choice
 
@@ -313,6 +313,8 @@ def plan_growth(
     if not isinstance(target_config, Mapping | PreTrainedConfig):
         what = f"the target is {class_of(target_config)}"
         raise ValueError(f"{what}; give fields of the config, such as {{'num_hidden_layers': 24}}, or a whole one")
+    if not isinstance(method, str):
+        raise ValueError(f"method is {class_of(method)}; give a method's name, such as 'exact'")
     way = method_named(method).with_options(chosen)
     upcycling, source = None, source_config
     if way.upcycles:
@@ -324,6 +326,7 @@ def plan_growth(
     vocab_field = family.size_fields["vocab"]
     rows = math.ceil(getattr(target, vocab_field) / chosen.vocab_multiple) * chosen.vocab_multiple
     setattr(target, vocab_field, rows)
+    check_token_numbers(source, target, vocab_field)
     axes, eps_factor = grow_axes(family, source, target, way, new_scale=chosen.new_scale)
     old, new = family.sizes(source), family.sizes(target)
     layers = _layer_origins(way, old.layers, new.layers, chosen)

@@ -13,6 +13,7 @@ probabilities by. Old rows, and with them old logits, stay as they are.
 """
 
 import functools
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,9 @@ from hf_progressive.growth.growth_plan import GrowthPlan
 from hf_progressive.growth.operators import Lowered
 from hf_progressive.growth.stock_model import load_stock, stock_logits, where_it_fits
 from hf_progressive.growth.tensor_plan import TensorPlan
+from hf_progressive.growth.verify import GrowthCheck
+
+logger = logging.getLogger(__name__)
 
 _READ_FOR = 8  # sequences that the direction is taken from
 _NOISE = 1.0  # nat, at most
@@ -33,7 +37,7 @@ _NOISE = 1.0  # nat, at most
 
 def require_rows_to_lower(plan: GrowthPlan, low_logits: float, has_text: bool) -> None:
     """Raise a ValueError unless the logits of new tokens can be lowered by so many nat."""
-    if isinstance(low_logits, bool) or not 0 < low_logits < math.inf:
+    if type(low_logits) not in (int, float) or not 0 < low_logits < math.inf:
         raise ValueError(
             f"low_logits={low_logits!r}: expected a number > 0, in nat; 10 is enough for most vocabularies"
         )
@@ -46,6 +50,17 @@ def require_rows_to_lower(plan: GrowthPlan, low_logits: float, has_text: bool) -
             f"low_logits={low_logits:g}: the output head has no bias, and only on a text do hidden states have a mean"
             " to lower logits by; give text= (--text FILE)"
         )
+
+
+def warn_of_no_gain(check: GrowthCheck, low_logits: float) -> None:
+    """Warn where old predictions lose more to new tokens than without lower logits: equation 1 is about the mean."""
+    before = check.new_token_loss_at_mean
+    if before is not None and check.new_token_loss > before:
+        logger.warning(
+            "low_logits=%g: old predictions lose %.2g nat a token to new tokens, %.2g without it: the text's states"
+            " have too little in common; take a smaller number or a longer text, or leave it out",
+            low_logits, check.new_token_loss, before
+        )  # fmt: skip
 
 
 def split_text(tokens: Tensor, sequences: int, length: int) -> tuple[Tensor, Tensor]:

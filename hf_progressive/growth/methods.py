@@ -220,7 +220,7 @@ def method_named(name: str) -> Method:
     """Return a method by its name, or raise a ValueError that lists them."""
     known = METHODS.get(name) or METHODS.get(underscored(name))
     if known is None:
-        near = difflib.get_close_matches(underscored(name), METHODS, n=1)
+        near = difflib.get_close_matches(underscored(name).lower(), METHODS, n=1)
         meant = f"did you mean {near[0]!r}? There are" if near else "choose one of"
         own = "" if near else "; add one from Python with register_method"
         raise ValueError(f"growth method {name!r} is not known; {meant} {', '.join(METHODS)}{own}")

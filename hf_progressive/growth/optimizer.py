@@ -56,7 +56,12 @@ def read_optimizer_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; Trainer calls it optimizer.pt") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, *_OF_A_DAMAGED_PICKLE) as error:
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path}: not a readable optimizer state (it holds other things than tensors and numbers, or is damaged);"
+            " take Trainer's optimizer.pt"
+        ) from None
+    except (RuntimeError, EOFError, *_OF_A_DAMAGED_PICKLE) as error:
         reason = str(error).splitlines()[0] if str(error) else "truncated"
         raise ValueError(f"{path}: not a readable optimizer state ({reason}); take Trainer's optimizer.pt") from None
     if not isinstance(state, dict) or not {"state", "param_groups"} <= set(state):

@@ -45,6 +45,7 @@ class ParentTensors:
 
     def __init__(self, plan: GrowthPlan, tensors: CheckpointReader | ModelTensors) -> None:
         family = plan.source_family
+        self._origin = tensors.origin
         self._tensors = PublishedTensors(family, plan.source_config, tensors)
         try:
             plan.check_source_keys({key: spec.shape for key, spec in self._tensors.specs.items()})
@@ -55,6 +56,12 @@ class ParentTensors:
         self._keys = {name: key for key, name in names.items() if name not in plan.ignored_sources}
         self.specs = {name: self._tensors.specs[key] for name, key in self._keys.items()}
         """Shape and dtype of every tensor, by canonical name."""
+        for name, spec in self.specs.items():
+            if not spec.dtype.is_floating_point:
+                raise ValueError(
+                    f"{self._origin}: {self._keys[name]} is stored as {str(spec.dtype).removeprefix('torch.')}, so the"
+                    " weights are quantized or damaged; dequantize them first, or take the original"
+                )
         self._require_tied({name: key for key, name in names.items()})
 
     def _require_tied(self, keys: Mapping[str, str]) -> None:
@@ -66,7 +73,7 @@ class ParentTensors:
             head, embedding = (self._tensors.read(keys[name]) for name in (held[0], rule.tied_to))
             if not torch.equal(head, embedding):
                 raise ValueError(
-                    f"{keys[held[0]]} differs from {keys[rule.tied_to]}, though config.json says"
+                    f"{self._origin}: {keys[held[0]]} differs from {keys[rule.tied_to]}, though config.json says"
                     " tie_word_embeddings: true; set that to false there, or remove the head's weight"
                 )
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hf_progressive.config.ranges import shown_key
 from hf_progressive.distributed.working_dtype import working_dtype
-from hf_progressive.growth.unmerged import refuse_adapter
+from hf_progressive.growth.unmerged import refuse_adapter, refuse_adapter_beside
 from hf_progressive.storage import parse_json, read_json, require_inside_name, require_own_file
 
 WEIGHTS_NAME = "model.safetensors"
@@ -138,10 +138,12 @@ def is_finite(tensor: Tensor) -> bool:
 
 # The names of a checkpoint's files, and its index's map of tensor to file, empty where there is no index.
 def _find_weight_files(folder: Path) -> tuple[list[str], dict[str, str]]:
+    index = folder / INDEX_NAME
+    if (folder / WEIGHTS_NAME).is_file() or index.is_file():
+        refuse_adapter_beside(folder)
     if (folder / WEIGHTS_NAME).is_file():  # the order of precedence is that of from_pretrained
         require_own_file(folder / WEIGHTS_NAME, folder)
         return [WEIGHTS_NAME], {}
-    index = folder / INDEX_NAME
     if not index.is_file():
         pickled = sorted(path.name for pattern in _PICKLED_PATTERNS for path in folder.glob(pattern))
         if pickled:
@@ -150,9 +152,11 @@ def _find_weight_files(folder: Path) -> tuple[list[str], dict[str, str]]:
                 "it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
             )
         refuse_adapter(folder)
-        raise FileNotFoundError(f"{folder}: has neither {WEIGHTS_NAME} nor {INDEX_NAME}")
+        shards = sorted(path.name for path in folder.glob("*.safetensors"))
+        held = f"; it holds {shards[0]}, so fetch or save what is missing" if shards else ""
+        raise FileNotFoundError(f"{folder}: has neither {WEIGHTS_NAME} nor {INDEX_NAME}{held}")
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+    if not (isinstance(weight_map, dict) and weight_map and all(isinstance(f, str) for f in weight_map.values())):
         raise ValueError(f'{index}: has no "weight_map" of tensor names to file names; fetch it again')
     files = sorted(set(weight_map.values()))
     for file in files:

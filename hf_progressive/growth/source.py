@@ -5,6 +5,7 @@ tokenizer files are fetched, and nothing in a source is ever run.
 """
 
 import contextlib
+import difflib
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
+from hf_progressive.config.ranges import shown
 from hf_progressive.growth.divisors import unusable_value
 from hf_progressive.growth.unmerged import ADAPTER_NAME, refuse_adapter
 from hf_progressive.hub.fetch import locate_files
@@ -51,7 +53,11 @@ class GrowthSource:
                 raise ValueError(f"{path}: has an auto_map, so it needs remote code; only stock classes are grown")
         model_type = read_json(self.folder / CONFIG_NAME).get("model_type")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-            raise ValueError(f"{self.folder / CONFIG_NAME}: model_type is {model_type!r}, unknown to Transformers")
+            near = difflib.get_close_matches(str(model_type).lower(), CONFIG_MAPPING, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{self.folder / CONFIG_NAME}: model_type is {shown(model_type)}, unknown to Transformers{meant}"
+            )
         path = self.folder / CONFIG_NAME
         with ReadingFromOutside(
             str(path), "correct that field, or fetch the file again", also=(StrictDataclassError,)

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from hf_progressive.config.ranges import Range, require_finite, with_article
+from hf_progressive.config.ranges import Range, require_finite, shown, with_article
 from hf_progressive.growth.families import field_advice
 from hf_progressive.growth.family_table import Family, Sizes
 from hf_progressive.growth.positions import check_listed_rates
@@ -96,11 +96,15 @@ def _from_fields(family: Family, source: Any, target: Mapping[str, Any]) -> Any:
     aliases = type(source).attribute_map
     own = set(source.to_dict()) | {entry.name for entry in fields(type(source))}
     for name in target:
+        if not isinstance(name, str):
+            raise ValueError(f"the target names {shown(name)}; give names of the config's fields")
         if name in NO_SIZES and _plain(target[name]) != _plain(getattr(source, name, None)):
             raise ValueError(f"{name}: {NO_SIZES[name]}; leave it out of the target")
         if name not in own and name not in aliases:
             _refuse_rope_key(source, name)
             advice = field_advice(name, source.model_type, [*own, *aliases])
+            if name == "head_dim":  # which tables have for families that divide the width by the heads, too
+                advice = f"it is {family.size_fields['width']} / {family.size_fields['heads']}; set these"
             raise ValueError(f"{name!r} is not a field of {type(source).__name__}; {advice}")
     if "model_type" in target and target["model_type"] != source.model_type:
         other = with_article(target["model_type"])
@@ -133,6 +137,22 @@ def check_field_values(named: Mapping[str, Any]) -> None:
             for ending, limits in _IN_RANGE:
                 if name.endswith(ending) and type(number) in (int, float):
                     limits.check(number, name)
+
+
+def check_token_numbers(source: Any, target: Any, vocab_field: str) -> None:
+    """Raise a ValueError if a target gives a special token a number that is outside of its vocabulary.
+
+    The stock class cannot be built with such a padding token, and no tokenizer's token has another such number.
+    """
+    rows = getattr(target, vocab_field)
+    for name in sorted(name for name in target.to_dict() if name.endswith("_token_id")):
+        value = getattr(target, name)
+        numbers = [n for n in (value if isinstance(value, list | tuple) else [value]) if isinstance(n, int)]
+        if value != getattr(source, name, None) and numbers and max(numbers) >= rows:
+            raise ValueError(
+                f"{name}={value}: is outside of the vocabulary of {rows}, whose last number is {rows - 1}; take one of"
+                f" its numbers, or {vocab_field}={max(numbers) + 1}"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -23,10 +23,8 @@ _WRAPPERS = (
 def refuse_adapter(folder: Path) -> None:
     """Raise a ValueError for a folder that holds an adapter, or GGUF, in place of a model."""
     if (folder / ADAPTER_NAME).is_file():
-        base = read_json(folder / ADAPTER_NAME).get("base_model_name_or_path")
-        of = base if isinstance(base, str) and base and base.isprintable() else "another model"
         raise ValueError(
-            f"{folder}: holds a PEFT adapter of {of[:_LONGEST_NAME]} and not a model; merge it first:"
+            f"{folder}: holds a PEFT adapter of {_base_of(folder)} and not a model; merge it first:"
             f" PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload().save_pretrained(NEW)"
         )
     for path in sorted(folder.glob("*.gguf")):
@@ -35,6 +33,20 @@ def refuse_adapter(folder: Path) -> None:
             f" from_pretrained(..., gguf_file={path.name!r}, quantization_config=GgufConfig(dequantize=True)) loads,"
             " saved without its quantization_config"
         )
+
+
+def refuse_adapter_beside(folder: Path) -> None:
+    """Raise a ValueError for a model's folder that holds an adapter too, which `from_pretrained` loads on its base."""
+    if (folder / ADAPTER_NAME).is_file():
+        raise ValueError(
+            f"{folder}: holds a PEFT adapter of {_base_of(folder)} beside a model, and from_pretrained loads those two"
+            f" and not the model; move {ADAPTER_NAME} out of the folder, or merge the adapter and take the result"
+        )
+
+
+def _base_of(folder: Path) -> str:
+    base = read_json(folder / ADAPTER_NAME).get("base_model_name_or_path")
+    return base[:_LONGEST_NAME] if isinstance(base, str) and base and base.isprintable() else "another model"
 
 
 def refuse_quantized(config: Any, deed: str) -> None:

@@ -106,6 +106,7 @@ UPCYCLINGS: dict[str, Upcycling] = {
             target="mixtral",
             names=_copied(_MIXTRAL + "w1.weight", _MIXTRAL + "w3.weight", _MIXTRAL + "w2.weight"),
             absent=("attention_bias", "mlp_bias"),
+            fixed={"sliding_window": None},
         ),
         Upcycling(
             source="mistral",

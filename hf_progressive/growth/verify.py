@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.distributed.batching import release_memory
 from hf_progressive.growth.added_tokens import tokenizer_of
 from hf_progressive.growth.source import locate_source
@@ -143,6 +144,15 @@ def verify_growth(
     )
 
 
+def rounds_weights(tolerance: float) -> bool:
+    """Tell whether a check's tolerance is that of grown weights in a short dtype, and not of the arithmetic.
+
+    >>> rounds_weights(5e-2), rounds_weights(1e-5)
+    (True, False)
+    """
+    return tolerance > max(TOLERANCES[computed_in] for computed_in in _COMPUTED_IN.values())
+
+
 def recorded_changes(grown: str | os.PathLike[str]) -> list[str]:
     """Return what its growth.json says that changes the function by design; nothing where a folder has none.
 
@@ -265,6 +275,8 @@ def _lost(logits: Tensor, vocabulary: int) -> Tensor:
 
 def tokens_of(folder: Path, text: str) -> Tensor:
     """Return a text's tokens, (length,), by a checkpoint's tokenizer; a text without any is a ValueError."""
+    if not isinstance(text, str):
+        raise ValueError(f"text is {class_of(text)}; give the text itself")
     tokens: list[int] = tokenizer_of(folder, "to read the text with")(text)["input_ids"]
     if not tokens:
         raise ValueError("text: there is no token in it")

@@ -204,6 +204,6 @@ def _shard_bytes(size: int | str) -> int:
         found = parse_size_to_int(size) if isinstance(size, str) else size
     except (ValueError, OverflowError):
         found = 0
-    if found < 1:
+    if type(found) is not int or found < 1:
         raise ValueError(f"max_shard_size: {size!r} is no size; give one such as '5GB' or '300MB'")
     return found

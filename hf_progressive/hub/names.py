@@ -27,7 +27,10 @@ TOKENIZER_FILES = (
 )
 """Patterns of the files that a tokenizer is made of."""
 
-COMPANIONS = ("generation_config.json", *TOKENIZER_FILES, "LICENSE", "LICENSE.txt", "NOTICE")
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+"""Patterns of the files with which a model's licence asks to be passed on."""
+
+COMPANIONS = ("generation_config.json", *TOKENIZER_FILES, *LICENCE_FILES)
 """Patterns of the files that a grown checkpoint takes over unchanged; all others stay behind."""
 
 RECORD_NAME = "rung.json"

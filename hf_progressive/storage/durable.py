@@ -114,6 +114,8 @@ def atomic_folder(
     target = Path(os.path.realpath(path) if Path(path).is_symlink() else path)
     if target.is_symlink():
         raise FileExistsError(f"{target}: is a link that leads back to itself; choose another folder")
+    if target.name in ("", ".."):  # a folder that is stood in, or below, is not replaced under whoever stands there
+        raise FileExistsError(f"{target}: is no name of a new folder; give one, such as {target / 'grown'}")
     remove_unfinished(target)
     if target.exists() and not (overwrite and target.is_dir()):
         raise _exists_already(target)

@@ -226,6 +226,23 @@ def test_an_unknown_option_is_told_with_the_nearest(capsys: pytest.CaptureFixtur
     usage, message = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: hf-progressive plan CONFIG")
     assert message.endswith("unrecognized arguments: --outputdir x; did you mean --output-dir?")
+    with pytest.raises(SystemExit):
+        cli.main(["grow", "SRC", "OUT", "n_layer=4", "n_embd=64"])
+    assert capsys.readouterr().err.endswith("n_embd=64; did you mean --set n_layer=4 n_embd=64?\n")
+
+
+def test_what_tells_rounding_from_a_fault_is_of_the_weights_dtype(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grow = ["grow", str(parent), str(tmp_path / "child"), "--overwrite", "--set", "n_layer=3", "--dtype"]
+    model = GPT2LMHeadModel.from_pretrained(parent)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(8)  # scores so far apart that bfloat16 decides where attention goes
+    model.save_pretrained(parent)
+    assert cli.main([*grow, "bfloat16"]) == cli.EXIT_CHECK_FAILED
+    assert "grow with --dtype float32 too, whose weights are rounded less: that tells" in capsys.readouterr().err
+    assert cli.main([*grow, "float32"]) == 0
 
 
 def test_an_error_of_the_system_is_told_without_its_number(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,42 @@ def test_rows_that_are_there_are_used_and_too_few_are_refused(source, tmp_path, 
     assert "name what grows" in capsys.readouterr().err
 
 
+def test_tokens_with_rows_of_the_parent_and_tokens_that_are_there_are_told(source, tmp_path, caplog):
+    grow_checkpoint(source, tmp_path / "some", {}, add_tokens=["<1>", "<2>", "<3>"], verify=False)
+    assert "has 270 rows, more than its tokenizer has tokens: 2 of 3 new tokens get rows of the parent" in caplog.text
+    assert "as they are, 268 to 269" in caplog.text
+    rows, old = (
+        AutoModelForCausalLM.from_pretrained(folder).transformer.wte.weight for folder in (tmp_path / "some", source)
+    )
+    assert torch.equal(rows[:270], old)
+    caplog.clear()
+    grow_checkpoint(tmp_path / "some", tmp_path / "none", {"n_layer": 3}, add_tokens=["<3>"], verify=False)
+    assert "its tokenizer has all of the tokens already; none is added" in caplog.text
+    caplog.clear()
+    grow_checkpoint(tmp_path / "some", tmp_path / "more", {}, add_tokens=["<4>"], verify=False)
+    assert caplog.text == ""
+
+
+def test_a_file_of_tokens_may_begin_with_a_mark_and_must_hold_one(source, tmp_path, capsys):
+    (tmp_path / "marked.txt").write_bytes("<one>\r\n<two>\r\n".encode("utf-8-sig"))
+    (tmp_path / "blank.txt").write_text("\n  \n")
+    grow = ["grow", str(source), str(tmp_path / "child"), "--no-verify", "--add-tokens"]
+    assert cli.main([*grow, str(tmp_path / "blank.txt")]) == cli.EXIT_BAD_INPUT
+    assert "blank.txt: there is no token in it; give one a line" in capsys.readouterr().err
+    assert not (tmp_path / "child").exists()
+    assert cli.main([*grow, str(tmp_path / "marked.txt")]) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "child")("<one><two>")["input_ids"][-2:] == [268, 269]
+
+
+def test_a_damaged_tokenizer_is_named(source, tmp_path):
+    shutil.copytree(source, tmp_path / "source")
+    (tmp_path / "source" / "tokenizer.json").write_text("{")
+    with pytest.raises(
+        ValueError, match="source: its tokenizer: not valid .*; save it again, or fetch its files again"
+    ):
+        grow_checkpoint(tmp_path / "source", tmp_path / "child", {}, add_tokens=["x"])
+
+
 def test_a_parent_without_a_tokenizer_is_told_so(parent, tmp_path):
     with pytest.raises(ValueError, match="has no tokenizer that tokens can be added to"):
         grow_checkpoint(parent, tmp_path / "child", {}, add_tokens=["x"])
@@ -117,3 +153,5 @@ def test_a_parent_without_a_tokenizer_is_told_so(parent, tmp_path):
         grow_checkpoint(parent, tmp_path / "child", {}, add_tokens="<es>")  # or '<', 'e', 's' and '>' would be added
     with pytest.raises(ValueError, match="a token is empty; give one a line"):
         grow_checkpoint(parent, tmp_path / "child", {}, add_tokens=[" "])
+    with pytest.raises(ValueError, match="add_tokens holds 3; give texts, one a token"):
+        grow_checkpoint(parent, tmp_path / "child", {}, add_tokens=["x", 3])

@@ -44,12 +44,16 @@ def rename(folder, pattern):
     write_tensors(folder, tensors)
 
 
-def poison(folder, name, value):
+def replace(folder, name, change):
     reader = CheckpointReader(folder)
     tensors = {key: reader.read(key) for key in reader.specs}
-    tensors[name].view(-1)[3] = value
+    tensors[name] = change(tensors[name])
     (folder / "model.safetensors").unlink()
     write_tensors(folder, tensors)
+
+
+def poison(folder, name, value):
+    replace(folder, name, lambda tensor: tensor.view(-1).index_fill(0, torch.tensor(3), value).view(tensor.shape))
 
 
 def with_manifest(folder, damage):
@@ -168,6 +172,30 @@ REFUSALS = {
         {},
         ValueError,
         "holds a PEFT adapter of another model",
+    ),
+    "an adapter beside a model": (
+        lambda f: edit_json(f / "adapter_config.json", base_model_name_or_path="org/base"),
+        {},
+        ValueError,
+        "holds a PEFT adapter of org/base beside a model, .*; move adapter_config.json out of the folder, or merge",
+    ),
+    "integers for weights": (
+        lambda f: replace(f, "transformer.h.1.mlp.c_fc.weight", lambda tensor: (100 * tensor).to(torch.int8)),
+        {},
+        ValueError,
+        "model.safetensors: transformer.h.1.mlp.c_fc.weight is stored as int8, so the weights are quantized",
+    ),
+    "quantized": (
+        lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        {},
+        ValueError,
+        "parent/config.json: a quantized checkpoint cannot be grown; dequantize it first",
+    ),
+    "a family in capitals": (
+        lambda f: edit_json(f / "config.json", model_type="GPT2"),
+        {},
+        ValueError,
+        "model_type is 'GPT2', unknown to Transformers; did you mean 'gpt2'",
     ),
     "GGUF": (
         lambda f: ((f / "config.json").unlink(), (f / "model.safetensors").rename(f / "m-Q4_K.gguf")),
@@ -311,7 +339,9 @@ def test_a_tied_head_that_was_trained_apart_is_not_dropped(parent, tmp_path):
     add(tmp_path / "parent", **{"lm_head.weight": embedding.clone()})
     grow_checkpoint(tmp_path / "parent", tmp_path / "same", WIDER, verify=False)
     add(tmp_path / "parent", **{"lm_head.weight": embedding + 0.1})
-    with pytest.raises(ValueError, match=r"lm_head.weight differs from .*wte.weight, .* tie_word_embeddings"):
+    with pytest.raises(
+        ValueError, match=r"parent/model.safetensors: lm_head.weight differs from .*wte.weight, .* tie_word_embeddings"
+    ):
         grow_checkpoint(tmp_path / "parent", tmp_path / "child", WIDER)
     assert not (tmp_path / "child").exists()
 

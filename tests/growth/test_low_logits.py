@@ -36,13 +36,13 @@ WIDER = {
 }
 
 
-def source_of(folder, model_type, *, tied, width=16, **fields):
+def source_of(folder, model_type, *, tied, width=16, mean=1.0, **fields):
     """A parent in float64 whose hidden states have a mean, as those of trained models do, and its tokenizer."""
     config = config_of(model_type, width=width, heads=2, kv_heads=2, vocab=VOCABULARY, positions=LENGTH,
                        tie_word_embeddings=tied, **fields)  # fmt: skip
     model = build(config)
     with torch.no_grad():
-        model.get_input_embeddings().weight.add_(torch.linspace(-1, 1, width))
+        model.get_input_embeddings().weight.add_(mean * torch.linspace(-1, 1, width))
     save(model, folder)
     train_tokenizer([WORDS], vocab_size=VOCABULARY, training_bytes=1000).save_pretrained(folder)
     return folder
@@ -137,6 +137,23 @@ def test_noise_of_new_rows_moves_their_logits_by_no_more_than_about_a_nat(tmp_pa
     torch.testing.assert_close(kept, share * (noise - noise.mean(0)), rtol=1e-6, atol=1e-9)
     assert share < 0.3
     assert report.verification.new_token_loss < report.verification.new_token_loss_at_mean / 300
+
+
+def test_lower_logits_that_cost_more_than_they_save_are_warned_of(tmp_path, caplog):
+    target = {"vocab_size": VOCABULARY + ROWS}
+    for mean, told in ((1.0, False), (0.0, True)):
+        source = source_of(tmp_path / f"of {mean}", "llama", tied=False, mean=mean)
+        grow_checkpoint(source, tmp_path / f"plain {mean}", target, verify=False)
+        grow_checkpoint(source, tmp_path / f"low {mean}", target, text=TEXT, low_logits=10, progress=False)
+        measured = split_text(tokens_of(source, TEXT), 4, LENGTH)[0].split(LENGTH)
+        before, plain, low = (
+            states_and_logits(loaded(tmp_path / f"{name} {mean}"), measured)[1].logsumexp(-1)
+            for name in ("of", "plain", "low")
+        )
+        saved = (plain - low).mean().item()
+        assert (saved < 0) == told
+        assert (f"low_logits=10: old predictions lose {(low - before).mean():.2g} nat a token" in caplog.text) == told
+        assert (f"{(plain - before).mean():.2g} without it: the text's states have too little" in caplog.text) == told
 
 
 def phi():

@@ -231,6 +231,16 @@ REFUSALS = {
         "dtype C64; growth takes F64",
     ),
     "index without map": (lambda f: (f / INDEX_NAME).write_text("{}"), ValueError, 'has no "weight_map"'),
+    "index with an empty map": (
+        lambda f: (f / INDEX_NAME).write_text('{"weight_map": {}}'),
+        ValueError,
+        'index.json: has no "weight_map"',
+    ),
+    "shards without their index": (
+        lambda f: (sharded(f), (f / INDEX_NAME).unlink()),
+        FileNotFoundError,
+        "nor model.safetensors.index.json; it holds model-00001-of-00002.safetensors, so fetch or save what",
+    ),
     "index cut": (lambda f: (f / INDEX_NAME).write_text('{"weight'), ValueError, "not valid JSON"),
     "missing shard": (
         lambda f: sharded(f, {"a": "model-00001-of-00002.safetensors", "c": "gone.safetensors"}),

@@ -221,3 +221,35 @@ def test_longrope_asks_for_the_heads_that_its_factors_are_listed_for():
     parent = config_of("phi3", rope_parameters=LONGROPE, original_max_position_embeddings=4)
     with pytest.raises(ValueError, match="^rope_type 'longrope' .* depend on head_dim; keep head_dim=8$"):
         plan_growth(parent, {"hidden_size": 32})
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "said"),
+    [
+        (
+            "llama",
+            {"pad_token_id": 400},
+            r"pad_token_id=400: is outside of the vocabulary of \d+, .*or vocab_size=401",
+        ),
+        ("llama", {"eos_token_id": [1, 900], "vocab_size": 500}, "vocabulary of 500, whose last number is 499; take"),
+        ("gpt2", {"bos_token_id": 500}, "bos_token_id=500: is outside of the vocabulary"),
+        (
+            "olmo2",
+            {"head_dim": 16},
+            "'head_dim' is not a field of Olmo2Config; it is hidden_size / num_attention_heads",
+        ),
+        ("gpt2", {"head_dim": 16}, "'head_dim' is not a field of GPT2Config; it is n_embd / n_head; set these"),
+        ("llama", {"NUM_HIDDEN_LAYERS": 4}, "'NUM_HIDDEN_LAYERS' is not a field .*did you mean 'num_hidden_layers'"),
+    ],
+)
+def test_numbers_of_tokens_and_names_that_the_target_cannot_have_are_refused(family, fields, said):
+    with pytest.raises(ValueError, match=said):
+        plan_growth(config_of(family), fields)
+
+
+def test_a_special_token_may_be_new_with_the_vocabulary_and_the_parents_stays_whatever_it_is():
+    parent = config_of("llama", eos_token_id=50_000)
+    rows = parent.vocab_size
+    plan = plan_growth(parent, {"pad_token_id": rows}, vocab_multiple=rows + 1)
+    assert (plan.target_config.pad_token_id, plan.target_config.vocab_size) == (rows, rows + 1)
+    assert plan.target_config.eos_token_id == 50_000

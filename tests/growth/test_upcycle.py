@@ -284,3 +284,15 @@ def test_moments_grow_along_and_the_router_starts_anew():
     assert router["step"] == 0
     assert not router["exp_avg"].any()
     grown.step()
+
+
+def test_a_window_that_the_dense_model_does_not_have_is_refused():
+    parent = parent_of("llama", torch.float32)
+    target = {"num_local_experts": 4, "sliding_window": 2}
+    with pytest.raises(ValueError, match="growth cannot change sliding_window None → 2; keep the parent's"):
+        plan_growth(parent.config, target, method="upcycle")
+    windowed = grow_model(parent, {"num_local_experts": 4}, method="upcycle")
+    windowed.config.sliding_window = 2
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():  # the stock class of the mixture would not compute what the dense model does
+        assert (windowed(tokens).logits - parent(tokens).logits).abs().max() > 0.01
