@@ -28,7 +28,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 import hf_progressive
 from hf_progressive.growth.added_tokens import add_tokens as with_tokens
 from hf_progressive.growth.added_tokens import holding, warn_of_missing_rows
-from hf_progressive.growth.arguments import (
+from hf_progressive.growth.families import family_of
+from hf_progressive.growth.given import (
     named_dtype,
     named_in,
     require_model,
@@ -36,7 +37,6 @@ from hf_progressive.growth.arguments import (
     require_replaceable,
     require_seed,
 )
-from hf_progressive.growth.families import family_of
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.low_logits import require_rows_to_lower, split_text, warn_of_no_gain, with_low_logits
 from hf_progressive.growth.parent import ModelTensors, ParentTensors

@@ -109,3 +109,14 @@ def test_a_link_out_of_the_checkpoint_is_neither_grown_nor_taken_over(name, chec
     assert not (outside / "out").exists()
     with pytest.raises(ValueError, match=rf"{name}: is a link to .*, outside its checkpoint"):
         locate_origin(str(folder)).files()
+
+
+def test_every_licence_goes_along_and_what_else_is_there_stays(checkpoint, tmp_path_factory):
+    child = tmp_path_factory.mktemp("grown") / "child"
+    for name in ("LICENSE", "LICENSE.md", "LICENCE.txt", "NOTICE.txt", "USE_POLICY.md", "README.md", "train.py"):
+        (checkpoint / name).write_text(f"the {name}")
+    (checkpoint / "LICENSES").mkdir()
+    grow_checkpoint(checkpoint, child, {"n_layer": 2}, verify=False)
+    kept = {path.name for path in child.iterdir() if path.suffix not in (".json", ".safetensors")}
+    assert kept == {"LICENSE", "LICENSE.md", "LICENCE.txt", "NOTICE.txt", "USE_POLICY.md"}
+    assert (child / "NOTICE.txt").read_text() == "the NOTICE.txt"
