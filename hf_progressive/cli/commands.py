@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_progressive.cli.grow_options import option_values
+from hf_progressive.cli.idle_options import idle_options
 from hf_progressive.cli.shown_text import shown_text
 from hf_progressive.config import strict_yaml
 
@@ -43,8 +44,10 @@ def show(text: str, options: argparse.Namespace) -> None:
 def grow_command(options: argparse.Namespace) -> Outcome:
     """Grow a checkpoint and say how far its logits are from the source's."""
     from hf_progressive.growth import grow_checkpoint
+    from hf_progressive.growth.grow import RECORD_NAME
     from hf_progressive.growth.options import GrowthOptions
     from hf_progressive.growth.target import NO_SIZES
+    from hf_progressive.storage import read_json
 
     method_options = option_values(options)
     lines = (_text_of(options.add_tokens, "--add-tokens", "a text file of tokens, one a line") or "").splitlines()
@@ -80,6 +83,8 @@ def grow_command(options: argparse.Namespace) -> Outcome:
     say(f"{options.source} ({before:,} parameters) grew into {options.output} ({after:,}) in {report.seconds:.1f} s")
     for change in report.changes:
         say(f"by design the function changes: {change}")
+    for idle in idle_options(options, method_options, read_json(Path(options.output) / RECORD_NAME)["plan"]):
+        say(idle)
     check = report.verification
     if check is not None:
         say(check.describe())

@@ -39,6 +39,7 @@ from hf_progressive.growth.given import (
 )
 from hf_progressive.growth.growth_plan import GrowthPlan, plan_growth
 from hf_progressive.growth.low_logits import require_rows_to_lower, split_text, warn_of_no_gain, with_low_logits
+from hf_progressive.growth.mixtures import warn_of_rows_for_kernels
 from hf_progressive.growth.parent import ModelTensors, ParentTensors
 from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.reused_memory import ReusedMemory
@@ -205,6 +206,7 @@ def grow_checkpoint(
         inputs = [CONFIG_NAME, *reader.files, *origin.companions()]
         files: dict[str, dict[str, Any]] = {name: {"size": size} for name, size in origin.sizes(inputs).items()}
         specs = parent.child_specs(stored_in)
+        warn_of_rows_for_kernels(plan.family, plan.target_config, specs[plan.stored[0].name].dtype)
         exact = any(spec.dtype == torch.float64 for spec in parent.specs.values())
         read = None if text is None else tokens_of(origin.folder, text)
         if low_logits:

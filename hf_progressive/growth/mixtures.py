@@ -4,12 +4,18 @@ Files hold every expert alone, under the names that were published; the stock cl
 of a layer are one tensor here, as they are one parameter there.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
 
 from hf_progressive.growth.family_table import AxisName, Family, WeightRule, linear, norm, reads, writes
 from hf_progressive.growth.llama import SIZE_FIELDS
 
+logger = logging.getLogger(__name__)
+
+_KERNEL_BYTES = 16  # rows of the matrices that torch's grouped_mm multiplies are multiples of so many
 _BLOCK = "model.layers.{layer}."
 _ATTENTION = _BLOCK + "self_attn."
 _MLP = _BLOCK + "mlp."
@@ -195,3 +201,25 @@ FLEX_OLMO = Family(
 
 MIXTURES: dict[str, Family] = {family.model_type: family for family in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, FLEX_OLMO)}
 """Every family with experts, by the `model_type` of its configs."""
+
+
+def warn_of_rows_for_kernels(family: Family, config: Any, dtype: torch.dtype) -> None:
+    """Warn of a mixture whose sizes the stock class's kernel for experts refuses, where growth's comparison does not.
+
+    The comparison runs the experts one by one.
+    """
+    if not family.has_experts or dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return
+    unit = _KERNEL_BYTES // dtype.itemsize
+    units = "expert_mlp" if "expert_mlp" in family.size_fields else "mlp"
+    fields = (family.size_fields["width"], family.size_fields[units])
+    odd = [(name, getattr(config, name)) for name in fields if getattr(config, name) % unit]
+    if odd:
+        logger.warning(
+            "%s: in %s the stock class's kernel for experts takes multiples of %d; take %s, or load the model with"
+            " experts_implementation='eager'",
+            ", ".join(f"{name}={size}" for name, size in odd),
+            str(dtype).removeprefix("torch."),
+            unit,
+            " and ".join(f"{name}={size + -size % unit}" for name, size in odd),
+        )

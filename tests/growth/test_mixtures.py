@@ -1,5 +1,7 @@
 """Mixtures of experts against their stock classes: tables, files, and growth in width, depth and number of experts."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
@@ -258,3 +260,27 @@ def test_dense_layers_among_mixtures_keep_their_places():
     assert plan.target_config.decoder_sparse_step == 1
     child = grow_model(parent, {"num_hidden_layers": 6}, depth_position="spread")
     assert verify_growth(parent, child, dtype="float64").preserved
+
+
+@pytest.mark.parametrize(
+    ("model_type", "target", "dtype", "told"),
+    [
+        ("mixtral", {"intermediate_size": 30}, "float32", "intermediate_size=30: in float32 .* 4; take .*=32"),
+        ("mixtral", {"intermediate_size": 36}, "bfloat16", "in bfloat16 .* multiples of 8; take intermediate_size=40"),
+        ("mixtral", {"intermediate_size": 36}, "float32", None),
+        ("qwen3_moe", {"hidden_size": 18, "moe_intermediate_size": 10}, "float32",
+         "hidden_size=18, moe_intermediate_size=10: .* hidden_size=20 and moe_intermediate_size=12"),
+        ("qwen3_moe", {"intermediate_size": 35}, "float32", None),  # of its dense layers
+        ("mixtral", {"intermediate_size": 30}, "float64", None),  # which no kernel takes, whatever the sizes
+    ],
+)  # fmt: skip
+def test_sizes_that_the_kernel_for_experts_refuses_are_warned_of(tmp_path, caplog, model_type, target, dtype, told):
+    parent = build(config_of(model_type)).float()
+    parent.save_pretrained(tmp_path / "parent")
+    grow_checkpoint(tmp_path / "parent", tmp_path / "child", target, dtype=dtype, verify=False)
+    assert ("takes multiples of" in caplog.text) == (told is not None)
+    assert re.search(told or "", caplog.text)
+    tokens = torch.arange(8)[None]
+    if dtype != "float64" and told is None:
+        AutoModelForCausalLM.from_pretrained(tmp_path / "child")(tokens)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "child", experts_implementation="eager")(tokens)
