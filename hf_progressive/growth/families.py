@@ -156,6 +156,8 @@ def register_family(family: Family) -> Family:
     Traceback (most recent call last):
     ValueError: model_type 'llama' can be grown already; a family is registered once
     """
+    if not isinstance(family, Family):
+        raise ValueError(f"family is {class_of(family)}; give a Family of hf_progressive.growth, the table of one")
     if family.model_type in FAMILIES | MIXTURES:
         raise ValueError(f"model_type {family.model_type!r} can be grown already; a family is registered once")
     if faults := list(dict.fromkeys(_faults(family))):

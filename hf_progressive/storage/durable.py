@@ -128,10 +128,13 @@ def atomic_folder(
             stack.enter_context(_held(_lock_file(temporary)))
             temporary.mkdir()
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{target}: cannot be created ({error.strerror}); choose a folder on a disk you may write to",
-            ) from error
+            files = [parent for parent in target.parents if parent.is_file()]
+            why, remedy = (
+                (f"{files[0]} is a file", "choose another folder")
+                if files
+                else (error.strerror, "choose a folder on a disk you may write to")
+            )
+            raise OSError(error.errno, f"{target}: cannot be created ({why}); {remedy}") from error
         # Holds the unfinished folder after an error, the replaced one after an exchange.
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         yield temporary

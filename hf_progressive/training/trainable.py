@@ -120,6 +120,8 @@ def trainable_names(
             shown = ", ".join(names[:_NAMES_SHOWN])
             raise ValueError(f"{called}: {pattern!r} matches no parameter; their names are like {shown}, …")
         chosen |= found
+    if not chosen:
+        raise ValueError(f"{called}: the list is empty, which would freeze the whole model; name patterns, or take all")
     return chosen
 
 

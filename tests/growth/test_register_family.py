@@ -117,3 +117,9 @@ def test_meta_models_take_no_memory(documented: Family) -> None:
     config = AutoConfig.for_model("starcoder2", **SMALL)
     with torch.device("meta"):
         assert list(families._differences(documented, config)) == []
+
+
+@pytest.mark.parametrize("given", ["starcoder2", None, {"model_type": "starcoder2"}])
+def test_what_is_no_table_is_refused(given: object) -> None:
+    with pytest.raises(ValueError, match=r"^family is a (str|NoneType|dict); give a Family of hf_progressive.growth"):
+        families.register_family(given)

@@ -116,6 +116,13 @@ def test_an_existing_folder_is_refused(tmp_path):
     assert (tmp_path / "out" / "a.txt").read_text() == "old"
 
 
+def test_a_file_above_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match=r"file/out: cannot be created \(.*/file is a file\); choose another folder"):
+        fill(tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(FileExistsError, match="out exists already; it is not a folder"):
