@@ -121,7 +121,7 @@ def trainable_names(
             raise ValueError(f"{called}: {pattern!r} matches no parameter; their names are like {shown}, …")
         chosen |= found
     if not chosen:
-        raise ValueError(f"{called}: the list is empty, which would freeze the whole model; name patterns, or take all")
+        raise ValueError(f"{called}: the list is empty, which freezes the whole model; name patterns, or take all")
     return chosen
 
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_is_refused(grown, tmp_path):
         ValueError, match=r"^trainable: 'h.9' matches no parameter; their names are like transformer.wte.weight"
     ):
         frozen_after_growth(model, grown, trainable=["h.9"])
-    with pytest.raises(ValueError, match="^trainable: the list is empty, which would freeze the whole model; name"):
+    with pytest.raises(ValueError, match="^trainable: the list is empty, which freezes the whole model; name"):
         frozen_after_growth(model, grown, trainable=[])
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(ValueError, match="^trainable: 'new_layer' is not known; take all, new_layers or new_entries"):
