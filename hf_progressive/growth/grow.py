@@ -152,8 +152,9 @@ def grow_checkpoint(
             and record both. Without, sizes stand alone: on a processor without instructions for SHA, that is twice
             as fast.
         progress: Show a bar on stderr, if that is a terminal.
-        add_tokens: Tokens to add to the parent's tokenizer, whose new rows start near the mean of the old. The
-            vocabulary grows to hold them, unless the target names one. Old logits stay; what the predictions of old
+        add_tokens: Tokens to add to the parent's tokenizer. Rows that the parent has beyond its tokenizer's tokens are
+            used first, as they are; new ones start near the mean of the old. The vocabulary grows to hold the tokens,
+            unless the target names one. Old logits stay; what the predictions of old
             tokens lose to the new is reported as the check's `new_token_loss`.
         text: A text that the parent knows, on which `new_token_loss` is measured instead of on random tokens.
         low_logits: By how many nat the logits of new tokens start lower, in the mean over `text`, than those of rows

@@ -181,7 +181,8 @@ def with_choice(upcycling: Upcycling, target: Any | Mapping[str, Any]) -> Any | 
     given = _by_field(config_class, target)
     if type(given.get(experts)) is not int:
         raise ValueError(
-            f"{experts} is {given.get(experts)!r}; say how many experts the {upcycling.target} is to have"
+            f"{experts} is {given.get(experts)!r}; say how many experts the {upcycling.target} is to have, such as"
+            f" {experts}=8"
         )
     return {chosen: min(getattr(config_class(), chosen), given[experts]), **given}
 
