@@ -30,7 +30,7 @@ from hf_progressive.growth.family_table import AxisName, Family, Sizes
 from hf_progressive.growth.fitting import describe_misfit
 from hf_progressive.growth.layers import LayerOrigin, follow_layers
 from hf_progressive.growth.methods import Method, method_named
-from hf_progressive.growth.mixtures import MIXTURES
+from hf_progressive.growth.mixtures import MIXTURES, write_sparsity
 from hf_progressive.growth.new_entries import NewEntries, describe_new_entries, new_units
 from hf_progressive.growth.options import GrowthOptions
 from hf_progressive.growth.positions import keep_rotation
@@ -337,7 +337,7 @@ def plan_growth(
         for name in family.layer_fields:
             setattr(target, name, follow_layers(layers, getattr(source, name)))
         if family.sparse_layers and family.follow_sparse and upcycling is None:
-            family.follow_sparse(target, follow_layers(layers, family.sparse_layers(source)))
+            write_sparsity(family, source, target, follow_layers(layers, family.sparse_layers(source)))
     tensors = plan_tensors(family, source, target, axes, layers, way, chosen)
     return GrowthPlan(
         source_config=source_config,

@@ -203,6 +203,22 @@ MIXTURES: dict[str, Family] = {family.model_type: family for family in (MIXTRAL,
 """Every family with experts, by the `model_type` of its configs."""
 
 
+def write_sparsity(family: Family, source: Any, target: Any, sparse: Sequence[bool]) -> None:
+    """Write into a target which of its layers are mixtures, as its parent's are.
+
+    Raises:
+        ValueError: The target names others.
+    """
+    assert family.follow_sparse is not None
+    named = {name: getattr(target, name, None) for name in sorted(_SPARSITY)}
+    family.follow_sparse(target, sparse)
+    for name, value in named.items():
+        if value not in (getattr(source, name, None), getattr(target, name, None)):
+            raise ValueError(
+                f"{name}={value}: which layers are mixtures follows from the growth and cannot be chosen; leave it out"
+            )
+
+
 def warn_of_rows_for_kernels(family: Family, config: Any, dtype: torch.dtype) -> None:
     """Warn of a mixture whose sizes the stock class's kernel for experts refuses, where growth's comparison does not.
 

@@ -260,6 +260,15 @@ def test_dense_layers_among_mixtures_keep_their_places():
     assert plan.target_config.decoder_sparse_step == 1
     child = grow_model(parent, {"num_hidden_layers": 6}, depth_position="spread")
     assert verify_growth(parent, child, dtype="float64").preserved
+    again = plan_growth(parent.config, plan.target_config, depth_position="spread")  # as from its record
+    assert again.target_config.mlp_only_layers == [0, 3]
+
+
+@pytest.mark.parametrize("fields", [{"decoder_sparse_step": 3}, {"mlp_only_layers": [1]}])
+def test_which_layers_are_mixtures_cannot_be_chosen(fields):
+    (name,) = fields
+    with pytest.raises(ValueError, match=f"^{name}=.*: which layers are mixtures follows from the growth"):
+        plan_growth(config_of("qwen3_moe", num_hidden_layers=4), {"num_hidden_layers": 6, **fields})
 
 
 @pytest.mark.parametrize(
