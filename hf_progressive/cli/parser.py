@@ -46,6 +46,8 @@ _MEASURED_SECONDS = 60.0  # of each rung, by `plan --measure`
 
 _SECONDS_FOR_THE_FIRST = 3.0
 
+_WRITES_AT_ONCE = ("grow", "verify", "plan", "doctor")  # or nothing: there is no half to go on from
+
 _LONGEST_LINE = 4000  # characters of an error: what is wrong with every rung, but not a file
 
 _AFTER_DIVERGENCE = "; look at the data, or begin in another --output-dir with --set training.learning_rate=LOWER"
@@ -101,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
             epilog=f"{more}\n{shown}" if more else shown,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, command=name)
         sub.add_argument("--json", action="store_true", help="print one JSON object as the last line on stdout")
         return sub
 
@@ -265,17 +267,23 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
             return _fail(type(error)(shortage), EXIT_CHECK_FAILED, remedy)
         except KeyboardInterrupt:
             if is_main_process():
-                say("hf-progressive: stopped; the same command goes on from what was saved")
+                say(f"hf-progressive: stopped; {_after_a_stop(options)}")
             return EXIT_INTERRUPTED
         except SystemExit:  # SIGTERM
             if is_main_process():
-                say("hf-progressive: told to stop; the same command goes on from what was saved")
+                say(f"hf-progressive: told to stop; {_after_a_stop(options)}")
             _leave_processes()
             raise
         _leave_processes()
     if options.json and is_main_process():
         sys.stdout.write(without_tokens(json.dumps(record)) + "\n")
     return code
+
+
+def _after_a_stop(options: argparse.Namespace) -> str:
+    if getattr(options, "command", None) in _WRITES_AT_ONCE:
+        return "nothing was written"
+    return "the same command goes on from what was saved"
 
 
 def _leave_processes() -> None:

@@ -263,6 +263,19 @@ def test_an_interruption_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     ]
 
 
+def test_an_interrupted_growth_is_said_to_leave_nothing_and_leaves_nothing(
+    parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*models: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_progressive.growth.grow.compare_logits", interrupted)
+    grow = ["grow", str(parent), str(tmp_path / "out" / "child"), "--set", "n_layer=3"]
+    assert cli.main(grow) == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err.splitlines()[-1] == "hf-progressive: stopped; nothing was written"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_plan_prints_the_three_prices(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "ladder_tiny", "--json"]) == 0
     flops = last_line(capsys)["flops"]
