@@ -203,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = "measure what inheritance saves: recipes × seeds × rungs, several budgets each"
     where = "the study's folder; default: runs/ and the name in CONFIG, with --check and -check behind it"
-    add = configured("study", commands.study_command, text, where, "study study_tiny --check", "study mine.yaml")
+    add = configured("study", commands.study_command, text, where, "study study_tiny --check", "study my_study.yaml")
     add("--check", action="store_true", help="prove the instrument on cases whose result is known")
 
     text = "write the report of a run or a study again from its records"

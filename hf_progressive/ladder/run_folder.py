@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 _MOST_NAMED = 6
 """Differences between configurations that a message names."""
 
+_RECORDS = {"a ladder's run": ("ladder.json",), "a study": ("study.yaml", "study.json")}
+"""By what a folder's owner is known."""
+
 _OTHER_NUMBER = (
     "%s: was begun with %d processes and goes on with %d; every step reads the same tokens, but sums are rounded in "
     "another order, so the last digits differ from those of a run that was not interrupted"
@@ -40,6 +43,7 @@ def exclusive(folder: Path, rungs: Iterable[str], state: PartialState) -> Iterat
         with main_process_first(state):
             if state.is_main_process:
                 make_run_folder(folder)
+                require_own_kind(folder, "a ladder's run")
                 if not stack.enter_context(try_lock(folder / ".lock")):
                     raise ValueError(f"{folder}: another run is working in this folder; wait for it or choose another")
                 storage.remove_leftovers(folder, within=("plots",))
@@ -56,6 +60,17 @@ def make_run_folder(folder: Path) -> None:
         reason = "it is a file" if folder.is_file() else error.strerror
         message = f"{folder}: cannot be a run folder ({reason}); choose a folder that you may write to"
         raise type(error)(error.errno, message) from error
+
+
+def require_own_kind(folder: Path, kind: str) -> None:
+    """Refuse a folder that holds the other kind of work, whose report, pictures and corpus have the same names.
+
+    Raises:
+        ValueError: A study's folder is to hold a ladder's run, or the other way round.
+    """
+    for other, names in _RECORDS.items():
+        if other != kind and (found := [name for name in names if (folder / name).exists()]):
+            raise ValueError(f"{folder}: holds {other} ({found[0]}); {kind} needs another folder, choose one")
 
 
 def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:

@@ -19,7 +19,7 @@ from hf_progressive import storage
 from hf_progressive.config import StudyConfig
 from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.distributed.processes import current_processes
-from hf_progressive.ladder.run_folder import make_run_folder
+from hf_progressive.ladder.run_folder import make_run_folder, require_own_kind
 from hf_progressive.storage.agreement import agreed
 from hf_progressive.storage.full_disk import FullDiskNamed
 from hf_progressive.storage.locks import wait_lock
@@ -65,6 +65,7 @@ def run_study(
     ladder, root = config.ladder, Path(output_dir)
     plan_study(config, fingerprint="")  # what cannot be grown is said before anything is written
     make_run_folder(root)
+    require_own_kind(root, "a study")
     with (
         FullDiskNamed(root),
         agreed(root / CONFIG_NAME, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)) as alike,

@@ -5,14 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from ladder_fixtures import NAMES, Finished, write_ladder
 
 from hf_progressive import storage
-from hf_progressive.config import LadderConfig, load_ladder_config
+from hf_progressive.config import LadderConfig, load_ladder_config, load_study_config
 from hf_progressive.distributed.processes import current_processes
 from hf_progressive.ladder.run_folder import claim, exclusive
 from hf_progressive.records.run_progress import PROGRESS_NAME
 from hf_progressive.report import write_report
+from hf_progressive.study.run import run_study
 
 
 @pytest.fixture
@@ -74,6 +76,31 @@ def test_whoever_holds_the_folder_removes_what_killed_runs_left(tmp_path: Path) 
     with exclusive(tmp_path, ["l1", "l2"], current_processes()):
         assert not any((tmp_path / name).exists() for name in leftovers)
         assert all((tmp_path / name).exists() for name in kept)
+
+
+def test_a_study_and_a_ladder_do_not_share_a_folder(finished: Finished, tmp_path: Path) -> None:
+    path, run, _ = finished
+    shutil.copytree(run, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    study = {"ladder": {"base": str(path), "cold": "none"}, "recipes": [{"name": "exact"}], "seeds": [0]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    config = load_study_config(tmp_path / "study.yaml")
+    with pytest.raises(ValueError, match=r"run: holds a ladder's run \(ladder\.json\); a study needs another folder"):
+        run_study(config, tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+
+    (tmp_path / "study").mkdir()
+    for name in ("study.yaml", "study.json"):
+        (tmp_path / "study" / name).write_text("{}")
+        refusal = rf"study: holds a study \({name}\); a ladder's run needs another folder"
+        with pytest.raises(ValueError, match=refusal), exclusive(tmp_path / "study", ["l1"], current_processes()):
+            pass
+        assert contents(tmp_path / "study") == {tmp_path / "study" / name: b"{}"}
+        (tmp_path / "study" / name).unlink()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_no_rung_has_the_name_of_what_the_run_writes(finished: Finished, tmp_path: Path) -> None:
