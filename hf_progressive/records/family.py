@@ -220,7 +220,7 @@ class FamilyCost:
             Part(
                 name=rung.name,
                 flops=rung.flops.spent,
-                kind="inherited" if rung.grown or rung.cold_is_planned else "cold",
+                kind="inherited" if rung.grown or (rung.origin is not None and rung.cold_is_planned) else "cold",
             )
             for rung in self.rungs
         )

@@ -292,17 +292,23 @@ class RungRecord(Record):
 
     @property
     def cold_cost(self) -> float:
-        """FLOPs from scratch on the full budget: the baseline's, the first rung's own, or as planned; 0 if unknown."""
+        """FLOPs from scratch on the full budget: the baseline's, the first rung's own, or as planned; 0 if unknown.
+
+        A trunk may train its first rung on more than that budget, of which the rest would be no cost from scratch.
+        """
         if self.cold is not None:
             return self.cold.flops
-        return self.cold_tokens * self.flops.per_token if self.grown or self.origin else self.flops.train
+        budget = self.cold_tokens * self.flops.per_token
+        if self.grown or self.origin is not None:
+            return budget
+        return self.flops.train if self.trunk is None else min(self.flops.train, budget)
 
     @property
     def cold_is_planned(self) -> bool:
         """Whether `cold_cost` is a plan, because no baseline was trained."""
         if self.origin is not None:
             return self.cold_is_known and not math.isclose(self.flops.train, self.cold_cost)
-        return self.grown and self.cold is None
+        return self.cold is None and (self.grown or self.cold_cost < self.flops.train)
 
     @property
     def cold_is_known(self) -> bool:

@@ -160,7 +160,7 @@ def table_notes(rungs: Sequence[RungRecord]) -> list[str]:
     branches = [(rung, rung.trunk.member) for rung in rungs if rung.trunk is not None and rung.trunk.member != "end"]
     if branches:
         notes.append(_branch_note(branches, flop_unit(rungs)))
-    if rungs[0].trunk is not None and rungs[0].tokens < rungs[0].cold_tokens:
+    if rungs[0].trunk is not None and rungs[0].tokens != rungs[0].cold_tokens:
         notes.append(_first_note(rungs[0]))
     taken = [_origin_note(rung) for rung in rungs if rung.origin is not None]
     return [*notes, *taken, data_repetition(rungs)]
@@ -181,6 +181,11 @@ def _branch_note(branches: Sequence[tuple[RungRecord, str]], unit: FlopUnit) -> 
 
 def _first_note(first: RungRecord) -> str:
     share = percent(first.tokens / first.cold_tokens)
+    if first.cold_is_planned:
+        return (
+            f"{first.name}, with which the trunk begins, trained on {share} of its whole budget and has no baseline: "
+            "from scratch it counts as its whole budget."
+        )
     return (
         f"{first.name}, with which the trunk begins, has no baseline: from scratch it counts as it was trained, on "
         f"{share} of its whole budget, which makes the family cost a little higher."
@@ -214,4 +219,9 @@ def data_repetition(rungs: Sequence[RungRecord]) -> str:
     unknown = [rung.name for rung in rungs if rung.origin is not None and rung.data.source == "unknown"]
     if unknown:
         return f"No rung trained on a block twice that was read here; what {unknown[0]} had read before is not known."
+    if any(rung.flops.branch for rung in rungs):
+        return (
+            "The trunk trained on no block of the corpus twice; a member's decay reads the blocks with which the "
+            "trunk itself goes on."
+        )
     return "No rung trained on a block of the corpus that it or an earlier rung had read."

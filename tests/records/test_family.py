@@ -7,6 +7,7 @@ import pytest
 from hf_progressive.records.family import FamilyCost
 from hf_progressive.records.measurements import Baseline, CurvePoint
 from hf_progressive.records.rung import DataUse, RungFlops, RungParameters, RungRecord
+from hf_progressive.records.stages import TrunkRecord
 
 POINT = (CurvePoint(flops=0.0, bits_per_byte=2.0),)
 FIRST = RungRecord(
@@ -51,6 +52,21 @@ def test_four_ways_of_counting():
     assert totals.saving == pytest.approx(1 - 1825 / 3100)
     assert totals.eta == {"b": 7 / 6, "c": 0.8}
     assert totals.planned_cold == ()
+
+
+@pytest.mark.parametrize(("tokens", "cold", "planned"), [(60, 360.0, ()), (100, 600.0, ()), (250, 600.0, ("a",))])
+def test_the_first_rung_of_a_trunk_counts_as_no_more_than_its_budget(tokens, cold, planned):
+    """On less than its whole budget it counts as trained; what the trunk trains beyond is no cost from scratch."""
+    part = TrunkRecord(until=0.3, steps=9, tokens=tokens, flops=1.0, member="none", warmup_steps=0, decay_steps=0)
+    spent = dataclasses.replace(FIRST.flops, train=6.0 * tokens)
+    first = dataclasses.replace(FIRST, trunk=part, tokens=tokens, flops=spent)
+    second = grown("b", train=500.0, fisher=0.0, subspace=0.0, cold=1000.0, to_match=300.0, eta=1.0)
+    totals = FamilyCost(rungs=(first, second))
+    assert totals.all_cold == cold + 1000
+    assert totals.inherited_as_trained == 6.0 * tokens + 500
+    assert totals.planned_cold == planned
+    assert [part.kind for part in totals.counts[0].parts] == ["planned" if planned else "cold", "cold"]
+    assert [part.kind for part in totals.counts[1].parts] == ["cold", "inherited"]
 
 
 def test_the_last_model_of_a_chain_costs_what_its_family_does():

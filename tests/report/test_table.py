@@ -179,3 +179,20 @@ def test_the_first_rung_of_a_trunk_is_said_to_have_no_baseline(run, records):
     )
     assert [note for note in table_notes([on_trunk, *others]) if note.startswith(said)]
     assert not [note for note in table_notes([first, *others]) if "with which the trunk begins" in note]
+    flops = dataclasses.replace(first.flops, train=1.24 * first.flops.train)
+    beyond = dataclasses.replace(on_trunk, tokens=round(1.24 * first.cold_tokens), flops=flops)
+    assert (
+        f"{first.name}, with which the trunk begins, trained on 124 % of its whole budget and has no baseline: from "
+        "scratch it counts as its whole budget."
+    ) in table_notes([beyond, *others])
+    exactly = dataclasses.replace(on_trunk, tokens=first.cold_tokens)
+    assert not [note for note in table_notes([exactly, *others]) if "with which the trunk begins" in note]
+
+
+def test_a_branch_reads_what_the_trunk_goes_on_with(run, records):
+    first, *others = read_run(run(records())).rungs
+    branching = dataclasses.replace(first, flops=dataclasses.replace(first.flops, branch=1.0))
+    assert data_repetition([branching, *others]) == (
+        "The trunk trained on no block of the corpus twice; a member's decay reads the blocks with which the trunk "
+        "itself goes on."
+    )
