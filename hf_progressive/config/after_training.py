@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hf_progressive.config.checks import require, require_in_range
+from hf_progressive.config.language import require_languages
 from hf_progressive.config.licence import require_licence
 from hf_progressive.config.ranges import Whole
 
@@ -50,4 +51,5 @@ class PublishConfig:
     def __post_init__(self) -> None:
         require("{name}" in self.repo_id, f"repo_id: {self.repo_id!r} lacks {{name}}, which stands for a rung's name")
         require_licence(self.license)
+        require_languages(self.language)
         require(self.repo_id.count("/") == 1, f"repo_id: {self.repo_id!r} is not of the form ORG/NAME")

@@ -146,7 +146,8 @@ class LadderConfig:
             if rung.until is None:
                 continue
             if rung.until <= before:
-                yield f"rungs.{index}.until: {rung.until:g} does not rise; {before:g} is the rung's before"
+                where = f"rungs.{index}.until"
+                yield f"{where}: {rung.until:g} does not rise above {before:g}, the rung's before; give a larger share"
             before = rung.until
         yield from self._without_effect_in_a_trunk()
         last = self.rungs[-1]

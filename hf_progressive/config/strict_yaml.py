@@ -189,8 +189,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     >>> nearest("lamda", ["lambda", "gamma"])
     "did you mean 'lambda'?"
+    >>> nearest("lamda", [])
+    'there is none'
     """
     choices = sorted(known)
+    if not choices:
+        return "there is none"
     close = difflib.get_close_matches(name, choices, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
 

@@ -268,7 +268,7 @@ class StudyConfig:
                 ladder = self.trunk_of(recipe, end)
                 batches = {ladder.training_of(rung.name).batch_tokens for rung in ladder.rungs}
             except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+                raise ValueError(f"{where}: {str(error).replace('rungs.', 'trunk.')}") from None  # its stages there
             require(len(batches) == 1, f"{where}.trunk: the batch is {sorted(batches)} tokens; keep to one in a trunk")
             constant = 1 - ladder.training_of(end).decay_fraction
             for fraction in self.fractions_of(recipe):
@@ -394,4 +394,6 @@ def _on_base(ladder: dict[str, Any], folder: Path) -> dict[str, Any]:
         isinstance(base, str), f"ladder.base: expected the path or name of a ladder's configuration, got {shown(base)}"
     )
     beside = folder / base
-    return merged(strict_yaml.read_yaml(beside if beside.is_file() else find_config(base)), changes)
+    found = strict_yaml.read_yaml(beside if beside.is_file() else find_config(base))
+    require("ladder" not in found, f"ladder.base: {base} is a study's configuration; name a ladder's")
+    return merged(found, changes)

@@ -279,6 +279,9 @@ def _data_problems(data: DataConfig, context: int) -> Iterator[str]:
     readable = data.source in ("text", "json") and all(file.suffix in (".txt", ".json", ".jsonl") for file in files)
     if readable and all(file.is_file() for file in files):
         limits["data.files"] = sum(file.stat().st_size for file in files)
+        if files and not limits["data.files"]:
+            yield f"data.files: {', '.join(map(str, files))} holds nothing, not a byte; name files that hold texts"
+            return
     for key, size in limits.items():
         if size < tokenizer.vocab_size - 256:
             yield (

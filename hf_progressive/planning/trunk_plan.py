@@ -56,8 +56,9 @@ def trunk_parts(config: LadderConfig, sizes: Sequence[RungSize]) -> list[TrunkPa
         steps = math.floor((until * whole - passed) / size.batch_tokens + 0.5)
         if steps < 1:
             raise ValueError(
-                f"rungs: {rung.name} trains from {passed / whole:.3g} to {until:g} of the last rung's tokens, less"
-                f" than a step of {size.batch_tokens:,}; set until further apart"
+                f"rungs: {rung.name} trains from {min(passed / whole, until):.3g} to {until:g} of the last rung's"
+                f" tokens, less than a step of {size.batch_tokens:,}; set until further apart, or raise"
+                f" training.tokens_per_parameter"
             )
         passed += steps * size.batch_tokens
         budget = whole / size.batch_tokens  # the last rung's, in steps of this one

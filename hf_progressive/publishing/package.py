@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import constants, get_token
 
 from hf_progressive.config.credentials import TOKEN
+from hf_progressive.config.language import require_languages
 from hf_progressive.config.licence import require_licence
 from hf_progressive.hub.names import CARD, GROWTH, PLOT, RECORD_NAME, RESULTS, RUNG_FILES
 from hf_progressive.publishing.card import evaluation_results, model_card
@@ -106,9 +107,10 @@ def prepare_publication(
     Raises:
         FileNotFoundError: The folder is no finished rung.
         ValueError: A file is damaged or missing, holds an access token, the repository's name is not ORG/NAME, or the
-            licence no identifier of the Hub's.
+            licence or a language no identifier of the Hub's.
     """
     require_licence(license)
+    require_languages(language)
     folder = Path(rung_dir)
     lineage = Lineage.read(folder, repo_id)
     check_manifest(folder)

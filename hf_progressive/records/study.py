@@ -302,6 +302,8 @@ class StudyRecord(Record):
     @classmethod
     def _current(cls, content: dict[str, Any]) -> dict[str, Any]:
         current: dict[str, Any] = with_current_names(content)
+        if "finished" in current and "recipes" not in current:
+            raise ValueError("is a ladder's record; a study's is its study.json")
         return current
 
     @property

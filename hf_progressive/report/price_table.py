@@ -142,7 +142,8 @@ def two_costs(record: Mapping[str, Any]) -> list[str]:
     ]
     if law is None or law["basis"] != "law":
         return lines
-    studies = " and ".join(law["law"]["studies"])
+    named = law["law"]["studies"]
+    studies = f"the {'study' if len(named) == 1 else 'studies'} {' and '.join(named)}"
     place = "where a trunk grows" if "trunk" in law["law"]["schedules"] else "a trunk"
     return [
         *lines,

@@ -111,8 +111,9 @@ def _of_members(study: StudyRecord) -> str:
 
 
 def _sized(rung: StudyModel) -> str:
-    per_parameter = rung.cold_tokens / rung.scaling_parameters
-    return f"{rung.name} ({count(rung.parameters)} parameters, {per_parameter:.3g} tokens for each)"
+    per_parameter = f"{rung.cold_tokens / rung.scaling_parameters:.3g}"
+    tokens = "token" if per_parameter == "1" else "tokens"
+    return f"{rung.name} ({count(rung.parameters)} parameters, {per_parameter} {tokens} for each)"
 
 
 def _tiles(study: StudyRecord) -> list[Tile]:

@@ -159,6 +159,10 @@ def test_a_base_may_give_a_key_under_its_old_name_and_the_study_under_its_new_on
             " or write `cold: none` where",
         ),
         ({"ladder": {"base": "nothing_of_the_kind"}}, "nothing_of_the_kind: no such file"),
+        (
+            {"ladder": {"base": "study_tiny"}},
+            "ladder.base: study_tiny is a study's configuration; name a ladder's",
+        ),
         ({"ladder": {"base": 3}}, "ladder.base: expected the path or name of a ladder's configuration, got 3"),
     ],
 )

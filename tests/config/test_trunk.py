@@ -46,7 +46,7 @@ def test_a_rung_changes_keys_for_itself_alone() -> None:
     ("changes", "message"),
     [
         ({"rungs": changed(0, until=None)}, r"rungs\.0\.until: is missing"),
-        ({"rungs": changed(1, until=0.3)}, r"rungs\.1\.until: 0\.3 does not rise"),
+        ({"rungs": changed(1, until=0.3)}, r"rungs\.1\.until: 0\.3 does not rise above 0\.3, the rung's before"),
         ({"rungs": changed(1, until=0.7)}, r"0\.7 lies in the last rung's decay, which begins at 0\.6"),
         ({"rungs": changed(2, until=0.9)}, r"rungs\.2\.until: c is the last"),
         ({"rungs": changed(0, until=1.5)}, r"rungs\.0\.until: expected above 0, at most 1, got 1\.5"),

@@ -43,6 +43,16 @@ def test_bad_input_is_one_line_and_exit_code_two(
     assert message in line
 
 
+def test_files_without_a_byte_are_named_and_not_the_vocabulary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_ladder(tmp_path)
+    (tmp_path / "sums.jsonl").write_bytes(b"")
+    line = refused(capsys, str(path), "--output-dir", str(tmp_path / "run"))
+    assert "sums.jsonl holds nothing, not a byte; name files that hold texts" in line
+    assert "vocab_size" not in line
+
+
 def test_an_empty_corpus_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_ladder(tmp_path)
     (tmp_path / "sums.jsonl").write_text('{"text": ""}\n' * 20)  # as many bytes as the tokenizer has entries

@@ -156,6 +156,7 @@ def test_a_trunk_divides_the_last_rung_s_tokens(batches: tuple[int, int, int]) -
     ("untils", "decay", "message"),
     [
         ((0.3, 0.30001), 0.5, r"l3w32 trains from 0\.296 to 0\.30001 of the last rung's tokens, less than a step"),
+        ((0.3, 0.30001), 0.5, r"less than a step of 512; set until further apart, or raise training\.tokens_per_p"),
         ((0.3, 1.0), 0.0, r"l3w48 trains from 1 to 1 of the last rung's tokens, less than a step of 512"),
     ],
 )

@@ -9,6 +9,8 @@ import pytest
 
 from hf_progressive import cli
 from hf_progressive.config import load_ladder_config
+from hf_progressive.distributed.processes import current_processes
+from hf_progressive.ladder.run_folder import claim
 from hf_progressive.planning.evidence import inherited_flops, read_evidence
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.overhead import validation
@@ -195,6 +197,12 @@ def test_refusals_are_one_clear_line(capsys, words, message):
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+
+
+def test_a_ladders_record_is_told_from_a_studys(capsys, tmp_path):
+    claim(tmp_path, load_ladder_config("ladder_tiny"), current_processes())
+    assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(tmp_path / "ladder.json")]) == 2
+    assert f"{tmp_path / 'ladder.json'}: is a ladder's record; a study's is its study.json" in capsys.readouterr().err
 
 
 def test_a_stream_that_cannot_keep_up_is_told(capsys):

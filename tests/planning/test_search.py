@@ -243,7 +243,7 @@ def test_each_cost_of_the_last_model_says_what_it_rests_on(
     for said in (
         f"{best['last_model_cost']:.2f}, of the search, is this trunk's own FLOPs, {best['takes']:.2f} of the last"
         " alone, over what llama trunks that grew alike were worth, 0.80 of a budget from scratch",
-        f"{law['value']:.2f}, of the law, is what the runs of trunks cost in all, carried to this size and budget",
+        f"{law['value']:.2f}, of the law, is what the runs of the study trunks cost in all, carried to this size",
     ):
         assert said in summary
         assert said in table

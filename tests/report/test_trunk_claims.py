@@ -202,7 +202,8 @@ def sized(model: dict[str, Any]) -> str:
     parameters, tokens = model["parameters"], model["cold_tokens"] / model["scaling_parameters"]
     scale, unit = next((scale, unit) for scale, unit in ((1e6, " M"), (1e3, " k"), (1, "")) if parameters >= scale)
     said = f"{parameters / scale:#.3g}".rstrip(".") if unit else f"{parameters}"
-    return f"{model['name']} ({said}{unit} parameters, {tokens:.3g} tokens for each)"
+    each = "1 token" if f"{tokens:.3g}" == "1" else f"{tokens:.3g} tokens"
+    return f"{model['name']} ({said}{unit} parameters, {each} for each)"
 
 
 def table_faults(header: list[str], rows: list[list[str]], facts: TrunkFacts) -> Iterator[str]:

@@ -127,6 +127,10 @@ def test_fresh_moments_and_a_rewarm_make_it_another_run(corpus_file: Path, tmp_p
         ),
         ({"cold_fractions": [1.0]}, "cold_fractions: a trunk is read on the baseline's curve; give two or more"),
         ({"recipes": [{"name": "a", "trunk": [THIN]}]}, r"recipes.0.trunk.0.until: is missing"),
+        (
+            {"recipes": [{"name": "a", "trunk": [{**THIN, "until": 0.9}]}]},
+            r"recipes\.0: trunk\.0\.until: 0\.9 lies in the last rung's decay",
+        ),
         ({"recipes": [{"name": "a"}]}, "ladder.rungs: a study needs two rungs or more, unless"),
         (
             {"recipes": [{"name": "a", "trunk": [{**END, "until": 0.4}]}]},
