@@ -56,8 +56,8 @@ def config_of(model_type, change):
     return AutoConfig.for_model(model_type, **own | change)
 
 
-def stock_logits(config):
-    model = AutoModelForCausalLM.from_config(config).eval()
+def stock_logits(config, attention=None):
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         return model(torch.arange(8)[None], use_cache=False).logits
 
@@ -66,7 +66,8 @@ def stock_logits(config):
 def test_a_number_with_which_the_stock_class_makes_no_logit_is_named(model_type, change, named):
     config = config_of(model_type, change)
     try:
-        finite = stock_logits(config).isfinite().all()
+        # On CPUs with AVX-512 torch 2.13's fused attention makes numbers of scores that are none.
+        finite = all(stock_logits(config, attention).isfinite().all() for attention in (None, "eager"))
     except (ZeroDivisionError, ValueError):  # Python's own division, or logarithm
         finite = False
     assert not finite
