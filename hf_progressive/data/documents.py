@@ -134,9 +134,13 @@ def read_documents(config: DataConfig) -> datasets.Dataset:
             )
     if config.max_documents is not None:
         documents = documents.select(range(min(config.max_documents, len(documents))))
+    rows = len(documents)
     documents = documents.filter(
         lambda batch: [bool(text) for text in batch["text"]], batched=True, desc="Leaving out empty documents"
     )
+    if len(documents) < rows and config.source != "stdlib":  # whose empty files are meant to be
+        empty = rows - len(documents)
+        logger.warning("%s: %d of %d documents have no text and are left out", _describe(config), empty, rows)
     if len(documents) == 0:
         raise ValueError(f"data.source: {_describe(config)} holds no document")
     if config.shuffle_seed is None:
@@ -148,6 +152,9 @@ def read_validation_texts(config: DataConfig) -> list[str]:
     """Read the documents of `validation_files` that are not empty, in the files' order."""
     documents = _load(config, config.validation_files, streaming=False, key="validation_files")
     texts = [text for text in documents["text"] if text]
+    if empty := len(documents) - len(texts):
+        named = ", ".join(config.validation_files)
+        logger.warning("data.validation_files: %s: %d of %d documents have no text", named, empty, len(documents))
     if config.source == "text":
         texts = [piece for text in texts for piece in cut_pieces(text)]
     if not texts:

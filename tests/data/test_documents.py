@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_progressive.config import DataConfig
-from hf_progressive.data.documents import DocumentStream, Holdout, cut_pieces, read_documents, stdlib_texts
+from hf_progressive.data.documents import (
+    DocumentStream,
+    Holdout,
+    cut_pieces,
+    read_documents,
+    read_validation_texts,
+    stdlib_texts,
+)
 
 
 def test_standard_library_is_read_in_the_order_of_its_paths():
@@ -204,3 +211,23 @@ def test_the_one_unreadable_file_among_many_is_named(tmp_path):
             ValueError, match=r"^data.files: cannot read \S*/3.txt: 'utf-8' codec can't decode byte 0xe9"
         ):
             read(config)
+
+
+def test_rows_without_a_text_are_counted(tmp_path, caplog):
+    rows = [{"text": "one"}, {"text": None}, {"title": "no text"}, {"text": ""}, {"text": "two"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = DataConfig(
+        source="json", files=(str(tmp_path / "a.jsonl"),), validation_files=(str(tmp_path / "a.jsonl"),)
+    )
+    assert sorted(read_documents(config)["text"]) == ["one", "two"]
+    assert read_validation_texts(config) == ["one", "two"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"json ({tmp_path}/a.jsonl): 3 of 5 documents have no text and are left out",
+        f"data.validation_files: {tmp_path}/a.jsonl: 3 of 5 documents have no text",
+    ]
+
+
+def test_of_whole_documents_and_python_s_own_files_nothing_is_said(write, texts, caplog):
+    read_documents(write([text for text in texts if text]))
+    read_documents(DataConfig(source="stdlib"))  # whose __init__.py files are often empty
+    assert not caplog.records
