@@ -136,6 +136,7 @@ TRUNKS = (
     "trunk_gpt2",
     "trunk_gpt2_l16w32",
     "trunk_gpt2_l16w32_20",
+    "trunk_gpt2_l32w24",
     "trunk_gpt2_w32_20",
     "trunk_l16w32",
     "trunk_l16w32_20",
