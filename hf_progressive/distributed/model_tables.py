@@ -49,7 +49,8 @@ def require_within_tables(model: nn.Module, ids: Tensor, what: str, *, length: i
 
 # The learned positions of a model, where they are fewer than so many; None where they do, or none are learned.
 def _learned_positions(model: nn.Module, wanted: int) -> int | None:
-    if wanted + _UNUSED_ROWS <= getattr(getattr(model, "config", None), "max_position_embeddings", 0):
+    known = getattr(getattr(model, "config", None), "max_position_embeddings", None)  # None in some configs, too
+    if known is not None and wanted + _UNUSED_ROWS <= known:
         return None  # without a look at the modules
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES:
@@ -60,8 +61,10 @@ def _learned_positions(model: nn.Module, wanted: int) -> int | None:
 
 
 def _vocabulary(model: Any) -> int | None:
+    if not hasattr(model, "get_input_embeddings"):
+        return None
     try:
         table = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
+    except NotImplementedError:  # of a model of Transformers that reads no tokens
         return None
     return table.num_embeddings if isinstance(table, nn.Embedding) else None

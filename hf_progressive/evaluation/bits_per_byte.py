@@ -142,9 +142,9 @@ def bits_per_byte(
         for batch in tqdm(
             DataLoader(blocks, batch_size=batch_size), desc="Bits per byte", disable=None if progress else True
         ):
-            targets = batch["input_ids"][:, 1:]  # (B, T-1)
-            require_within_tables(model, batch["input_ids"][:, :-1], "blocks")
-            nats += _summed_nats(model, batch["input_ids"][:, :-1], targets)
+            inputs, targets = batch["input_ids"][:, :-1], batch["input_ids"][:, 1:]  # (B, T-1)
+            require_within_tables(model, inputs, "blocks")
+            nats += _summed_nats(model, inputs, targets)
             tokens += targets.numel()
             byte_count += int(lengths[targets].sum())
     return _result(math.fsum(nats), tokens, byte_count)

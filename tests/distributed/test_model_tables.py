@@ -1,5 +1,7 @@
 """What is refused beforehand is what a stock model, on a CPU, has no row for; and nothing else is."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -96,6 +98,15 @@ def test_a_wrapped_model_is_looked_at_within():
 
 def test_what_is_no_model_of_transformers_is_left_alone():
     require_within_tables(nn.Linear(2, 2), torch.full((1, 99), 99), "blocks")
+
+
+def test_a_config_that_leaves_its_positions_open_is_no_obstacle():
+    model = nn.Module()
+    model.config = SimpleNamespace(max_position_embeddings=None)
+    model.wpe = nn.Embedding(POSITIONS, 8)
+    require_within_tables(model, torch.full((1, POSITIONS), 5), "blocks")
+    with pytest.raises(ValueError, match="12 learned positions"):
+        require_within_tables(model, torch.full((1, POSITIONS + 1), 5), "blocks")
 
 
 def test_ids_on_a_device_are_not_read():
