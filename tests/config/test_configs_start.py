@@ -116,8 +116,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def production() -> dict[str, str]:
-    """A user's environment; one thread, as `make ladder` runs models this small."""
-    return {**user_environment(), "OMP_NUM_THREADS": "1"}
+    """A user's environment; one thread, as `make ladder` runs models this small. SIGABRT prints the stacks."""
+    return {**user_environment(), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 class Started:
@@ -139,18 +139,35 @@ class Started:
         assert self.process.wait() == -signal.SIGKILL, "it was over before it could be killed"
 
     def kill(self) -> None:
-        # torchrun gives its workers sessions of their own, so that killing a process group would leave them.
-        processes = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
-        for process in reversed(processes):
+        for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def processes(self) -> list[psutil.Process]:
+        # The launcher first, or it ends the others. It gives them sessions of their own, so that a signal to its group
+        # leaves them.
+        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+
+    def where_they_stand(self) -> str:
+        """Return the stacks of all processes, which end with that, each under its number and command."""
+        stacks, said = [], len(self.log.read_bytes())
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stacks.append(f"{process.pid}, child of {process.ppid()}: {' '.join(process.cmdline())[:80]}\n")
+                process.send_signal(signal.SIGABRT)
+                time.sleep(0.5)
+                printed = self.log.read_bytes()
+                stacks.append(printed[said:].decode(errors="replace"))
+                said = len(printed)
+        return "".join(stacks)
 
     def finish(self) -> None:
         try:
             code = self.process.wait(timeout=SECONDS)
         except subprocess.TimeoutExpired:
+            said, stacks = self.said(), self.where_they_stand()
             self.kill()
-            raise AssertionError(f"not finished in {SECONDS} s: {self.said()}") from None
+            raise AssertionError(f"not finished in {SECONDS} s: {said}\n{stacks}") from None
         assert code == 0, self.said()
 
     def said(self) -> str:
