@@ -3,7 +3,7 @@
 What a record does not hold is left out, never guessed. The same records give the same card, byte for byte.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -15,7 +15,10 @@ from huggingface_hub import (
     ModelCardData,
     eval_result_entries_to_yaml,
 )
+from transformers import CONFIG_MAPPING
 
+from hf_progressive.growth.families import FAMILIES
+from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.hub.names import PLOT
 from hf_progressive.publishing.card_text import (
     architecture,
@@ -170,12 +173,11 @@ def _plot_caption(lineage: Lineage) -> str:
 
 def _growth_example(lineage: Lineage, files: Sequence[str]) -> dict[str, Any]:
     config, child = lineage.rung.config, lineage.child
-    if child is None:
+    fields = {} if child is None else _grown_fields(config, child.config)
+    upcycled = bool(fields) and child is not None and child.config["model_type"] != config["model_type"]
+    if not fields:
         layer_field = next(name for name in LAYER_FIELDS if name in config)
         fields = {layer_field: config[layer_field] + 1}
-    else:
-        names = (name for name in (*LAYER_FIELDS, *_SIZE_FIELDS) if name in config)
-        fields = {name: child.config[name] for name in names if child.config[name] != config[name]}
     estimates = [
         text
         for name, text in (("fisher", "the Fisher information"), ("subspace", "the output subspaces"))
@@ -185,5 +187,21 @@ def _growth_example(lineage: Lineage, files: Sequence[str]) -> dict[str, Any]:
         "next_folder": child.name if child else "grown",
         "next_fields": "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}",
         "next_settings": " ".join(f"{name}={value}" for name, value in fields.items()),
+        "next_keyword": ', method="upcycle"' if upcycled else "",
+        "next_option": " --method upcycle" if upcycled else "",
         "estimates": " and ".join(estimates),
     }
+
+
+def _grown_fields(config: Mapping[str, Any], grown: Mapping[str, Any]) -> dict[str, Any]:
+    # The sizes, by the names that growth takes, that a parent's config has otherwise or, of experts, not at all.
+    family = (FAMILIES | MIXTURES).get(grown["model_type"])
+    if family is None:  # one of somebody's own
+        return {name: grown[name] for name in (*LAYER_FIELDS, *_SIZE_FIELDS) if grown.get(name) != config.get(name)}
+    names = sorted(family.size_fields.values(), key=lambda name: name not in LAYER_FIELDS)
+    if grown["model_type"] != config["model_type"] and isinstance(family.normed_choice, str):
+        names.append(family.normed_choice)  # which exactness asks for
+    stored = CONFIG_MAPPING[family.model_type].attribute_map  # files may have a field by another name
+    values = {name: grown.get(name, grown.get(stored.get(name))) for name in names}
+    before = {name: config.get(name, config.get(stored.get(name))) for name in names}
+    return {name: value for name, value in values.items() if value not in (None, before[name])}

@@ -7,6 +7,7 @@ from huggingface_hub import constants
 
 from hf_progressive.config.ranges import with_article
 from hf_progressive.growth.families import FAMILIES
+from hf_progressive.growth.mixtures import MIXTURES
 from hf_progressive.publishing.lineage import Lineage
 from hf_progressive.records.rung import RungRecord
 from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, minus, percent, significant, small
@@ -19,7 +20,7 @@ _SCHEDULES = {"linear": "fell linearly", "cosine": "fell along a cosine"}
 def architecture(lineage: Lineage) -> str:
     """Return the name of the model's family, as people write it."""
     model_type = str(lineage.rung.config["model_type"])
-    family = FAMILIES.get(model_type)
+    family = (FAMILIES | MIXTURES).get(model_type)
     return (family and family.title) or model_type
 
 

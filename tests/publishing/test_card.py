@@ -1,5 +1,6 @@
 """The model card: what it claims is in the records, what was not measured is not on it."""
 
+import ast
 import json
 import re
 import shutil
@@ -12,7 +13,18 @@ import pytest
 import yaml
 from hub_family import NAMES, change_record
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    PretrainedConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
+from hf_progressive import cli
 from hf_progressive.publishing import Lineage, prepare_publication
 from hf_progressive.publishing.lineage import name_pattern
 from hf_progressive.records.rung import RungRecord
@@ -96,6 +108,57 @@ def test_card_of_a_matched_rung(run_dir: Path) -> None:
         "the Fisher information and the output subspaces",
     ):
         assert phrase in card.text
+
+
+DENSE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+DENSE |= dict(intermediate_size=64, vocab_size=64, max_position_embeddings=32, bos_token_id=0, eos_token_id=0)
+OPT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32, vocab_size=64)
+OPT |= dict(max_position_embeddings=32, bos_token_id=0, eos_token_id=0, pad_token_id=1)
+EXPERTS = DENSE | dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True)
+
+
+@pytest.mark.parametrize(
+    ("parent", "child"),
+    [
+        (Qwen3Config(**DENSE), Qwen3MoeConfig(**EXPERTS)),
+        (Qwen3Config(**DENSE), Qwen3MoeConfig(**EXPERTS | {"num_hidden_layers": 3, "num_experts_per_tok": 4})),
+        (LlamaConfig(**DENSE), MixtralConfig(**DENSE, num_local_experts=4, num_experts_per_tok=2)),
+        (Qwen3MoeConfig(**EXPERTS), Qwen3MoeConfig(**EXPERTS | {"num_experts": 8, "num_experts_per_tok": 4})),
+        (LlamaConfig(**DENSE), LlamaConfig(**DENSE | {"head_dim": 16, "max_position_embeddings": 64})),
+        (OPTConfig(ffn_dim=64, **OPT), OPTConfig(ffn_dim=96, **OPT)),
+        (LlamaConfig(**DENSE), LlamaConfig(**DENSE)),
+    ],
+    ids=["experts", "and deeper", "mixtral", "more experts", "heads and context", "opt's own name", "nothing grows"],
+)
+def test_the_command_of_a_card_grows_the_next_rung(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: PretrainedConfig, child: PretrainedConfig
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before, wanted = (json.loads(config.to_json_string(use_diff=False)) for config in (parent, child))
+    for name, config in (("d5", before), ("d6", wanted)):
+        change_record(run / name / "final", config=config)
+    AutoModelForCausalLM.from_config(parent).save_pretrained(tmp_path / "org/d5")
+    card = prepare_publication(run / "d5" / "final", "org/d5").card
+    (command,) = re.findall("`hf-progressive (grow [^`]*)`", card)
+    assert cli.main(command.split()) == 0
+    if wanted == before:
+        wanted["num_hidden_layers"] = 3  # an example that is one
+    grown = AutoConfig.from_pretrained("d6")
+    sizes = [name for name, value in wanted.items() if type(value) is int]
+    assert {name: getattr(grown, name) for name in sizes} == {name: wanted[name] for name in sizes}
+    (code,) = re.findall(r"```python\n(from hf_progressive import grow_checkpoint.*?)```", card, flags=re.DOTALL)
+    arguments = ast.parse(code.splitlines()[-1], mode="eval").body
+    given = {f"{name}={value}" for name, value in ast.literal_eval(arguments.args[2]).items()}
+    assert given == set(command.partition("--set ")[2].split())
+    assert [word.value.value for word in arguments.keywords] == re.findall(r"--method (\S+)", command)
+
+
+def test_a_mixture_is_called_by_its_name(run: Path) -> None:
+    config = json.loads(Qwen3MoeConfig(**EXPERTS).to_json_string(use_diff=False))
+    change_record(run / "d5" / "final", config=config)
+    card = prepare_publication(run / "d5" / "final", "org/d5").card
+    assert "A Qwen3-MoE language model of" in card
+    assert "It is a stock Qwen3-MoE checkpoint" in card
 
 
 def test_a_model_that_left_its_match_again_says_so(run: Path) -> None:
