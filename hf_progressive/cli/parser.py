@@ -31,7 +31,7 @@ from hf_progressive.cli.commands import (
 from hf_progressive.cli.doctor import doctor_command
 from hf_progressive.cli.faults import FaultNoted, memory_shortage
 from hf_progressive.cli.grow_options import METHODS_HELP, add_option_flags
-from hf_progressive.cli.shown_text import ShownFormatter, show_traceback
+from hf_progressive.cli.shown_text import ShownFormatter, show_traceback, take_every_character
 from hf_progressive.config.credentials import without_tokens
 from hf_progressive.config.ranges import Range
 from hf_progressive.distributed.termination import ended_by_sigterm
@@ -49,6 +49,8 @@ _SECONDS_FOR_THE_FIRST = 3.0
 _WRITES_AT_ONCE = ("grow", "verify", "plan", "doctor")  # or nothing: there is no half to go on from
 
 _LONGEST_LINE = 4000  # characters of an error: what is wrong with every rung, but not a file
+
+_CHARACTERS_AROUND = 30  # of one that cannot be written: a name and not a record
 
 _AFTER_DIVERGENCE = "; look at the data, or begin in another --output-dir with --set training.learning_rate=LOWER"
 _AFTER_MEMORY = "; of a ladder, `hf-progressive plan CONFIG` says which training.micro_batch_size fits"
@@ -251,6 +253,7 @@ def execute(run: Callable[[argparse.Namespace], Outcome], options: argparse.Name
     Raises:
         SystemExit: SIGTERM came; the code is 143.
     """
+    take_every_character()
     _quieten()
     with ended_by_sigterm():
         try:
@@ -338,6 +341,10 @@ def _in_one_line(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    if isinstance(error, UnicodeEncodeError):
+        near = error.object[max(error.start - _CHARACTERS_AROUND, 0) : error.end + _CHARACTERS_AROUND]
+        remedy = "" if error.encoding == "utf-8" else ", or set LC_ALL=C.UTF-8"
+        text = f"{near!r}: a name within cannot be written in {error.encoding}; rename what has it{remedy}"
     if text.startswith("Caught ") and " in DataLoader worker process " in text.partition("\n")[0]:
         text = text.splitlines()[-1].partition(": ")[2]
     line = " ".join(text.split())
@@ -346,6 +353,7 @@ def _in_one_line(error: Exception) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; without a command it says what one does first."""
+    take_every_character()
     given = sys.argv[1:] if arguments is None else arguments
     if not given:
         sys.stdout.write(_FIRST_STEPS)

@@ -1,5 +1,6 @@
-"""What goes to a terminal: no character that it would obey, and no token."""
+"""What goes to a terminal: no character that it would obey, none that it cannot take, and no token."""
 
+import io
 import logging
 import sys
 import traceback
@@ -12,6 +13,16 @@ from hf_progressive.storage.visible_text import visible
 def shown_text(text: str) -> str:
     """Return a text as it may be shown."""
     return visible(without_tokens(text))
+
+
+def take_every_character() -> None:
+    """Let stdout and stderr write out a character that their encoding does not have, where they would raise.
+
+    A terminal of Latin-1 has no Δ: what a command found, once all was done, would end in an error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 class ShownFormatter(logging.Formatter):

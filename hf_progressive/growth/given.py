@@ -16,11 +16,17 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def require_path(value: Any, name: str, what: str) -> None:
-    """Raise a ValueError unless an argument is a path that is not empty, as a variable that is not set makes it."""
+    """Raise a ValueError unless an argument is a path of UTF-8 text, as records and safetensors hold names.
+
+    An empty one is what a variable that is not set makes.
+    """
     if not isinstance(value, str | os.PathLike):
         raise ValueError(f"{name} is {class_of(value)}; give {what}")
-    if not os.fspath(value):
+    path = os.fspath(value)
+    if not path:
         raise ValueError(f"{name} is empty; give {what}")
+    if any("\ud800" <= character <= "\udfff" for character in path):  # as Python reads bytes that are no UTF-8
+        raise ValueError(f"{path}: the name is no UTF-8 text, and no record can hold it; give it another name")
 
 
 def require_seed(seed: Any) -> None:

@@ -1,7 +1,9 @@
 """Text from outside is shown and not executed, in a terminal, a report and a card; tokens are shown nowhere."""
 
+import io
 import json
 import logging
+import sys
 import unicodedata
 
 import pytest
@@ -96,3 +98,27 @@ def test_a_file_s_name_that_is_no_text_is_shown(tmp_path, capsys):
 def test_a_line_has_an_end(tmp_path, capsys):
     assert cli.main(["plan", "ladder_tiny", "--set", f"cold=[{'x' * 100_000}]"]) == 2
     assert len(capsys.readouterr().err) < 5000
+
+
+def test_a_terminal_that_lacks_a_character_sees_it_written_out(monkeypatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="latin-1") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert cli.main(["plan", "ladder_tiny"]) == 0
+    assert cli.main([]) == 0  # the first steps
+    assert cli.main(["plan", "漢字.yaml"]) == 2
+    for stream in streams.values():
+        stream.flush()
+    assert b"\\u2500 from scratch" in streams["stdout"].buffer.getvalue()
+    assert b"\\u6f22\\u5b57.yaml: no such file" in streams["stderr"].buffer.getvalue()
+
+
+def test_a_name_that_no_record_can_hold_is_named(tmp_path, capsys):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    error = UnicodeEncodeError("utf-8", f'{"x" * 90}"{name}"', 94, 95, "surrogates not allowed")
+    line = cli.parser._in_one_line(error)
+    assert "caf\\udce9" in line
+    assert line.endswith("a name within cannot be written in utf-8; rename what has it")
+    assert len(line) < 150
+    error = UnicodeEncodeError("ascii", "runs/ü", 5, 6, "ordinal not in range(128)")
+    assert cli.parser._in_one_line(error).endswith("rename what has it, or set LC_ALL=C.UTF-8")

@@ -13,6 +13,10 @@ WRONG = {
     "a variable that is not set": ({"source": ""}, "source is empty; give a folder or a Hub id"),
     "no output": ({"output": None}, "output is a NoneType; give the folder to create"),
     "an output that is not set": ({"output": ""}, "output is empty; give the folder to create"),
+    "an output whose name is no text": (
+        {"output": "caf\udce9"},
+        "the name is no UTF-8 text, and no record can hold it",
+    ),
     "an optimizer in memory": ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer is an SGD; give the path"),
     "a seed that is none": ({"seed": None}, "seed is None; give a whole number"),
     "a seed that is a text": ({"seed": "1"}, "seed is '1'; give a whole number"),
