@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from hf_progressive.config import strict_yaml
-from hf_progressive.config.ranges import shown
+from hf_progressive.config.ranges import class_of, shown
 
 LONGEST_NAME = 100
 """Characters of a name that a folder, and a repository on the Hub, is called by."""
@@ -16,6 +16,13 @@ def require(condition: bool, message: str) -> None:
     """Raise a `ValueError` with a message (the field, its value, what would be right) unless a condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def require_config(config: Any, kind: type[Any], load: str) -> None:
+    """Raise unless what is given for a configuration is one, and not the name of its file."""
+    require(
+        isinstance(config, kind), f"config is {class_of(config)}; give a {kind.__name__}, as {load}(FILE) returns it"
+    )
 
 
 def require_folder_name(name: str) -> None:

@@ -16,7 +16,7 @@ from hf_progressive.config.credentials import refuse_credentials
 from hf_progressive.config.data import DataConfig
 from hf_progressive.config.model import GrowthConfig, ModelConfig, RungConfig
 from hf_progressive.config.phi import PhiConfig, require_weight_in_ladder
-from hf_progressive.config.ranges import Seed
+from hf_progressive.config.ranges import Seed, class_of
 from hf_progressive.config.training import TrainingConfig
 from hf_progressive.config.trunk import TrunkConfig
 
@@ -244,6 +244,10 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def find_config(path: str | os.PathLike[str]) -> Path:
     """Return the file of a configuration: of a path, or of the name of one that ships with the package."""
+    require(
+        isinstance(path, str | os.PathLike),
+        f"the path of a configuration is {class_of(path)}; give a YAML file's, or the name of one of the package",
+    )
     given = Path(path)
     if given.is_file():
         return given

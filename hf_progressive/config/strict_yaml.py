@@ -207,6 +207,8 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
     >>> apply_overrides({"phi": {"gamma": 1.0}, "rungs": ["d4"]}, ["phi.gamma=0.5", "rungs.0=d6"])
     {'phi': {'gamma': 0.5}, 'rungs': ['d6']}
     """
+    if isinstance(overrides, str):
+        raise ValueError(f"overrides is a text; give a list, [{overrides!r}]")
     result: dict[str, Any] = with_current_names(dict(mapping))  # a deep copy of plain values
     for item in overrides:
         path, equals, text = item.partition("=")

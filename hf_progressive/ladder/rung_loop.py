@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_progressive import storage
 from hf_progressive.config import LadderConfig
+from hf_progressive.config.checks import require_config
 from hf_progressive.data import prepare_corpus, reading_ahead
 from hf_progressive.distributed.lost_processes import ended_with_the_others
 from hf_progressive.distributed.processes import current_processes, main_process_first
@@ -83,6 +84,7 @@ def run_ladder(
         OSError: A file could not be read or written.
         FloatingPointError: A loss is no longer finite; the message names the last good checkpoint.
     """
+    require_config(config, LadderConfig, "load_ladder_config")
     state = current_processes()
     folder = Path(output_dir)
     first = folder / config.rungs[0].name / "final"

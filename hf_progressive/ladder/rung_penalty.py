@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from hf_progressive.config import FisherConfig, GrowthConfig, PhiConfig, SubspaceConfig
+from hf_progressive.config.ranges import shown
 from hf_progressive.estimation.saved_estimates import FisherRecord, SubspaceRecord, open_estimate
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.expert_pieces import StockTensors
@@ -81,6 +82,8 @@ def load_penalty(
             if given != (None, None, None, "estimated", "gradient", "outside"):
                 raise ValueError(f"{saved}: holds a whole penalty; leave out child, ewc_lambda and gamma")
             return load_saved_penalty(saved)
+    if fisher not in ("estimated", "ones"):
+        raise ValueError(f"fisher is {shown(fisher)}; give 'estimated' for the rung's own, or 'ones' for L2-SP")
     phi = PhiConfig(
         ewc_lambda=ewc_lambda or 0.0,
         gamma=gamma or 0.0,
@@ -92,6 +95,8 @@ def load_penalty(
     if not (folder / CONFIG_NAME).is_file():
         wanted = "a rung's folder, RUN/NAME/final, or a checkpoint's, which ProgressiveTrainer saved"
         raise FileNotFoundError(f"{source}: holds neither {CONFIG_NAME} nor {DESCRIPTION_NAME}; give {wanted}")
+    if not phi.is_off:
+        _require_estimates(phi, folder, str(source))
     config = AutoConfig.from_pretrained(folder)
     growth = plan_growth(config, config) if child is None else _recorded_growth(folder, config, Path(child))
     penalty = _penalty(phi, anchor=folder if child is None else Path(child), parent=folder, growth=growth)
@@ -100,6 +105,20 @@ def load_penalty(
             raise ValueError(f"{source}: is a checkpoint of a training without a penalty, so there is none to load")
         raise ValueError(f"{source}: a rung stores what Φ is made of, not its weights; give ewc_lambda or gamma")
     return penalty
+
+
+def _require_estimates(phi: PhiConfig, folder: Path, source: str) -> None:
+    # A rung stores what its ladder's Φ wants for a successor; any other checkpoint stores none.
+    if phi.ewc_lambda > 0 and phi.estimates_fisher and not (folder / FISHER_FILE).is_file():
+        raise FileNotFoundError(
+            f"{source}: stores no Fisher information ({FISHER_FILE}), as rungs do whose ladder has phi.ewc_lambda;"
+            " give fisher='ones' for L2-SP, or InheritancePenalty one of estimate_fisher"
+        )
+    if phi.gamma > 0 and not (folder / SUBSPACE_FILE).is_file():
+        raise FileNotFoundError(
+            f"{source}: stores no subspaces ({SUBSPACE_FILE}), as rungs do whose ladder has phi.gamma; give"
+            " InheritancePenalty those of learn_subspace"
+        )
 
 
 def _recorded_growth(parent: Path, config: object, child: Path) -> GrowthPlan:

@@ -19,6 +19,7 @@ from hf_progressive.config import (
     TrunkConfig,
     strict_yaml,
 )
+from hf_progressive.config.checks import require_config
 from hf_progressive.config.ranges import with_article
 from hf_progressive.data import load_tokenizer, vocabulary_size
 from hf_progressive.evaluation.core.bundle import load_bundle
@@ -76,6 +77,7 @@ def find_problems(config: LadderConfig, processes: int | None = None) -> list[st
     Each is a line: the key, its value, and what would be right. Without the number of processes, it is not asked
     whether a step divides among them.
     """
+    require_config(config, LadderConfig, "load_ladder_config")
     problems = [
         *keys_without_effect(config),
         *_muon_problems(config),

@@ -17,6 +17,7 @@ import yaml
 
 from hf_progressive import storage
 from hf_progressive.config import StudyConfig
+from hf_progressive.config.checks import require_config
 from hf_progressive.data import Corpus, prepare_corpus
 from hf_progressive.distributed.processes import current_processes
 from hf_progressive.ladder.run_folder import make_run_folder, require_own_kind
@@ -62,6 +63,7 @@ def run_study(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("a study's runs train in one process each; start the command itself several times instead")
+    require_config(config, StudyConfig, "load_study_config")
     ladder, root = config.ladder, Path(output_dir)
     plan_study(config, fingerprint="")  # what cannot be grown is said before anything is written
     make_run_folder(root)

@@ -51,6 +51,20 @@ def test_a_first_rung_with_a_source_brings_its_tokenizer(tmp_path: Path) -> None
         load_ladder_config(write(tmp_path, config.to_dict()), ["growth.parent=stable"])
 
 
+@pytest.mark.parametrize(
+    ("given", "overrides", "message"),
+    [
+        (MINIMAL, [], "the path of a configuration is a dict; give a YAML file's, or the name of one"),
+        (None, [], "the path of a configuration is a NoneType; give a YAML file's"),
+        ("ladder_tiny", "seed=1", r"overrides is a text; give a list, \['seed=1'\]"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_ladder_config, load_study_config])
+def test_what_is_no_path_and_no_list_is_refused(load, given, overrides, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(given, overrides)
+
+
 def test_a_file_that_is_not_there_is_looked_for_near_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, MINIMAL)

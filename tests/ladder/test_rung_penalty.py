@@ -112,8 +112,12 @@ def test_what_does_not_belong_together_is_refused(rung: Path, fisher: dict[str, 
     with pytest.raises(ValueError, match=r"child: is trained already; Φ is anchored where the child starts"):
         load_penalty(rung, child=tmp_path / "child", ewc_lambda=1.0)
     shutil.copytree(rung, tmp_path / "bare", ignore=shutil.ignore_patterns("phi"))
-    with pytest.raises(FileNotFoundError, match=r"fisher\.safetensors: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"bare: stores no Fisher .* give fisher='ones' for L2-SP, or"):
         load_penalty(tmp_path / "bare", ewc_lambda=1.0)
+    with pytest.raises(FileNotFoundError, match=r"bare: stores no subspaces .* those of learn_subspace"):
+        load_penalty(tmp_path / "bare", gamma=1.0)
+    with pytest.raises(ValueError, match="fisher is 'one'; give 'estimated' for the rung's own, or 'ones' for L2-SP"):
+        load_penalty(rung, ewc_lambda=1.0, fisher="one")
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder, and no name on the Hub"):
         load_penalty(tmp_path / "nowhere", ewc_lambda=1.0)
     with pytest.raises(FileNotFoundError, match="^nowhere: no such folder, and no name on the Hub"):

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from hf_progressive import cli
-from hf_progressive.config import load_ladder_config
+from hf_progressive.config import load_ladder_config, load_study_config
+from hf_progressive.ladder.rung_loop import run_ladder
 from hf_progressive.planning import preflight
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.preflight import find_problems
 from hf_progressive.storage import write_manifest
+from hf_progressive.study.run import run_study
 from hf_progressive.training import training_run as training_run
 
 WRONG = {
@@ -219,3 +221,14 @@ def test_patterns_and_new_entries_are_planned():
     for chosen in ("new_layers", "new_entries", "[transformer.h.1.*]"):
         words = ["phi.ewc_lambda=0", "phi.gamma=0", "cold=none", rungs, f"training.trainable={chosen}"]
         assert len(plan_ladder(load_ladder_config("ladder_tiny", words)).rungs) == 2
+
+
+@pytest.mark.parametrize("call", [plan_ladder, lambda config: run_ladder(config, "run")])
+def test_the_name_of_a_file_is_no_configuration(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in ("ladder.yaml", None, load_study_config("study_tiny")):
+        with pytest.raises(ValueError, match=r"config is a .*; give a LadderConfig, as load_ladder_config"):
+            call(given)
+    with pytest.raises(ValueError, match=r"config is a str; give a StudyConfig, as load_study_config"):
+        run_study("study.yaml", "run")
+    assert list(tmp_path.iterdir()) == []
