@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from hf_progressive.config.ranges import class_of
+from hf_progressive.distributed.forks import fork_while_threads_rest
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.distributed.stopping import STEPS_BETWEEN, Sigterm, StopVote
 from hf_progressive.distributed.termination import EXIT_CODE
@@ -113,6 +114,7 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
             wanted = "an InheritancePenalty or a LoraPenalty, which takes what estimate_fisher returns"
             raise ValueError(f"penalty is {class_of(penalty)}; pass {wanted}")
         super().__init__(*args, **kwargs)
+        fork_while_threads_rest()  # workers of data loaders
         flattened = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
         if getattr(self.args, "muon_learning_rate", None) is not None:
             if flattened:
