@@ -44,7 +44,8 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
         tokenizer = read_tokenizer(config.name, config.revision)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"data.tokenizer.name: cannot load {config.name!r}: {reason}") from error
+        here = "" if Path(config.name).exists() else f"; there is no folder {config.name} here either"
+        raise ValueError(f"data.tokenizer.name: cannot load {config.name!r}: {reason.rstrip('.')}{here}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
             f"data.tokenizer.name: {config.name} is {class_of(tokenizer)}, which the tokenizers library cannot "
@@ -55,6 +56,10 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> PreTrainedT
             f"data.tokenizer.name: {config.name} has no end-of-text token to separate documents; "
             f"set its eos_token and save it"
         )
+    try:
+        token_byte_lengths(tokenizer)  # now, and not once the whole corpus has been tokenized
+    except ValueError as error:
+        raise ValueError(f"data.tokenizer.name: {error}") from None
     return tokenizer
 
 

@@ -21,7 +21,7 @@ from hf_progressive.config import (
 )
 from hf_progressive.config.checks import require_config
 from hf_progressive.config.ranges import with_article
-from hf_progressive.data import load_tokenizer, vocabulary_size
+from hf_progressive.data import load_tokenizer, token_byte_lengths, vocabulary_size
 from hf_progressive.evaluation.core.bundle import load_bundle
 from hf_progressive.growth.methods import method_named
 from hf_progressive.growth.options import GrowthOptions
@@ -334,6 +334,8 @@ def _check_tokenizer(origin: Origin, named: TokenizerConfig) -> None:
     if named.name is None and own is None:
         raise ValueError(f"{origin} has no tokenizer; name the one it was trained with in data.tokenizer.name")
     tokenizer = own if named.name is None else load_tokenizer(named, ())
+    if named.name is None:
+        token_byte_lengths(tokenizer)  # refuses one that loses text
     if own is not None and own.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"{origin} has another tokenizer than data.tokenizer.name {named.name!r}; leave that out to take the"

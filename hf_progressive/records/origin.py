@@ -109,7 +109,9 @@ def locate_origin(source: str, revision: str | None = None, *, weights: bool = T
         ValueError: A Hub name is not pinned, a folder is, a file is damaged, or the record is of another version.
     """
     if revision is None and is_repo_id(source) and not Path(source).is_dir():
-        raise ValueError(f"{source}: a source on the Hub must be pinned; give a tag or a commit as its revision")
+        raise ValueError(
+            f"{source}: no such folder here, and a source on the Hub must be pinned; give a tag or a commit"
+        )
     wanted = PUBLISHED if weights else (CONFIG_NAME, RECORD_NAME)
     folder, commit = locate_files(source, (*wanted, *COMPANIONS), revision=revision)
     if not (folder / CONFIG_NAME).is_file():

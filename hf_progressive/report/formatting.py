@@ -155,6 +155,15 @@ def in_words(number: int) -> str:
     return _WORDS[number] if number < len(_WORDS) else str(number)
 
 
+def all_of(number: int) -> str:
+    """Write that all of a small count are meant.
+
+    >>> all_of(2), all_of(3)
+    ('both', 'all three')
+    """
+    return "both" if number == 2 else f"all {in_words(number)}"
+
+
 def percent(share: float, digits: int = 0) -> str:
     """Write a share in per cent.
 

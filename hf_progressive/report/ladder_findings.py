@@ -77,11 +77,11 @@ def _answer(grown: Sequence[RungRecord], totals: FamilyCost, unit: FlopUnit) -> 
 
 def _family_answer(totals: FamilyCost, to_match: float, family_cost: float, unit: FlopUnit) -> tuple[str, str]:
     last, cost, grown = totals.names[-1], totals.last_model_cost, totals.last_grown
-    models = f"{len(totals.names)} models"
+    models = "both models" if len(totals.names) == 2 else f"all {len(totals.names)} models"
     if cost is None:
-        headline = f"All {models} for {percent(family_cost)} of their price from scratch."
+        headline = f"{models.capitalize()} for {percent(family_cost)} of their price from scratch."
     else:
-        headline = f"{_last_model(cost)}, all {models} for {percent(family_cost)} of theirs."
+        headline = f"{_last_model(cost)}, {models} for {percent(family_cost)} of theirs."
     part = "" if grown is None or math.isclose(grown, to_match) else f", {unit.text(grown)} of it for {last}"
     pays = "growing pays too" if (grown or to_match) < totals.last_alone else "growing does not pay"
     return headline, (

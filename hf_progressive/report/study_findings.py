@@ -9,6 +9,7 @@ from hf_progressive.records.study_outcome import Difference, PenaltyEffect, Step
 from hf_progressive.report.findings import Findings, Tile
 from hf_progressive.report.formatting import (
     FlopUnit,
+    all_of,
     count,
     counted,
     duration,
@@ -53,11 +54,11 @@ def _headline(study: StudyRecord) -> str:
         if stages:
             how = f"by a trunk through {in_words(len(stages))} smaller"
             return f"The last model for {price} ({_spread(cost)}), {how}{_whole_family(study)}"
-        count, shared = in_words(len(study.rungs)), ""
+        shared = ""
         if family.inherited is not None:
             share = "at most " * family.at_most + percent(family.inherited / family.cold)
-            shared = f", all {count} for {share} of theirs"
-        return f"The last of {count} models for {price}{shared}"
+            shared = f", {all_of(len(study.rungs))} for {share} of theirs"
+        return f"The last of {in_words(len(study.rungs))} models for {price}{shared}"
     missed = [rung.child for rung in rungs if rung.eta is None]
     if missed:
         return f"{', '.join(missed)}: not every seed matched its baseline within the budgets tried"
@@ -71,7 +72,7 @@ def _whole_family(study: StudyRecord) -> str:
         return ""
     ends = "" if family.seeds == 1 else f" ({two_ends(family.over_last_alone_low, family.over_last_alone_high)})"
     bound = "at most " * family.at_most
-    return f"; all {in_words(len(study.trunk) + 1)} for {bound}{family.over_last_alone:.2f} times it{ends}"
+    return f"; {all_of(len(study.trunk) + 1)} for {bound}{family.over_last_alone:.2f} times it{ends}"
 
 
 def _spread(cost: LastModelCost) -> str:

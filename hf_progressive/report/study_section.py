@@ -42,6 +42,7 @@ def write_section(study_dir: str | os.PathLike[str], document: str | os.PathLike
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise ValueError(f"{path}: has no line {_END if begin else _BEGIN}; the study's result goes between the two")
+        lacks = _END if begin else _BEGIN
+        raise ValueError(f"{path}: has no line {lacks}; the study's result goes between {_BEGIN} and {_END}")
     with atomic_file(path) as temporary:
         temporary.write_text(f"{before}{begin}\n{section}\n{end}{after}", encoding="utf-8")

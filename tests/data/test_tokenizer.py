@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_progressive.config import TokenizerConfig
+from hf_progressive.config import TokenizerConfig, load_ladder_config
+from hf_progressive.data import prepare
 from hf_progressive.data.tokenizer import (
     END_OF_TEXT,
     LONGEST_WORD,
@@ -23,6 +24,7 @@ from hf_progressive.data.tokenizer import (
     vocabulary_size,
     without_padding,
 )
+from hf_progressive.planning.ladder_plan import plan_ladder
 
 TEXTS = ["the rung grows from the rung below the rung", "naïve 漢字 and the 🙂 below", "    return the\n\tgrown"] * 3
 
@@ -100,6 +102,21 @@ def test_tokenizer_that_loses_text_is_refused():
         token_byte_lengths(words())
 
 
+def test_a_tokenizer_that_loses_text_is_refused_before_a_corpus_is_tokenized(tmp_path, monkeypatch):
+    words().save_pretrained(tmp_path / "words")
+    name = str(tmp_path / "words")
+    said = rf"^data\.tokenizer\.name: the tokenizer '{re.escape(name)}' accounts for \d+ of the 94 bytes"
+    with pytest.raises(ValueError, match=said):
+        load_tokenizer(TokenizerConfig(name=name), ())
+    config = load_ladder_config("ladder_tiny", [f"data.tokenizer={{name: {name}}}"])
+    with pytest.raises(ValueError, match=said[1:]):
+        plan_ladder(config)
+    monkeypatch.setattr(prepare, "_tokenize", None)
+    with pytest.raises(ValueError, match=said):
+        prepare.prepare_corpus(config.corpus, 16, tmp_path / "data")
+    assert {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")} == {"words"}
+
+
 def test_training_gives_the_same_tokenizer_in_another_process(tmp_path):
     trained().save_pretrained(tmp_path / "here")
     script = "from tests.data.test_tokenizer import trained; import sys; trained().save_pretrained(sys.argv[1])"  #
@@ -161,7 +178,9 @@ def test_mistakes_are_named_in_one_line(tmp_path):
         TokenizerConfig(vocab_size=5000): r"the corpus yields \d+ entries only, not 5000; lower vocab_size to that",
         TokenizerConfig(name=str(tmp_path)): r"has no end-of-text token to separate documents; set its eos_token",
         TokenizerConfig(name=str(tmp_path / "absent")): r"data.tokenizer.name: cannot load '.*absent': ",
-        TokenizerConfig(name="nobody/nothing"): r"data.tokenizer.name: cannot load 'nobody/nothing': ",
+        TokenizerConfig(
+            name="nobody/nothing"
+        ): r"data.tokenizer.name: cannot load 'nobody/nothing': .*; there is no folder nobody/nothing here",
     }
     for config, message in cases.items():
         with pytest.raises(ValueError, match=message) as caught:

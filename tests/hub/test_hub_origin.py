@@ -103,7 +103,7 @@ def test_what_cannot_be_fetched_is_said_in_one_line(
 ) -> None:
     server, commit = published
     cases = [
-        (None, {}, "rung l2w16: org/l2w16: a source on the Hub must be pinned; give a tag or a commit"),
+        (None, {}, "rung l2w16: org/l2w16: no such folder here, and a source on the Hub must be pinned"),
         ("v9", {}, "rung l2w16: org/l2w16 at v9: there is no such repository or revision, or the token may not see"),
         ("0" * 40, {}, f"rung l2w16: org/l2w16 at {'0' * 40}: there is no such repository or revision"),
         (commit, {"HF_HUB_OFFLINE": "1"}, f"rung l2w16: org/l2w16 at {commit}: not in the cache, and the Hub could"),

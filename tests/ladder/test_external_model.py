@@ -217,7 +217,7 @@ def test_later_rungs_keep_the_ratios_of_the_first(tmp_path: Path, family: str) -
     ("override", "message"),
     [
         ("rungs.0.source=/nowhere/final", "rung start: /nowhere/final: no such folder, and no name on the Hub"),
-        ("rungs.0.source=org/d4", "rung start: org/d4: a source on the Hub must be pinned; give a tag or a commit"),
+        ("rungs.0.source=org/d4", "rung start: org/d4: no such folder here, and a source on the Hub must be pinned"),
         ("rungs.0.revision=v1", "a local folder has no revision 'v1'; leave the revision out"),
         ("model.family=llama", "rung start: l1w16 is a gpt2, model.family is 'llama'; set it to that"),
         ("model.context=64", "rung start: l1w16 reads 32 tokens, model.context is 64; lower it to 32"),

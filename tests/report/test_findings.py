@@ -77,7 +77,7 @@ def test_a_rung_that_matched_and_got_worse_is_told_of(run, records, behind, said
         (
             2,
             True,
-            "The last model for 1.24 times its price from scratch, all 2 models for 72 %",
+            "The last model for 1.24 times its price from scratch, both models for 72 %",
             "2 of 3 rungs are finished, l6w112 not yet",
         ),
         (3, False, "What inheritance saves was not measured.", "still to be trained from scratch: l6w96 and l6w112"),

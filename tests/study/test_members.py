@@ -153,7 +153,7 @@ def test_the_family_of_a_trunk_is_paid_for_with_its_members_decays(
     assert recipe.family.cold == pytest.approx(worth * thin.cold_flops + alone)
     assert recipe.family.over_last_alone == pytest.approx(grown / alone)
     found, over = find_in_study(record), f"{grown / alone:.2f}"
-    assert found.headline.endswith(f"; all two for {over} times it ({over} to {over})")
+    assert found.headline.endswith(f"; both for {over} times it ({over} to {over})")
     assert found.explanation.endswith(f"of their own size, thin {100 * worth:.0f} %.")
     assert [tile.value for tile in found.tiles if tile.title == "family cost"] == [
         f"{100 * grown / (worth * thin.cold_flops + alone):.0f} %"
