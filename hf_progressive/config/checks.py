@@ -45,13 +45,16 @@ def require_in_range(config: Any) -> None:
     """Raise unless every number of a configuration is one, finite, and in the range that its field's type declares.
 
     What is read from YAML is so already; this holds for what is built in Python, too. An empty text, which would be
-    the working directory where it names a file, is refused as well.
+    the working directory where it names a file, is refused as well, and so is a home folder in a shell's words.
     """
     for name, hint in strict_yaml.type_hints(config.__class__).items():
         value = getattr(config, name)
         require(
             value != "" and not (isinstance(value, tuple) and "" in value), f"{name}: a text is empty; leave it out"
         )
+        for text in value if isinstance(value, tuple) else (value,):
+            at_home = isinstance(text, str) and (text == "~" or text.startswith("~/"))
+            require(not at_home, f"{name}: {shown(text)}: only a shell knows '~'; write the home folder out")
         if _has_range(hint):
             strict_yaml.convert(hint, value, name, exact=True)
 

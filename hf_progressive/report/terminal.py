@@ -55,4 +55,5 @@ def _speed(rungs: Sequence[RungRecord]) -> list[str]:
     rates = span([speed.rate for speed in speeds], lambda rate: count(round(rate)))
     known = [speed.mfu for speed in speeds if speed.mfu is not None]
     mfu = f", MFU {span(known, percent)}" if known else ""
-    return [f"The rungs trained for {duration(spent)} in all, at {rates} tokens/s{mfu}; baselines came on top."]
+    baselines = "; baselines came on top" if any(rung.cold is not None for rung in rungs) else ""
+    return [f"The rungs trained for {duration(spent)} in all, at {rates} tokens/s{mfu}{baselines}."]

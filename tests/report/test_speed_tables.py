@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_progressive.records.ladder import read_run
-from hf_progressive.report import LivePage, write_report
+from hf_progressive.report import LivePage, results_table, write_report
 from hf_progressive.report.speed_tables import priced_table, read_prices, speed_table
 
 SPEED = {
@@ -34,6 +34,12 @@ def test_a_rung_says_how_fast_it_trained_and_an_older_record_says_nothing(run, r
         ("l6w96", "2.00 M", "–", *times, "cpu"),
     )
     assert speed_table(rungs[2:]) is None
+
+
+def test_baselines_come_on_top_where_there_are_some(run, records):
+    assert "tokens/s, MFU 41 %; baselines came on top." in results_table(read_run(run(with_speed(records()))).rungs)
+    alone = [record | {"cold": None, "flops_to_match": None} for record in with_speed(records())]
+    assert results_table(read_run(run(alone)).rungs).endswith("tokens/s, MFU 41 %.")
 
 
 def test_the_price_stands_beside_what_was_paid(run, records, tmp_path):
