@@ -151,9 +151,17 @@ def require_config(folder: Path) -> None:
     """
     if not (folder / CONFIG_NAME).is_file():
         refuse_adapter(folder)
-        within = sorted(str(path.parent) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{CONFIG_NAME}"))
-        advice = f"; in it are {', '.join(within[:_MOST_NAMED])}" if within else "; give a checkpoint's folder"
+        within = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{CONFIG_NAME}")]
+        named = [str(path) for path in sorted(within, key=_likely)[:_MOST_NAMED]]
+        more = f" and {len(within) - len(named)} more" if len(within) > len(named) else ""
+        advice = f"; in it are {', '.join(named)}{more}" if within else "; give a checkpoint's folder"
         raise FileNotFoundError(f"{folder / CONFIG_NAME}: no such file{advice}")
+
+
+# What is meant comes first: what is not far down, the trained model before its beginning, the newest checkpoint.
+def _likely(folder: Path) -> tuple[int, bool, int, str]:
+    step = folder.name.rpartition("-")[2]
+    return len(folder.parts), folder.name != "final", -int(step) if step.isdecimal() else 0, str(folder)
 
 
 # Phi-3 and Falcon were published with code of their own, which became the stock classes under the same names.

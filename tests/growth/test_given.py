@@ -63,3 +63,27 @@ def test_the_folder_that_one_stands_in_is_no_name_of_an_output(parent, tmp_path,
     with pytest.raises(FileExistsError, match=rf"{re.escape(output)}: is no name of a new folder; give one, such as"):
         grow_checkpoint(parent, output, {"n_layer": 3}, verify=False, overwrite=True)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (
+            ["checkpoints/checkpoint-34", "cold/final", "cold/init", "final", "init"],
+            "final, init, cold/final, checkpoints/checkpoint-34 and 1 more",
+        ),
+        (
+            [f"checkpoint-{step}" for step in (50, 100, 150, 900, 1000)],
+            "checkpoint-1000, checkpoint-900, checkpoint-150, checkpoint-100 and 1 more",
+        ),
+        (["a/init", "a/final", "b/final"], "a/final, b/final, a/init"),
+    ],
+    ids=["a rung", "checkpoints", "a run"],
+)
+def test_of_a_folder_of_models_the_likely_ones_are_named_first(tmp_path, monkeypatch, folders, said):
+    monkeypatch.chdir(tmp_path)
+    for folder in folders:
+        gpt2().config.save_pretrained(tmp_path / "out" / folder)
+    with pytest.raises(FileNotFoundError) as raised:
+        grow_checkpoint("out", "child", WIDER)
+    assert str(raised.value).replace("out/", "") == f"config.json: no such file; in it are {said}"
