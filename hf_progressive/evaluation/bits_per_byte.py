@@ -9,7 +9,7 @@ none. Source: Gao et al. 2020 (The Pile, arXiv 2101.00027), section 3.1.
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.data import Block, token_byte_lengths
 from hf_progressive.data.blocks import NOT_PREDICTED
 from hf_progressive.data.tokenizer import encode_documents
@@ -120,7 +121,7 @@ def bits_per_byte(
         `loss` (nats per predicted token), `bits_per_byte`, `tokens` (predicted), `bytes` (of these).
 
     Raises:
-        ValueError: The predicted tokens have no bytes, or there is no block.
+        ValueError: The predicted tokens have no bytes, blocks or lengths are none, or there is no block.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=16))
@@ -132,10 +133,11 @@ def bits_per_byte(
     (4.0, 14, 14)
     """
     require_in_memory(model)
-    lengths = torch.as_tensor(token_bytes)
+    lengths = _byte_lengths(token_bytes)
     nats, tokens, byte_count = [], 0, 0
     if len(DataLoader(blocks)) == 0:
         raise ValueError("blocks: there are none to measure")
+    _require_block(blocks[0])
     if batch_size is None:
         batch_size = sequences_that_fit(model, len(blocks[0]["input_ids"]), on_cpu=_CPU_SEQUENCES)
     with evaluation_mode(model):
@@ -144,10 +146,36 @@ def bits_per_byte(
         ):
             inputs, targets = batch["input_ids"][:, :-1], batch["input_ids"][:, 1:]  # (B, T-1)
             require_within_tables(model, inputs, "blocks")
+            if (largest := int(targets.max())) >= len(lengths):
+                raise ValueError(f"token_bytes has {len(lengths)} entries, and blocks hold the token id {largest}")
             nats += _summed_nats(model, inputs, targets)
             tokens += targets.numel()
             byte_count += int(lengths[targets].sum())
     return _result(math.fsum(nats), tokens, byte_count)
+
+
+def _byte_lengths(token_bytes: Any) -> Tensor:
+    try:
+        lengths = torch.as_tensor(token_bytes)
+    except (RuntimeError, TypeError, ValueError):
+        lengths = torch.zeros(())
+    if lengths.ndim != 1:
+        raise ValueError(
+            f"token_bytes is {class_of(token_bytes)} that is no row of numbers; give the bytes of every token, which"
+            " hf_progressive.data.token_byte_lengths(tokenizer) returns"
+        )
+    return lengths
+
+
+def _require_block(block: Any) -> None:
+    ids = block.get("input_ids") if isinstance(block, Mapping) else None
+    if not isinstance(ids, Tensor) or ids.ndim != 1:
+        items = isinstance(block, Mapping)
+        what = f"input_ids of the first are {class_of(ids)}" if items else f"the first is {class_of(block)}"
+        raise ValueError(
+            f"blocks: {what}; give items with input_ids that are tensors, (T,), such as"
+            " [{'input_ids': ids} for ids in tensor], or dataset.with_format('torch')"
+        )
 
 
 def text_bits_per_byte(

@@ -12,6 +12,7 @@ and backward pass of the model more, over the blocks.
 
 import contextlib
 import dataclasses
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
-from hf_progressive.config.ranges import class_of
+from hf_progressive.config.ranges import class_of, shown
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
 from hf_progressive.distributed.model_in_memory import require_in_memory
 from hf_progressive.distributed.model_tables import require_within_tables
@@ -139,9 +140,14 @@ def generated_blocks(
         (count, length) token ids on the CPU.
 
     Raises:
-        ValueError: `length` is beyond the model's positions, or `start` beyond its vocabulary.
+        ValueError: A number is none or too small, `length` is beyond the model's positions, or `start` beyond its
+            vocabulary.
     """
     require_in_memory(model)
+    for name, value, least in (("count", count, 1), ("length", length, 2), ("start", start, 0)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            why = "; where a tokenizer has no bos_token_id, take its eos_token_id" if value is None else ""
+            raise ValueError(f"{name} is {shown(value)}; give a whole number, {least} or more{why}")
     require_within_tables(model, torch.tensor([start]), "generated blocks", length=length - 1)  # the last is not read
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)

@@ -224,6 +224,19 @@ def test_mistakes_are_named(model, tokenizer):
         bits_per_byte_of_nats(1.0, 0)
     with pytest.raises(ValueError, match=r"blocks: there are none to measure"):
         bits_per_byte(model, [], [1] * 280, progress=False)
+    blocks = [{"input_ids": torch.full((4,), 7)}]
+    for wrong in (None, 3, [[1] * 280], ["a"]):
+        with pytest.raises(ValueError, match=r"^token_bytes is an? \w+ that is no row of numbers; give the bytes of"):
+            bits_per_byte(model, blocks, wrong, progress=False)
+    with pytest.raises(ValueError, match=r"^token_bytes has 7 entries, and blocks hold the token id 7$"):
+        bits_per_byte(model, blocks, [1] * 7, progress=False)
+    for wrong, said in (
+        (torch.zeros(2, 4, dtype=torch.long), "the first is a Tensor"),
+        ([{"input_ids": [1, 2, 3]}], "input_ids of the first are a list"),
+        ([{"ids": torch.zeros(4)}], "input_ids of the first are a NoneType"),
+    ):
+        with pytest.raises(ValueError, match=rf"^blocks: {said}; give items with input_ids that are tensors"):
+            bits_per_byte(model, wrong, [1] * 280, progress=False)
     with pytest.raises(ValueError, match=r"overlap: 16 is not between 0 and 15, the context of 16 less one new token"):
         text_bits_per_byte(model, tokenizer, TEXTS, overlap=16)
     with pytest.raises(ValueError, match=r"windows of the context have 20 tokens, .* has 16 learned positions"):

@@ -104,6 +104,14 @@ def test_a_parent_of_another_vocabulary_or_context_is_refused_in_one_line():
     with pytest.raises(ValueError, match=r"^blocks have 20 tokens, GPT2LMHeadModel has 16 learned positions; cut .*$"):
         held.require_fitting(model)
     held.of(longer, 0, device)
+    for wrong, said in (
+        ({"count": 0}, r"count is 0; give a whole number, 1 or more"),
+        ({"length": 1}, r"length is 1; give a whole number, 2 or more"),
+        ({"start": "def"}, r"start is 'def'; give a whole number, 0 or more"),
+        ({"start": None}, r"start is None; .* no bos_token_id, take its eos_token_id"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{said}$"):
+            generated_blocks(model, **{"count": 2, "length": 4, "start": 7} | wrong)
     with pytest.raises(ValueError, match=r"^generated blocks have 19 tokens, .* 16 learned positions; .*$"):
         generated_blocks(model, 2, 20, start=7)
     with pytest.raises(
