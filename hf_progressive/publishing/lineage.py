@@ -63,8 +63,9 @@ class Lineage:
         family: tuple[RungRecord, ...] = (rung,)
         data: Mapping[str, Any] = {"source": rung.data.source}
         planned, title, child = 1, None, None
-        run_dir = folder.parent.parent
-        if folder.name == "final" and (run_dir / "ladder.json").is_file():
+        place = folder.resolve()  # `final`, or `.`, to whoever stands near by
+        run_dir = place.parent.parent
+        if place.name == "final" and (run_dir / "ladder.json").is_file():
             run = read_run(run_dir)
             family, planned, title = run.rungs, len(run.ladder.rungs), run.ladder.name
             data = {**data, **run.ladder.config.get("data", {})}

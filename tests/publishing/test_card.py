@@ -153,6 +153,19 @@ def test_the_command_of_a_card_grows_the_next_rung(
     assert [word.value.value for word in arguments.keywords] == re.findall(r"--method (\S+)", command)
 
 
+@pytest.mark.parametrize(
+    ("here", "folder"), [("d5", "final"), ("d5/final", "."), ("..", "link"), ("d4", "../d5/final/")]
+)
+def test_a_card_is_the_same_however_its_folder_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, here: str, folder: str
+) -> None:
+    whole = prepare_publication(run / "d5" / "final", "org/d5").card
+    assert "## The family" in whole
+    (run.parent / "link").symlink_to(run / "d5" / "final")
+    monkeypatch.chdir(run / here)
+    assert prepare_publication(Path(folder), "org/d5").card == whole
+
+
 def test_a_mixture_is_called_by_its_name(run: Path) -> None:
     config = json.loads(Qwen3MoeConfig(**EXPERTS).to_json_string(use_diff=False))
     change_record(run / "d5" / "final", config=config)
