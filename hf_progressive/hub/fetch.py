@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from hf_progressive.hub.names import PUBLISHED, check_repo_id, is_repo_id
+from hf_progressive.hub.names import LICENCE_FILES, PUBLISHED, check_repo_id, is_repo_id
 from hf_progressive.hub.transport import patiently, reason
 from hf_progressive.storage import MANIFEST_NAME, check_manifest, require_inside_name, require_plain_name
 from hf_progressive.storage.full_disk import FullDiskNamed
@@ -32,7 +32,7 @@ def fetch_rung(repo_id: str, *, revision: str | None = None) -> Path:
         ValueError: The repository is no published rung, or a file is damaged.
     """
     check_repo_id(repo_id)
-    folder = fetch_files(repo_id, PUBLISHED, revision=revision)
+    folder = fetch_files(repo_id, (*PUBLISHED, *LICENCE_FILES), revision=revision)
     if not (folder / MANIFEST_NAME).is_file():
         where = f"{repo_id} at {revision}" if revision else repo_id
         raise ValueError(f"{where}: has no {MANIFEST_NAME}, so it was not published as a rung; load it by its name")

@@ -48,13 +48,14 @@ RUNG_FILES = (
     "phi/fisher.safetensors",
     "phi/subspace.safetensors",
 )
-"""Patterns of the files of a rung's folder that are published. Whatever is not on this list stays at home."""
+"""Patterns of the files of a rung's folder that are published, beside its licences. All else stays at home."""
 
 CARD, PLOT, GROWTH, RESULTS = "README.md", "plots/curve.png", "growth.json", ".eval_results/bits_per_byte.yaml"
 """Names of the files that are made for the repository."""
 
 PUBLISHED = (*RUNG_FILES, CARD, PLOT, RESULTS, MANIFEST_NAME)
-"""Patterns of everything a repository gets from here, and of all that an older revision may have left there."""
+"""Patterns of everything a repository gets from here, and of all that an older revision may have left there. A licence
+is not among them: one that is only in the repository is its owner's."""
 
 _REPO_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\w([\w.-]*\w)?/)?\w([\w.-]*\w)?", re.ASCII)
 _LONGEST_REPO_ID = 96  # characters, huggingface_hub's own limit

@@ -16,7 +16,7 @@ from huggingface_hub import constants, get_token
 from hf_progressive.config.credentials import TOKEN
 from hf_progressive.config.language import require_languages
 from hf_progressive.config.licence import require_licence
-from hf_progressive.hub.names import CARD, GROWTH, PLOT, RECORD_NAME, RESULTS, RUNG_FILES
+from hf_progressive.hub.names import CARD, GROWTH, LICENCE_FILES, PLOT, RECORD_NAME, RESULTS, RUNG_FILES
 from hf_progressive.publishing.card import evaluation_results, model_card
 from hf_progressive.publishing.lineage import Lineage
 from hf_progressive.records.rung import RungRecord
@@ -139,7 +139,7 @@ def _tag(files: Mapping[str, PublishedFile]) -> str:
 def _rung_files(folder: Path) -> dict[str, PublishedFile]:
     files = {}
     for name, entry in sorted(read_json(folder / MANIFEST_NAME)["files"].items()):
-        if any(fnmatchcase(name, pattern) for pattern in RUNG_FILES):
+        if any(fnmatchcase(name, pattern) for pattern in (*RUNG_FILES, *LICENCE_FILES)):
             files[name] = PublishedFile(content=folder / name, size=entry["size"], sha256=entry["sha256"])
             if not name.endswith(WEIGHTS_SUFFIX):
                 # Kept in memory: a ladder under way may replace its record, and the folder with it, meanwhile.

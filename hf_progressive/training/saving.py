@@ -1,6 +1,7 @@
 """How a trainer saves: a checkpoint stands under its own name whole, or not at all. And how it reads weights back."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_progressive.growth.grow import OPTIMIZER_NAME
 from hf_progressive.growth.reader import INDEX_NAME, WEIGHTS_NAME, CheckpointReader
+from hf_progressive.hub.names import LICENCE_FILES
 from hf_progressive.training.checkpoints import link_penalty, rotate, written_whole
 from hf_progressive.training.moments import whole_optimizer_state
 
@@ -27,6 +29,9 @@ class WholeSaves(_Trainer):
     It also reads weights whose files hold them under other names than the model has, such as those of single experts.
     Trainer itself (Transformers 5.23) warns of missing keys there, and trains on with what the model held before.
     """
+
+    begun_from: str | os.PathLike[str] | None = None
+    """A checkpoint whose licences and notices go along with what `save_pretrained_whole` saves."""
 
     _save_root: str | None = None
 
@@ -81,7 +86,8 @@ class WholeSaves(_Trainer):
     def save_pretrained_whole(self, folder: str | os.PathLike[str], *, moments: bool = False) -> None:
         """Save the model and tokenizer as a stock checkpoint, complete or not at all; every process must call it.
 
-        A checkpoint that stands there is replaced. With `moments`, the optimizer's state is there too, whole.
+        A checkpoint that stands there is replaced. With `moments`, the optimizer's state is there too, whole; and so
+        are the licences and notices of the folder `begun_from`.
         """
         started = time.monotonic()
         self._require_finite()
@@ -90,7 +96,14 @@ class WholeSaves(_Trainer):
             self.save_model(str(staged), _internal_call=True)
             if self.args.should_save:
                 (staged / "training_args.bin").unlink(missing_ok=True)
+                for path in _licences(self.begun_from):
+                    shutil.copyfile(path, staged / path.name)
                 if optimizer_state is not None:
                     torch.save(optimizer_state, staged / OPTIMIZER_NAME)
         if self.meter is not None:
             self.meter.saving(time.monotonic() - started)
+
+
+def _licences(folder: str | os.PathLike[str] | None) -> list[Path]:
+    found = [] if folder is None else [path for pattern in LICENCE_FILES for path in Path(folder).glob(pattern)]
+    return [path for path in found if path.is_file()]

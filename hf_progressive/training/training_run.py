@@ -354,6 +354,7 @@ def train_run(
         started=started,
         before=elapsed_at(own),
     )
+    trainer.begun_from = run.init
     trainer.add_callback(meter)
     warmup, decay = run.schedule
     if run.rewarm_new and warmup:

@@ -39,6 +39,7 @@ def write_run(run_dir: Path, *, title: str = "tiny", max_shard_size: str = "5GB"
         model.save_pretrained(final, max_shard_size=max_shard_size)
         _tokenizer().save_pretrained(final)
         _write_estimates(model, final / "phi")
+        (final / "LICENSE").write_text("a licence")
         (final / "training_args.bin").write_bytes(b"not for publication")
         (final / "optimizer.pt").write_bytes(b"not for publication")
         records.append(rung_record(index, model, growth, records[-1] if records else None))

@@ -98,6 +98,8 @@ def test_a_later_rung_brings_all_that_went_into_it(finished: Finished, tmp_path:
     second = results[1].record
     larger = {"name": "l3w24", "n_layer": 3, "n_embd": 24, "n_head": 3}
     config = load_ladder_config(path, [rungs_from(results[1].folder, larger), "cold=none", "phi.gamma=0"])
+    licence = results[1].folder / "LICENSE.txt"
+    licence.write_text("a licence")
     spent = sum(second["flops"][key] for key in ("train", "fisher", "subspace", "inherited"))
     table = plan_ladder(config).table()
     line = f"start is l2w16, which is taken over and not trained; {second['tokens']:,} tokens and {spent:.3g} FLOPs"
@@ -113,10 +115,12 @@ def test_a_later_rung_brings_all_that_went_into_it(finished: Finished, tmp_path:
     assert "start was not trained here but taken from l2w16; all" in said
     for name in ("start", "l3w24"):
         files = prepare_publication(tmp_path / "run" / name / "final", f"org/{name}").files
+        assert files["LICENSE.txt"].content == b"a licence"
         for file, entry in files.items():
             held = entry.content if isinstance(entry.content, bytes) else entry.content.read_bytes()
             for place in (str(tmp_path), str(run.parent)):
                 assert place.encode() not in held, f"{file} holds {place}"
+    licence.unlink()
 
 
 def test_estimates_made_otherwise_are_made_again(finished: Finished, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_family_is_on_the_hub_whole(published: tuple[HubServer, HubClient], run_
         repo_id, final = f"org/{name}", run_dir / name / "final"
         files = server.storage.files(repo_id)
         assert not files.keys() & NEVER_PUBLISHED
+        assert files["LICENSE"] == b"a licence"
         assert {"README.md", "rung.json", "phi/fisher.safetensors", "phi/subspace.safetensors"} <= files.keys()
         assert ("growth.json" in files) == (name != "d4")
         for local in final.rglob("*"):
