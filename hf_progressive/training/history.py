@@ -32,7 +32,13 @@ def validation_curve(
 
 
 def training_log(history: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return what was logged along the way, None for what was not finite, and apart from it the speeds."""
+    """Return what was logged along the way, None for what was not finite, and apart from it the speeds.
+
+    Keys are in the order of the alphabet, as Trainer's state has them when it was read from a checkpoint: a run that
+    was resumed publishes the same file.
+    """
     entries = [entry for entry in history if "loss" in entry and "eval_loss" not in entry]
-    log = [{key: storage.finite_or_none(value) for key, value in e.items() if key not in SPEEDS} for e in entries]
+    log = [
+        {key: storage.finite_or_none(value) for key, value in sorted(e.items()) if key not in SPEEDS} for e in entries
+    ]
     return log, [{key: entry[key] for key in ("step", *SPEEDS) if key in entry} for entry in entries]
