@@ -57,7 +57,8 @@ VALIDATION = "Validation, {validation_share} on top of all training"
 
 FAMILY_CLAIMS = [
     Claim("No later model inherits what that cost, {branch_flops} in all.", lambda f: f["branches"]),
-    Claim(LAST + ", all {rungs} models for {family_cost} of theirs."),
+    Claim(LAST + ", all {rungs} models for {family_cost} of theirs.", lambda f: f["rungs"] > 2),
+    Claim(LAST + ", both models for {family_cost} of theirs.", lambda f: f["rungs"] == 2),
     Claim(LAST + ".", lambda f: f["family_cost"] is None),
     Claim("{matched} of the {compared} grown models that have a baseline matched it.", lambda f: f["compared"] > 1),
     Claim("None of the {compared} grown models that have a baseline matched it.", lambda f: f["matched"] == 0),
