@@ -176,7 +176,7 @@ def test_the_examples_spend_what_their_layers_and_shares_say(name: str) -> None:
         return float(layers * (weights + 2 * context * width) + vocabulary * width)
 
     rung = config.ladder.rungs[-1]
-    whole = plan.cold[rung.name, 0][-1].flops
+    whole = next(model.flops for model in plan.cold[rung.name, 0] if model.fraction == 1)
     for recipe in config.recipes:
         end = plan.children[recipe.name, rung.name, 0][-1]
         spent = sum(model.flops for model in (*end.initial.lineage, end)) / whole
