@@ -10,22 +10,15 @@ from study_facts import StudyFacts, interval
 WORDS = dict(enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight"), start=1))
 
 FAMILY = (
-    "The last of {count:s} models for {over_last} times its price from scratch, all {count:s} for {family_cost} of"
+    "The last of {count:s} models for {over_last} times its price from scratch, {all_of_them:s} for {family_cost} of"
 )
 FAMILY += " theirs"
-PAIR = FAMILY.replace("{count:s} models", "two models").replace("all {count:s}", "both")
 WORST, WORST_ENDS = "η of the step that saves least, {worst:s}: ", "; {worst_ends:s}; at most {worst_ceiling}"
 LEFT_OUT = "where a seed lacks a model by that, means leave it out."
 RATES = "peak learning rates tried on {rung:s} ({rates:s}) the study uses {own_rate}, "
 CLAIMS = [
-    *(
-        claim
-        for text, holds in ((FAMILY, lambda f: f["count"] != "two"), (PAIR, lambda f: f["count"] == "two"))
-        for claim in (
-            Claim(text, lambda f, holds=holds: holds(f) and not f["bound"]),
-            Claim(text.replace("for {", "for at most {"), lambda f, holds=holds: holds(f) and f["bound"]),
-        )
-    ),
+    Claim(FAMILY, lambda f: not f["bound"]),
+    Claim(FAMILY.replace("for {", "for at most {"), lambda f: f["bound"]),
     Claim("Growing saves {least_saving} of a model's training, on the steps measured so far"),
     Claim("Growing saves {least_saving} to {most_saving} of a model's training, on the steps measured so far"),
     Claim("{finished} of {runs} runs are finished; what is said here may still change."),
@@ -126,6 +119,7 @@ def all_facts(study: dict[str, Any], facts: StudyFacts, text: str) -> Iterator[d
     short = [step for step in steps[:-1] if step["as_trained"] > 0]
     common = family | {
         "count": WORDS[len(facts.names)],
+        "all_of_them": "both" if len(facts.names) == 2 else f"all {WORDS[len(facts.names)]}",
         "recipe": recipe,
         "chain": " → ".join(facts.names),
         "parent_fraction": facts.recipes[recipe]["parent_fraction"],
