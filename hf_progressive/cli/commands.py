@@ -55,7 +55,8 @@ def grow_command(options: argparse.Namespace) -> Outcome:
     if options.add_tokens and not added:
         raise ValueError(f"--add-tokens: {options.add_tokens}: there is no token in it; give one a line")
     if not options.set and not added:
-        raise ValueError("--set: name what grows, such as --set num_hidden_layers=24, or give --add-tokens")
+        grows = "num_local_experts=8" if options.method == "upcycle" else "num_hidden_layers=24"
+        raise ValueError(f"--set: name what grows, such as --set {grows}, or give --add-tokens")
     target = strict_yaml.apply_overrides({}, options.set)
     for name in target.keys() & NO_SIZES.keys():  # what config.json says already may not be what the file holds
         raise ValueError(f"--set {name}: {NO_SIZES[name]}; leave it out")
@@ -142,12 +143,17 @@ def plan_command(options: argparse.Namespace) -> Outcome:
 
     if options.budget_dollars is not None and options.price is None:
         raise ValueError("--budget-dollars: nothing has a price yet; give --price, of one accelerator for an hour")
+    if options.plot and Path(options.plot).suffix.lower() != ".png":
+        raise ValueError(f"--plot: {options.plot}: the picture is a PNG; give a name that ends in .png")
     config = load_ladder_config(options.config, options.set)
     mfu = ASSUMED_MFU if options.mfu is None else options.mfu
     cluster = Cluster.of(options.gpu or ASSUMED_GPU, count=options.gpus, mfu=mfu, price=options.price)
     plan = plan_ladder(config, processes=options.gpus)
     folder = Path(options.output_dir or Path("runs") / config.name)
-    if config.data.prepared is None and not is_complete(folder / CORPUS_NAME):
+    if (prepared := config.data.prepared) is not None:
+        if not is_complete(prepared):  # a corpus of this size may be elsewhere, where the ladder is to train
+            say(f"data.prepared: {prepared} holds no prepared corpus here; the ladder needs it where it trains")
+    elif not is_complete(folder / CORPUS_NAME):
         require_files(config.data)
     measurement = None
     if options.measure is not None:

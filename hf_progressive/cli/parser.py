@@ -111,8 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     def configured(name: str, run: _Run, text: str, output_dir: str, *examples: str) -> _Add:
         add = command(name, run, text, "CONFIG ", *examples).add_argument
+        overrides = "overrides of CONFIG; of two of one key the last counts"
         add("config", metavar="CONFIG", help="a YAML file, or the name of one that ships with the package")
-        add("--set", nargs="+", action="extend", default=[], metavar="KEY.PATH=VALUE", help="overrides of CONFIG")
+        add("--set", nargs="+", action="extend", default=[], metavar="KEY.PATH=VALUE", help=overrides)
         add("--output-dir", metavar="DIR", help=output_dir)
         return add
 

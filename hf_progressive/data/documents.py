@@ -163,20 +163,36 @@ def read_validation_texts(config: DataConfig) -> list[str]:
 
 
 class DocumentStream:
-    """The documents of a source, read one after the other in its own order, from any remembered position."""
+    """The documents of a source, read one after the other in its own order, from any remembered position.
+
+    Attributes:
+        read: Rows that were read so far.
+        empty: Those of them that have no text, which are left out.
+    """
 
     def __init__(self, config: DataConfig):
         self._config = config
         rows = _load(config, config.files, streaming=True)
         self._rows = rows if config.max_documents is None else rows.take(config.max_documents)
+        self.read, self.empty = 0, 0
 
     def __iter__(self) -> Iterator[list[str]]:
         # The documents that are not empty, row by row: a row of `text` files is several.
         with _reading(self._config, "files" if self._config.files else "source"):
             for row in self._rows:
                 text = row["text"]
+                self.read += 1
+                self.empty += not text
                 if text:
                     yield cut_pieces(text) if self._config.source == "text" else [text]
+
+    def tell_of_empty(self) -> None:
+        """Say how many of the rows that were read have no text, if any."""
+        if self.empty:
+            source = _describe(self._config)
+            logger.warning(
+                "%s: %d of the first %d documents have no text and are left out", source, self.empty, self.read
+            )
 
     def batches(self, size: int) -> Iterator[tuple[list[str], dict[str, Any]]]:
         """Yield documents together, at least `size` of them but for the last, with the position behind them."""

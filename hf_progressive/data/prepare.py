@@ -88,8 +88,12 @@ def _write_corpus(config: DataConfig, context: int, folder: Path, unfinished: Pa
         source |= {"rows": len(documents), "files": [entry["filename"] for entry in documents.cache_files]}
     _begin_or_go_on(unfinished, source)
 
+    streams: list[DocumentStream] = []
+
     def texts(*, held_out: bool) -> Iterator[str]:
-        rows = DocumentStream(config) if documents is None else ([row["text"]] for row in documents)
+        if documents is None:
+            streams.append(DocumentStream(config))
+        rows = streams[-1] if documents is None else ([row["text"]] for row in documents)
         return (text for row in rows for text in row if (text in holdout) == held_out)
 
     if not storage.is_complete(unfinished / TOKENIZER_NAME):
@@ -121,6 +125,8 @@ def _write_corpus(config: DataConfig, context: int, folder: Path, unfinished: Pa
     limit = config.max_validation_tokens // context * context
     _write_tokens(validation, folder / VALIDATION_NAME, dtype, limit)
     blocks = _validation_blocks(config, context, folder / VALIDATION_NAME, dtype, documents)
+    if streams:
+        max(streams, key=lambda stream: stream.read).tell_of_empty()
 
     record = {
         "identity": corpus_identity(config, context),

@@ -111,7 +111,10 @@ def _trainable_problems(config: LadderConfig) -> Iterator[str]:
         if chosen == "all":
             continue
         if chosen in ("new_layers", "new_entries") and phi.ewc_lambda > 0:
-            yield f"phi.ewc_lambda: without effect under training.trainable {chosen}, of which Ω is 0; set it to 0"
+            yield (
+                f"training.trainable: {chosen} trains only what {rung.name}'s parent has not, of which Ω is 0, so that"
+                " phi.ewc_lambda is without effect; set that to 0"
+            )
         if config.schedule == "trunk" and config.trunk.moments == "grown":
             yield "trunk.moments: grown moments need training.trainable all, or what is frozen has none; take fresh"
         engine = _engine_of_its_own(training.arguments)

@@ -68,6 +68,7 @@ def run_study(
     plan_study(config, fingerprint="")  # what cannot be grown is said before anything is written
     make_run_folder(root)
     require_own_kind(root, "a study")
+    _require_own_name(root, config.name)
     with (
         FullDiskNamed(root),
         agreed(root / CONFIG_NAME, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)) as alike,
@@ -85,6 +86,18 @@ def run_study(
             best = with_best_rates(config, plan.tried, choosing.folder.result)
             plan = plan_study(best, corpus.fingerprint)
         return _Round(root, plan, plan.tasks, corpus, on_record).run()
+
+
+def _require_own_name(root: Path, name: str) -> None:
+    # A study whose configuration changed goes on with the results that still belong to it; another one would replace
+    # the record that is there.
+    if not (root / RECORD_NAME).is_file():
+        return
+    there = storage.read_json(root / RECORD_NAME).get("name")
+    if there not in (None, name):
+        raise ValueError(
+            f"{root}: holds the study {there!r}, not {name!r}; choose another output folder, or name this one so"
+        )
 
 
 class _Round:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_progressive.config import DataConfig
+from hf_progressive.config import DataConfig, TokenizerConfig
+from hf_progressive.data import prepare_corpus
 from hf_progressive.data.documents import (
     DocumentStream,
     Holdout,
@@ -224,6 +225,22 @@ def test_rows_without_a_text_are_counted(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"json ({tmp_path}/a.jsonl): 3 of 5 documents have no text and are left out",
         f"data.validation_files: {tmp_path}/a.jsonl: 3 of 5 documents have no text",
+    ]
+
+
+def test_rows_without_a_text_are_counted_in_a_stream(tmp_path, caplog):
+    rows = [row for i in range(50) for row in ({"text": f"one two three {i} " * 50}, {"text": None}, {"text": ""})]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = DataConfig(
+        source="json",
+        files=(str(tmp_path / "a.jsonl"),),
+        streaming=True,
+        validation_fraction=0.2,
+        tokenizer=TokenizerConfig(vocab_size=260),
+    )
+    prepare_corpus(config, 16, tmp_path / "data")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"json ({tmp_path}/a.jsonl): 100 of the first 150 documents have no text and are left out"
     ]
 
 

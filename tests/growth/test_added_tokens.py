@@ -107,7 +107,9 @@ def test_rows_that_are_there_are_used_and_too_few_are_refused(source, tmp_path, 
     assert cli.main([*grow, "--set", "vocab_size=270"]) == cli.EXIT_BAD_INPUT
     assert "vocab_size=270: the tokenizer has 271 entries with the added tokens" in capsys.readouterr().err
     assert cli.main(grow[:3]) == cli.EXIT_BAD_INPUT
-    assert "name what grows" in capsys.readouterr().err
+    assert "name what grows, such as --set num_hidden_layers=24, or" in capsys.readouterr().err
+    assert cli.main([*grow[:3], "--method", "upcycle"]) == cli.EXIT_BAD_INPUT
+    assert "name what grows, such as --set num_local_experts=8, or" in capsys.readouterr().err
 
 
 def test_tokens_with_rows_of_the_parent_and_tokens_that_are_there_are_told(source, tmp_path, caplog):

@@ -99,6 +99,23 @@ def test_a_study_and_a_ladder_do_not_share_a_folder(finished: Finished, tmp_path
         (tmp_path / "study" / name).unlink()
 
 
+def test_a_study_does_not_replace_the_record_of_another(finished: Finished, tmp_path: Path) -> None:
+    path, _, _ = finished
+    study = {
+        "name": "one",
+        "ladder": {"base": str(path), "cold": "none"},
+        "recipes": [{"name": "exact"}],
+        "seeds": [0],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "study.json").write_text('{"name": "other"}')
+    before = contents(tmp_path / "folder")
+    with pytest.raises(ValueError, match="folder: holds the study 'other', not 'one'; choose another output folder"):
+        run_study(load_study_config(tmp_path / "study.yaml"), tmp_path / "folder")
+    assert contents(tmp_path / "folder") == before
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 

@@ -191,7 +191,8 @@ def test_every_rung_s_own_settings_are_looked_at():
         (["training.trainable=new_layers"], "training.trainable: new_layers, but no layer is new in this growth"),
         (
             ["training.trainable=new_entries", "phi.ewc_lambda=1"],
-            "phi.ewc_lambda: without effect under training.trainable new_entries",
+            "training.trainable: new_entries trains only what b's parent has not, of which Ω is 0, so that"
+            " phi.ewc_lambda is without effect; set that to 0",
         ),
         (
             ["training.trainable=new_entries", "training.arguments.deepspeed=nowhere.json"],

@@ -177,6 +177,13 @@ def test_the_picture_is_written(capsys, tmp_path):
     plan(capsys, "ladder_tiny", "--price", "3", "--recipe-eta", "0.9", "0.8", "1.0", "--plot", str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
     plan(capsys, "ladder_tiny", "--plot", str(picture))
+    assert cli.main(["plan", "ladder_tiny", "--plot", str(tmp_path / "prices.jpg")]) == cli.EXIT_BAD_INPUT
+    assert "prices.jpg: the picture is a PNG; give a name that ends in .png" in capsys.readouterr().err
+
+
+def test_a_corpus_that_is_prepared_elsewhere_is_told_and_the_ladder_is_priced(capsys, tmp_path):
+    assert cli.main(["plan", "ladder_tiny", "--set", f"data.prepared={tmp_path}"]) == 0
+    assert f"data.prepared: {tmp_path} holds no prepared corpus here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
