@@ -78,21 +78,38 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` is a folder, or a device.
+        OSError: The disk is full or not writable; what was at `path` is there still.
     """
     target = Path(path)
     if target.exists() and not target.is_file():  # a device, too, would be replaced by the rename
         raise FileExistsError(f"{target}: is {'a folder' if target.is_dir() else 'no file'}; give the name of a file")
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(target)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(FullDiskNamed(target))
+        with _creation_told(target, "place"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_in_use(temporary))
+        stack.callback(temporary.unlink, missing_ok=True)
+        yield temporary
+        share_as_umask_says(temporary)
+        fsync_path(temporary)
+        os.replace(temporary, target)
+        fsync_path(target.parent)
+
+
+@contextlib.contextmanager
+def _creation_told(target: Path, what: str) -> Iterator[None]:
+    # An error tells of what is to be there, and not of a temporary name.
     try:
-        with FullDiskNamed(target), file_in_use(temporary):
-            yield temporary
-            share_as_umask_says(temporary)
-            fsync_path(temporary)
-            os.replace(temporary, target)
-            fsync_path(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        files = [parent for parent in target.parents if parent.is_file()]
+        why, remedy = (
+            (f"{files[0]} is a file", f"choose another {what}")
+            if files
+            else (error.strerror, f"choose a {what} on a disk you may write to")
+        )
+        raise OSError(error.errno, f"{target}: cannot be created ({why}); {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -122,19 +139,11 @@ def atomic_folder(
     temporary = temporary_sibling(target)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FullDiskNamed(target))
-        try:
+        with _creation_told(target, "folder"):
             target.parent.mkdir(parents=True, exist_ok=True)
             # The lock is taken before there is a folder, and let go when there is none: a folder without one is dead.
             stack.enter_context(_held(_lock_file(temporary)))
             temporary.mkdir()
-        except OSError as error:
-            files = [parent for parent in target.parents if parent.is_file()]
-            why, remedy = (
-                (f"{files[0]} is a file", "choose another folder")
-                if files
-                else (error.strerror, "choose a folder on a disk you may write to")
-            )
-            raise OSError(error.errno, f"{target}: cannot be created ({why}); {remedy}") from error
         # Holds the unfinished folder after an error, the replaced one after an exchange.
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         yield temporary
