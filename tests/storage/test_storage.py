@@ -261,12 +261,11 @@ def test_a_folder_that_cannot_be_created_is_refused_in_one_line(tmp_path):
 def test_a_file_that_cannot_be_created_is_refused_by_its_own_name(tmp_path):
     (tmp_path / "file").touch()
     for path, text in (
-        (tmp_path / "file" / "out.json", "out.json: cannot be created (/.*/file is a file); choose another place"),
-        (Path("/proc/out.json"), "/proc/out.json: cannot be created (No such file or directory); choose a place on a"),
+        (tmp_path / "file" / "o.json", rf"o.json: cannot be created \({tmp_path}/file is a file\); choose another"),
+        (Path("/proc/o.json"), r"/proc/o.json: cannot be created \(No such file or directory\); choose a place on"),
     ):
-        with pytest.raises(OSError) as raised:
+        with pytest.raises(OSError, match=text) as raised:
             write_json(path, {})
-        assert text.replace("/.*/file", str(tmp_path / "file")) in str(raised.value)
         assert "\n" not in str(raised.value)
     assert names(tmp_path) == ["file"]
 
