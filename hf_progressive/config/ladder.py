@@ -89,6 +89,14 @@ class LadderConfig:
         require(len(self.rungs) > 0, "rungs: the list is empty; name at least one rung")
         problems = list(dict.fromkeys(self._problems()))  # rungs share what the ladder says
         require(not problems, "; ".join(problems))
+        object.__setattr__(self, "rungs", tuple(map(self._as_read, self.rungs)))
+
+    def _as_read(self, rung: RungConfig) -> RungConfig:
+        # With its sections' values as they were read: 5e-3, which YAML takes for a text, is the number that it means.
+        of_rung = {"training": self.training_of, "growth": self.growth_of, "phi": self.phi_of}
+        sections = {key: getattr(rung, key) for key in of_rung if getattr(rung, key)}
+        read: dict[str, Any] = {key: _same_keys(own, plain(of_rung[key](rung.name))) for key, own in sections.items()}
+        return dataclasses.replace(rung, **read)
 
     def _problems(self) -> Iterator[str]:
         names = [rung.name for rung in self.rungs]
@@ -220,6 +228,15 @@ class LadderConfig:
             Nested dictionaries and lists.
         """
         return {**plain(self), "rungs": [rung.to_dict() for rung in self.rungs]}
+
+
+def _same_keys(own: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _same_keys(value, read[key])
+        if isinstance(value, Mapping) and isinstance(read.get(key), Mapping)
+        else read.get(key, value)
+        for key, value in own.items()
+    }
 
 
 def plain(value: Any) -> Any:

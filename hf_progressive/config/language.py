@@ -15,6 +15,7 @@ def require_languages(codes: Iterable[str]) -> None:
     Raises:
         ValueError: The text cannot be one; whether two or three letters name a language, the Hub decides.
     """
+    require(not isinstance(codes, str), f"language: is the text {codes!r}; give a list of codes, [{codes!r}]")
     for code in codes:
         require(
             _CODE.fullmatch(code) is not None,

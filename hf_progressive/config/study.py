@@ -22,6 +22,8 @@ _ROUNDING = 1e-9
 _RECIPE_SECTIONS = ("growth", "phi", "training", "trunk")
 _BASELINE_KEYS = ("training.tokens_per_parameter", "training.budget_parameters", "training.inherited_fraction")
 
+_NO_TRUNK = "ladder.schedule: a study's trunks are its recipes'; leave it out"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
@@ -91,6 +93,10 @@ class RecipeConfig:
         if self.trunk:
             require(self.parent_recipe is None, "parent_recipe: a trunk trains its own stages; leave it out")
             require(not self.carry_moments, "carry_moments: in a trunk, set trunk.moments: grown instead")
+            require(
+                self.parent_fraction == type(self).parent_fraction,
+                "parent_fraction: without effect in a trunk, whose stages train up to their until; leave it out",
+            )
             for index, stage in enumerate(self.trunk):
                 require(stage.until is not None, f"trunk.{index}.until: is missing; after which share does it grow?")
 
@@ -167,7 +173,7 @@ class StudyConfig:
             len(self.ladder.rungs) > 1 or self.of_trunks,
             "ladder.rungs: a study needs two rungs or more, unless all of its recipes are trunks",
         )
-        require(self.ladder.schedule == "chain", "ladder.schedule: a study's trunks are its recipes'; leave it out")
+        require(self.ladder.schedule == "chain", _NO_TRUNK)
         source = self.ladder.rungs[0].source
         require(source is None, f"ladder.rungs.0: a study trains its first rung itself; leave out source {source!r}")
         for section, reason in {"core": "scores no model on CORE", "publish": "publishes no model"}.items():
@@ -376,6 +382,8 @@ def load_study_config(path: str | os.PathLike[str], overrides: Iterable[str] = (
                 "is a ladder's configuration; `hf-progressive ladder` runs it, and a study has `ladder.base`"
             )
         ladder = mapping.get("ladder")
+        if isinstance(ladder, dict) and ladder.get("schedule") == "trunk":
+            raise ValueError(_NO_TRUNK)
         if isinstance(ladder, dict) and "base" in ladder:
             mapping["ladder"] = _on_base(ladder, file.parent)
         config = strict_yaml.build(StudyConfig, mapping)

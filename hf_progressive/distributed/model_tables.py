@@ -49,9 +49,13 @@ def require_within_tables(model: nn.Module, ids: Tensor, what: str, *, length: i
 
 # The learned positions of a model, where they are fewer than so many; None where they do, or none are learned.
 def _learned_positions(model: nn.Module, wanted: int) -> int | None:
-    known = getattr(getattr(model, "config", None), "max_position_embeddings", None)  # None in some configs, too
+    config: Any = getattr(model, "config", None)
+    of_text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    known = getattr(of_text, "max_position_embeddings", None)  # None in some configs, too
     if known is not None and wanted + _UNUSED_ROWS <= known:
         return None  # without a look at the modules
+    if of_text is not config:  # the tables may be those of pictures
+        return None
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES:
             # The first rows may stand for padding: OPT says so by an offset, RoBERTa by the row that padding has.

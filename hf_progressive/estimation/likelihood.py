@@ -103,6 +103,15 @@ class SequenceBatch:
         return places
 
 
+def _require_plain_positions(positions: Tensor | None, input_ids: Tensor) -> None:
+    # Others are those of packed texts, which are read by the model's own forward pass alone.
+    if positions is not None and not bool((positions.cpu() == torch.arange(input_ids.shape[1])).all()):
+        raise ValueError(
+            "a batch's position_ids are not 0, 1, 2, … along each sequence, and only these are read; give texts that"
+            " are not packed, or loss=, which returns the loss of each example"
+        )
+
+
 def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> SequenceBatch:
     """Bring what a data loader yields for a causal language model into one form.
 
@@ -119,6 +128,9 @@ def read_batch(batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Se
     if input_ids.ndim != 2:
         remedy = "; a DataLoader makes batches of a dataset's examples" if input_ids.ndim == 1 else ""
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; token ids of shape (B, T) are needed{remedy}")
+    if not input_ids.is_floating_point():
+        input_ids = input_ids.long()
+    _require_plain_positions(fields.get("position_ids"), input_ids)
     mask, labels = fields.get("attention_mask"), fields.get("labels")
     for name, value in (("attention_mask", mask), ("labels", labels)):
         if value is not None and value.shape != input_ids.shape:

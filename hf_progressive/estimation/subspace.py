@@ -71,7 +71,9 @@ def select_weights(model: nn.Module, patterns: Sequence[str] | str | None = None
     if patterns is None:
         head = getattr(model, "get_output_embeddings", lambda: None)()
         return {n: m for n, m in modules.items() if not isinstance(m, nn.Embedding) and m is not head}
-    patterns = [patterns] if isinstance(patterns, str) else patterns
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise ValueError("parameters: there is no pattern; name some, or leave it out for the default choice")
     for pattern in patterns:
         if not fnmatch.filter(modules, pattern):
             raise ValueError(
@@ -245,6 +247,7 @@ def output_covariances(
         sums[module] = torch.zeros(outputs, outputs, dtype=dtype, device=first.device)
     generator = sampling_generator(seed, apart=reduce)
     read = BatchReader(model, loss=loss, kind=kind)
+    count = torch.zeros((), dtype=torch.long, device=first.device)  # of targets; of activations, of examples
 
     def add(module: nn.Module, rows: Tensor) -> None:
         rows = rows.flatten(0, -2).to(dtype)  # (tokens, out)
@@ -264,13 +267,20 @@ def output_covariances(
                         sums, lambda layer, _, g, __: add(layer, _outputs_last(layer, g)), len(batch), apart=False
                     ),
                 ):
-                    torch.autograd.backward(batch.losses(model, kind, generator)[0].sum())
+                    losses, counted = batch.losses(model, kind, generator)
+                    count += counted.sum().to(count.device)
+                    torch.autograd.backward(losses.sum())
             else:
                 mask = _output_mask(model, batch)
+                count += len(batch)
                 with output_hooks(sums, functools.partial(add_unpadded, mask=mask)):
                     batch.losses(model, "empirical", generator)
     if reduce:
-        sum_over_processes(sums.values())
+        sum_over_processes([count, *sums.values()])
+    if not count:
+        raise ValueError(
+            "the batches hold no target token; give at least one sequence of two tokens, or one label that counts"
+        )
     return {name: sums[module] for name, module in layers.items()}
 
 

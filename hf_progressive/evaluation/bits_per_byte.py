@@ -224,7 +224,13 @@ def text_bits_per_byte(
     require_in_memory(model)
     if isinstance(texts, str):
         raise ValueError("texts: is one text, whose letters would be measured one by one; give a list")
-    size: int = model.config.max_position_embeddings if context is None else context
+    size = getattr(model.config.get_text_config(), "max_position_embeddings", None) if context is None else context
+    if size is None:
+        raise ValueError(
+            f"context: {type(model).__name__} states no largest number of positions; give context=2048, say"
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give at least 1, or None")
     shared = size // 2 if overlap is None else overlap
     if not 0 <= shared < size:
         raise ValueError(

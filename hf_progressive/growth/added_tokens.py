@@ -28,6 +28,7 @@ def add_tokens(folder: Path, tokens: Sequence[str], *, rows: int) -> Any:
     """
     if isinstance(tokens, str):
         raise ValueError(f"add_tokens is the text {shown(tokens)}; give a list of tokens")
+    tokens = list(tokens)
     if others := [token for token in tokens if not isinstance(token, str)]:
         raise ValueError(f"add_tokens holds {shown(others[0])}; give texts, one a token")
     if not all(token.strip() for token in tokens):

@@ -182,6 +182,7 @@ def compare_logits(
 
     `put_back` changes the child's new rows to those that they are compared with: `new_token_loss_at_mean` is theirs.
     """
+    dtype = str(dtype).removeprefix("torch.")
     if dtype not in _COMPUTED_IN:
         raise ValueError(f"dtype is {dtype!r}; growth is verified in {' or '.join(_COMPUTED_IN)}")
     for name, count in (("sequences", sequences), ("max_length", max_length)):

@@ -43,7 +43,7 @@ def copy(work: RungWork) -> None:
         work.origin = locate_origin(first.source, first.revision)
         if run.state.is_main_process:
             _copy_files(work.origin, work.trained, run.corpus.tokenizer)
-    logger.info("%s is %s", work.rung.name, work.origin.describe())
+    logger.info("%s is %s", work.rung.name, work.origin.describe(work.rung.name))
 
 
 def _copy_files(origin: Origin, folder: Path, tokenizer: Any) -> None:

@@ -22,10 +22,10 @@ from hf_progressive.hub.fetch import locate_rung
 from hf_progressive.hub.names import CONFIG_NAME, RECORD_NAME
 from hf_progressive.penalty import InheritancePenalty, LoraPenalty
 from hf_progressive.penalty.lazy_tensors import LazyTensors
-from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, load_saved_penalty
+from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, KEPT_PENALTY_NAME, load_saved_penalty
 from hf_progressive.penalty.specification import Application, Side
-from hf_progressive.storage import MANIFEST_NAME, ReadingFromOutside, read_json
-from hf_progressive.training.checkpoints import KEPT_PENALTY_NAME, PENALTY_NAME
+from hf_progressive.storage import MANIFEST_NAME, ReadingFromOutside, check_manifest, read_json
+from hf_progressive.training.checkpoints import PENALTY_NAME
 
 FISHER_FILE, SUBSPACE_FILE = "phi/fisher.safetensors", "phi/subspace.safetensors"
 """The estimates, in a checkpoint's folder."""
@@ -124,6 +124,13 @@ def _require_estimates(phi: PhiConfig, folder: Path, source: str) -> None:
 def _recorded_growth(parent: Path, config: object, child: Path) -> GrowthPlan:
     if (child / RECORD_NAME).exists():
         raise ValueError(f"{child}: is trained already; Φ is anchored where the child starts, in RUN/NAME/init")
+    if (child / MANIFEST_NAME).is_file():
+        try:
+            check_manifest(child, contents=False)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; Φ is anchored where the child starts, so grow it again, and save what is trained elsewhere"
+            ) from None
     record = read_json(child / GROWTH_NAME)
     with ReadingFromOutside(f"{parent / MANIFEST_NAME}", "fetch it again, or write it anew"):
         held = {name: entry.get("sha256") for name, entry in read_json(parent / MANIFEST_NAME)["files"].items()}

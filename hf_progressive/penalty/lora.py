@@ -18,7 +18,7 @@ from hf_progressive.penalty.parameter_names import plain_name
 from hf_progressive.penalty.quantized import packed_names
 from hf_progressive.penalty.shards import whole_shape
 from hf_progressive.penalty.specification import InheritancePenalty
-from hf_progressive.penalty.validation import check_weight, require_known
+from hf_progressive.penalty.validation import check_storage, check_weight, require_known
 
 _MOVE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways to begin an adapter that take its first product off the base weight."""
@@ -64,6 +64,7 @@ class LoraPenalty:
 
     def __post_init__(self) -> None:
         check_weight("ewc_lambda", self.ewc_lambda)
+        check_storage(self.storage_dtype, self.storage_device)
         if not self.fisher:
             raise ValueError("fisher is empty; pass fisher=estimate_fisher(...) of the base model")
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,8 +18,12 @@ from hf_progressive.storage import atomic_folder, read_json, require_inside_name
 
 DESCRIPTION_NAME = "penalty.json"
 """Name of the file that says which λ and γ, which tensors and where."""
+KEPT_PENALTY_NAME = "_phi"
+"""Folder of a run's penalty beside its checkpoints; Trainer uploads all of a run's folder but names like this."""
 
-_UNCHANGED = {"apply": "gradient", "subspace_side": "outside", "constant": 0.0}  # what older files leave out
+# What older files leave out.
+_UNCHANGED = {"apply": "gradient", "subspace_side": "outside", "constant": 0.0, "constants": {}}
+_STORAGE = ("storage_dtype", "storage_device")
 _PRODUCTS = "LoRA's products"
 _FILE_BYTES = 1 << 30  # also what is held in memory while writing
 
@@ -51,9 +56,10 @@ def save_penalty(penalty: InheritancePenalty | LoraPenalty, folder: str | os.Pat
     with atomic_folder(folder, overwrite=True) as temporary:
         parts = [
             {
-                "ewc_lambda": part.ewc_lambda,
-                "gamma": part.gamma,
+                "ewc_lambda": float(part.ewc_lambda),
+                "gamma": float(part.gamma),
                 **{name: getattr(part, name) for name in _UNCHANGED},
+                **storage_of(part),
                 "files": {
                     kind: _write(temporary, f"{prefix}{kind}", tensors) for kind, tensors in part.tensors.items()
                 },
@@ -69,16 +75,18 @@ def save_penalty(penalty: InheritancePenalty | LoraPenalty, folder: str | os.Pat
 def load_saved_penalty(folder: str | os.PathLike[str]) -> InheritancePenalty | LoraPenalty:
     """Read back what `save_penalty` wrote; a `phi` folder inside a checkpoint is one.
 
-    The folder must stay while the penalty is in use: tensors are read when they are needed.
+    The folder must stay while the penalty is in use: tensors are read when they are needed. That of a checkpoint may
+    go with it, as the same files stand beside the checkpoints.
     """
-    description = read_json(Path(folder) / DESCRIPTION_NAME)
+    folder = Path(folder).absolute()
+    description = read_json(folder / DESCRIPTION_NAME)
     try:
         if description.get("restrains") == _PRODUCTS:
-            fisher = _stored(Path(folder), dict(description["files"]["fisher"]))
-            return LoraPenalty(fisher, ewc_lambda=description["ewc_lambda"])
-        return _described(Path(folder), description)
+            fisher = _stored(folder, dict(description["files"]["fisher"]))
+            return LoraPenalty(fisher, ewc_lambda=description["ewc_lambda"], **_read_storage(description))
+        return _described(folder, description)
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ValueError(f"{Path(folder) / DESCRIPTION_NAME}: not a penalty's description ({error!r})") from error
+        raise ValueError(f"{folder / DESCRIPTION_NAME}: not a penalty's description ({error!r})") from error
 
 
 def _parts(penalty: InheritancePenalty) -> Iterator[tuple[str, InheritancePenalty]]:
@@ -99,7 +107,20 @@ def _described(folder: Path, description: Mapping[str, Any]) -> InheritancePenal
         gamma=description["gamma"],
         further=tuple(_described(folder, part) for part in description.get("further", [])),
         **{name: description.get(name, default) for name, default in _UNCHANGED.items()},
+        **_read_storage(description),
     )
+
+
+def storage_of(penalty: InheritancePenalty | LoraPenalty) -> dict[str, str | None]:
+    """Return how W₀ and Ω are kept, as plain values: `storage_dtype` and `storage_device`, None being the default."""
+    kept = {name: getattr(penalty, name) for name in _STORAGE}
+    return {name: None if value is None else str(value).removeprefix("torch.") for name, value in kept.items()}
+
+
+def _read_storage(description: Mapping[str, Any]) -> dict[str, Any]:
+    name, device = (description.get(key) for key in _STORAGE)
+    dtype = None if name is None else getattr(torch, name)
+    return dict(zip(_STORAGE, (dtype, device), strict=True))
 
 
 def _save_lora_penalty(penalty: LoraPenalty, folder: str | os.PathLike[str]) -> None:
@@ -108,8 +129,9 @@ def _save_lora_penalty(penalty: LoraPenalty, folder: str | os.PathLike[str]) -> 
         description = {
             "format": 1,
             "restrains": _PRODUCTS,
-            "ewc_lambda": penalty.ewc_lambda,
+            "ewc_lambda": float(penalty.ewc_lambda),
             "gamma": penalty.gamma,
+            **storage_of(penalty),
             "fingerprint": penalty.fingerprint(),
             "files": {"fisher": files},
         }
@@ -119,7 +141,23 @@ def _save_lora_penalty(penalty: LoraPenalty, folder: str | os.PathLike[str]) -> 
 def _stored(folder: Path, files: Mapping[str, str]) -> LazyTensors:
     for file in set(files.values()):
         require_own_file(folder / require_inside_name(file, str(folder / DESCRIPTION_NAME)), folder)
-    return LazyTensors(files, lambda name: read_tensor(folder / files[name], name))
+    kept = folder.parent.parent / KEPT_PENALTY_NAME
+
+    def read(name: str) -> Tensor:
+        path = folder / files[name]
+        if not path.exists() and _fingerprint(kept) == fingerprint is not None:
+            path = kept / files[name]
+        return read_tensor(path, name)
+
+    fingerprint = _fingerprint(folder)
+    return LazyTensors(files, read)
+
+
+def _fingerprint(folder: Path) -> dict[str, str] | None:
+    try:
+        return read_json(folder / DESCRIPTION_NAME).get("fingerprint")
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _write(folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -32,7 +32,14 @@ from hf_progressive.penalty.fisher_mean import FisherMean
 from hf_progressive.penalty.lazy_tensors import ones_like
 from hf_progressive.penalty.shards import ParameterShard, gather_layouts, rows_held, shard_of, shared_rows
 from hf_progressive.penalty.step import PenaltyStep
-from hf_progressive.penalty.validation import check_fit, check_weight, given_names, output_dimension, require_anchored
+from hf_progressive.penalty.validation import (
+    check_fit,
+    check_storage,
+    check_weight,
+    given_names,
+    output_dimension,
+    require_anchored,
+)
 
 Application = Literal["gradient", "proximal"]
 """How training applies Φ."""
@@ -71,6 +78,7 @@ class InheritancePenalty:
             None keeps them beside the parameters.
         further: Penalties whose γ terms are added, each with its own anchor and without λ; `sum` fills it.
         constant: What is added to the λ term, whatever the weights; `sum` fills it.
+        constants: Of `constant` what each tensor adds, by name, so that one of two names of a tied parameter counts.
 
     Raises:
         ValueError: λ or γ is negative, or has no Fisher or subspace to act on, or a name has no anchor; or `apply` or
@@ -98,6 +106,7 @@ class InheritancePenalty:
     storage_device: torch.device | str | None = None
     further: tuple["InheritancePenalty", ...] = ()
     constant: float = 0.0
+    constants: Mapping[str, float] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name, choices in (("apply", get_args(Application)), ("subspace_side", get_args(Side))):
@@ -110,6 +119,7 @@ class InheritancePenalty:
             check_weight(symbol, value)
             if value > 0.0 and not tensors:
                 raise ValueError(f"{symbol} is {value} but there is nothing for it to act on; pass {source}")
+        check_storage(self.storage_dtype, self.storage_device)
         require_anchored(self.tensors)
 
     @property
@@ -223,8 +233,9 @@ class InheritancePenalty:
                 found[name], place, mean, share=self.gamma / (sum(gammas) or 1.0), further=tuple(further)
             )
             bound[name] = BoundParameter(shard=shard, restraint=restraint)
+        chosen = {names.get("fisher", "") for names in found.values()}
         if mean is not None:  # of tied parameters, the names that were not chosen
-            mean.add_all(self.tensors["fisher"], but={names.get("fisher", "") for names in found.values()})
+            mean.add_all(self.tensors["fisher"], but=chosen)
         return BoundPenalty(
             model,
             bound,
@@ -232,7 +243,7 @@ class InheritancePenalty:
             gamma=sum(gammas),
             apply=self.apply,
             fisher_mean=1.0 if mean is None else mean.value(),
-            constant=self.constant,
+            constant=self.constant - math.fsum(part for name, part in self.constants.items() if name not in chosen),
         )
 
     def validate(self, model: nn.Module) -> None:

@@ -18,11 +18,16 @@ def summed_penalty(penalties: Sequence[InheritancePenalty]) -> InheritancePenalt
     parts = [part for part in map(_WeightedFisher.of, penalties) if part is not None]
     mean = FisherMean()
     constant = sum(penalty.constant for penalty in penalties)
+    constants: dict[str, float] = {}
+    for penalty in penalties:
+        for name, own in penalty.constants.items():
+            constants[name] = constants.get(name, 0.0) + own
     for name in first.anchor:
         merged = _merged(parts, name)
         if merged is not None:
             mean.add(merged.fisher)
             constant += merged.constant
+            constants[name] = constants.get(name, 0.0) + merged.constant
     restrained = dict.fromkeys(name for part in parts for name in part.penalty.tensors["fisher"])
 
     def anchor(name: str) -> Tensor:
@@ -45,6 +50,7 @@ def summed_penalty(penalties: Sequence[InheritancePenalty]) -> InheritancePenalt
         storage_device=first.storage_device,
         further=tuple(each for penalty in penalties for each in _subspace_terms(penalty)),
         constant=constant,
+        constants=constants,
     )
 
 
@@ -100,7 +106,7 @@ def _merged(parts: Sequence[_WeightedFisher], name: str) -> _Merged | None:
 
 
 def _subspace_terms(penalty: InheritancePenalty) -> list[InheritancePenalty]:
-    own = dataclasses.replace(penalty, fisher=None, ewc_lambda=0.0, further=(), constant=0.0)
+    own = dataclasses.replace(penalty, fisher=None, ewc_lambda=0.0, further=(), constant=0.0, constants={})
     if own.gamma > 0.0:
         own = dataclasses.replace(own, anchor=LazyTensors(own.tensors["subspace"], own.anchor.__getitem__))
     return [*([own] if own.gamma > 0.0 else []), *penalty.further]

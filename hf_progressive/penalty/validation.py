@@ -96,6 +96,16 @@ def check_weight(symbol: str, value: float) -> None:
         raise ValueError(f"{symbol} is {value!r}; it must be a finite number of at least 0")
 
 
+def check_storage(dtype: object, device: object) -> None:
+    """Raise a ValueError unless W₀ and Ω can be kept in a dtype and on a device; None is the default."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"storage_dtype is {dtype!r}; give a floating dtype, such as torch.bfloat16, or None")
+    try:
+        torch.device(device) if device is not None else None  # type: ignore[call-overload]
+    except (RuntimeError, TypeError):
+        raise ValueError(f"storage_device is {device!r}; give a device, such as 'cpu' or 'cuda:0', or None") from None
+
+
 def require_anchored(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Raise a ValueError unless all are mappings, and the anchor has what the others name."""
     for kind, given in tensors.items():
@@ -156,6 +166,8 @@ def check_fit(kind: str, name: str, tensor: Tensor, parameter: nn.Parameter, out
         )
     elif kind == "fisher" and not bool((tensor >= 0).all()):
         raise ValueError(f"fisher[{name!r}] has negative or NaN entries; a diagonal Fisher is at least 0")
+    elif not bool(tensor.isfinite().all()):
+        raise ValueError(f"{kind}[{name!r}] has entries that are not finite; check where it is from")
     elif kind == "anchor" and tensor.numel() and tensor.data_ptr() == parameter.data_ptr():
         raise ValueError(
             f"anchor[{name!r}] is the model's own parameter, so it would move with it; "

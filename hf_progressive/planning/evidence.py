@@ -9,6 +9,9 @@ from statistics import fmean, variance
 from hf_progressive.records.interval import t_quantile
 from hf_progressive.records.study import StudyRecord
 
+AS_GIVEN = "as given"
+"""The source of an efficiency that was given as a number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
@@ -23,7 +26,7 @@ class Evidence:
     high: float | None = None
     """Upper end of its interval."""
 
-    source: str = "as given"
+    source: str = AS_GIVEN
     """Where it is from."""
 
     def __post_init__(self) -> None:
@@ -49,7 +52,9 @@ def read_evidence(words: Sequence[str]) -> Evidence | None:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"recipe-eta: {' '.join(words)!r} is neither ETA, nor ETA LOW HIGH, nor a study.json")
+        raise ValueError(
+            f"recipe-eta: {' '.join(words)!r} is neither ETA, nor ETA LOW HIGH, nor the path of a study.json"
+        )
     return Evidence(eta=numbers[0], low=numbers[1] if numbers[1:] else None, high=numbers[2] if numbers[1:] else None)
 
 
@@ -59,7 +64,8 @@ def read_studies(words: Sequence[str]) -> tuple[StudyRecord, ...]:
 
 
 def _study_paths(words: Sequence[str]) -> list[Path]:
-    return [Path(word) for word in words] if words and all(word.endswith(".json") for word in words) else []
+    paths = [Path(word) / "study.json" if Path(word).is_dir() else Path(word) for word in words]
+    return paths if paths and all(path.suffix == ".json" for path in paths) else []
 
 
 def _from_studies(paths: Sequence[Path]) -> Evidence | None:
@@ -77,8 +83,7 @@ def _from_studies(paths: Sequence[Path]) -> Evidence | None:
         if study.trunk:
             continue
         parts.append(_part(study))
-        name = path.name if len(paths) == 1 else f"{path.parent.name}/{path.name}"
-        sources.append(f"{name}, recipe {headline.recipe!r}")
+        sources.append(f"the study {study.name}, recipe {headline.recipe!r}")
     if not parts:
         return None
     whole = sum(part.steps for part in parts)

@@ -11,6 +11,7 @@ from hf_progressive.records.study import StudyRecord
 
 _NOTHING_KNOWN = 10.0  # upper over lower end: from here on an interval decides nothing that anyone would buy by
 _NAMES = {"parameters": "size", "tokens_per_parameter": "tokens per parameter", "growth": "growth factor"}
+_COUNTED_FROM = 1000  # from here on a factor is written as a whole number
 _FAR = 2.0  # times the largest size measured: from here on a prediction is called extrapolated
 
 
@@ -128,9 +129,10 @@ def _distances(law: Law, at: dict[str, float]) -> list[str]:
     measured, sentences = law.to_dict()["measured"], []
     largest = measured["parameters"][1]
     if (factor := at["parameters"] / largest) > _FAR:
+        times = f"{factor:,.0f}" if factor >= _COUNTED_FROM else f"{factor:.3g}"
         sentences.append(
-            f"extrapolated in size: {at['parameters'] / 1e6:,.4g} M parameters are {factor:,.3g} times the largest"
-            f" that was measured, {largest / 1e6:.3g} M"
+            f"extrapolated in size: {at['parameters'] / 1e6:,.4g} M parameters are {times} times the largest that was"
+            f" measured, {largest / 1e6:.3g} M"
         )
     for name, words in (("tokens_per_parameter", "tokens per parameter"), ("growth", "times the first model's size")):
         low, high = measured[name]

@@ -184,10 +184,11 @@ class LadderPlan:
         Returns:
             The rungs, and the family's FLOPs: all cold, all inherited as planned, the last alone, and the last grown,
             which is what goes into its initial weights (its lineage) and its own training. A model trained elsewhere
-            costs nothing any more.
+            costs nothing any more, but in the last one's lineage, where what is recorded of it counts.
         """
         *before, last = self.rungs
         lineage = sum(rung.flops_handed_on for rung in before)
+        lineage += 0.0 if self.rungs[0].origin is None else self.rungs[0].origin.flops
         return {
             "name": self.config.name,
             "rungs": [rung.to_dict() for rung in self.rungs],
@@ -211,9 +212,13 @@ class LadderPlan:
         return "\n".join(
             [
                 *aligned(list(self._trunk_rows() if self.config.schedule == "trunk" else self._chain_rows())),
-                *(f"{rung.name} is {rung.origin.describe()}" for rung in self.rungs if rung.origin is not None),
+                *(
+                    f"{rung.name} is {rung.origin.describe(rung.name)}"
+                    for rung in self.rungs
+                    if rung.origin is not None
+                ),
                 "",
-                f"all rungs cold       {flops['all_cold']:.3g} FLOPs",
+                f"all rungs cold       {flops['all_cold']:.3g} FLOPs{self._without_origin()}",
                 f"all rungs inherited  {flops['all_inherited']:.3g} FLOPs, as planned, not yet measured to match",
                 f"last rung alone      {flops['last_alone']:.3g} FLOPs",
                 f"last rung grown      {flops['last_grown']:.3g} FLOPs, {cost:.2f} of it alone, as planned;"
@@ -222,6 +227,10 @@ class LadderPlan:
         )
 
     __repr__ = table
+
+    def _without_origin(self) -> str:
+        first = self.rungs[0]
+        return "" if first.origin is None else f", without {first.name}, which is there"
 
     def _chain_rows(self) -> Iterator[tuple[str, ...]]:
         yield "rung", "parent", "parameters", "tokens cold", "FLOPs cold", "tokens grown", "FLOPs grown", "parent/cold"

@@ -59,10 +59,10 @@ def observed(studies: Iterable[StudyRecord]) -> list[Observation]:
 
 
 def unmatched(studies: Iterable[StudyRecord]) -> list[str]:
-    """Return a sentence for each trunk of which a seed did not match: the others are its better ones."""
+    """Return a sentence for each trunk that is not worth a known budget in every seed: others are its better ones."""
     return [
-        f"No cost is taken of {study.name}: {step.seeds - step.matched} of its {step.seeds} trunks to {step.child} did"
-        " not match a budget from scratch."
+        f"No cost is taken of {study.name}'s trunks to {step.child}: the finished baselines of"
+        f" {step.seeds - step.matched} of {step.seeds} seeds do not say what budget from scratch it is worth."
         for study in studies
         for step in study.headline_recipe.rungs
         if study.trunk and step.last_model_cost is None

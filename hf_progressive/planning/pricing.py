@@ -94,6 +94,7 @@ class LadderPrice:
             "as_configured": added(rung["as_configured"] for rung in rungs),
             "to_match": {key: added(rung["to_match"][key] for rung in trained) for key in by_eta} or None,
             "last_alone": rungs[-1]["cold"],
+            "last_grown": added([*(rung["handed_on"] for rung in rungs[:-1]), rungs[-1]["as_configured"]]),
             "last_model": None if last_model is None else self._scaled(rungs[-1]["cold"], last_model),
             "this_run": this_run,
             **beside,
@@ -106,7 +107,7 @@ class LadderPrice:
             "rungs": rungs,
             "family": family,
             "budget": {"dollars": self.budget_dollars, "hours": self.budget_hours},
-            "inherited_fraction": self.plan.config.training.inherited_fraction,
+            "inherited_fraction": self._inherited_fraction(),
             "cluster": dataclasses.asdict(self.cluster),
             "last_model": last_model,
             "unmatched": unmatched(self.studies),
@@ -120,6 +121,12 @@ class LadderPrice:
         """How fast the corpus comes."""
         streaming = self.plan.config.data.streaming and self.plan.config.data.prepared is None
         return DataSupply.of(streaming=streaming, gpus=self.cluster.count, cores=self.cores)
+
+    def _inherited_fraction(self) -> float | None:
+        # The share of its budget that every grown rung trains; None where rungs differ, and where none is grown.
+        config, grown = self.plan.config, [rung for rung in self.plan.rungs if rung.parent is not None]
+        shares = {config.training_of(rung.name).inherited_fraction for rung in grown}
+        return shares.pop() if len(shares) == 1 else None
 
     def _by_eta(self) -> dict[str, list[float]]:
         if self.evidence is None or self.plan.config.schedule == "trunk":
@@ -230,6 +237,7 @@ class _RungPrice:
         return {
             "cold": self.cost(rung.cold_flops or 0.0),
             "as_configured": self.cost(rung.flops),
+            "handed_on": self.cost(rung.flops_handed_on),
             "to_match": {key: self.cost(flops) for key, flops in to_match.items()} or None,
             "validation": self._validation(rung.steps),
             "cold_validation": self._validation(rung.size.steps) if rung.trains_baseline else None,

@@ -128,7 +128,7 @@ def measured_trunks(studies: Sequence[StudyRecord]) -> list[MeasuredTrunk]:
 
 
 def _measured(study: StudyRecord, recipe: RecipeRecord) -> Iterator[MeasuredTrunk]:
-    step = recipe.rungs[-1] if recipe.rungs else None
+    step = next((rung for rung in reversed(recipe.rungs) if rung.last_model_cost is not None), None)
     cost = None if step is None else step.last_model_cost
     if not recipe.trunk or step is None or cost is None or not cost.by_seed:
         return

@@ -32,8 +32,8 @@ class Origin:
     def __str__(self) -> str:
         return self.name if self.commit is None else f"{self.name} at {self.commit[:12]}"
 
-    def describe(self) -> str:
-        """Return what it is and what went into it: the rest of a sentence whose subject is the rung."""
+    def describe(self, rung: str = "") -> str:
+        """Return what it is and what went into it: the rest of a sentence whose subject is the rung of that name."""
         if self.record is None or not self.flops:
             history = "what went into it is not recorded, so that its FLOPs count as 0"
         else:
@@ -41,7 +41,8 @@ class Origin:
             history = f"{read} and {self.flops:.3g} FLOPs went into it, as its record says"
             if not self.is_complete:
                 history += ", those of its first ancestor unknown"
-        return f"{self}, which is taken over and not trained; {history}"
+        who = "" if str(self) == rung else f"{self}, which is "
+        return f"{who}taken over and not trained; {history}"
 
     def to_record(self) -> OriginRecord:
         """Return who it is and what went into it."""

@@ -60,6 +60,9 @@ class StageMember(Record):
     extrapolated: bool = False
     """Whether that lies outside the finished baselines."""
 
+    end: str | None = None
+    """The rung in which the trunk ends; None in an older record."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkRecord(Record):

@@ -196,10 +196,10 @@ def _learning_rates(run: Run) -> str | None:
             f"{side}, {', '.join(f'{name} at {rate:.3g}' for name, rate in rates.items())}" for side, rates in sides
         )
         return f"Peak learning rates go by the model: {listed}; this run tried no others."
-    training = run.ladder.config.get("training", {})
-    cold = training.get("learning_rate")
+    training = run.ladder.config.get("training", {})  # of a record that does not say
+    cold = next(iter(baselines.values()), training.get("learning_rate"))
     if cold is None:
         return None
-    inherited = training.get("inherited_learning_rate")
+    inherited = next(iter(grown.values()), training.get("inherited_learning_rate"))
     shared = "as grown models do" if inherited in (None, cold) else f"grown models at {inherited:g}"
     return f"Baselines train at a peak learning rate of {cold:g}, {shared}; this run tried no other."

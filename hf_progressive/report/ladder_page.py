@@ -22,6 +22,7 @@ from hf_progressive.report.page import (
     Plot,
     ReportPaths,
     Section,
+    otherwise,
     page_text,
     settings_table,
     write_page,
@@ -87,7 +88,7 @@ def ladder_report(run: Run, progress: ProgressRecord | None, folder: Path, *, se
             *_results(rungs),
             Section(title="How it was measured", terms=OF_LADDERS),
             Section(title="Settings", table=settings_table(_settings(run))),
-            *_times(rungs, folder / PLAN_NAME),
+            *_times(run, folder / PLAN_NAME),
         ),
         overview=overview,
         state=None if progress is None else run_state(run, progress, folder, served=served),
@@ -153,6 +154,7 @@ def _settings(run: Run) -> dict[str, str]:
         settings["schedule"] = f"trunk: {', '.join(shares)} of the last rung's tokens"
     settings["growth"] = str(run.ladder.config.get("growth", {}).get("method", NOTHING))
     settings["penalty Φ"] = next((_penalty(rung.phi) for rung in run.rungs if rung.phi is not None), "none")
+    settings |= otherwise(run.ladder.config.get("rungs", ()))
     return settings | {key.replace("_", " "): str(value) for key, value in run.ladder.environment.items()}
 
 
@@ -163,7 +165,8 @@ def _penalty(phi: PenaltyRecord) -> str:
     )
 
 
-def _times(rungs: Sequence[RungRecord], plan: Path) -> Iterator[Section]:
+def _times(run: Run, plan: Path) -> Iterator[Section]:
+    rungs = run.rungs
     steps = tuple(dict.fromkeys(step for rung in rungs for step in rung.seconds))
     if rungs:
         rows = tuple(
@@ -176,7 +179,7 @@ def _times(rungs: Sequence[RungRecord], plan: Path) -> Iterator[Section]:
     if plan.is_file():
         title = "What training was priced at, and what it took"
         try:
-            priced = priced_table(rungs, read_prices(plan))
+            priced = priced_table(rungs, read_prices(plan, run.ladder.name))
         except (ValueError, FileNotFoundError) as error:  # it is being written, or replaced: no training ends for this
             yield Section(title=title, terms={PLAN_NAME: str(error)})
             return

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_progressive.config.model import RUNG_SECTIONS
 from hf_progressive.report.figures import style
 from hf_progressive.report.figures.live_curve import Chart
 from hf_progressive.report.findings import Findings
@@ -133,6 +134,21 @@ def page_text(page: Page, svg: Mapping[str, str], *, refresh: int | None = None)
 def _script() -> str:
     # Its digest stands in the page's policy, which lets a browser run this and nothing else.
     return resources.files("hf_progressive").joinpath("templates", "live.js").read_text(encoding="utf-8")
+
+
+def otherwise(rungs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Say what rungs set for themselves, which the ladder's keys do not say.
+
+    >>> otherwise([{"name": "a"}, {"name": "b", "n_layer": 2, "training": {"learning_rate": 0.003}}])
+    {'b otherwise': 'training.learning_rate 0.003'}
+    """
+    return {
+        f"{rung['name']} otherwise": ", ".join(
+            f"{section}.{key} {value}" for section in RUNG_SECTIONS for key, value in rung.get(section, {}).items()
+        )
+        for rung in rungs
+        if any(rung.get(section) for section in RUNG_SECTIONS)
+    }
 
 
 def settings_table(settings: Mapping[str, str]) -> Table:

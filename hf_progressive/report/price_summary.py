@@ -4,11 +4,22 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from hf_progressive.report.formatting import NOTHING, FlopUnit, count, decimals, duration, join_names, percent
+from hf_progressive.planning.evidence import AS_GIVEN
+from hf_progressive.report.formatting import (
+    NOTHING,
+    FlopUnit,
+    count,
+    counted,
+    decimals,
+    duration,
+    join_names,
+    percent,
+)
 from hf_progressive.report.price_table import (
     budget_lines,
     misfit_lines,
     nothing_alike,
+    span_of,
     starved_lines,
     two_costs,
     unmatched_lines,
@@ -81,8 +92,8 @@ def _active(rung: Mapping[str, Any]) -> bool:
 
 def _grown(rung: Mapping[str, Any], unit: FlopUnit, priced: bool) -> tuple[str, ...]:
     matched = rung["to_match"]
-    cost = matched["expected"] if matched else rung["as_configured"]
-    tokens = cost["flops"] / rung["flops_per_token"] if matched else rung["tokens"]
+    cost = matched["expected"] if matched else rung["handed_on" if rung["trunk"] else "as_configured"]
+    tokens = cost["flops"] / rung["flops_per_token"]
     is_shown = rung["origin"] is None and (rung["parent"] is not None or rung["trunk"] is not None)
     return _cost(tokens, cost, unit, priced, shown=is_shown)
 
@@ -132,9 +143,12 @@ def _family_costs(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
     costs = [("every rung from scratch", family["cold"])]
     if evidence is not None and family["to_match"]:
         costs.append((f"every rung grown, to match at η = {evidence['eta']:.3g}", family["to_match"]["expected"]))
-    how = "the trunk and its members" if trunk else f"every rung grown, {record['inherited_fraction']:g} of its budget"
+    share = record["inherited_fraction"]
+    how = "each its own share" if share is None else f"{share:g} of its budget"
+    how = "the trunk and its members" if trunk else f"every rung grown, {how}"
     costs += [
         (f"{how}, as configured", family["as_configured"]),
+        *([("the last by way of its stages, as configured", family["last_grown"])] if trunk else []),
         ("the last alone from scratch", family["last_alone"]),
     ]
     if last is not None:
@@ -176,23 +190,29 @@ def _evidence(record: Mapping[str, Any]) -> list[str]:
     evidence = record["evidence"]
     if evidence is None:
         return ["Grown rungs are priced as configured; whether they then match their baselines, studies measure."]
-    ends = [NOTHING if evidence[key] is None else f"{evidence[key]:.3g}" for key in ("low", "high")]
-    interval = "" if ends == [NOTHING, NOTHING] else f" ({' to '.join(ends)})"
-    return [f"η = {evidence['eta']:.3g}{interval} is from {evidence['source']}."]
+    interval = "" if (ends := span_of(evidence["low"], evidence["high"])) is None else f" ({ends})"
+    what = f"η = {evidence['eta']:.3g}{interval}"
+    source = ", as given" if evidence["source"] == AS_GIVEN else f" is from {evidence['source']}"
+    if record["rungs"][0]["trunk"] is not None:
+        return [f"{what}{source}, of a chain: it prices nothing of a trunk, which costs what is planned."]
+    sentences = [f"{what}{source}."]
+    free = [rung["name"] for rung in record["rungs"] if rung["to_match"] and not rung["to_match"]["expected"]["flops"]]
+    if free:
+        sentences.append(f"At this η {join_names(free)} would cost nothing on top, more than any growth can save.")
+    return sentences
 
 
 def _last_model(record: Mapping[str, Any]) -> list[str]:
     cost = record["last_model"]
     if cost is None:
         return []
-    ends = [NOTHING if cost[end] is None else f"{cost[end]:.3g}" for end in ("low", "high")]
-    interval = "" if ends == [NOTHING, NOTHING] else f", {' to '.join(ends)}"
+    interval = "" if (ends := span_of(cost["low"], cost["high"])) is None else f", {ends}"
     said = f"The last by way of the others costs {cost['value']:.2f} times itself alone{interval}"
     if cost["basis"] != "law":
         return [f"{said}, by that η."]
     runs, names = cost["law"]["observations"], cost["law"]["studies"]
     studies = f"the {'study' if len(names) == 1 else 'studies'} {join_names(names)}"
-    return [f"{said}, by a law of {runs} runs of {studies}:", *(f"- {note}" for note in cost["notes"])]
+    return [f"{said}, by a law of {counted(runs, 'run')} of {studies}:", *(f"- {note}" for note in cost["notes"])]
 
 
 def _search(record: Mapping[str, Any]) -> list[str]:
@@ -209,13 +229,13 @@ def _search(record: Mapping[str, Any]) -> list[str]:
     others = len(found["best"]) - 1
     more = f"--full shows {f'{others} more and where each' if others else 'where it'} was measured"
     cost = f"last-model cost {best['last_model_cost']:.2f}; {more}."
+    left_out = ", the other rungs left out" if len(best["until"]) + 1 < len(record["rungs"]) else ""
     if own is None:
         last = record["rungs"][-1]["name"]
-        left_out = ", the other rungs left out" if len(best["until"]) + 1 < len(record["rungs"]) else ""
         way = f"{stages}, then {last}{left_out}{changes}"
         return [f"As a trunk (schedule: trunk) these rungs could be: {way}; {cost}", *two_costs(record)]
     same = ", as configured" if best["until"] == own["until"] and not best["changes"] else ""
-    return [f"Where to grow: {stages}{same}{changes}; {cost}", *two_costs(record)]
+    return [f"Where to grow: {stages}{same}{left_out}{changes}; {cost}", *two_costs(record)]
 
 
 def _measured(record: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,8 @@ def price_table(record: Mapping[str, Any]) -> str:
 
 
 def _row(rung: Mapping[str, Any]) -> tuple[str, ...]:
-    memory, tokens, grown = rung["memory"], rung["tokens_per_parameter"], rung["parent"] is not None
+    memory, tokens = rung["memory"], rung["tokens_per_parameter"]
+    grown = rung["parent"] is not None or rung["trunk"] is not None
     inherited = rung["to_match"]["expected"] if rung["to_match"] else rung["as_configured"]
     sizes = (memory["replicated_bytes"], memory["sharded_bytes"], rung["disk_bytes"])
     return (
@@ -54,11 +55,14 @@ def _family(record: Mapping[str, Any]) -> list[str]:
         entries += [(f"every rung inherited, to match at {_described(evidence)}", family["to_match"]["expected"])]
         for key, text in (("at_best", "  at the upper end"), ("at_worst", "  at the lower end")):
             entries += [(text, family["to_match"][key])] if key in family["to_match"] else []
-    share = f"{record['inherited_fraction']:g} of its cold budget each"
-    if record["rungs"][0].get("trunk"):
-        share = "the trunk and its members"
+    fraction, trunk = record["inherited_fraction"], record["rungs"][0]["trunk"] is not None
+    share = "each its own share" if fraction is None else f"{fraction:g} of its cold budget each"
     entries += [
-        (f"every rung inherited, {share}, as configured", family["as_configured"]),
+        (
+            f"every rung inherited, {'the trunk and its members' if trunk else share}, as configured",
+            family["as_configured"],
+        ),
+        *([("the last rung by way of its stages, as configured", family["last_grown"])] if trunk else []),
         ("the last rung alone, cold", family["last_alone"]),
         *_last_model_entries(record),
         ("this run, its baselines included", family["this_run"]),
@@ -135,10 +139,13 @@ def two_costs(record: Mapping[str, Any]) -> list[str]:
     known = next((proposal for proposal in costs if proposal["last_model_cost"] is not None), None)
     if known is None:
         return []
+    own = found["as_configured"]
+    is_own = own is not None and (known["until"], known["changes"]) == (own["until"], {})
+    whose = "this" if is_own else "that"
     lines = [
-        f"{known['last_model_cost']:.2f}, of the search, is this trunk's own FLOPs, {known['takes']:.2f} of the last"
-        f" alone, over what {' and '.join(found['families'])} trunks that grew alike were worth, {known['worth']:.2f}"
-        " of a budget from scratch; the models' size is not in it."
+        f"{known['last_model_cost']:.2f}, of the search, is {whose} trunk's own FLOPs, {known['takes']:.2f} of the"
+        f" last alone, over what {' and '.join(found['families'])} trunks that grew alike were worth,"
+        f" {known['worth']:.2f} of a budget from scratch; the models' size is not in it."
     ]
     if law is None or law["basis"] != "law":
         return lines
@@ -191,9 +198,20 @@ def _beside(record: Mapping[str, Any]) -> list[str]:
     return ["beside training:", *(f"  {_priced(cost)}  {text}" for text, cost in entries)]
 
 
+def span_of(low: float | None, high: float | None) -> str | None:
+    """Write an interval as people read it; None where there is none.
+
+    >>> span_of(0.5, 2), span_of(-3.456, None), span_of(None, 2), span_of(None, None)
+    ('0.5 to 2', '−3.46 or more', '2 or less', None)
+    """
+    ends = [None if end is None else f"{end:.3g}".replace("-", "−") for end in (low, high)]
+    if ends[0] is None or ends[1] is None:
+        return f"{ends[0]} or more" if ends[0] else f"{ends[1]} or less" if ends[1] else None
+    return f"{ends[0]} to {ends[1]}"
+
+
 def _described(evidence: Mapping[str, Any]) -> str:
-    ends = [NOTHING if evidence[key] is None else f"{evidence[key]:.3g}" for key in ("low", "high")]
-    interval = "" if ends == [NOTHING, NOTHING] else f", {ends[0]} … {ends[1]}"
+    interval = "" if (ends := span_of(evidence["low"], evidence["high"])) is None else f", {ends}"
     return f"η = {evidence['eta']:.3g}{interval} ({evidence['source']})"
 
 
@@ -241,7 +259,8 @@ def budget_lines(record: Mapping[str, Any]) -> list[str]:
         if limit is None or run[unit] is None:
             continue
         verdict = "within" if run[unit] <= limit else "over"
-        lines.append(f"  this run takes {run[unit] / limit:.0%} of the {limit:g} {unit} it may: {verdict} the budget")
+        may = f"{limit:g} {unit.removesuffix('s') if limit == 1 else unit}"
+        lines.append(f"  this run takes {run[unit] / limit:.0%} of the {may} it may: {verdict} the budget")
     return lines
 
 

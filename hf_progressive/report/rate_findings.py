@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from hf_progressive.records.study import FinishedRun, StudyRecord, SweptRate
-from hf_progressive.records.tried_rates import TriedSide, tried_sides
+from hf_progressive.records.tried_rates import TriedSide, end_of_range, tried_sides
 from hf_progressive.report.formatting import in_words, join_names, significant
 
 
@@ -74,11 +74,11 @@ def _chosen(study: StudyRecord) -> str:
         on = f"{on} {join_names([str(seed) for seed in chosen])}"
     else:
         on = f"the first {on}"
+    how = f"Peak learning rates were chosen on {on}, by the validation documents that everything is measured on"
+    if cost and not any(seed.seed in chosen for seed in cost.by_seed):
+        return f"{how}; recipe “{study.headline.recipe}” is measured on others."
     counts = "that seed counts" if one else "by their means, and these count"
-    return (
-        f"Peak learning rates were chosen on {on}, by the validation documents that everything is measured on; "
-        f"{counts} in the means and intervals like the others{without}."
-    )
+    return f"{how}; {counts} in the means and intervals like the others{without}."
 
 
 def _at_an_end(sides: list[TriedSide]) -> list[str]:
@@ -105,6 +105,8 @@ def _swept(study: StudyRecord) -> list[str]:
         verdict = (
             "which is the best" if gain <= 0 else f"and {best:g} is better by {significant(gain, 2)} bits per byte"
         )
+        if (end := end_of_range(best, [*tried])) is not None:
+            verdict += f"; it is the {end} that was tried, and one beyond may be better"
         rates = ", ".join(f"{rate:g}" for rate in sorted(tried))
         sentences.append(
             f"Of the {name} peak learning rates tried on {rows[0].rung} ({rates}) the study uses "

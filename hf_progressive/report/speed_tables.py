@@ -51,13 +51,15 @@ class PricedRung:
     """The utilisation that was assumed or measured for the price."""
 
 
-def read_prices(path: Path) -> dict[str, PricedRung]:
-    """Read what rungs were priced at, as the plan's configuration trains them.
+def read_prices(path: Path, ladder: str | None = None) -> dict[str, PricedRung]:
+    """Read what rungs, where it is named those of a ladder, were priced at, as the plan's configuration trains them.
 
     Raises:
-        ValueError: The file is not what `hf-progressive plan --json` prints.
+        ValueError: The file is not what `hf-progressive plan --json` prints, or is of another ladder.
     """
     plan = read_json(path)
+    if ladder is not None and plan.get("name", ladder) != ladder:
+        raise ValueError(f"{path}: is the plan of {plan['name']}, not of {ladder}; write it anew or remove it")
     try:
         return {rung["name"]: _price(rung, plan["cluster"]["mfu"]) for rung in plan["rungs"]}
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):

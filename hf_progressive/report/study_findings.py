@@ -60,6 +60,8 @@ def _headline(study: StudyRecord) -> str:
             shared = f", {all_of(len(study.rungs))} for {share} of theirs"
         return f"The last of {in_words(len(study.rungs))} models for {price}{shared}"
     missed = [rung.child for rung in rungs if rung.eta is None]
+    if missed and study.trunk:
+        return f"{', '.join(missed)}: no price from scratch can be read off the finished baselines of every seed"
     if missed:
         return f"{', '.join(missed)}: not every seed matched its baseline within the budgets tried"
     savings = span([rung.saving for rung in rungs if rung.saving is not None], percent)
@@ -83,8 +85,10 @@ def _explanation(study: StudyRecord) -> str:
     headline = study.headline
     if study.trunk:
         stages = ", ".join(f"{stage.name} until {percent(stage.until)}" for stage in study.trunk)
+        measured = {step.child for step in study.headline_recipe.rungs} or {rung.name for rung in study.rungs}
+        sized = join_names([_sized(rung) for rung in study.rungs if rung.name in measured])
         return (
-            f"Recipe “{headline.recipe}” on {join_names([_sized(rung) for rung in study.rungs])}: one run at a "
+            f"Recipe “{headline.recipe}” on {sized}: one run at a "
             f"constant rate grows from size to size ({stages} of the tokens), decays once at its end, and is compared "
             f"with the same model trained from scratch, at equal bits per byte.{_of_members(study)}"
         )
@@ -100,7 +104,7 @@ def _of_members(study: StudyRecord) -> str:
     # How the smaller models of a trunk's family are finished, and what each is worth in the mean over the seeds.
     worths: dict[str, list[float]] = {}
     for member in study.headline_recipe.members:
-        if member.kind == "decay" and member.worth is not None:
+        if member.kind == "decay" and member.worth is not None and member.end in (None, study.rungs[-1].name):
             worths.setdefault(member.stage, []).append(member.worth)
     if not worths or study.headline.family.inherited is None:
         return ""
@@ -114,7 +118,9 @@ def _of_members(study: StudyRecord) -> str:
 def _sized(rung: StudyModel) -> str:
     per_parameter = f"{rung.cold_tokens / rung.scaling_parameters:.3g}"
     tokens = "token" if per_parameter == "1" else "tokens"
-    return f"{rung.name} ({count(rung.parameters)} parameters, {per_parameter} {tokens} for each)"
+    of_all = per_parameter == f"{rung.cold_tokens / rung.parameters:.3g}"
+    which = "" if of_all else f" of the {count(rung.scaling_parameters)} that scaling counts"
+    return f"{rung.name} ({count(rung.parameters)} parameters, {per_parameter} {tokens} for each{which})"
 
 
 def _tiles(study: StudyRecord) -> list[Tile]:
@@ -237,12 +243,18 @@ def _different_seeds(study: StudyRecord) -> list[str]:
 
 
 def _best_of(study: StudyRecord) -> list[str]:
-    # A headline that is the best of several may have been chosen for that.
+    # A headline that is the best of several may have been chosen for that. Seeds count that all of them have.
     steps = ((recipe.name, step) for recipe in study.recipes for step in recipe.rungs)
     costs = {name: step.known_cost for name, step in steps if step.child == study.rungs[-1].name}
-    known = {name: cost.value for name, cost in costs.items() if cost is not None}
+    known = {name: cost for name, cost in costs.items() if cost is not None}
+    shared = set.intersection(*({seed.seed for seed in cost.by_seed} for cost in known.values())) if known else set()
+    means = {
+        name: fmean(seed.value for seed in cost.by_seed if seed.seed in shared) if shared else cost.value
+        for name, cost in known.items()
+    }
     name = study.headline.recipe
-    if len(known) < 2 or name not in known or known[name] > min(known.values()):
+    others = [mean for recipe, mean in means.items() if recipe != name]
+    if not others or name not in means or means[name] >= min(others):
         return []
     return [
         f"Of {in_words(len(known))} recipes “{name}” costs least; if it is the headline for that, chance flatters it."

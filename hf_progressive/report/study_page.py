@@ -9,7 +9,7 @@ from hf_progressive.records.study import StudyRecord, read_study
 from hf_progressive.report.figures.study import draw_matches, draw_penalties, draw_recipes
 from hf_progressive.report.formatting import counted
 from hf_progressive.report.glossary import OF_STUDIES, OF_TRUNK_STUDIES
-from hf_progressive.report.page import Page, Plot, ReportPaths, Section, settings_table, write_page
+from hf_progressive.report.page import Page, Plot, ReportPaths, Section, otherwise, settings_table, write_page
 from hf_progressive.report.study_findings import find_in_study, seeds_of_recipes, study_unit
 from hf_progressive.report.study_tables import models_table, phi_table, rates_table, recipes_table, steps_table
 from hf_progressive.report.trunk_tables import (
@@ -20,6 +20,8 @@ from hf_progressive.report.trunk_tables import (
     seeds_table,
     trunks_table,
 )
+
+_NO_COST = "A recipe has no cost where the finished baselines of a seed do not say what its trunk is worth."
 
 _BOUNDS = (
     "Bars are 95 % intervals by Student's t, ticks single seeds, a triangle a lower bound: matched at the smallest "
@@ -107,7 +109,7 @@ def _results(study: StudyRecord) -> Iterator[Section]:
             notes=(
                 _BARS if study.trunk else _BOUNDS,
                 "The last column is bits per byte of the longest child less its baseline's; below 0 the child is "
-                "better. A recipe that trained too briefly to match has no η.",
+                f"better. {_NO_COST if study.trunk else 'A recipe that trained too briefly to match has no η.'}",
                 *(_SHARED_BASELINES if study.trunk else ()),
                 *(_DIFFERENT_SEEDS if differ else ()),
             ),
@@ -126,8 +128,17 @@ def _results(study: StudyRecord) -> Iterator[Section]:
         )
     rates = rates_table(study)
     if rates.rows:
-        yield Section(title="Learning rates", table=rates, notes=("One seed and one rung.",))
+        yield Section(title="Learning rates", table=rates, notes=tuple(_of_rates(study)))
     yield Section(title="The models", table=models_table(study), notes=("Tokens and FLOPs of the whole budget.",))
+
+
+def _of_rates(study: StudyRecord) -> Iterator[str]:
+    seeds = {row.seed for row in study.learning_rates}
+    rungs = {row.rung for row in study.learning_rates}
+    if len(seeds) == len(rungs) == 1:
+        yield "One seed and one rung."
+    elif len(rungs) == 1:
+        yield "One rung."
 
 
 def _trunks(study: StudyRecord) -> Iterator[Section]:
@@ -184,6 +195,7 @@ def _settings(study: StudyRecord) -> dict[str, str]:
     settings |= {f"seeds of {name}": ", ".join(map(str, seeds)) for name, seeds in own if seeds}
     names = ("tokens_per_parameter", "batch_tokens", "learning_rate", "warmup_fraction", "decay_fraction")
     settings |= {name.replace("_", " "): f"{getattr(training, name):g}" for name in names}
+    settings |= otherwise(config.ladder.others.get("rungs", ()))
     environment = {key.replace("_", " "): str(value) for key, value in study.environment.items()}
     return settings | {key: value for key, value in environment.items() if value}
 

@@ -22,7 +22,7 @@ def trunks_table(study: StudyRecord) -> Table:
             ", ".join(f"{stage.name} until {percent(stage.until)}" for stage in recipe.trunk),
             ", ".join(_setting(key, value) for key, value in recipe.overrides.items() if key not in _RATE_KEYS)
             or NOTHING,
-            ", ".join(f"{rate:g}" for rate in _rates(recipe)) or NOTHING,
+            ", ".join(f"{rate:g}" for rate in ([] if study.chooses_rates else _rates(recipe))) or NOTHING,
         )
         for recipe in study.recipes
         if recipe.trunk
@@ -135,11 +135,13 @@ def members_table(study: StudyRecord) -> Table:
     unit = study_unit(study)
     rows = []
     for recipe in study.recipes:
+        ends = {member.end for member in recipe.members}
         for members in _by_stage(recipe):
+            to = f" (to {members[0].end})" if len(ends) > 1 else ""
             rows.append(
                 (
                     recipe.name,
-                    members[0].stage,
+                    f"{members[0].stage}{to}",
                     percent(members[0].until),
                     members[0].kind,
                     str(len(members)),
@@ -164,7 +166,7 @@ def _worth(members: Sequence[StageMember]) -> str:
 
 
 def _by_stage(recipe: RecipeRecord) -> list[Sequence[StageMember]]:
-    groups: dict[tuple[float, str, str], list[StageMember]] = {}
+    groups: dict[tuple[str, float, str, str], list[StageMember]] = {}
     for member in recipe.members:
-        groups.setdefault((member.until, member.stage, member.kind), []).append(member)
+        groups.setdefault((member.end or "", member.until, member.stage, member.kind), []).append(member)
     return [groups[key] for key in sorted(groups)]

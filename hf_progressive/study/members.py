@@ -20,6 +20,9 @@ class Members:
     recipe: str
     """The recipe."""
 
+    end: str
+    """The rung in which the trunk ends."""
+
     stage: FinishedModel
     """The stage, at a constant rate."""
 
@@ -37,7 +40,13 @@ def members_of(recipe: str, end: TrainingSetup, plan: LadderPlan) -> Iterator[Me
         steps = stage.steps_on_trunk + decay.decay_steps
         decayed = FinishedModel(setup=stage.setup, fraction=steps / stage.setup.cold_steps, decay=decay.decay_steps)
         taken = tuple(sorted({min(step, stage.steps) for step in average.averaged_steps}))
-        yield Members(recipe=recipe, stage=stage, decayed=decayed, averaged=AveragedModel(stage=stage, steps=taken))
+        yield Members(
+            recipe=recipe,
+            end=end.initial.rung.name,
+            stage=stage,
+            decayed=decayed,
+            averaged=AveragedModel(stage=stage, steps=taken),
+        )
 
 
 def _parts(plan: LadderPlan, member: Literal["decay", "average"]) -> list[TrunkPart]:
@@ -68,4 +77,5 @@ def stage_member(
         baseline_bits_per_byte=target_of(baselines).bits_per_byte if baselines else None,
         worth=None if worth is None or not baselines else worth.flops / target_of(baselines).flops,
         extrapolated=worth is not None and worth.extrapolated,
+        end=members.end,
     )

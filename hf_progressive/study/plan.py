@@ -310,8 +310,9 @@ def _finished(setup: TrainingSetup, fractions: Sequence[float], key: str) -> lis
     steps = [model.steps for model in models]
     if len(set(steps)) < len(steps):
         raise ValueError(
-            f"{key}: {list(fractions)} of {setup.initial.rung.name}'s {setup.cold_steps} steps are {steps} steps, some"
-            " of them the same; take them farther apart, or train on more tokens"
+            f"{key}: {list(fractions)} of {setup.initial.rung.name}'s {setup.cold_steps} steps are {steps} steps"
+            f"{' of its own' * bool(setup.initial.lineage)}, some of them the same; take them farther apart, or train"
+            " on more tokens"
         )
     return models
 

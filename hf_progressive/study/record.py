@@ -122,7 +122,8 @@ def _trunk_family(
 ) -> FamilyOutcome:
     last = plan.config.rungs_of(recipe)[-1]
     step = next((step for step in rungs if step.child == last), None)
-    return trunk_family(step, [rung.size for rung in plan.trunks[recipe.name, last].rungs], members)
+    own = [member for member in members if member.end == last]
+    return trunk_family(step, [rung.size for rung in plan.trunks[recipe.name, last].rungs], own)
 
 
 def _members(results: StudyResults, recipe: RecipeConfig) -> Iterator[StageMember]:

@@ -91,9 +91,10 @@ def run_study(
 def _require_own_name(root: Path, name: str) -> None:
     # A study whose configuration changed goes on with the results that still belong to it; another one would replace
     # the record that is there.
-    if not (root / RECORD_NAME).is_file():
+    try:
+        there = storage.read_json(root / RECORD_NAME).get("name")
+    except (FileNotFoundError, ValueError):  # a damaged one is made anew from the results
         return
-    there = storage.read_json(root / RECORD_NAME).get("name")
     if there not in (None, name):
         raise ValueError(
             f"{root}: holds the study {there!r}, not {name!r}; choose another output folder, or name this one so"

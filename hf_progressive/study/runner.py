@@ -48,7 +48,10 @@ class TaskFolder:
             return None
         known = self._read.get(name)
         if known is None or known[0] != written:
-            known = self._read[name] = written, storage.read_json(path)
+            try:
+                known = self._read[name] = written, storage.read_json(path)
+            except ValueError as error:
+                raise ValueError(f"{error}; delete the file, and its task is done again") from None
         return known[1]
 
     def failed(self, name: str) -> bool:

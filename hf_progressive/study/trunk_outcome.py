@@ -91,7 +91,7 @@ def trunk_family(step: RecipeStep | None, sizes: Sequence[RungSize], members: Se
     Args:
         step: The trunk's outcome; None where no seed is complete.
         sizes: The stages and the last rung.
-        members: The members of all stages and seeds.
+        members: The members of all stages and seeds, of the trunks that end in the last rung.
 
     Returns:
         The costs; without one member of every stage and seed, of known worth, the last rung's budget alone.

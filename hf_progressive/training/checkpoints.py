@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_progressive import storage
 from hf_progressive.data.tokenizer import vocabulary_size
 from hf_progressive.distributed.processes import main_process_first
 from hf_progressive.penalty.lora import LoraPenalty
-from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, save_penalty
+from hf_progressive.penalty.saved_penalty import DESCRIPTION_NAME, KEPT_PENALTY_NAME, save_penalty, storage_of
 from hf_progressive.penalty.specification import InheritancePenalty
 from hf_progressive.storage import MANIFEST_NAME, atomic_folder, check_manifest, is_complete, link_or_copy, read_json
 from hf_progressive.storage.full_disk import FullDiskNamed
@@ -28,8 +29,6 @@ STAGING_NAME = ".saving"
 """Folder, beside the checkpoints, in which the next one is written."""
 PENALTY_NAME = "phi"
 """Folder of the penalty inside each checkpoint."""
-KEPT_PENALTY_NAME = "_phi"
-"""Folder of the penalty beside the checkpoints; Trainer uploads all of a run's folder but names like this."""
 
 _DAMAGED_SHOWN = 3
 _CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
@@ -179,15 +178,24 @@ def rotate(written: Path, limit: int | None, best: str | None) -> None:
     if limit is None or limit <= 0:
         return
     others = [path for path in _checkpoints(written.parent) if path != written and is_complete(path)]
-    for path in others[: max(0, len(others) - (limit - 1))]:
-        if best is None or path != Path(best):
-            storage.remove_folder(path)
+    kept = None if best is None else Path(best).resolve()
+    older = [path for path in others if path.resolve() != kept]
+    for path in older[: max(0, len(others) - (limit - 1))]:
+        storage.remove_folder(path)
 
 
-def finish_rotation(resumed: Path, limit: int | None) -> None:
-    """Delete what `rotate` would have, had the process that wrote the newest checkpoint not been killed before."""
-    if resumed == newest_complete_checkpoint(resumed.parent):
-        rotate(resumed, limit, None)
+def finish_rotation(resumed: Path, limit: int | None, *, of: Path) -> None:
+    """Delete what `rotate` would have, had the process that wrote a run's newest checkpoint not been killed before.
+
+    Nothing is deleted where the checkpoint stands elsewhere than in the folder `of` the run: it is another run's.
+    """
+    if resumed.parent.resolve() != of.resolve() or resumed != newest_complete_checkpoint(resumed.parent):
+        return
+    try:
+        best = read_json(resumed / TRAINER_STATE_NAME).get("best_model_checkpoint")
+    except (FileNotFoundError, ValueError):
+        best = None
+    rotate(resumed, limit, best)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -230,8 +238,10 @@ def link_penalty(
     files = read_json(kept / MANIFEST_NAME)["files"]
     digests: dict[str, str] = {name: entry["sha256"] for name, entry in files.items()}
     description = read_json(kept / DESCRIPTION_NAME)
-    weights = {name: getattr(weighted, name, description[name]) for name in ("ewc_lambda", "gamma")}
-    if any(description[name] != value for name, value in weights.items()):
+    weights: dict[str, Any] = {}
+    if weighted is not None:
+        weights = {"ewc_lambda": weighted.ewc_lambda, "gamma": weighted.gamma, **storage_of(weighted)}
+    if any(description.get(name) != value for name, value in weights.items()):
         storage.write_json(target / DESCRIPTION_NAME, {**description, **weights})
         digests[DESCRIPTION_NAME] = storage.sha256_file(target / DESCRIPTION_NAME)
         storage.write_manifest(target, sha256=digests)

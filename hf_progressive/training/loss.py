@@ -162,11 +162,12 @@ _loss_in_rows: Callable[..., Any] = _LossInParts.apply
 
 def _forms_parts(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
     labels, config = inputs.get("labels"), model.config
+    if config.model_type not in _PLAIN | _DIVIDED | _SOFT_CAPPED:  # which may have no vocabulary at all
+        return False
     if labels is None or 4 * labels.numel() * config.vocab_size < LARGE_LOGITS_BYTES or inputs.keys() - _INPUTS:
         return False
     head = model.get_output_embeddings()
-    known = config.model_type in _PLAIN | _DIVIDED | _SOFT_CAPPED
-    if not known or type(head) is not nn.Linear or head.bias is not None or model.loss_function is not ForCausalLMLoss:
+    if type(head) is not nn.Linear or head.bias is not None or model.loss_function is not ForCausalLMLoss:
         return False
     # An engine that divides the head gathers it for the head's own forward pass alone.
     return not isinstance(head.weight, DTensor) and not hasattr(head.weight, "ds_tensor")

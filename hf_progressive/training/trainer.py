@@ -180,7 +180,8 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
             for folder in {self.args.output_dir, self._get_output_dir(trial)}:
                 remove_checkpoint_leftovers(Path(folder))
             if resume_from_checkpoint and not self.args.load_best_model_at_end:
-                finish_rotation(Path(resume_from_checkpoint), self.args.save_total_limit)
+                own = Path(self._get_output_dir(trial))
+                finish_rotation(Path(resume_from_checkpoint), self.args.save_total_limit, of=own)
         self._watch, self._finite_until = FiniteWatch(self.accelerator), 0
         self._vote, self._stop_asked = self._new_vote(), False
         self._phi_log = StepLog()

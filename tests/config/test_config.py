@@ -38,6 +38,15 @@ def test_plain_values_read_back_as_an_equal_configuration(tmp_path: Path) -> Non
     assert load_ladder_config(write(tmp_path, config.to_dict())) == config
 
 
+def test_a_rung_s_values_are_what_they_mean_however_they_are_written(tmp_path: Path) -> None:
+    def read(rate: object) -> LadderConfig:
+        rung = {"name": "wide", "n_layer": 2, "n_embd": 96, "n_head": 6, "training": {"learning_rate": rate}}
+        return load_ladder_config(write(tmp_path, {**MINIMAL, "rungs": ["d2", rung]}))
+
+    assert read("5e-3") == read(0.005)  # YAML takes 5e-3 for a text
+    assert read("5e-3").to_dict()["rungs"][1]["training"] == {"learning_rate": 0.005}
+
+
 def test_a_first_rung_with_a_source_brings_its_tokenizer(tmp_path: Path) -> None:
     first = {"name": "d2", "source": "org/d2", "revision": "v1"}
     config = load_ladder_config(write(tmp_path, MINIMAL | {"rungs": [first, "d3"]}))

@@ -10,6 +10,8 @@ from transformers import (
     BartForCausalLM,
     BertConfig,
     BertLMHeadModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     GPTBigCodeConfig,
@@ -114,3 +116,17 @@ def test_ids_on_a_device_are_not_read():
     require_within_tables(LEARNED["gpt2"](), on_device, "blocks")
     with pytest.raises(ValueError, match="^blocks have 13 tokens, .* 12 learned positions; cut them to that$"):
         require_within_tables(LEARNED["gpt2"](), torch.empty((1, 13), device="meta"), "blocks")
+
+
+def test_a_table_of_the_pictures_is_not_taken_for_one_of_the_text():
+    text = {**SIZES, "intermediate_size": 16, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 4096}
+    vision = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=text, vision_config={**vision, "image_size": 8, "patch_size": 4}, mm_tokens_per_image=4
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    ids = torch.zeros(1, 32, dtype=torch.long)
+    require_within_tables(model, ids, "blocks")
+    assert model(input_ids=ids).logits.shape[1] == 32
+    with pytest.raises(ValueError, match="blocks hold the token id 20"):
+        require_within_tables(model, ids + VOCABULARY, "blocks")

@@ -1,5 +1,6 @@
 """Batches, token losses and sampled targets."""
 
+import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -36,3 +37,11 @@ def test_samples_do_not_depend_on_batching():
     whole = sample_targets(logits, targets, together)
     pieces = [sample_targets(logits[i : i + 2], targets[i : i + 2], apart) for i in range(0, 6, 2)]
     assert torch.equal(whole, torch.cat(pieces))
+
+
+def test_positions_of_packed_texts_are_refused_and_others_are_not():
+    ids = torch.tensor([[1, 2, 3, 4]], dtype=torch.int32)
+    plain = read_batch({"input_ids": ids, "position_ids": torch.arange(4)[None]}, torch.device("cpu"))
+    assert plain.input_ids.dtype == torch.long
+    with pytest.raises(ValueError, match="position_ids are not 0, 1, 2, … along each sequence"):
+        read_batch({"input_ids": ids, "position_ids": torch.tensor([[0, 1, 0, 1]])}, torch.device("cpu"))

@@ -208,3 +208,22 @@ def test_a_damaged_weight_is_named():
         model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("inf")
     with pytest.raises(ValueError, match="the weights of transformer.h.1.mlp.c_fc.weight are not finite"):
         learn_subspace(model)
+
+
+@pytest.mark.parametrize("source", ["gradients", "activations"])
+def test_batches_without_a_target_are_refused(source):
+    model = gpt2()
+    for batches in ([], iter(())):
+        with pytest.raises(ValueError, match="the batches hold no target token"):
+            learn_subspace(model, batches, source=source)
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="the batches hold no target token"):
+        learn_subspace(model, [{"input_ids": ids, "labels": torch.full_like(ids, -100)}], source="gradients")
+
+
+def test_patterns_may_come_from_an_iterator_and_none_is_refused():
+    model = gpt2()
+    name = next(iter(learn_subspace(model)))
+    assert list(learn_subspace(model, parameters=iter([name]))) == [name]
+    with pytest.raises(ValueError, match="parameters: there is no pattern"):
+        learn_subspace(model, parameters=[])

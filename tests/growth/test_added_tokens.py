@@ -157,3 +157,8 @@ def test_a_parent_without_a_tokenizer_is_told_so(parent, tmp_path):
         grow_checkpoint(parent, tmp_path / "child", {}, add_tokens=[" "])
     with pytest.raises(ValueError, match="add_tokens holds 3; give texts, one a token"):
         grow_checkpoint(parent, tmp_path / "child", {}, add_tokens=["x", 3])
+
+
+def test_tokens_may_come_from_an_iterator(source, tmp_path):
+    grow_checkpoint(source, tmp_path / "child", {}, add_tokens=(token for token in ["<a>", "<b>"]), verify=False)
+    assert {"<a>", "<b>"} <= AutoTokenizer.from_pretrained(tmp_path / "child").get_vocab().keys()

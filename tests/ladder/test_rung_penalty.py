@@ -108,6 +108,10 @@ def test_what_does_not_belong_together_is_refused(rung: Path, fisher: dict[str, 
     write_rung(tmp_path / "other", 7, fisher)
     with pytest.raises(ValueError, match=r"was not grown from .*other; its parent had another model\.safetensors"):
         load_penalty(tmp_path / "other", child=tmp_path / "child", ewc_lambda=1.0)
+    grow_checkpoint(rung, tmp_path / "saved", WIDER)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"saved.*; Φ is anchored where the child starts, so grow it again, and save"):
+        load_penalty(rung, child=tmp_path / "saved", ewc_lambda=1.0)
     (tmp_path / "child/rung.json").write_text("{}")
     with pytest.raises(ValueError, match=r"child: is trained already; Φ is anchored where the child starts"):
         load_penalty(rung, child=tmp_path / "child", ewc_lambda=1.0)

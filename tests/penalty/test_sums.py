@@ -124,3 +124,17 @@ def test_what_cannot_be_summed_is_refused():
         InheritancePenalty.sum([first, InheritancePenalty(fewer)])
     with pytest.raises(ValueError, match=r"anchor\['norm\.bias'\] has shape \(5,\) in penalty 1, \(4,\) in penalty 2"):
         InheritancePenalty.sum([first, InheritancePenalty({**second.anchor, "norm.bias": torch.ones(4)})])
+
+
+def test_a_tied_weight_that_is_named_twice_counts_once(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False)).double()
+    model[1].weight = model[0].weight
+    anchors = [{name: value.clone() + x for name, value in model.state_dict().items()} for x in (0.1, -0.2, 0.4)]
+    assert len(anchors[0]) == 2
+    parts = [InheritancePenalty.l2_sp(anchor, ewc_lambda=1.0) for anchor in anchors]
+    expected = sum(part.value(model) for part in parts)
+    total = InheritancePenalty.sum(parts)
+    again = InheritancePenalty.sum([InheritancePenalty.sum(parts[:2]), parts[2]])
+    save_penalty(total, tmp_path / "saved")
+    for each in (total, again, load_saved_penalty(tmp_path / "saved")):
+        torch.testing.assert_close(each.value(model), expected, **CLOSE)

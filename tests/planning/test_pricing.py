@@ -14,7 +14,7 @@ from hf_progressive.ladder.run_folder import claim
 from hf_progressive.planning.evidence import inherited_flops, read_evidence
 from hf_progressive.planning.ladder_plan import plan_ladder
 from hf_progressive.planning.overhead import validation
-from hf_progressive.report import price_table
+from hf_progressive.report import price_summary, price_table
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
 
@@ -124,7 +124,8 @@ def test_the_interval_of_the_evidence_is_carried_through(capsys, tmp_path):
     study = write_study(tmp_path, [0.7, 1.0, 1.0], [1.1, 1.2, 1.0])
     evidence, half = read_evidence([str(study)]), 4.3027 * 0.1 / math.sqrt(3)
     assert (evidence.eta, evidence.low, evidence.high) == pytest.approx((1.0, 1.0 - half, 1.0 + half))
-    assert evidence.source == "study.json, recipe 'exact'"
+    assert evidence.source == "the study study_books, recipe 'exact'"
+    assert read_evidence([str(study.parent)]) == evidence
     costs = plan(capsys, "ladder_tiny", "--recipe-eta", str(study))["family"]["to_match"]
     given = plan(capsys, "ladder_tiny", "--recipe-eta", "1.0", str(evidence.low), str(evidence.high))["family"][
         "to_match"
@@ -139,7 +140,7 @@ def test_evidence_without_an_upper_end_is_an_open_interval(capsys, tmp_path):
     study = write_study(tmp_path, [0.85, 0.95, 0.9], at_least=True, eta_high=None)
     assert cli.main(["plan", "ladder_tiny", "--recipe-eta", str(study), "--full"]) == 0
     table = capsys.readouterr().out
-    assert f"η = 0.9, {0.9 - 4.3027 * 0.05 / math.sqrt(3):.3g} … –" in table
+    assert f"η = 0.9, {0.9 - 4.3027 * 0.05 / math.sqrt(3):.3g} or more" in table
     assert "at the lower end" in table
     assert "at the upper end" not in table
 
@@ -193,7 +194,7 @@ def test_a_corpus_that_is_prepared_elsewhere_is_told_and_the_ladder_is_priced(ca
         (["--gpus", "0"], "gpus: 0 is below 1"),
         (["--mfu", "40"], "mfu: 40.0 is not in (0, 1]"),
         (["--price", "-1"], "price: -1.0 is not a number of dollars of 0 or more"),
-        (["--recipe-eta", "0.9", "0.8"], "recipe-eta: '0.9 0.8' is neither ETA, nor ETA LOW HIGH, nor a study.json"),
+        (["--recipe-eta", "0.9", "0.8"], "recipe-eta: '0.9 0.8' is neither ETA, nor ETA LOW HIGH, nor the path"),
         (["--recipe-eta", "2", "0.8", "1"], "recipe-eta: 2.0 is not between 0.8 and 1.0; give ETA [LOW HIGH]"),
         (["--recipe-eta", "nowhere/study.json"], "nowhere/study.json: no such file"),
         (["--gpus", "7"], "not divisible among 7 processes"),
@@ -262,3 +263,49 @@ def test_an_average_of_more_weights_than_there_are_steps_is_refused(capsys):
     share = re.search(r"raise trunk.average_over to ([\d.]+)", said)[1]
     capsys.readouterr()
     assert cli.main(["plan", "ladder_tiny", "--set", *changes, f"trunk.average_over={share}"]) == 0
+
+
+@pytest.fixture
+def trunk(tmp_path):
+    """A trunk of two rungs, the smaller one a member by a decay."""
+    rungs = [{"name": "a", "n_layer": 1, "until": 0.3}, {"name": "b", "n_layer": 2}]
+    config = {
+        "schedule": "trunk",
+        "model": {"context": 64},
+        "rungs": [{**rung, "n_embd": 32, "n_head": 2} for rung in rungs],
+        "data": {"max_documents": 60, "tokenizer": {"vocab_size": 320}},
+        "training": {"tokens_per_parameter": 1, "batch_tokens": 512, "micro_batch_size": 8, "decay_fraction": 0.4},
+    }
+    (tmp_path / "trunk.yaml").write_text(json.dumps(config))
+    return str(tmp_path / "trunk.yaml")
+
+
+def test_a_trunk_s_last_model_and_its_part_alone_are_priced(capsys, trunk):
+    record = plan(capsys, trunk)
+    first, last = record["rungs"]
+    part = first["trunk"]["steps"] / first["steps"]
+    assert part < 1
+    assert first["handed_on"]["flops"] == pytest.approx(part * first["as_configured"]["flops"])
+    whole = first["handed_on"]["flops"] + last["as_configured"]["flops"]
+    assert record["family"]["last_grown"]["flops"] == pytest.approx(whole)
+    assert record["flops"]["last_grown"] == pytest.approx(whole)
+    share = f"{whole / record['family']['last_alone']['flops']:.2f} ×"
+    [row] = [line for line in price_summary(record).splitlines() if line.startswith("the last by way of its stages")]
+    assert row.endswith(share)
+    assert "the last rung by way of its stages, as configured" in price_table(record)
+
+
+def test_an_efficiency_says_what_it_does_not_price(capsys, trunk):
+    said = "η = 1.2, as given, of a chain: it prices nothing of a trunk, which costs what is planned."
+    assert said in price_summary(plan(capsys, trunk, "--recipe-eta", "1.2")).splitlines()
+    words = " ".join(price_summary(plan(capsys, "ladder_tiny", "--recipe-eta", "9")).split())
+    assert "η = 9, as given. At this η l3w32 and l3w48 would cost nothing on top" in words
+
+
+def test_rungs_of_other_shares_are_not_said_to_have_the_ladder_s(capsys):
+    record = plan(capsys, "ladder_tiny")
+    assert "every rung grown, 0.65 of its budget, as configured" in price_summary(record)
+    own = plan(capsys, "ladder_tiny", "--set", "rungs.2.training={inherited_fraction: 1.5}")
+    assert own["inherited_fraction"] is None
+    assert "every rung grown, each its own share, as configured" in price_summary(own)
+    assert "every rung inherited, each its own share, as configured" in price_table(own)

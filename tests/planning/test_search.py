@@ -241,7 +241,7 @@ def test_each_cost_of_the_last_model_says_what_it_rests_on(
     assert best["last_model_cost"] != pytest.approx(law["value"])
     summary, table = (" ".join(text.split()) for text in (price_summary(record), price_table(record)))
     for said in (
-        f"{best['last_model_cost']:.2f}, of the search, is this trunk's own FLOPs, {best['takes']:.2f} of the last"
+        f"{best['last_model_cost']:.2f}, of the search, is that trunk's own FLOPs, {best['takes']:.2f} of the last"
         " alone, over what llama trunks that grew alike were worth, 0.80 of a budget from scratch",
         f"{law['value']:.2f}, of the law, is what the runs of the study trunks cost in all, carried to this size",
     ):
@@ -263,3 +263,21 @@ def test_where_nothing_is_alike_the_plan_says_how_the_rungs_differ(
         " 0.6; 0.5 and 1, grown at 0.7; 0.25 and 1, grown at 0.3 and 0.6."
     ) in said
     assert "of the search" not in said
+
+
+def test_of_a_recipe_with_several_ends_the_last_that_has_a_cost_counts(
+    capsys: pytest.CaptureFixture[str], ladder: str, study: str
+) -> None:
+    expected = searched(capsys, ladder, "--recipe-eta", study)["search"]
+    record = json.loads(Path(study).read_text())
+    for entry in record["recipes"]:
+        entry["rungs"] = [*entry["rungs"], entry["rungs"][-1] | {"child": "l9", "last_model_cost": None, "eta": None}]
+    Path(study).write_text(json.dumps(record))
+    assert searched(capsys, ladder, "--recipe-eta", study)["search"] == expected
+
+
+def test_a_proposal_that_leaves_rungs_out_says_so(capsys: pytest.CaptureFixture[str], ladder: str, study: str) -> None:
+    record = searched(capsys, ladder, "--recipe-eta", study)
+    best = record["search"]["best"][0]
+    record["search"]["best"][0] = best | {"until": {"l4": 0.4}}
+    assert "Where to grow: l4 until 0.4, the other rungs left out" in " ".join(price_summary(record).split())

@@ -51,12 +51,19 @@ CLAIMS = [
         for title in ("Φ against none at equal FLOPs,", "At equal tokens, what its estimates cost left out,")
     ),
     *(
-        Claim(f"Of the {kind} " + RATES + verdict, when)
+        Claim(
+            f"Of the {kind} "
+            + RATES
+            + verdict
+            + ("; it is the {end:s} that was tried, and one beyond may be better." if at_end else "."),
+            lambda f, when=when, at_end=at_end: when(f) and (f["end"] is not None) == at_end,
+        )
         for kind in ("baseline's", "child's")
         for verdict, when in (
-            ("which is the best.", lambda f: f["gain"] <= 0),
-            ("and {best_rate} is better by {gain} bits per byte.", lambda f: f["gain"] > 0),
+            ("which is the best", lambda f: f["gain"] <= 0),
+            ("and {best_rate} is better by {gain} bits per byte", lambda f: f["gain"] > 0),
         )
+        for at_end in (False, True)
     ),
     Claim("No model read a block that it, or its ancestors, had read before.", lambda f: f["repeated"] == 0),
     Claim(
@@ -191,7 +198,8 @@ def rate_facts(study: dict[str, Any], facts: StudyFacts) -> Iterator[dict[str, A
         best = min(tried, key=tried.__getitem__)
         rates = ", ".join(f"{rate:g}" for rate in sorted(tried))
         yield {"rung": rung, "rates": rates, "own_rate": own["learning_rate"], "best_rate": best} | {
-            "gain": own["bits_per_byte"] - tried[best]
+            "gain": own["bits_per_byte"] - tried[best],
+            "end": {min(tried): "lowest", max(tried): "highest"}.get(best) if len(tried) > 1 else None,
         }
 
 

@@ -1,11 +1,13 @@
 """The sentences say what the records say, and claim no more than one seed shows."""
 
+import json
 import re
 
 import pytest
 
 from hf_progressive.records.family import FamilyCost
 from hf_progressive.records.ladder import read_run
+from hf_progressive.report import write_report
 from hf_progressive.report.ladder_findings import find_in_run
 
 
@@ -132,3 +134,18 @@ def test_phi_and_baselines_that_were_not_there_are_not_mentioned(run, records):
     said = " ".join(findings_of(run, records(cold=False, phi=False)).certainty)
     assert "Φ" not in said
     assert "baseline" not in said
+
+
+def test_rates_are_those_of_the_records_and_what_a_rung_sets_is_named(run, records):
+    made = records()
+    for record in made[1:]:
+        record["learning_rate"] = 0.003
+        if record["cold"]:
+            record["cold"]["learning_rate"] = 0.003
+    folder = run(made)
+    ladder = json.loads((folder / "ladder.json").read_text())
+    ladder["config"]["rungs"] = [{"name": rung, "training": {"learning_rate": 0.003}} for rung in ladder["rungs"][1:]]
+    (folder / "ladder.json").write_text(json.dumps(ladder))
+    text = write_report(folder).markdown.read_text()
+    assert "Baselines train at a peak learning rate of 0.003, as grown models do" in text
+    assert f"| {ladder['rungs'][1]} otherwise | training.learning\\_rate 0.003 |" in text

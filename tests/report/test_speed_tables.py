@@ -71,3 +71,14 @@ def test_a_file_that_is_no_plan_is_named_on_the_page_and_ends_no_training(run, r
     page = (folder / "report.html").read_text()
     assert f"<dt>plan.json</dt><dd>{folder / 'plan.json'}: " in page
     assert ("is not what `hf-progressive plan --json` prints" in page) == bool(text)
+
+
+def test_a_plan_of_another_ladder_is_not_taken_for_this_one_s(run, records):
+    folder = run(with_speed(records()))
+    own = read_run(folder).ladder.name
+    cost = {"flops": 1e12, "hours": 1.0, "dollars": None}
+    plan = {"name": "other", "cluster": {"mfu": 0.5}, "rungs": [{"name": "l5w96", "as_configured": cost}]}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match=f"plan.json: is the plan of other, not of {own}; write it anew or remove it"):
+        read_prices(folder / "plan.json", own)
+    assert "is the plan of other, not of" in write_report(folder).markdown.read_text()

@@ -270,9 +270,11 @@ def test_a_better_learning_rate_is_said(study: tuple[Path, dict[str, Any]]) -> N
     other = {**own, "learning_rate": 0.5, "bits_per_byte": own["bits_per_byte"] - 0.25}
     record["learning_rates"] = [{"kind": "cold", "rung": "l2w24", "learning_rate": 0.5, "point": other}]
     sentence = "Of the baseline's peak learning rates tried on l2w24 (0.003, 0.5) the study uses 0.003, "
-    assert sentence + "and 0.5 is better by 0.25 bits per byte." in find_in_study(typed(record)).certainty
+    highest = "; it is the highest that was tried, and one beyond may be better."
+    assert f"{sentence}and 0.5 is better by 0.25 bits per byte{highest}" in find_in_study(typed(record)).certainty
     other["bits_per_byte"] = own["bits_per_byte"] + 1
-    assert sentence + "which is the best." in find_in_study(typed(record)).certainty
+    lowest = highest.replace("highest", "lowest")
+    assert f"{sentence}which is the best{lowest}" in find_in_study(typed(record)).certainty
 
 
 def test_bounds_gaps_and_single_seeds_are_said(study: tuple[Path, dict[str, Any]]) -> None:

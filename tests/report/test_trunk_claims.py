@@ -145,7 +145,9 @@ def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
     to_try = len(study["learning_rates"])
     tried = sum(row["point"] is not None for row in study["learning_rates"])
     step = facts.step(recipe, last) if tried == to_try else None
-    stages, smaller = facts.recipes[recipe]["trunk"], list(facts.sizes.values())[:-1]
+    stages, sizes = facts.recipes[recipe]["trunk"], list(facts.sizes.values())
+    ends_in = {found["child"] for found in facts.recipes[recipe]["rungs"]}
+    measured = [model for model in sizes if model["name"] in ends_in] or sizes
     runs = [point for group in (*facts.cold.values(), *facts.ends.values()) for point in group]
     unit = re.search(r"\*\*([kMGTP]?)FLOP\*\*: 1 \w+ is (\S+) ", text)
     assert unit is not None
@@ -154,7 +156,7 @@ def all_facts(facts: TrunkFacts, text: str) -> Iterator[dict[str, Any]]:
         "level": 0.95,
         "recipe": recipe,
         "last": last,
-        "sized": " and ".join(filter(None, (", ".join(map(sized, smaller)), sized(size)))),
+        "sized": " and ".join(filter(None, (", ".join(map(sized, measured[:-1])), sized(measured[-1])))),
         "stages": WORDS[len(stages)],
         "path": ", ".join(f"{stage['name']} until {100 * stage['until']:.0f} %" for stage in stages),
         "tried": tried,
@@ -203,7 +205,12 @@ def sized(model: dict[str, Any]) -> str:
     scale, unit = next((scale, unit) for scale, unit in ((1e6, " M"), (1e3, " k"), (1, "")) if parameters >= scale)
     said = f"{parameters / scale:#.3g}".rstrip(".") if unit else f"{parameters}"
     each = "1 token" if f"{tokens:.3g}" == "1" else f"{tokens:.3g} tokens"
-    return f"{model['name']} ({said}{unit} parameters, {each} for each)"
+    counted = model["scaling_parameters"]
+    if f"{tokens:.3g}" == f"{model['cold_tokens'] / parameters:.3g}":
+        return f"{model['name']} ({said}{unit} parameters, {each} for each)"
+    scale, unit_of = next((scale, unit) for scale, unit in ((1e6, " M"), (1e3, " k"), (1, "")) if counted >= scale)
+    which = f"{counted / scale:#.3g}".rstrip(".") if unit_of else f"{counted}"
+    return f"{model['name']} ({said}{unit} parameters, {each} for each of the {which}{unit_of} that scaling counts)"
 
 
 def table_faults(header: list[str], rows: list[list[str]], facts: TrunkFacts) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -89,7 +90,8 @@ def test_a_study_that_has_just_begun_has_a_page(study: StudyRecord, tmp_path: Pa
     (tmp_path / "study.json").write_text(json.dumps(begun))
     text = write_report(tmp_path).markdown.read_text()
     assert "No step is finished with all of its budgets yet" in text
-    assert "Recipe “one step” on l2w16 (11.9 k parameters, 0.494 tokens for each): one run at a constant rate" in text
+    sized = "l2w16 (11.9 k parameters, 0.494 tokens for each of the 11.4 k that scaling counts)"
+    assert f"Recipe “one step” on {sized}: one run at a constant rate" in text
 
 
 def test_the_figure_shows_what_a_trunk_is_worth_on_its_baselines_curve(study: StudyRecord) -> None:
@@ -156,3 +158,36 @@ def test_how_rates_were_chosen_is_said_and_which_is_at_an_end(study: StudyRecord
     assert at_end.endswith("better: recipe “one step” (0.004, the highest); recipe “late” (0.001, the lowest).")
     assert [sentence for sentence in said if "chosen on the first seed" in sentence]
     assert not [sentence for sentence in find_in_study(study).certainty if "chosen on the first seed" in sentence]
+
+
+def test_recipes_are_compared_on_the_seeds_that_they_share_and_a_tie_is_none(study: StudyRecord) -> None:
+    def said(*costs: dict[int, float], headline: str = "a") -> list[str]:
+        record = study.to_dict()
+        step = record["recipes"][0]["rungs"][0]
+        entry = step["last_model_cost"]["by_seed"][0]
+        record["recipes"] = [
+            {
+                **record["recipes"][0],
+                "name": name,
+                "rungs": [
+                    {
+                        **step,
+                        "last_model_cost": {
+                            **step["last_model_cost"],
+                            "value": fmean(values.values()),
+                            "by_seed": [{**entry, "seed": seed, "value": value} for seed, value in values.items()],
+                        },
+                    }
+                ],
+            }
+            for name, values in zip("abc", costs, strict=False)
+        ]
+        record["headline"] |= {
+            "recipe": headline,
+            "last_model_cost": record["recipes"][0]["rungs"][0]["last_model_cost"],
+        }
+        return [text for text in find_in_study(StudyRecord.from_dict(record)).certainty if "costs least" in text]
+
+    assert said({0: 0.7, 1: 0.8}, {0: 0.8, 1: 0.9})
+    assert not said({1: 0.7}, {0: 0.9, 1: 0.6})  # dearer on the seed of both
+    assert not said({0: 0.7}, {0: 0.7})

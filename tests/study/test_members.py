@@ -16,6 +16,7 @@ from hf_progressive.records.stages import StageMember
 from hf_progressive.records.study import StudyRecord
 from hf_progressive.report import write_report
 from hf_progressive.report.study_findings import find_in_study
+from hf_progressive.report.trunk_tables import members_table
 from hf_progressive.study.plan import StudyPlan, plan_study
 from hf_progressive.study.run import run_study
 from hf_progressive.study.trunk_outcome import trunk_family
@@ -177,3 +178,21 @@ def test_a_member_counts_as_no_more_than_its_whole_budget_and_none_may_be_missin
     twice = [member(seed, 0.5) for seed in (0, 0, 1, 1)]
     assert trunk_family(cost, [sizes[0], SimpleNamespace(name="other", flops=60), sizes[1]], twice).inherited is None
     assert trunk_family(None, sizes, []).inherited is None
+
+
+def test_trunks_to_several_ends_have_members_and_a_family_of_their_own(
+    corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ladder = trunk_mapping(corpus_file)["ladder"]
+    ladder["rungs"] = [THIN, END, {**END, "name": "l3w16", "n_layer": 3}]
+    pretend(monkeypatch, tmp_path / "log")
+    found = {}
+    for name, ends in (("both", ["l2w16", "l3w16"]), ("last", ["l3w16"])):
+        config = trunk_study(corpus_file, ladder=ladder, recipes=[{**RECIPE, "rungs": ends}], seeds=[0])
+        found[name] = StudyRecord.from_dict(run_study(config, tmp_path / name))
+    (both,), (last,) = (study.recipes for study in found.values())
+    assert {(member.stage, member.end) for member in both.members} == {("thin", "l2w16"), ("thin", "l3w16")}
+    assert both.family == last.family
+    assert both.family.inherited is not None
+    rows = members_table(found["both"]).rows
+    assert {(row[1], row[4]) for row in rows} == {("thin (to l2w16)", "1"), ("thin (to l3w16)", "1")}

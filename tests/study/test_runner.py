@@ -127,3 +127,13 @@ def test_leftovers_go_only_while_no_other_process_deletes_anything(tmp_path: Pat
     other.join(60)
     assert not aside.exists()
     assert len(hands.done) == len(TASKS)
+
+
+def test_a_result_that_is_damaged_says_what_to_do(tmp_path: Path) -> None:
+    hands = Hands(tmp_path).run()
+    path = hands.folder.result_path("short")
+    path.write_text(path.read_text()[:-3])
+    with pytest.raises(ValueError, match=r"short\.json.*; delete the file, and its task is done again"):
+        Hands(tmp_path).run()
+    path.unlink()
+    assert "short" in Hands(tmp_path).run().done

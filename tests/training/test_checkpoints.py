@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from trainer_fixtures import (
     RESUMABLE,
     Blocks,
@@ -20,6 +21,7 @@ from trainer_fixtures import (
 )
 from transformers import GPT2LMHeadModel
 
+from hf_progressive.ladder.rung_penalty import load_penalty
 from hf_progressive.penalty import InheritancePenalty, load_saved_penalty, save_penalty
 from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.storage import is_complete, read_json
@@ -229,3 +231,33 @@ def test_the_stable_checkpoint_is_the_model_where_the_decay_begins(tmp_path):
     stable = GPT2LMHeadModel.from_pretrained(tmp_path / "stable")
     at_step = GPT2LMHeadModel.from_pretrained(tmp_path / "checkpoint-5")
     assert_same_weights(weights(stable), weights(at_step))
+
+
+def test_a_penalty_comes_back_as_it_was_kept_and_outlives_its_checkpoint(tmp_path, monkeypatch):
+    model = build_model()
+    penalty = build_penalty(model, storage_dtype=torch.bfloat16, storage_device="cpu")
+
+    def trainer(steps, penalty):
+        args = arguments(tmp_path, max_steps=steps, save_strategy="steps", save_steps=2, save_total_limit=1)
+        return ProgressiveTrainer(build_model(), args, train_dataset=Blocks(), penalty=penalty)
+
+    trainer(2, penalty).train()
+    monkeypatch.chdir(tmp_path)
+    loaded = load_penalty("checkpoint-2")
+    assert (loaded.storage_dtype, loaded.storage_device) == (torch.bfloat16, "cpu")
+    monkeypatch.chdir("/")
+    before = loaded.value(model)
+    assert before == penalty.value(model)
+    trainer(4, loaded).train(resume_from_checkpoint=True)
+    assert not (tmp_path / "checkpoint-2").exists()
+    assert loaded.value(model) == before
+
+
+def test_what_penalties_are_kept_in_is_checked():
+    model = build_model()
+    for options, message in (
+        ({"storage_dtype": "bfloat16"}, "storage_dtype is 'bfloat16'; give a floating dtype"),
+        ({"storage_device": "gpu"}, "storage_device is 'gpu'; give a device"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_penalty(model, **options)

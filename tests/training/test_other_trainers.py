@@ -13,14 +13,17 @@ from transformers import (
     Seq2SeqTrainingArguments,
     T5Config,
     T5ForConditionalGeneration,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
     set_seed,
 )
 
 from hf_progressive.data.tokenizer import train_tokenizer
 from hf_progressive.penalty import InheritancePenalty
-from hf_progressive.training.trainer import ProgressiveMixin
+from hf_progressive.training.trainer import ProgressiveMixin, ProgressiveTrainer, ProgressiveTrainingArguments
 
 WORDS = ["rain", "wind", "north", "south", "the sea", "a hill", "snow", "an island"]
 LAMBDA, VOCABULARY = 0.7, 270
@@ -140,3 +143,18 @@ def test_the_first_gradient_is_the_tasks_plus_the_dense_formula(folder, case):
         torch.testing.assert_close(gradients[name].double() - task[name].double(), slope, rtol=1e-4, atol=1e-5)
     assert logged(ours, "phi/ewc")[0] == pytest.approx(value, rel=1e-5)
     assert logged(ours, "phi/lambda") == pytest.approx([LAMBDA, 0.75 * LAMBDA])  # linear, to be zero at twice the run
+
+
+def test_a_model_of_pictures_trains_as_with_the_stock_trainer(tmp_path):
+    def trained(trainer, kind):
+        set_seed(0)
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        model = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=3))
+        generator = torch.Generator().manual_seed(1)
+        data = [{"pixel_values": torch.randn(3, 8, 8, generator=generator), "labels": i % 3} for i in range(16)]
+        args = kind(str(tmp_path / trainer.__name__), max_steps=3, report_to=[], save_strategy="no", use_cpu=True)
+        trainer(model, args, train_dataset=data).train()
+        return model.state_dict()
+
+    ours, stock = trained(ProgressiveTrainer, ProgressiveTrainingArguments), trained(Trainer, TrainingArguments)
+    assert all(torch.equal(ours[name], stock[name]) for name in stock)

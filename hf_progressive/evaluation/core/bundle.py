@@ -103,6 +103,8 @@ class Bundle:
         """Return the tasks of some labels, or all of them for None, in the bundle's order."""
         if labels is None:
             return self.tasks
+        if isinstance(labels, str):
+            raise ValueError(f"tasks is the text {labels!r}; give a list, [{labels!r}]")
         wanted = set(labels)
         known = {task.label for task in self.tasks}
         for label in sorted(wanted - known):

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from hf_progressive.distributed.evaluation_mode import evaluation_mode
+from hf_progressive.distributed.model_tables import require_within_tables
 
 _REUSABLE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 """Cache layers that append keys and values without changing those they hold. Recurrent states are not among them."""
@@ -57,7 +58,7 @@ def can_reuse_prefixes(model: PreTrainedModel) -> bool:
 def encode_prefixes(model: PreTrainedModel, prefixes: Sequence[tuple[int, ...]]) -> DynamicCache:
     """Read prefixes of one length into a cache of keys and values."""
     cache = _PrefixCache(model.config, len(prefixes[0]))
-    input_ids = torch.tensor(prefixes, device=model.device)
+    input_ids = _ids_of(model, prefixes)
     with contextlib.suppress(_Encoded):
         model(input_ids=input_ids, past_key_values=cache, use_cache=True)
     plain = DynamicCache(config=model.config)
@@ -93,7 +94,7 @@ def logits_at(
     """
     width = max(len(tokens) for tokens in sequences)
     # Any id can pad: what follows a token does not reach it.
-    input_ids = torch.tensor([tokens + (0,) * (width - len(tokens)) for tokens in sequences], device=model.device)
+    input_ids = _ids_of(model, [tokens + (0,) * (width - len(tokens)) for tokens in sequences])
     where = (torch.tensor(sequence_of, dtype=torch.long), torch.tensor(position_of, dtype=torch.long))
 
     in_head = contextlib.ExitStack()
@@ -117,6 +118,13 @@ def logits_at(
         output = model(input_ids=input_ids, use_cache=cache is not None, **arguments)
     logits = output.logits if selected else _take(output.logits, where)
     return logits.squeeze(0)
+
+
+# Ids on the model's device, once they are known to be ids of its own: on a GPU others end the process's use of it.
+def _ids_of(model: PreTrainedModel, sequences: Sequence[tuple[int, ...]]) -> Tensor:
+    ids = torch.tensor(sequences)
+    require_within_tables(model, ids, "the tasks' texts", length=0)
+    return ids.to(model.device)
 
 
 # Pick positions (sequence, index) out of (sequences, length, width) as one sequence (1, positions, width).

@@ -206,9 +206,9 @@ def _draw_bar(axes: "Axes", place: int, bar: _Bar, colour: str) -> None:
             fontsize=7.5,
         )
         return
-    ends = [end for end in (bar.low, bar.high) if end is not None]
-    if ends:
-        axes.plot(ends, [place] * len(ends), color=colour, linewidth=1.6)
+    if bar.low is not None or bar.high is not None:  # an interval with one end reaches from that to the value
+        ends = [bar.value if end is None else end for end in (bar.low, bar.high)]
+        axes.plot(ends, [place, place], color=colour, linewidth=1.6)
     axes.plot(bar.value, place, bar.marker, color=colour, markersize=6, markeredgecolor=SURFACE, zorder=4)
 
 
