@@ -122,6 +122,8 @@ def estimate_fisher(
     torch.Size([8, 32])
     """
     _check_options(kind, definition, normalize)
+    if batches is None:
+        raise ValueError("batches is None; give batches of token ids, such as a DataLoader")
     require_in_memory(model)
     require_plain_parameters(model)
     squares = PerSampleSquares(model)

@@ -53,6 +53,7 @@ _CITATION = """\
 
 
 _CPU_SEQUENCES = 8  # in one forward pass
+_SHORTEST = 2  # tokens of a block, one of which is predicted
 
 
 class BitsPerByte(evaluate.Metric):
@@ -142,9 +143,11 @@ def bits_per_byte(
         batch_size = sequences_that_fit(model, len(blocks[0]["input_ids"]), on_cpu=_CPU_SEQUENCES)
     with evaluation_mode(model):
         for batch in tqdm(
-            DataLoader(blocks, batch_size=batch_size), desc="Bits per byte", disable=None if progress else True
+            DataLoader(blocks, batch_size=batch_size, collate_fn=_stacked),
+            desc="Bits per byte",
+            disable=None if progress else True,
         ):
-            inputs, targets = batch["input_ids"][:, :-1], batch["input_ids"][:, 1:]  # (B, T-1)
+            inputs, targets = batch[:, :-1], batch[:, 1:]  # (B, T-1)
             require_within_tables(model, inputs, "blocks")
             if (largest := int(targets.max())) >= len(lengths):
                 raise ValueError(f"token_bytes has {len(lengths)} entries, and blocks hold the token id {largest}")
@@ -176,6 +179,17 @@ def _require_block(block: Any) -> None:
             f"blocks: {what}; give items with input_ids that are tensors, (T,), such as"
             " [{'input_ids': ids} for ids in tensor], or dataset.with_format('torch')"
         )
+
+
+def _stacked(items: Sequence[Block]) -> Tensor:
+    rows = [item["input_ids"] for item in items]
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1 or lengths[0] < _SHORTEST:
+        some = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
+        raise ValueError(
+            f"blocks have {some} tokens; give blocks of one length, 2 or more, or measure texts by text_bits_per_byte"
+        )
+    return torch.stack(rows)
 
 
 def text_bits_per_byte(

@@ -102,7 +102,10 @@ def load_penalty(
     penalty = _penalty(phi, anchor=folder if child is None else Path(child), parent=folder, growth=growth)
     if penalty is None:
         if (folder / "trainer_state.json").is_file():
-            raise ValueError(f"{source}: is a checkpoint of a training without a penalty, so there is none to load")
+            raise ValueError(
+                f"{source}: is a checkpoint without a penalty, of a training without one or saved with"
+                " save_only_model, so there is none to load"
+            )
         raise ValueError(f"{source}: a rung stores what Φ is made of, not its weights; give ewc_lambda or gamma")
     return penalty
 

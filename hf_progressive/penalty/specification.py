@@ -200,7 +200,7 @@ class InheritancePenalty:
         """
         from hf_progressive.penalty.sums import summed_penalty  # which builds an InheritancePenalty
 
-        return summed_penalty(list(penalties))
+        return summed_penalty([penalties] if isinstance(penalties, InheritancePenalty) else list(penalties))
 
     def bind(self, model: nn.Module) -> BoundPenalty:
         """Take this process's shards of W₀, Ω and U for a model, once every tensor is checked against it.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hf_progressive.config.ranges import class_of
 from hf_progressive.penalty.fisher_mean import FisherMean
 from hf_progressive.penalty.lazy_tensors import LazyTensors
 from hf_progressive.penalty.specification import InheritancePenalty
@@ -115,6 +116,9 @@ def _subspace_terms(penalty: InheritancePenalty) -> list[InheritancePenalty]:
 def _require_alike(penalties: Sequence[InheritancePenalty]) -> None:
     if not penalties:
         raise ValueError("there is no penalty to sum")
+    for number, each in enumerate(penalties, start=1):
+        if not isinstance(each, InheritancePenalty):
+            raise ValueError(f"penalty {number} is {class_of(each)}; only InheritancePenalty can be summed")
     first = penalties[0]
     for number, other in enumerate(penalties[1:], start=2):
         for name in ("apply", "storage_dtype", "storage_device"):

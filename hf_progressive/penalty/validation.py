@@ -151,6 +151,8 @@ def check_fit(kind: str, name: str, tensor: Tensor, parameter: nn.Parameter, out
 
     `kind` is "anchor", "fisher" or "subspace", `output` what `output_dimension` returns.
     """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{kind}[{name!r}] is {class_of(tensor)}; give a tensor, such as torch.as_tensor(...) makes")
     shape, form = whole_shape(parameter), quantized_form(parameter)
     if form is not None:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ def publish_rung(
         private: Keep the repository from the public. One that is public already is then refused.
         license: Identifier of the weights' licence on the Hub, such as `apache-2.0`; None says nothing about it.
         language: ISO 639 codes of the languages in the data, or `code`; empty says nothing about it.
-        dry_run: Send nothing; log the list of files and the card instead.
+        dry_run: Send nothing; log the list of files and the card instead, to stderr where messages are not shown.
 
     Returns:
         The repository's address.
@@ -56,8 +57,10 @@ def publish_rung(
     'https://huggingface.co/ORG/l5w72'
     """
     publication = prepare_publication(rung_dir, repo_id, license=license, language=language)
-    if dry_run:
+    if dry_run and logger.isEnabledFor(logging.INFO):
         logger.info("%s", publication.describe())
+    elif dry_run:  # in a script that shows no messages
+        sys.stderr.write(publication.describe() + "\n")
     else:
         _publish(publication, private=private)
     return publication.address

@@ -82,8 +82,10 @@ def written_whole(target: Path, *, writes: bool) -> Iterator[tuple[Path, dict[st
     state.wait_for_everyone()
 
 
-def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+def newest_complete_checkpoint(folder: str | os.PathLike[str], *, until: int | None = None) -> Path | None:
     """Return the `checkpoint-N` of the highest step whose manifest is there and whose files have its sizes, if any.
+
+    None is of a step beyond `until`.
 
     >>> import tempfile
     >>> from hf_progressive.storage import write_manifest
@@ -95,7 +97,8 @@ def newest_complete_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     >>> newest_complete_checkpoint(run).name
     'checkpoint-10'
     """
-    return next((path for path in reversed(_checkpoints(Path(folder))) if is_complete(path)), None)
+    paths = (path for path in reversed(_checkpoints(Path(folder))) if until is None or step_of(path) <= until)
+    return next((path for path in paths if is_complete(path)), None)
 
 
 def require_newest(folder: str | os.PathLike[str]) -> Path:
@@ -156,7 +159,10 @@ def check_checkpoint(
     has_manifest = (checkpoint / MANIFEST_NAME).exists()
     with main_process_first(PartialState()):
         if has_manifest:
-            check_manifest(checkpoint, contents=reads)
+            try:
+                check_manifest(checkpoint, contents=reads)
+            except ValueError as error:
+                raise ValueError(f"{error}{_or_an_older(checkpoint)}") from None
     if not has_manifest:
         logger.warning("%s has no manifest, so nothing tells whether it is complete; resuming from it", checkpoint)
         return
@@ -167,6 +173,11 @@ def check_checkpoint(
         _check_penalty(folder, penalty, weighted)
     elif penalty is not None:
         logger.warning("%s holds no penalty; the run goes on with one", checkpoint)
+
+
+def _or_an_older(checkpoint: Path) -> str:
+    older = newest_complete_checkpoint(checkpoint.parent, until=step_of(checkpoint) - 1)
+    return "" if older is None else f"; {older} is complete, so resume from that"
 
 
 def rotate(written: Path, limit: int | None, best: str | None) -> None:

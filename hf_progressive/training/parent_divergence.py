@@ -12,6 +12,7 @@ and backward pass of the model more, over the blocks.
 
 import contextlib
 import dataclasses
+import math
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +62,10 @@ class ParentDivergence:
 
     def __post_init__(self) -> None:
         require_in_memory(self.parent, "parent")
-        for name in ("weight", "every", "batch_size"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight is {self.weight}; it must be above 0")
+        for name in ("every", "batch_size"):
+            _require_whole(name, getattr(self, name), 1)
         if not isinstance(self.blocks, Tensor):
             raise ValueError(f"blocks are {class_of(self.blocks)}; a tensor (n, T) of token ids is wanted")
         if self.blocks.ndim != 2 or not len(self.blocks):
@@ -113,6 +115,12 @@ def _gathered(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     return gathered
 
 
+def _require_whole(name: str, value: object, least: int, where_none: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        why = where_none if value is None else ""
+        raise ValueError(f"{name} is {shown(value)}; give a whole number, {least} or more{why}")
+
+
 def mean_divergence(wanted: Tensor, found: Tensor) -> Tensor:
     """Return KL(wanted ‖ found) of predictions by logits (..., V), in nats, as a mean over all tokens.
 
@@ -144,10 +152,10 @@ def generated_blocks(
             vocabulary.
     """
     require_in_memory(model)
-    for name, value, least in (("count", count, 1), ("length", length, 2), ("start", start, 0)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            why = "; where a tokenizer has no bos_token_id, take its eos_token_id" if value is None else ""
-            raise ValueError(f"{name} is {shown(value)}; give a whole number, {least} or more{why}")
+    _require_whole("count", count, 1)
+    _require_whole("length", length, 2)
+    _require_whole("start", start, 0, "; where a tokenizer has no bos_token_id, take its eos_token_id")
+    _require_whole("batch_size", batch_size, 1)
     require_within_tables(model, torch.tensor([start]), "generated blocks", length=length - 1)  # the last is not read
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
@@ -175,6 +183,8 @@ class DivergenceSteps(_Behind):
     def __init__(self, *args: Any, divergence: ParentDivergence | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if divergence is not None:
+            if not isinstance(divergence, ParentDivergence):
+                raise ValueError(f"divergence is {class_of(divergence)}; give ParentDivergence(parent, blocks, ...)")
             divergence.require_fitting(self.model)
         self.divergence = divergence
         self._divergences: list[Tensor] = []  # since the last log, on their device

@@ -70,7 +70,11 @@ def restrict_training(
     called: str = "training.trainable",
 ) -> list[TrainerCallback]:
     """Freeze a model's other parameters by what a growth added; `frozen_after_growth` says more."""
-    parameters = dict(model.named_parameters())
+    # A list's patterns are for names as they are; what is new has the names of the model before it was wrapped.
+    parameters = {
+        name if not isinstance(trainable, str) else _unwrapped(name): parameter
+        for name, parameter in model.named_parameters()
+    }
     chosen = trainable_names(list(parameters), entries, trainable, called=called)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in chosen)
@@ -125,6 +129,12 @@ def trainable_names(
     return chosen
 
 
+def _unwrapped(name: str) -> str:
+    for prefix in _WRAPPERS:
+        name = name.removeprefix(prefix)
+    return name
+
+
 class TrainNewEntries(TrainerCallback):
     """Keep the old entries of parameters that are new in part: out of the gradients, and as they were after a step."""
 
@@ -137,8 +147,7 @@ class TrainNewEntries(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.on_train_end(args, state, control)
         for name, parameter in kwargs["model"].named_parameters():
-            for prefix in _WRAPPERS:
-                name = name.removeprefix(prefix)
+            name = _unwrapped(name)
             if not parameter.requires_grad or name not in self._entries:
                 continue
             shard = shard_of(parameter)

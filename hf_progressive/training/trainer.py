@@ -341,7 +341,8 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
 
     def _non_finite(self, what: str, first: int, last: int) -> NonFiniteLossError:
         steps = f"step {last}" if last <= first else f"steps {first} to {last}"
-        checkpoint = newest_complete_checkpoint(self.args.output_dir)
+        # One of a later step is another run's, which went that far in the same folder.
+        checkpoint = newest_complete_checkpoint(self.args.output_dir, until=last)
         last_good = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
         return NonFiniteLossError(f"{steps}: {what} is not finite; {last_good}")
 

@@ -249,3 +249,10 @@ def test_mistakes_are_named(model, tokenizer):
         text_bits_per_byte(model, tokenizer, "one text", progress=False)
     with pytest.raises(ValueError, match="tokenizer is a str; one of the tokenizers library, such as AutoTokenizer"):
         text_bits_per_byte(model, "ORG/d11", TEXTS, progress=False)
+
+
+def test_blocks_of_several_lengths_or_of_one_token_are_refused(model):
+    for lengths, message in (((4, 6), "blocks have 4 to 6 tokens"), ((1, 1), "blocks have 1 tokens")):
+        blocks = [{"input_ids": torch.arange(length)} for length in lengths]
+        with pytest.raises(ValueError, match=f"{message}; give blocks of one length, 2 or more, or measure texts by"):
+            bits_per_byte(model, blocks, [1] * 280, progress=False)

@@ -102,7 +102,9 @@ def test_what_does_not_belong_together_is_refused(rung: Path, fisher: dict[str, 
         load_penalty(rung)
     shutil.copytree(rung, tmp_path / "checkpoint-5")
     (tmp_path / "checkpoint-5/trainer_state.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"checkpoint-5: is a checkpoint of a training without a penalty, so"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint-5: is a checkpoint without a penalty, of a training without one"
+    ):
         load_penalty(tmp_path / "checkpoint-5")
     grow_checkpoint(rung, tmp_path / "child", WIDER)
     write_rung(tmp_path / "other", 7, fisher)

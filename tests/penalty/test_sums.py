@@ -138,3 +138,20 @@ def test_a_tied_weight_that_is_named_twice_counts_once(tmp_path):
     save_penalty(total, tmp_path / "saved")
     for each in (total, again, load_saved_penalty(tmp_path / "saved")):
         torch.testing.assert_close(each.value(model), expected, **CLOSE)
+
+
+def test_what_is_no_penalty_or_no_tensor_is_refused_in_one_line():
+    model = Mixed()
+    anchor = {name: p.detach() + 1 for name, p in model.named_parameters()}
+    single = InheritancePenalty.l2_sp(anchor, ewc_lambda=1.0)
+    torch.testing.assert_close(InheritancePenalty.sum(single).value(model), single.value(model))
+    with pytest.raises(ValueError, match="penalty 2 is a NoneType; only InheritancePenalty can be summed"):
+        InheritancePenalty.sum([single, None])
+    name = next(iter(anchor))
+    for values, message in (
+        (anchor[name].tolist(), r"is a list; give a tensor"),
+        (anchor[name] * float("inf"), "has entries that are not finite"),
+    ):
+        wrong = InheritancePenalty(anchor | {name: values}, {name: torch.ones_like(anchor[name])}, ewc_lambda=1.0)
+        with pytest.raises(ValueError, match=message):
+            wrong.value(model)

@@ -1,5 +1,6 @@
 """What is refused, what is never written down, and what must not disturb training."""
 
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hub_fixtures import LFS, TOKEN
 from hub_server import HubServer
 
 from hf_progressive import cli
-from hf_progressive.publishing import prepare_publication, publish_family
+from hf_progressive.publishing import prepare_publication, publish_family, publish_rung
 from hf_progressive.storage import read_json, write_manifest
 
 run_dir, server, client = hub_fixtures.run_dir, hub_fixtures.server, hub_fixtures.client
@@ -234,3 +235,15 @@ def test_the_hub_is_asked_about_a_published_run_only_where_something_has_changed
         published.unlink()
         assert asked("mit") > 0
         assert server.storage.head("org/d4") == head
+
+
+def test_a_dry_run_shows_itself_in_a_script_that_shows_no_messages(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_progressive.publishing.publish.logger", logging.Logger("silent", logging.WARNING))
+    publish_rung(run_dir / "d4" / "final", "org/d4", dry_run=True)
+    shown = capsys.readouterr().err
+    assert "  model.safetensors" in shown
+    assert "# d4" in shown
+    with pytest.raises(ValueError, match=r"language: is the text 'en'; give a list of codes, \['en'\]"):
+        publish_rung(run_dir / "d4" / "final", "org/d4", language="en", dry_run=True)

@@ -261,3 +261,15 @@ def test_what_penalties_are_kept_in_is_checked():
     ):
         with pytest.raises(ValueError, match=message):
             build_penalty(model, **options)
+
+
+def test_a_damaged_checkpoint_names_an_older_one_that_is_whole(tmp_path):
+    args = arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    trainer = ProgressiveTrainer(build_model(), args, train_dataset=Blocks())
+    trainer.train()
+    weight_file = tmp_path / "checkpoint-4" / "model.safetensors"
+    data = bytearray(weight_file.read_bytes())
+    data[-1] ^= 1
+    weight_file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"SHA-256 differs.*; .*checkpoint-2 is complete, so resume from that"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

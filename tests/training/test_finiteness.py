@@ -106,3 +106,14 @@ def test_figures_are_noted_without_float64_which_mps_has_not():
         watch.note(LOSS, torch.tensor(float("nan")), step=2**24)
         watch.note_weights([torch.nn.Parameter(torch.ones(2))], step=2**24)
         assert watch.read() == (LOSS, 2**24)
+
+
+def test_a_checkpoint_of_a_later_step_is_another_run_s_and_not_the_last_good_one(tmp_path):
+    ProgressiveTrainer(
+        build_model(), arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=4), train_dataset=Blocks()
+    ).train()
+    model = build_model()
+    with torch.no_grad():
+        model.transformer.wpe.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteLossError, match="no checkpoint was written yet"):
+        ProgressiveTrainer(model, arguments(tmp_path, max_steps=2, logging_steps=1), train_dataset=Blocks()).train()

@@ -1,6 +1,7 @@
 """The divergence from a parent's predictions: what it adds to a step, and texts that a model writes."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -120,3 +121,20 @@ def test_a_parent_of_another_vocabulary_or_context_is_refused_in_one_line():
         generated_blocks(model, 2, 4, start=VOCABULARY)
     with pytest.raises(ValueError, match=r"^blocks hold the token id -1, .*$"):
         ParentDivergence(parent=model, blocks=torch.full((2, 8), -1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": math.nan}, "weight is nan; it must be above 0"),
+        ({"every": 2.0}, r"every is 2\.0; give a whole number, 1 or more"),
+        ({"batch_size": 0}, "batch_size is 0; give a whole number, 1 or more"),
+    ],
+)
+def test_a_divergence_of_no_such_numbers_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        ParentDivergence(
+            **{"parent": build_model(), "blocks": torch.zeros(2, 4, dtype=torch.long), "weight": 1.0} | change
+        )
+    with pytest.raises(ValueError, match="batch_size is 0; give a whole number, 1 or more"):
+        generated_blocks(build_model(), 2, 4, start=0, batch_size=0)

@@ -131,3 +131,14 @@ def test_first_rungs_and_baselines_train_all(grown):
     model = build_model()
     assert restrict_run(model, grown.parent / "parent", "new_layers") == []
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("trainable", ["new_layers", "new_entries"])
+def test_a_compiled_model_is_frozen_as_it_is_without(grown, trainable):
+    plain, compiled = (AutoModelForCausalLM.from_pretrained(grown) for _ in range(2))
+    wrapped = torch.compile(compiled)  # which compiles nothing before the first step
+    for model in (plain, wrapped):
+        frozen_after_growth(model, grown / "growth.json", trainable=trainable)
+    assert {n for n, p in plain.named_parameters() if p.requires_grad} == {
+        n.removeprefix("_orig_mod.") for n, p in wrapped.named_parameters() if p.requires_grad
+    }
