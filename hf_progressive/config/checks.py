@@ -41,6 +41,13 @@ def require_distinct(name: str, values: Sequence[Any]) -> None:
     require(twice is None, f"{name}: {twice!r} is given twice; list each once")
 
 
+def require_rising(name: str, fractions: Sequence[float]) -> None:
+    """Raise unless there are fractions, each above the one before it."""
+    require(len(fractions) > 0, f"{name}: the list is empty")
+    rising = all(a < b for a, b in zip(fractions, fractions[1:], strict=False))
+    require(rising, f"{name}: {list(fractions)} does not rise; list each fraction once, from the smallest")
+
+
 def require_in_range(config: Any) -> None:
     """Raise unless every number of a configuration is one, finite, and in the range that its field's type declares.
 

@@ -9,6 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import yaml
+
 from hf_progressive.config import strict_yaml
 from hf_progressive.config.after_training import CoreConfig, PublishConfig
 from hf_progressive.config.checks import require, require_distinct, require_folder_name, require_in_range
@@ -257,6 +259,16 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         before = result.get(key)
         result[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return result
+
+
+def overridden(ladder: Mapping[str, Any], changes: Mapping[str, Any]) -> LadderConfig:
+    """Return the ladder of plain values with other values at dotted paths."""
+    items = [f"{key}={_in_yaml(value)}" for key, value in changes.items()]
+    return strict_yaml.build(LadderConfig, strict_yaml.apply_overrides(ladder, items))
+
+
+def _in_yaml(value: Any) -> str:
+    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()
 
 
 def find_config(path: str | os.PathLike[str]) -> Path:

@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-
 from hf_progressive.config import strict_yaml
-from hf_progressive.config.checks import require, require_distinct, require_folder_name, require_in_range
+from hf_progressive.config.checks import (
+    require,
+    require_distinct,
+    require_folder_name,
+    require_in_range,
+    require_rising,
+)
 from hf_progressive.config.credentials import refuse_credentials
-from hf_progressive.config.ladder import LadderConfig, find_config, merged, plain
+from hf_progressive.config.ladder import LadderConfig, find_config, merged, overridden, plain
 from hf_progressive.config.model import RungConfig
 from hf_progressive.config.phi import require_weight_in_study
 from hf_progressive.config.ranges import LearningRate, Range, shown
@@ -189,8 +193,8 @@ class StudyConfig:
         )
         require(len(self.recipes) > 0, "recipes: the list is empty; name at least one")
         require(len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds), "seeds: give distinct seeds")
-        _check_fractions("cold_fractions", self.cold_fractions)
-        _check_fractions("child_fractions", self.child_fractions)
+        require_rising("cold_fractions", self.cold_fractions)
+        require_rising("child_fractions", self.child_fractions)
         require(1.0 in self.cold_fractions, "cold_fractions: 1.0 is missing, the budget that a child has to match")
         names = [recipe.name for recipe in self.recipes]
         for index, recipe in enumerate(self.recipes):
@@ -247,7 +251,7 @@ class StudyConfig:
         for seed in recipe.seeds or ():
             require(seed in self.seeds, f"{where}.seeds: {seed} is none of the study's seeds, {list(self.seeds)}")
         if recipe.child_fractions is not None:
-            _check_fractions(f"{where}.child_fractions", recipe.child_fractions)
+            require_rising(f"{where}.child_fractions", recipe.child_fractions)
         if recipe.trunk:
             self._check_trunk(recipe, where)
             return
@@ -320,7 +324,7 @@ class StudyConfig:
         """Return the ladder with a recipe's overrides in it; of a trunk, that which ends in its largest rung."""
         if recipe.trunk:
             return self.trunk_of(recipe, self.rungs_of(recipe)[-1])
-        return _overridden(self.ladder.to_dict(), recipe.set)
+        return overridden(self.ladder.to_dict(), recipe.set)
 
     def trunk_of(self, recipe: RecipeConfig, end: str) -> LadderConfig:
         """Return a recipe's trunk as a ladder: its stages, and the rung of the study that it ends in."""
@@ -328,7 +332,7 @@ class StudyConfig:
         rungs = [rung.to_dict() for rung in (*recipe.trunk, last)]
         ladder = self.ladder.to_dict()
         del ladder["training"]["inherited_fraction"], ladder["growth"]["parent"]  # the study's chains may state them
-        return _overridden({**ladder, "schedule": "trunk", "rungs": rungs, "cold": "none"}, recipe.set)
+        return overridden({**ladder, "schedule": "trunk", "rungs": rungs, "cold": "none"}, recipe.set)
 
     def fractions_of(self, recipe: RecipeConfig) -> tuple[float, ...]:
         """Return the shares of the baseline's budget at which a recipe's children are finished."""
@@ -338,21 +342,6 @@ class StudyConfig:
         """Return the configuration as plain values, such that reading them back gives an equal one."""
         recipes = [{**plain(recipe), "trunk": [stage.to_dict() for stage in recipe.trunk]} for recipe in self.recipes]
         return {**plain(self), "ladder": self.ladder.to_dict(), "recipes": recipes}
-
-
-def _overridden(ladder: dict[str, Any], changes: dict[str, Any]) -> LadderConfig:
-    items = [f"{key}={_in_yaml(value)}" for key, value in changes.items()]
-    return strict_yaml.build(LadderConfig, strict_yaml.apply_overrides(ladder, items))
-
-
-def _in_yaml(value: Any) -> str:
-    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()
-
-
-def _check_fractions(name: str, fractions: tuple[float, ...]) -> None:
-    require(len(fractions) > 0, f"{name}: the list is empty")
-    rising = all(a < b for a, b in zip(fractions, fractions[1:], strict=False))
-    require(rising, f"{name}: {list(fractions)} does not rise; list each fraction once, from the smallest")
 
 
 def _nearest(name: str | None, known: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Mappings of tensors that are made when they are asked for."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -31,3 +32,13 @@ def ones_like(tensors: Mapping[str, Tensor]) -> LazyTensors:
     tensor(6.)
     """
     return LazyTensors(tensors, lambda name: torch.ones(()).expand(tensors[name].shape))
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors, over names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

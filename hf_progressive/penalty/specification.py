@@ -17,7 +17,6 @@ takes the proximal step after the optimizer's, with Ω over its mean (`proximal`
 """
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
@@ -29,7 +28,7 @@ from hf_progressive.distributed.working_dtype import working_dtype
 from hf_progressive.penalty.arithmetic import Restraint
 from hf_progressive.penalty.bound import BoundParameter, BoundPenalty
 from hf_progressive.penalty.fisher_mean import FisherMean
-from hf_progressive.penalty.lazy_tensors import ones_like
+from hf_progressive.penalty.lazy_tensors import ones_like, tensors_digest
 from hf_progressive.penalty.shards import ParameterShard, gather_layouts, rows_held, shard_of, shared_rows
 from hf_progressive.penalty.step import PenaltyStep
 from hf_progressive.penalty.validation import (
@@ -321,7 +320,7 @@ class InheritancePenalty:
             `anchor`, `fisher`, `subspace` → 64 hexadecimal digits, over names, dtypes, shapes and bytes; for each of
             `further` the same, its number before the kind.
         """
-        digests = {kind: _digest(tensors) for kind, tensors in self.tensors.items()}
+        digests = {kind: tensors_digest(tensors) for kind, tensors in self.tensors.items()}
         for number, each in enumerate(self.further, start=1):
             digests |= {f"{number}/{kind}": digest for kind, digest in each.fingerprint().items()}
         return digests
@@ -398,12 +397,3 @@ class _Place:
     shard: ParameterShard
     output: int
     layout: Sequence[tuple[int, int]]
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -13,13 +13,19 @@ from typing import Any, Literal
 
 from transformers import PretrainedConfig
 
-from hf_progressive.config import LadderConfig, ModelConfig, PhiConfig, TokenizerConfig
-from hf_progressive.data.tokenizer import load_tokenizer, vocabulary_size
+from hf_progressive.config import LadderConfig, PhiConfig
 from hf_progressive.growth import GrowthPlan, plan_growth
-from hf_progressive.growth.families import family_of
 from hf_progressive.planning.family_change import upcycled_model_config
 from hf_progressive.planning.preflight import find_origin, find_problems
-from hf_progressive.planning.sizing import ParameterCount, RungSize, larger_model_config, rung_model_config, size_rung
+from hf_progressive.planning.sizing import (
+    ParameterCount,
+    RungSize,
+    differing_fields,
+    embedding_rows,
+    larger_model_config,
+    rung_model_config,
+    size_rung,
+)
 from hf_progressive.planning.trunk_plan import TrunkPart, trunk_parts
 from hf_progressive.records.origin import Origin
 from hf_progressive.training.trainable import trainable_names
@@ -308,7 +314,7 @@ def plan_ladder(config: LadderConfig, taken: Path | None = None, *, processes: i
         parent = rungs[-1] if rungs else None
         growth, target, training = None, {}, config.training_of(size.name)
         if parent is not None:
-            target, asked = _differing_fields(parent.size.config, size.config), config.growth_of(size.name)
+            target, asked = differing_fields(parent.size.config, size.config), config.growth_of(size.name)
             try:
                 growth = plan_growth(parent.config, target, method=asked.method, **asked.options)
                 entries = growth.new_entries()
@@ -369,7 +375,7 @@ def _raise_all(problems: list[str]) -> None:
 def _sizes(config: LadderConfig, origin: Origin | None, problems: list[str]) -> Iterator[RungSize]:
     # Every rung's size; what is wrong is added to the problems, once of rungs that share it (by `model.fields`).
     model, continued = config.model, origin is not None
-    vocab_size = _vocabulary_size(model, config.data.tokenizer) if origin is None else 0
+    vocab_size = embedding_rows(model, config.data.tokenizer) if origin is None else 0
     before: PretrainedConfig | None = None
     faults: dict[str, list[str]] = {}
     for rung in config.rungs:
@@ -391,18 +397,3 @@ def _sizes(config: LadderConfig, origin: Origin | None, problems: list[str]) -> 
     for fault, names in faults.items():
         where = f"rung{'s' * (len(names) > 1)} {', '.join(names)}: " if names else ""
         problems.append(f"{where}{fault}")
-
-
-def _vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
-    # The rows of the embedding that the tokenizer needs. One with a name is not fetched where `model.fields` say more.
-    if tokenizer.name is None:
-        return tokenizer.vocab_size
-    if "vocab_size" in model.fields:
-        return 0
-    return vocabulary_size(load_tokenizer(tokenizer, ()))
-
-
-def _differing_fields(before: PretrainedConfig, after: PretrainedConfig) -> dict[str, Any]:
-    old, new = before.to_dict(), after.to_dict()
-    follows = family_of(before).layer_fields  # lists with an entry per layer, which growth makes itself
-    return {name: value for name, value in new.items() if value != old.get(name) and name not in follows}

@@ -14,9 +14,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from hf_progressive.config import ModelConfig, RungConfig, TrainingConfig, strict_yaml
+from hf_progressive.config import ModelConfig, RungConfig, TokenizerConfig, TrainingConfig, strict_yaml
 from hf_progressive.config.model import RUNG_KEYS
 from hf_progressive.config.ranges import shown
+from hf_progressive.data.tokenizer import load_tokenizer, vocabulary_size
 from hf_progressive.growth.divisors import unusable_value
 from hf_progressive.growth.families import FAMILIES, family_of, field_advice
 from hf_progressive.growth.mixtures import MIXTURES
@@ -365,3 +366,19 @@ def size_rung(name: str, config: PretrainedConfig, training: TrainingConfig, con
         steps=max(1, round(tokens / training.batch_tokens)),
         batch_tokens=training.batch_tokens,
     )
+
+
+def embedding_rows(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
+    """Return the rows that a tokenizer needs; 0 where `model.fields` say more, so that none is fetched."""
+    if tokenizer.name is None:
+        return tokenizer.vocab_size
+    if "vocab_size" in model.fields:
+        return 0
+    return vocabulary_size(load_tokenizer(tokenizer, ()))
+
+
+def differing_fields(before: PretrainedConfig, after: PretrainedConfig) -> dict[str, Any]:
+    """Return the fields of a configuration that another one has otherwise, but for lists with an entry per layer."""
+    old, new = before.to_dict(), after.to_dict()
+    follows = family_of(before).layer_fields  # lists with an entry per layer, which growth makes itself
+    return {name: value for name, value in new.items() if value != old.get(name) and name not in follows}
