@@ -10,7 +10,7 @@ from ladder_fixtures import ladder_mapping, write_corpus
 
 from hf_progressive.config import LadderConfig, load_ladder_config, strict_yaml
 from hf_progressive.growth.families import FAMILIES
-from hf_progressive.planning import ladder_plan
+from hf_progressive.planning import sizing
 from hf_progressive.planning.ladder_plan import plan_ladder
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_an_embedding_has_a_row_for_every_token(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match=r"rungs l2w32, .*: vocab_size 100 is below the tokenizer's 320 entries"):
         plan_ladder(load_ladder_config("ladder_tiny", ["model.fields.vocab_size=100"]))
     gaps = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 999})
-    monkeypatch.setattr(ladder_plan, "load_tokenizer", lambda config, texts: gaps)
+    monkeypatch.setattr(sizing, "load_tokenizer", lambda config, texts: gaps)
     plan = plan_ladder(load_ladder_config("ladder_tiny", ["data.tokenizer={name: gaps}"]))
     assert plan.rungs[0].config.vocab_size == 1000
 
