@@ -118,9 +118,10 @@ def storage_of(penalty: InheritancePenalty | LoraPenalty) -> dict[str, str | Non
 
 
 def _read_storage(description: Mapping[str, Any]) -> dict[str, Any]:
+    # An accelerator need not be here, or by that number; beside the parameters, the default, is on one where there is.
     name, device = (description.get(key) for key in _STORAGE)
     dtype = None if name is None else getattr(torch, name)
-    return dict(zip(_STORAGE, (dtype, device), strict=True))
+    return {"storage_dtype": dtype, "storage_device": "cpu" if device == "cpu" else None}
 
 
 def _save_lora_penalty(penalty: LoraPenalty, folder: str | os.PathLike[str]) -> None:
@@ -141,15 +142,13 @@ def _save_lora_penalty(penalty: LoraPenalty, folder: str | os.PathLike[str]) -> 
 def _stored(folder: Path, files: Mapping[str, str]) -> LazyTensors:
     for file in set(files.values()):
         require_own_file(folder / require_inside_name(file, str(folder / DESCRIPTION_NAME)), folder)
-    kept = folder.parent.parent / KEPT_PENALTY_NAME
+    kept, fingerprint = folder.parent.parent / KEPT_PENALTY_NAME, _fingerprint(folder)
 
     def read(name: str) -> Tensor:
-        path = folder / files[name]
-        if not path.exists() and _fingerprint(kept) == fingerprint is not None:
-            path = kept / files[name]
-        return read_tensor(path, name)
+        is_gone = fingerprint is not None and not (folder / files[name]).exists()
+        place = kept if is_gone and _fingerprint(kept) == fingerprint else folder
+        return read_tensor(place / files[name], name)
 
-    fingerprint = _fingerprint(folder)
     return LazyTensors(files, read)
 
 

@@ -100,9 +100,11 @@ def check_storage(dtype: object, device: object) -> None:
     """Raise a ValueError unless W₀ and Ω can be kept in a dtype and on a device; None is the default."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"storage_dtype is {dtype!r}; give a floating dtype, such as torch.bfloat16, or None")
+    if device is None or isinstance(device, torch.device):
+        return
     try:
-        torch.device(device) if device is not None else None  # type: ignore[call-overload]
-    except (RuntimeError, TypeError):
+        torch.device(str(device))
+    except RuntimeError:
         raise ValueError(f"storage_device is {device!r}; give a device, such as 'cpu' or 'cuda:0', or None") from None
 
 

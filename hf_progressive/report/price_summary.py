@@ -196,7 +196,8 @@ def _evidence(record: Mapping[str, Any]) -> list[str]:
     if record["rungs"][0]["trunk"] is not None:
         return [f"{what}{source}, of a chain: it prices nothing of a trunk, which costs what is planned."]
     sentences = [f"{what}{source}."]
-    free = [rung["name"] for rung in record["rungs"] if rung["to_match"] and not rung["to_match"]["expected"]["flops"]]
+    grown = [rung for rung in record["rungs"] if rung["parent"] is not None and rung["to_match"]]
+    free = [rung["name"] for rung in grown if not rung["to_match"]["expected"]["flops"]]
     if free:
         sentences.append(f"At this η {join_names(free)} would cost nothing on top, more than any growth can save.")
     return sentences

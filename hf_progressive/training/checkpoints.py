@@ -189,8 +189,8 @@ def rotate(written: Path, limit: int | None, best: str | None) -> None:
     if limit is None or limit <= 0:
         return
     others = [path for path in _checkpoints(written.parent) if path != written and is_complete(path)]
-    kept = None if best is None else Path(best).resolve()
-    older = [path for path in others if path.resolve() != kept]
+    kept = None if best is None else Path(best).name  # its folder may have had another path
+    older = [path for path in others if path.name != kept]
     for path in older[: max(0, len(others) - (limit - 1))]:
         storage.remove_folder(path)
 
@@ -202,11 +202,7 @@ def finish_rotation(resumed: Path, limit: int | None, *, of: Path) -> None:
     """
     if resumed.parent.resolve() != of.resolve() or resumed != newest_complete_checkpoint(resumed.parent):
         return
-    try:
-        best = read_json(resumed / TRAINER_STATE_NAME).get("best_model_checkpoint")
-    except (FileNotFoundError, ValueError):
-        best = None
-    rotate(resumed, limit, best)
+    rotate(resumed, limit, read_json(resumed / TRAINER_STATE_NAME).get("best_model_checkpoint"))
 
 
 def remove_leftovers(folder: Path) -> None:

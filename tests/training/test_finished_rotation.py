@@ -46,3 +46,10 @@ def test_the_best_checkpoint_stays_and_counts(tmp_path: Path) -> None:
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-6"]
     rotate(checkpoint(tmp_path, 8, best), 3, str(best))
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
+
+
+def test_the_best_checkpoint_stays_where_the_folder_has_another_path_by_now(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 2)
+    newest = checkpoint(tmp_path, 6, Path("runs/elsewhere/checkpoint-2"))
+    finish_rotation(newest, 1, of=tmp_path)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-6"]
