@@ -140,6 +140,8 @@ def _recorded_growth(parent: Path, config: object, child: Path) -> GrowthPlan:
     with ReadingFromOutside(f"{child / GROWTH_NAME}", "grow the checkpoint again"):
         read = {name: entry.get("sha256") for name, entry in record["source"]["files"].items()}
         method, options = record["method"], dict(record["options"])
+    if method == "random":
+        raise ValueError(f"{child}: was grown by 'random' and inherits nothing that Φ could hold; grow it otherwise")
     for name in read.keys() & held.keys():
         if None not in (read[name], held[name]) and read[name] != held[name]:
             raise ValueError(f"{child}: was not grown from {parent}; its parent had another {name}")

@@ -55,6 +55,8 @@ class WholeSaves(_Trainer):
                     self.state.save_to_json(str(staged / "trainer_state.json"))
             if self.penalty is not None and self.args.should_save and self._saves_state:
                 known.update(link_penalty(Path(self.args.output_dir), staged, self.weighted_penalty))
+            if self.args.should_save and self._saves_state:
+                self._write_settings(staged)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(target))
         if self.args.should_save:

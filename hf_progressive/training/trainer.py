@@ -51,7 +51,7 @@ from hf_progressive.training.loss_steps import LossSteps
 from hf_progressive.training.muon import NEEDS_MATRICES, muon_optimizer
 from hf_progressive.training.parent_divergence import DivergenceSteps
 from hf_progressive.training.penalized_engine import PenalizedEngine
-from hf_progressive.training.phi_arguments import PhiArguments
+from hf_progressive.training.resumed_settings import ResumedSettings
 from hf_progressive.training.saving import WholeSaves
 from hf_progressive.training.throughput import ThroughputMeter
 
@@ -72,7 +72,7 @@ class TrainingInterrupted(SystemExit):
     """SIGTERM ended the training after a whole step, the checkpoint saved; every process exits with code 143."""
 
 
-class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, WholeSaves):
+class ProgressiveMixin(DivergenceSteps, LossSteps, ResumedSettings, LogWindow, WholeSaves):
     """What `ProgressiveTrainer` adds to `Trainer`, for any trainer built on it; without a penalty that trains as ever.
 
     It stands first, `class HeldSFTTrainer(ProgressiveMixin, SFTTrainer)`, and the constructor is the other's plus the
@@ -154,14 +154,16 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
         Args:
             resume_from_checkpoint: A checkpoint's folder, or True for the newest complete one in `output_dir`.
             *args: As for `Trainer.train`.
-            branches: The checkpoint is another run's, which may have been trained with another penalty or none.
+            branches: The checkpoint is another run's, which may have been trained with another penalty or divergence,
+                or none.
             **kwargs: As for `Trainer.train`.
 
         Returns:
             `TrainOutput`, as `Trainer.train`.
 
         Raises:
-            ValueError: There is no complete checkpoint, or the one named is damaged.
+            ValueError: There is no complete checkpoint, or the one named is damaged, or was trained with another
+                penalty, or with a divergence where none is given.
             NonFiniteLossError: The loss, Φ, the gradient or a weight is NaN or infinite. It is found at the next log,
                 evaluation or checkpoint, none of which is kept, or at the end.
             TrainingInterrupted: SIGTERM came; the step was finished and, unless `save_strategy` is "no", a
@@ -176,6 +178,8 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, PhiArguments, LogWindow, Whol
             check_checkpoint(
                 Path(resume_from_checkpoint), self.penalty, weighted=weighted, branches=branches, reads=reads
             )
+            if trial is None and not branches:
+                self._compare_settings(Path(resume_from_checkpoint))
         if self.args.should_save:
             for folder in {self.args.output_dir, self._get_output_dir(trial)}:
                 remove_checkpoint_leftovers(Path(folder))

@@ -110,6 +110,9 @@ def test_what_does_not_belong_together_is_refused(rung: Path, fisher: dict[str, 
     write_rung(tmp_path / "other", 7, fisher)
     with pytest.raises(ValueError, match=r"was not grown from .*other; its parent had another model\.safetensors"):
         load_penalty(tmp_path / "other", child=tmp_path / "child", ewc_lambda=1.0)
+    grow_checkpoint(rung, tmp_path / "fresh", WIDER, method="random")
+    with pytest.raises(ValueError, match=r"fresh: was grown by 'random' and inherits nothing that Φ could hold; grow"):
+        load_penalty(rung, child=tmp_path / "fresh", ewc_lambda=1.0)
     grow_checkpoint(rung, tmp_path / "saved", WIDER)
     AutoModelForCausalLM.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"saved.*; Φ is anchored where the child starts, so grow it again, and save"):
