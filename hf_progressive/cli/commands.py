@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,15 +220,21 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
 
         reported, page = time.monotonic(), LivePage(output_dir)
 
+        def write(what: Callable[[], object]) -> None:
+            try:
+                what()
+            except ValueError as error:  # a damaged record, which the run may be about to write anew
+                say(f"the page is not written, and the run goes on: {error}")
+
         def on_record(run: Path) -> None:
             nonlocal reported
             if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
-                page.write_all()
+                write(page.write_all)
                 reported = time.monotonic()
             if publisher is not None:
                 publisher(run)
 
-        results = run_ladder(config, output_dir, on_record=on_record, on_progress=lambda _: page.write())
+        results = run_ladder(config, output_dir, on_record=on_record, on_progress=lambda _: write(page.write))
         if publisher is not None:
             publisher.catch_up(output_dir)
     if is_main_process():

@@ -152,7 +152,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--optimizer", metavar="FILE", help="AdamW's (or Muon's) state of a Trainer checkpoint to grow along")
     add("--dtype", help="dtype of the output's weights; default: the source's")
     add("--revision", help="branch, tag or commit of a Hub source")
-    add("--overwrite", action="store_true", help="replace an existing output once the new one is complete")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing output, with all in it, once the new one is complete",
+    )
     text = "do not compare the logits of both models, which loads them one after the other"
     add("--no-verify", dest="verify", action="store_false", help=text)
     text = "compute no SHA-256 of what is read and written; twice as fast where a processor lacks instructions for it"

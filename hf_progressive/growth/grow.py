@@ -229,6 +229,7 @@ def grow_checkpoint(
         origin.copy_companions(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        origin.follow_context(folder, *(plan.family.sizes(one).positions for one in (config, plan.target_config)))
         if optimizer is not None:
             files[OPTIMIZER_NAME] = _grow_optimizer(optimizer, plan, folder)
         compare = partial(

@@ -2,14 +2,16 @@
 
 A gradient of the child equals the parent's, scaled as the plan says, on every inherited entry (equation 1 of
 `hf_progressive.growth.operators`); averages of gradients and of their squares scale with it, and the moments
-are those that the child would have had. Two exceptions concern what writes a *widened* residual stream, whose
-gradients come through a norm: with LayerNorm and new channels they differ by a constant over the channels, which the
-norm does not see; with copies of channels that are read in uneven shares (`split`, `uneven`) by what the norm's
-backward pass takes off all copies alike. Every copy of a unit carries the unit's moments, scaled like its gradient by
-the share it is read by. So does every copy of an expert: of m that are chosen alike each has 1/m of the gradient,
-which is the mean over what a router that was drawn anew may choose. Where growth changes the function (`shrink`,
-`perturb`, `new_scale`, `drop`) the child's gradients are others, and moments map as if it did not. Muon trains no
-experts: dense matrices that it trained become experts of AdamW's, which starts with them anew.
+are those that the child would have had. Where growth unties the embeddings, the two matrices that were one have the
+moments of both uses, and each will have the gradients of its own alone. Two more exceptions concern what writes a
+*widened* residual stream, whose gradients come through a norm: with LayerNorm and new channels they differ by a
+constant over the channels, which the norm does not see; with copies of channels that are read in uneven shares
+(`split`, `uneven`) by what the norm's backward pass takes off all copies alike. Every copy of a unit carries the
+unit's moments, scaled like its gradient by the share it is read by. So does every copy of an expert: of m that are
+chosen alike each has 1/m of the gradient, which is the mean over what a router that was drawn anew may choose. Where
+growth changes the function (`shrink`, `perturb`, `new_scale`, `drop`) the child's gradients are others, and moments
+map as if it did not. Muon trains no experts: dense matrices that it trained become experts of AdamW's, which starts
+with them anew.
 
 **New entries.** A tensor that inherits nothing (a new layer, a mere copy of one) starts at step 0, as in a new
 optimizer: bias correction makes its first updates lr · sign. New entries of an inherited tensor share its step t, at

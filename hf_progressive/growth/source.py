@@ -22,7 +22,14 @@ from hf_progressive.growth.divisors import unusable_value
 from hf_progressive.growth.unmerged import ADAPTER_NAME, refuse_adapter
 from hf_progressive.hub.fetch import locate_files
 from hf_progressive.hub.names import COMPANIONS, CONFIG_NAME
-from hf_progressive.storage import MANIFEST_NAME, ReadingFromOutside, read_json, require_own_file, sha256_file
+from hf_progressive.storage import (
+    MANIFEST_NAME,
+    ReadingFromOutside,
+    read_json,
+    require_own_file,
+    sha256_file,
+    write_json,
+)
 
 _WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json")
 _MOST_NAMED = 4
@@ -52,6 +59,8 @@ class GrowthSource:
             if "auto_map" in held and not (file == CONFIG_NAME and _names_stock_classes(held)):
                 raise ValueError(f"{path}: has an auto_map, so it needs remote code; only stock classes are grown")
         model_type = read_json(self.folder / CONFIG_NAME).get("model_type")
+        if model_type is None:
+            raise ValueError(f"{self.folder / CONFIG_NAME}: has no model_type; add its class's, such as llama")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
             near = difflib.get_close_matches(str(model_type).lower(), CONFIG_MAPPING, n=1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
@@ -106,6 +115,13 @@ class GrowthSource:
         for name in self.companions():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(self.folder / name, folder / name)
+
+    def follow_context(self, folder: Path, before: int, after: int) -> None:
+        """Let the lengths of a tokenizer and of generation be the child's context, where they are the parent's."""
+        for file, key in (("tokenizer_config.json", "model_max_length"), ("generation_config.json", "max_length")):
+            held = read_json(self.folder / file) if (self.folder / file).is_file() else {}
+            if before != after and held.get(key) == before:
+                write_json(folder / file, read_json(folder / file) | {key: after})
 
     def sizes(self, files: Iterable[str]) -> dict[str, int]:
         """Measure files, in bytes, and compare them with the source's manifest, if it has one that lists them."""

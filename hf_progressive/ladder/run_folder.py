@@ -81,7 +81,11 @@ def claim(folder: Path, config: LadderConfig, state: PartialState) -> None:
     path = folder / "ladder.json"
     with main_process_first(state):
         if path.exists() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
-            record = LadderRecord.read(path)
+            try:
+                record = LadderRecord.read(path)
+            except ValueError as error:
+                remedy = "delete it and start again with ladder.yaml beside it, and it is written anew"
+                raise ValueError(f"{error}; {remedy}") from None
             there, here = _completed(record.config), config.to_dict()
             for run in (there, here):
                 # Where the rungs go, and where the corpus lies, does not change what they are.

@@ -330,10 +330,11 @@ def _family_cells(rung: RungRecord, unit: FlopUnit) -> list[str]:
 
 def limits(lineage: Lineage) -> list[str]:
     """Return what a user must not expect."""
+    corpus = "training" if lineage.rung.origin is None else "ladder's"
     sentences = [
         "A base model: it continues text. It was not taught to follow instructions, and nothing was done about bias,"
         " toxicity or false statements in its data.",
-        "Bits per byte were measured on held-out documents of the training corpus; they say little about other text.",
+        f"Bits per byte were measured on held-out documents of the {corpus} corpus; they say little about other text.",
     ]
     if lineage.rung.cold is not None:
         sentences.append("One seed: the comparison with the baseline carries the noise of a single run of each.")

@@ -195,7 +195,8 @@ def _first_note(first: RungRecord) -> str:
 def _origin_note(rung: RungRecord) -> str:
     assert rung.origin is not None
     origin, unit = rung.origin, FlopUnit.for_values([rung.origin.flops])
-    name = "another ladder" if origin.name == rung.name else origin.name
+    alike = "a checkpoint of that name" if origin.rung is None else "another ladder"
+    name = alike if origin.name == rung.name else origin.name
     where = name if origin.commit is None else f"{name} at {origin.commit[:12]}"
     taken = f"{rung.name} was not trained here but taken from {where}"
     if not origin.flops:

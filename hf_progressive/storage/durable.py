@@ -28,6 +28,7 @@ from typing import Any
 from hf_progressive.storage.full_disk import FullDiskNamed
 from hf_progressive.storage.inside import require_inside_name, require_own_file
 from hf_progressive.storage.locks import file_in_use, remove_unless_in_use, try_lock
+from hf_progressive.storage.new_places import creation_told, parents_made
 from hf_progressive.storage.outside import parse_json
 from hf_progressive.storage.permissions import share_as_umask_says
 from hf_progressive.storage.temporary_names import ASIDE, is_temporary, stood_for, temporary_sibling
@@ -86,8 +87,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = temporary_sibling(target)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FullDiskNamed(target))
-        with _creation_told(target, "place"):
-            target.parent.mkdir(parents=True, exist_ok=True)
+        with creation_told(target, "place"):
+            stack.enter_context(parents_made(target))
             stack.enter_context(file_in_use(temporary))
         stack.callback(temporary.unlink, missing_ok=True)
         yield temporary
@@ -95,21 +96,6 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         fsync_path(temporary)
         os.replace(temporary, target)
         fsync_path(target.parent)
-
-
-@contextlib.contextmanager
-def _creation_told(target: Path, what: str) -> Iterator[None]:
-    # An error tells of what is to be there, and not of a temporary name.
-    try:
-        yield
-    except OSError as error:
-        files = [parent for parent in target.parents if parent.is_file()]
-        why, remedy = (
-            (f"{files[0]} is a file", f"choose another {what}")
-            if files
-            else (error.strerror, f"choose a {what} on a disk you may write to")
-        )
-        raise OSError(error.errno, f"{target}: cannot be created ({why}); {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -139,8 +125,8 @@ def atomic_folder(
     temporary = temporary_sibling(target)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FullDiskNamed(target))
-        with _creation_told(target, "folder"):
-            target.parent.mkdir(parents=True, exist_ok=True)
+        with creation_told(target, "folder"):
+            stack.enter_context(parents_made(target))
             # The lock is taken before there is a folder, and let go when there is none: a folder without one is dead.
             stack.enter_context(_held(_lock_file(temporary)))
             temporary.mkdir()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
 from hf_progressive import storage
 from hf_progressive.data.tokenizer import vocabulary_size
@@ -31,6 +31,8 @@ PENALTY_NAME = "phi"
 """Folder of the penalty inside each checkpoint."""
 
 _DAMAGED_SHOWN = 3
+_PLAIN = "one process or DDP"
+_ZERO_PATTERN = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt$")
 _CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 
 
@@ -102,7 +104,7 @@ def newest_complete_checkpoint(folder: str | os.PathLike[str], *, until: int | N
 
 
 def require_newest(folder: str | os.PathLike[str]) -> Path:
-    """Return the newest complete checkpoint.
+    """Return the newest complete checkpoint, and warn of newer ones that are not.
 
     Raises:
         ValueError: There is none; it says what is wrong with those that are there, the newest first.
@@ -117,12 +119,19 @@ def require_newest(folder: str | os.PathLike[str]) -> Path:
                 wrong = "has no manifest, as a plain Trainer's; name it if it is whole"
             damaged.append(f"{path.name}: {wrong}")
         else:
+            if damaged and PartialState().is_main_process:
+                logger.warning("%s: resuming from %s, not from %s", folder, path.name, _few(damaged))
             return path
     if not damaged:
         raise ValueError(f"{folder}: holds no complete checkpoint to resume from; train without resuming")
+    raise ValueError(
+        f"{folder}: holds no complete checkpoint to resume from ({_few(damaged)}); train without resuming"
+    )
+
+
+def _few(damaged: list[str]) -> str:
     more = f"; {len(damaged) - _DAMAGED_SHOWN} more" if len(damaged) > _DAMAGED_SHOWN else ""
-    listed = "; ".join(damaged[:_DAMAGED_SHOWN]) + more
-    raise ValueError(f"{folder}: holds no complete checkpoint to resume from ({listed}); train without resuming")
+    return "; ".join(damaged[:_DAMAGED_SHOWN]) + more
 
 
 def step_of(checkpoint: Path) -> int:
@@ -173,6 +182,48 @@ def check_checkpoint(
         _check_penalty(folder, penalty, weighted)
     elif penalty is not None:
         logger.warning("%s holds no penalty; the run goes on with one", checkpoint)
+
+
+def require_own_engine(checkpoint: Path, *, deepspeed: bool, fsdp: bool) -> None:
+    """Raise unless a checkpoint holds the optimizer's state in a form that the engine which is to go on can read.
+
+    Trainer (Transformers 5.23) passes over a state in another engine's form, and trains on with an optimizer and a
+    schedule that begin anew. DeepSpeed's ZeRO reads only what as many processes wrote.
+
+    Raises:
+        ValueError: It was saved under another engine or by another number of processes, or holds weights alone.
+    """
+    forms = {
+        "DeepSpeed": any(checkpoint.glob("global_step*")),
+        "FSDP": (checkpoint / "optimizer.bin").is_file() or (checkpoint / "optimizer_0").is_dir(),
+        _PLAIN: (checkpoint / OPTIMIZER_NAME).is_file(),
+    }
+    now = "DeepSpeed" if deepspeed else "FSDP" if fsdp else _PLAIN
+    theirs = " and ".join(form for form, is_there in forms.items() if is_there)
+    if not theirs:
+        raise ValueError(
+            f"{checkpoint}: holds no optimizer's state to go on with, as save_only_model leaves it out; begin anew "
+            "from its weights, without resume_from_checkpoint"
+        )
+    if not forms[now]:
+        raise ValueError(
+            f"{checkpoint}: its optimizer's state is of {theirs}, and this run is of {now}, which cannot read it; go "
+            f"on under {theirs}, or begin anew from its weights, without resume_from_checkpoint"
+        )
+    if deepspeed and not (checkpoint / "latest_universal").is_file():
+        _require_as_many(checkpoint)
+
+
+def _require_as_many(checkpoint: Path) -> None:
+    # Each process of ZeRO writes a file of its own; where nodes share no disk those of the others are not here.
+    names = (_ZERO_PATTERN.search(path.name) for path in checkpoint.glob("global_step*/*"))
+    ranks, state = {int(match[1]) for match in names if match}, PartialState()
+    if not ranks or (max(ranks) < state.num_processes and state.process_index in ranks):
+        return
+    raise ValueError(
+        f"{checkpoint}: was saved under DeepSpeed's ZeRO, whose states another number of processes cannot read: "
+        f"{max(ranks) + 1} then, {state.num_processes} now; go on with as many as then"
+    )
 
 
 def _or_an_older(checkpoint: Path) -> str:
@@ -229,8 +280,16 @@ def keep_penalty(penalty: InheritancePenalty | LoraPenalty, folder: Path) -> Non
     kept, before = folder / KEPT_PENALTY_NAME, folder / PENALTY_NAME
     if not kept.exists() and (before / DESCRIPTION_NAME).exists():  # of a run that began when it had that name
         os.replace(before, kept)
-    if not is_complete(kept) or _differences(read_json(kept / DESCRIPTION_NAME), penalty):
+    if not _is_whole(kept) or _differences(read_json(kept / DESCRIPTION_NAME), penalty):
         save_penalty(penalty, kept)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        check_manifest(folder)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def link_penalty(

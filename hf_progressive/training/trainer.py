@@ -44,6 +44,7 @@ from hf_progressive.training.checkpoints import (
     newest_complete_checkpoint,
     remove_checkpoint_leftovers,
     require_newest,
+    require_own_engine,
 )
 from hf_progressive.training.finiteness import GRADIENT, LOSS, PENALTY, WEIGHTS, FiniteWatch, scaled_to_nothing
 from hf_progressive.training.log_window import LogWindow
@@ -163,7 +164,7 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, ResumedSettings, LogWindow, W
 
         Raises:
             ValueError: There is no complete checkpoint, or the one named is damaged, or was trained with another
-                penalty, or with a divergence where none is given.
+                penalty, with a divergence where none is given, or under another engine.
             NonFiniteLossError: The loss, Φ, the gradient or a weight is NaN or infinite. It is found at the next log,
                 evaluation or checkpoint, none of which is kept, or at the end.
             TrainingInterrupted: SIGTERM came; the step was finished and, unless `save_strategy` is "no", a
@@ -177,6 +178,9 @@ class ProgressiveMixin(DivergenceSteps, LossSteps, ResumedSettings, LogWindow, W
             weighted = self.weighted_penalty if trial is None else None  # a trial's weights are yet to be set
             check_checkpoint(
                 Path(resume_from_checkpoint), self.penalty, weighted=weighted, branches=branches, reads=reads
+            )
+            require_own_engine(
+                Path(resume_from_checkpoint), deepspeed=self.is_deepspeed_enabled, fsdp=self.is_fsdp_enabled
             )
             if trial is None and not branches:
                 self._compare_settings(Path(resume_from_checkpoint))

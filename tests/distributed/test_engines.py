@@ -84,6 +84,22 @@ def test_two_processes_of_any_engine_train_as_one(launched, alone):
     assert_trained_as_one(engine, folder / "phi", alone)
 
 
+@pytest.mark.slow
+def test_what_an_engine_saved_is_not_gone_on_from_without_it(launched, tmp_path):
+    """The moments would be left behind; those of DDP are whole, and one process reads them."""
+    engine, folder = launched
+    checkpoint = str(folder / "phi" / "plain" / "checkpoint-2")
+    if engine == "ddp":
+        engine_run.train(tmp_path, batch=8, accumulation=1, resume=checkpoint)
+        torch.testing.assert_close(read(tmp_path)[1], read(folder / "phi" / "plain")[1], rtol=0, atol=2e-6)
+        return
+    form = "FSDP" if engine == "fsdp2" else "DeepSpeed"
+    with pytest.raises(
+        ValueError, match=f"checkpoint-2: its optimizer's state is of {form}, and .* go on under {form}"
+    ):
+        engine_run.train(tmp_path, batch=8, accumulation=1, resume=checkpoint)
+
+
 def assert_trained_as_one(engine, folder, alone):
     expected, expected_weights = alone
     kind, divides = ENGINES[engine]

@@ -194,41 +194,6 @@ def test_a_value_that_does_not_fit_the_dtype_is_refused(tmp_path):
     assert not (tmp_path / "child").exists()
 
 
-# --- what goes along ---
-
-
-def test_tokenizer_and_generation_config_go_along_and_nothing_else(parent, tmp_path):
-    source = tmp_path / "parent"
-    shutil.copytree(parent, source)
-    along = {
-        "generation_config.json": '{"eos_token_id": 2, "do_sample": true, "temperature": 0.6}',
-        "tokenizer.json": "{}",
-        "tokenizer_config.json": '{"model_max_length": 32}',
-        "chat_template.jinja": "{{ messages }}",
-        "additional_chat_templates/rag.jinja": "{{ documents }}",
-        "LICENSE": "a licence",
-    }
-    behind = {
-        "modeling_custom.py": "raise SystemExit",
-        "training_args.bin": "a token",
-        "optimizer.pt": "",
-        "README.md": "the parent's card",
-        ".hidden": "",
-        "notes/vocab.json": "",
-    }
-    for name, text in (along | behind).items():
-        (source / name).parent.mkdir(exist_ok=True)
-        (source / name).write_text(text)
-    grow_checkpoint(source, tmp_path / "child", WIDER)
-
-    written = contents(tmp_path / "child")
-    own = {"config.json", "model.safetensors", "growth.json", "manifest.json"}
-    assert set(written) == own | set(along)
-    assert {name: written[name].decode() for name in along} == along
-    assert GPT2LMHeadModel.from_pretrained(tmp_path / "child").generation_config.temperature == 0.6
-    check_manifest(tmp_path / "child")
-
-
 def test_the_record_says_how_to_repeat_the_growth(parent, tmp_path):
     report = grow_checkpoint(parent, tmp_path / "child", {**WIDER, "n_layer": 4}, seed=11, depth_position="spread")
     record = read_json(tmp_path / "child" / RECORD_NAME)

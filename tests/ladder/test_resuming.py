@@ -33,6 +33,27 @@ def test_a_ladder_s_record_that_a_kill_left_behind_is_caught_up(finished: Finish
     assert told == [run]
 
 
+def test_a_damaged_record_of_a_rung_is_written_anew(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, run, _ = finished
+    shutil.copytree(run, tmp_path / "run")
+    record = tmp_path / "run" / NAMES[0] / "final" / "rung.json"
+    record.write_bytes(record.read_bytes()[:100])
+    assert cli.main(["ladder", str(path), "--output-dir", str(tmp_path / "run")]) == cli.EXIT_DONE
+    assert "the page is not written, and the run goes on" in capsys.readouterr().err
+    assert storage.read_json(record)["name"] == NAMES[0]
+    assert final_files(tmp_path / "run") == final_files(run)
+    (tmp_path / "run" / "ladder.json").write_text("{")
+    assert cli.main(["ladder", str(path), "--output-dir", str(tmp_path / "run")]) == cli.EXIT_BAD_INPUT
+    assert "ladder.json: not valid JSON" in (told := capsys.readouterr().err)
+    assert "delete it and start again with ladder.yaml beside it, and it is written anew" in told
+    (tmp_path / "run" / "ladder.json").unlink()
+    arguments = ["ladder", str(tmp_path / "run" / "ladder.yaml"), "--output-dir", str(tmp_path / "run")]
+    assert cli.main(arguments) == cli.EXIT_DONE
+    assert storage.read_json(tmp_path / "run" / "ladder.json")["complete"]
+
+
 class _Interruption(TrainerCallback):
     """Break off at a given step, as a failing machine would."""
 

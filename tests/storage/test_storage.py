@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all, and damage to them is noticed."""
 
+import contextlib
 import errno
 import json
 import os
@@ -107,6 +108,18 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, exists):
     assert names(tmp_path) == ["out"]
     check_manifest(target)
     assert set(read_json(target / MANIFEST_NAME)["files"]) == {"a.txt", "sub/b.txt"}
+
+
+@pytest.mark.parametrize("write", [atomic_folder, atomic_file])
+def test_folders_that_were_made_for_nothing_go_again(tmp_path, write):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ZeroDivisionError), write(tmp_path / "there" / "a" / "b" / "new"):
+        raise ZeroDivisionError
+    assert list((tmp_path / "there").iterdir()) == []
+    with contextlib.suppress(ZeroDivisionError), write(tmp_path / "there" / "a" / "b" / "new"):
+        (tmp_path / "there" / "a" / "other").touch()
+        raise ZeroDivisionError
+    assert [path.name for path in (tmp_path / "there").rglob("*")] == ["a", "other"]
 
 
 def test_an_existing_folder_is_refused(tmp_path):

@@ -28,7 +28,12 @@ from hf_progressive.storage import is_complete, read_json
 from hf_progressive.storage.temporary_names import temporary_sibling
 from hf_progressive.training import trainer as trainer_module
 from hf_progressive.training.callbacks import KeepWeights
-from hf_progressive.training.checkpoints import STAGING_NAME, newest_complete_checkpoint, write_fresh
+from hf_progressive.training.checkpoints import (
+    STAGING_NAME,
+    newest_complete_checkpoint,
+    require_own_engine,
+    write_fresh,
+)
 from hf_progressive.training.trainer import ProgressiveTrainer
 
 
@@ -184,6 +189,73 @@ def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path):
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 6
     assert_same_weights(weights(again.model), weights(whole.model))
+
+
+def test_a_flipped_bit_in_the_kept_penalty_goes_into_no_checkpoint(tmp_path):
+    resumable_trainer(tmp_path, save_steps=9).train()
+    path = tmp_path / "_phi" / "fisher-00001.safetensors"
+    contents = bytearray(path.read_bytes())
+    contents[-1] ^= 1
+    path.unlink()  # what is linked into the checkpoint stays
+    path.write_bytes(contents)
+    resumable_trainer(tmp_path, max_steps=4).train()
+    resumable_trainer(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "theirs", "ours"),
+    [
+        ("global_step4/states.pt", {}, "DeepSpeed", "one process or DDP"),
+        ("global_step4/states.pt", {"fsdp": True}, "DeepSpeed", "FSDP"),
+        ("optimizer_0/0.distcp", {}, "FSDP", "one process or DDP"),
+        ("optimizer.bin", {"deepspeed": True}, "FSDP", "DeepSpeed"),
+        ("optimizer.pt", {"deepspeed": True}, "one process or DDP", "DeepSpeed"),
+        ("optimizer.pt", {"fsdp": True}, "one process or DDP", "FSDP"),
+    ],
+)
+def test_an_optimizers_state_in_another_engines_form_is_refused(tmp_path, saved, now, theirs, ours):
+    (tmp_path / saved).parent.mkdir(exist_ok=True)
+    (tmp_path / saved).touch()
+    told = (
+        f"{tmp_path}: its optimizer's state is of {theirs}, and this run is of {ours}, which cannot read it; go on un"
+    )
+    with pytest.raises(ValueError, match=told):
+        require_own_engine(tmp_path, **{"deepspeed": False, "fsdp": False} | now)
+
+
+@pytest.mark.parametrize("ranks", [[0, 1], [1]], ids=["fewer now", "more now, without a shared disk"])
+def test_another_number_of_zeros_processes_is_refused(tmp_path, ranks):
+    (tmp_path / "global_step4").mkdir()
+    for rank in ranks:
+        (tmp_path / "global_step4" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(ValueError, match="another number of processes cannot read: 2 then, 1 now; go on with"):
+        require_own_engine(tmp_path, deepspeed=True, fsdp=False)
+
+
+def test_one_process_reads_what_one_wrote_under_zero(tmp_path):
+    (tmp_path / "global_step4").mkdir()
+    (tmp_path / "global_step4" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    require_own_engine(tmp_path, deepspeed=True, fsdp=False)
+
+
+def test_newer_checkpoints_that_are_damaged_are_named(tmp_path, caplog):
+    resumable_trainer(tmp_path).train()
+    (tmp_path / "checkpoint-9" / "optimizer.pt").write_bytes(b"short")
+    (tmp_path / "checkpoint-8" / "manifest.json").unlink()
+    resumable_trainer(tmp_path).train(resume_from_checkpoint=True)
+    told = f"{tmp_path}: resuming from checkpoint-6, not from checkpoint-9: optimizer.pt"
+    assert [message for message in caplog.messages if message.startswith(told) and "checkpoint-8: has no" in message]
+
+
+def test_a_checkpoint_of_weights_alone_is_not_gone_on_from(tmp_path):
+    trainer = ProgressiveTrainer(
+        build_model(), arguments(tmp_path, **RESUMABLE, save_only_model=True), train_dataset=Blocks(40)
+    )
+    trainer.train()
+    with pytest.raises(
+        ValueError, match=r"checkpoint-9: holds no optimizer's state to go on with, as save_only_model"
+    ):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_a_flipped_bit_is_found_on_resuming(tmp_path):
