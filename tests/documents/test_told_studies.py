@@ -111,18 +111,20 @@ def test_the_evidence_has_how_far_models_under_muon_and_gpt2_s_trunks_end_from_o
 
 
 def test_the_evidence_has_the_law_of_stacking_on_llama() -> None:
-    names = ("trunk", "trunk_w24", "trunk_w32", "trunk_w32_20", "trunk_l16w32", "trunk_l16w32_20")
+    names = ("trunk", "trunk_w24", "trunk_w32", "trunk_w32_20", "trunk_l16w32", "trunk_l16w32_20", "trunk_l16w64")
     runs = observed(read_study(STUDIES / name) for name in names)
     law = fit(runs)
     held = law.held_out()
-    assert law.doubtful == ["parameters", "tokens_per_parameter"]
+    assert law.doubtful == ["parameters"]
     assert (
-        f"Fitted to the {NUMBERS[len(names)]} Llama records of stacking ({len(runs)} runs), its exponents of"
-        f" size and of tokens cannot be told from 0. That of the growth factor can: {short(law.expected['growth'])}."
+        f"Fitted to the {NUMBERS[len(names)]} Llama records of stacking ({len(runs)} runs), its exponent of size cannot"
+        " be told from 0. Those of tokens and of the growth factor can:"
+        f" {short(law.expected['tokens_per_parameter'])} and {short(law.expected['growth'])}."
     ) in PROSE
     assert (
-        f"fitted without the largest size, {short(held.parameters / 1e6)} M, it expects {short(held.predicted.value)}"
-        f" there ({short(held.predicted.low)} to {held.predicted.high:.0f}), and {short(held.measured)} was measured."
+        f"Fitted without the largest size, {short(held.parameters / 1e6)} M, the law expects"
+        f" {short(held.predicted.value)} there ({short(held.predicted.low)} to {short(held.predicted.high)}), and"
+        f" {short(held.measured)} was measured."
     ) in PROSE
 
 

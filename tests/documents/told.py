@@ -5,7 +5,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 EVIDENCE = ROOT / "docs" / "evidence.md"
-NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 9: "nine"}
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 9: "nine"}
 
 
 def short(value: float, digits: int = 2) -> str:

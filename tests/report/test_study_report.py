@@ -140,6 +140,7 @@ TRUNKS = (
     "trunk_gpt2_w32_20",
     "trunk_l16w32",
     "trunk_l16w32_20",
+    "trunk_l16w64",
     "trunk_w24",
     "trunk_w32",
     "trunk_w32_20",
