@@ -117,8 +117,8 @@ def test_the_evidence_has_the_law_of_stacking_on_llama() -> None:
     held = law.held_out()
     assert law.doubtful == ["parameters"]
     assert (
-        f"Fitted to the {NUMBERS[len(names)]} Llama records of stacking ({len(runs)} runs), its exponent of size cannot"
-        " be told from 0. Those of tokens and of the growth factor can:"
+        f"Fitted to the {NUMBERS[len(names)]} Llama records of stacking ({len(runs)} runs), its exponent of size"
+        " cannot be told from 0. Those of tokens and of the growth factor can:"
         f" {short(law.expected['tokens_per_parameter'])} and {short(law.expected['growth'])}."
     ) in PROSE
     assert (
