@@ -219,12 +219,15 @@ def run_ladder_command(options: argparse.Namespace) -> Outcome:
             publisher = stack.enter_context(FamilyPublisher(config.publish))
 
         reported, page = time.monotonic(), LivePage(output_dir)
+        told: set[str] = set()
 
         def write(what: Callable[[], object]) -> None:
             try:
                 what()
             except ValueError as error:  # a damaged record, which the run may be about to write anew
-                say(f"the page is not written, and the run goes on: {error}")
+                if str(error) not in told:
+                    say(f"the page is not written, and the run goes on: {error}")
+                told.add(str(error))
 
         def on_record(run: Path) -> None:
             nonlocal reported

@@ -229,7 +229,8 @@ def grow_checkpoint(
         origin.copy_companions(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        origin.follow_context(folder, *(plan.family.sizes(one).positions for one in (config, plan.target_config)))
+        before, after = plan.source_family.sizes(config), plan.family.sizes(plan.target_config)
+        origin.follow_context(folder, before.positions, after.positions)
         if optimizer is not None:
             files[OPTIMIZER_NAME] = _grow_optimizer(optimizer, plan, folder)
         compare = partial(

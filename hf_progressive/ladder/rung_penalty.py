@@ -16,6 +16,7 @@ from hf_progressive.estimation.saved_estimates import FisherRecord, SubspaceReco
 from hf_progressive.growth import GrowthPlan, plan_growth
 from hf_progressive.growth.expert_pieces import StockTensors
 from hf_progressive.growth.grow import RECORD_NAME as GROWTH_NAME
+from hf_progressive.growth.methods import METHODS
 from hf_progressive.growth.reader import CheckpointReader
 from hf_progressive.growth.tensor_plan import TensorPlan
 from hf_progressive.hub.fetch import locate_rung
@@ -140,8 +141,8 @@ def _recorded_growth(parent: Path, config: object, child: Path) -> GrowthPlan:
     with ReadingFromOutside(f"{child / GROWTH_NAME}", "grow the checkpoint again"):
         read = {name: entry.get("sha256") for name, entry in record["source"]["files"].items()}
         method, options = record["method"], dict(record["options"])
-    if method == "random":
-        raise ValueError(f"{child}: was grown by 'random' and inherits nothing that Φ could hold; grow it otherwise")
+    if method in METHODS and not METHODS[method].inherits:
+        raise ValueError(f"{child}: was grown by {method!r} and inherits nothing that Φ could hold; grow it otherwise")
     for name in read.keys() & held.keys():
         if None not in (read[name], held[name]) and read[name] != held[name]:
             raise ValueError(f"{child}: was not grown from {parent}; its parent had another {name}")

@@ -277,13 +277,13 @@ def write_manifest(folder: str | os.PathLike[str], *, sha256: Mapping[str, str |
     write_json(root / MANIFEST_NAME, {"format": 1, "files": files})
 
 
-def is_complete(folder: str | os.PathLike[str]) -> bool:
+def is_complete(folder: str | os.PathLike[str], *, contents: bool = False) -> bool:
     """Tell whether there is such a folder with a manifest and its files have the sizes stated there.
 
-    Contents are not read: see `check_manifest`.
+    Contents are read only if that is asked for: see `check_manifest`.
     """
     try:
-        check_manifest(folder, contents=False)
+        check_manifest(folder, contents=contents)
     except (ValueError, OSError):
         return False
     return True

@@ -31,7 +31,7 @@ PENALTY_NAME = "phi"
 """Folder of the penalty inside each checkpoint."""
 
 _DAMAGED_SHOWN = 3
-_PLAIN = "one process or DDP"
+_PLAIN = "plain PyTorch (one process or DDP)"
 _ZERO_PATTERN = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt$")
 _CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 
@@ -207,8 +207,8 @@ def require_own_engine(checkpoint: Path, *, deepspeed: bool, fsdp: bool) -> None
         )
     if not forms[now]:
         raise ValueError(
-            f"{checkpoint}: its optimizer's state is of {theirs}, and this run is of {now}, which cannot read it; go "
-            f"on under {theirs}, or begin anew from its weights, without resume_from_checkpoint"
+            f"{checkpoint}: was saved under {theirs}, and {now} cannot read its optimizer's state; go on under "
+            f"{theirs}, or begin anew from its weights"
         )
     if deepspeed and not (checkpoint / "latest_universal").is_file():
         _require_as_many(checkpoint)
@@ -280,16 +280,8 @@ def keep_penalty(penalty: InheritancePenalty | LoraPenalty, folder: Path) -> Non
     kept, before = folder / KEPT_PENALTY_NAME, folder / PENALTY_NAME
     if not kept.exists() and (before / DESCRIPTION_NAME).exists():  # of a run that began when it had that name
         os.replace(before, kept)
-    if not _is_whole(kept) or _differences(read_json(kept / DESCRIPTION_NAME), penalty):
+    if not is_complete(kept, contents=True) or _differences(read_json(kept / DESCRIPTION_NAME), penalty):
         save_penalty(penalty, kept)
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        check_manifest(folder)
-    except (ValueError, OSError):
-        return False
-    return True
 
 
 def link_penalty(
